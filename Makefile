@@ -1,0 +1,43 @@
+# Each command sets up all it needs. `make` alone lists them.
+PYTHON ?= python3
+BIN := .venv/bin
+FACTS := pyproject.toml settings.ini setup.py
+
+help: ## List these commands
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r c d; do printf '%-14s %s\n' "$$c" "$$d"; done
+
+demo: .venv/app ## Start the demo and print its address
+	@$(BIN)/python tools/assets.py
+	@$(BIN)/python demo/main.py
+
+test: .venv/dev ## Check everything that CI checks: notebooks, lint, types, tests, the wheel
+	@$(BIN)/python tools/check.py
+
+docs: .venv/dev ## Render the documentation into _docs/
+	@$(BIN)/python tools/docs.py
+
+readme: .venv/dev ## Write README.md from nbs/index.ipynb and the code
+	@$(BIN)/python tools/readme.py
+
+prepare: .venv/dev ## Clean and export the notebooks, then write README.md
+	@$(BIN)/nbdev-clean
+	@$(BIN)/nbdev-export
+	@$(BIN)/python tools/readme.py
+
+clean: ## Remove the environment and all that the tools made
+	rm -rf .venv .assets _docs _proc build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+
+.venv/pip:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/app: .venv/pip $(FACTS)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+.venv/dev: .venv/pip $(FACTS)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@ .venv/app
+
+.PHONY: help demo test docs readme prepare clean

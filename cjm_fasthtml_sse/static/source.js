@@ -1,0 +1,256 @@
+// @ts-check
+// The connection to one event stream: an EventSource look-alike on `fetch`. Unlike the browser's own it sends a real `Last-Event-ID` from the start,
+// sees comments, unknown event names and the HTTP status, notices silence, and says what it does.
+
+/**
+ * What is known of a connection.
+ *
+ * - `connecting`    it was never open so far
+ * - `active`        open
+ * - `reconnecting`  lost; it comes back by itself
+ * - `disconnected`  ended on purpose; nothing goes on
+ * - `error`         refused for good; nothing goes on
+ * @typedef {'connecting' | 'active' | 'reconnecting' | 'disconnected' | 'error'} SSEState
+ */
+
+/**
+ * @typedef {object} SSESettings
+ * @property {boolean} [reconnect]        `false`: a connection that is lost stays lost
+ * @property {number} [delay]             milliseconds before the first attempt to reconnect; the page's wish, it beats the `retry:` a stream opens with
+ * @property {number} [heartbeatTimeout]  milliseconds of silence, at most, on a stream that sends heartbeats
+ */
+
+/** @typedef {{state: SSEState, reason: string, status?: number, retryIn?: number}} SSEStateDetail */
+
+const HEARTBEAT = 'sse:heartbeat';
+const MAX_DELAY = 30000;
+
+class SSESource extends EventTarget {
+  static CONNECTING = 0;
+  static OPEN = 1;
+  static CLOSED = 2;
+
+  /**
+   * @param {string} url
+   * @param {{lastEventId?: string} & SSESettings} [options]
+   */
+  constructor(url, options = {}) {
+    super();
+    this.url = new URL(url, document.baseURI).href;
+    this.withCredentials = true;
+    this.readyState = SSESource.CONNECTING;
+    /** @type {SSEState} */
+    this.state = 'connecting';
+    this.reason = '';
+    this.lastEventId = options.lastEventId ?? '';
+    this.autoReconnect = true;
+    /** @type {number | null} */ this.delay = null;      // the page's wish
+    /** @type {number | null} */ this.retry = null;      // the stream's usual `retry:`
+    /** @type {number | null} */ this.farewell = null;   // a `retry:` in mid-stream is meant for the next reconnection
+    this.tries = 0;
+    this.turn = 0;           // counts connections: what belongs to a former one is ignored
+    this.suspended = false;
+    this.patient = false;    // the server said when to come back
+    this.abort = new AbortController();
+    /** @type {number | undefined} */
+    this.timer = undefined;
+    this.watchdog = new Watchdog(() => this.lost('silence'));
+    /** @type {((e: Event) => void) | null} */ this.onopen = null;
+    /** @type {((e: Event) => void) | null} */ this.onerror = null;
+    /** @type {((e: Event) => void) | null} */ this.onmessage = null;
+    // Through a listener, because what one throws does not reach the one who dispatches.
+    this.addEventListener('open', e => this.onopen?.(e));
+    this.addEventListener('error', e => this.onerror?.(e));
+    this.addEventListener('message', e => this.onmessage?.(e));
+    this.configure(options);
+    this.connect();
+  }
+
+  /** @param {SSESettings} settings */
+  configure({ reconnect, delay, heartbeatTimeout }) {
+    if (reconnect !== undefined) {
+      this.autoReconnect = reconnect;
+      if (!reconnect && this.timer !== undefined) this.stop('disconnected', this.reason);
+    }
+    if (delay !== undefined) this.delay = delay;
+    if (heartbeatTimeout !== undefined) {
+      this.watchdog.timeout = heartbeatTimeout;
+      this.watchdog.tick();
+    }
+  }
+
+  /** Leave the present connection, if there is one. */
+  leave() {
+    this.turn++;
+    clearTimeout(this.timer);
+    this.timer = undefined;
+    this.watchdog.stop();
+    this.abort.abort();
+    this.readyState = SSESource.CONNECTING;
+  }
+
+  async connect() {
+    this.leave();
+    this.suspended = this.patient = false;
+    const turn = this.turn;
+    const abort = this.abort = new AbortController();
+    /** @type {Record<string, string>} */
+    const headers = { Accept: 'text/event-stream' };
+    // A header is a string of bytes: as browsers do, the id travels as UTF-8.
+    if (this.lastEventId) headers['Last-Event-ID'] = String.fromCharCode(...new TextEncoder().encode(this.lastEventId));
+    this.watchdog.start();
+    try {
+      const response = await fetch(this.url, { headers, credentials: 'include', cache: 'no-store', signal: abort.signal });
+      if (turn !== this.turn) return;
+      const problem = this.judge(response);
+      if (problem) return problem();
+      this.opened();
+      const reader = /** @type {ReadableStream<Uint8Array>} */ (response.body).getReader();
+      const decoder = new TextDecoder();
+      const parser = new EventStreamParser(this.listener(turn), this.lastEventId);
+      for (;;) {
+        const { done, value } = await reader.read();
+        if (turn !== this.turn) return;
+        if (done) return this.lost('end of stream');
+        this.watchdog.heard(false);
+        parser.feed(decoder.decode(value, { stream: true }));
+      }
+    } catch (error) {
+      if (turn === this.turn) this.lost('network');
+    }
+  }
+
+  /**
+   * Why this response is no stream, as what to do about it.
+   * @param {Response} response
+   * @returns {(() => void) | null}
+   */
+  judge(response) {
+    const { status } = response;
+    const type = (response.headers.get('Content-Type') ?? '').split(';')[0].trim().toLowerCase();
+    if (status === 204) return () => this.stop('disconnected', 'status 204', status);
+    if ([401, 403, 410].includes(status)) return () => this.stop('error', `status ${status}`, status);
+    if (status !== 200) return () => this.lost(`status ${status}`, status, status === 503 ? retryAfter(response) : 0);
+    if (type !== 'text/event-stream') return () => this.lost(`content type ${type || 'missing'}`, status);
+    return null;
+  }
+
+  opened() {
+    this.readyState = SSESource.OPEN;
+    this.tries = 0;
+    this.farewell = null;
+    this.watchdog.start();
+    this.tell('active', this.reason ? 'reconnected' : 'connected');
+    this.dispatchEvent(new Event('open'));
+  }
+
+  /**
+   * @param {number} turn
+   * @returns {StreamReader}
+   */
+  listener(turn) {
+    let first = true;
+    return {
+      comment: () => this.watchdog.heard(true),
+      retry: ms => {
+        if (turn !== this.turn) return;
+        if (first) this.retry = ms;
+        else this.farewell = ms;
+      },
+      block: (type, data, id) => {
+        if (turn !== this.turn) return;   // closed by a listener, in the middle of what had arrived
+        first = false;
+        this.lastEventId = id;
+        if (data === null) return;
+        if (type === HEARTBEAT) this.watchdog.heard(true);
+        this.dispatchEvent(new MessageEvent(type, { data, lastEventId: id, origin: location.origin }));
+      },
+    };
+  }
+
+  /**
+   * The connection is gone and was not meant to be: come back, later and later, at a moment of our own so that a restarted server is not met by all at once.
+   * @param {string} reason
+   * @param {number} [status]
+   * @param {number} [after]  milliseconds that the server asked for
+   */
+  lost(reason, status, after = 0) {
+    this.leave();
+    if (!this.autoReconnect) return this.stop('disconnected', reason, status);
+    const base = this.farewell ?? this.delay ?? this.retry ?? 1000;
+    const wait = Math.min(base * 2 ** this.tries++, Math.max(base, MAX_DELAY)) * (0.5 + Math.random());
+    const retryIn = after ? Math.max(wait, after * (1 + Math.random() / 4)) : wait;
+    const turn = this.turn;
+    this.patient = after > 0;
+    this.tell('reconnecting', reason, status, retryIn);
+    if (turn === this.turn) this.dispatchEvent(new Event('error'));
+    if (turn === this.turn) this.timer = setTimeout(() => this.connect(), retryIn);
+  }
+
+  /**
+   * The end. `onerror` is not called: htmx's extension would make a new source.
+   * @param {SSEState} state
+   * @param {string} reason
+   * @param {number} [status]
+   */
+  stop(state, reason, status) {
+    this.leave();
+    this.suspended = false;
+    this.readyState = SSESource.CLOSED;
+    this.tell(state, reason, status);
+  }
+
+  close(reason = 'closed') {
+    if (this.readyState !== SSESource.CLOSED) this.stop('disconnected', reason);
+  }
+
+  /** Connect anew, now, whatever the state. */
+  reconnect(reason = 'asked to reconnect') {
+    this.leave();
+    this.tries = 0;
+    this.tell('reconnecting', reason);
+    this.connect();
+  }
+
+  /** The page goes into the back/forward cache, or away. */
+  suspend() {
+    if (this.readyState === SSESource.CLOSED) return;
+    this.leave();
+    this.suspended = true;
+  }
+
+  resume() {
+    if (this.suspended) this.reconnect('page restored');
+  }
+
+  /** Somebody looks at the page again, or the network is back: is the connection what it seems? */
+  check() {
+    if (this.timer !== undefined) {
+      if (!this.patient) this.connect();
+    } else this.watchdog.check(true);
+  }
+
+  /**
+   * @param {SSEState} state
+   * @param {string} reason
+   * @param {number} [status]
+   * @param {number} [retryIn]
+   */
+  tell(state, reason, status, retryIn) {
+    this.state = state;
+    this.reason = reason;
+    /** @type {SSEStateDetail} */
+    const detail = { state, reason, status, retryIn };
+    this.dispatchEvent(new CustomEvent('sse:state', { detail }));
+  }
+}
+
+/**
+ * Milliseconds that a `Retry-After` header asks for; it holds seconds or a date.
+ * @param {Response} response
+ */
+function retryAfter(response) {
+  const value = response.headers.get('Retry-After') ?? '';
+  const ms = /^\d+$/.test(value) ? Number(value) * 1000 : Date.parse(value) - Date.now();
+  return ms > 0 ? Math.min(ms, 3600000) : 0;
+}

@@ -1,0 +1,89 @@
+// @ts-check
+// Noticing that a stream has fallen silent: a half-open connection shows no error, for ever.
+
+/**
+ * Watches the silence of one stream. It is armed by heartbeats: a stream that was never seen to send any is left in peace.
+ *
+ * How much silence is too much: 2.5 times the longest time between two heartbeats, at most `timeout`, but never less than
+ * 1.5 times a silence that a heartbeat has ended before. An alarm doubles the patience until a connection has outlived it,
+ * so a server whose heartbeats are slower than we think is not asked again and again.
+ */
+class Watchdog {
+  /** @param {() => void} alarm */
+  constructor(alarm) {
+    this.alarm = alarm;
+    this.timeout = 30000;    // milliseconds
+    this.armed = false;
+    this.patience = 1;
+    this.interval = 0;       // the longest time between two heartbeats
+    this.silence = 0;        // the longest silence that a heartbeat ended
+    this.started = 0;
+    this.beat = 0;
+    this.heardAt = 0;
+    this.due = 0;
+    this.late = 0;
+    /** @type {number | undefined} */
+    this.timer = undefined;
+  }
+
+  get limit() {
+    return this.patience * Math.max(1.5 * this.silence, Math.min(Math.max(2.5 * this.interval, this.interval ? 5000 : Infinity), this.timeout));
+  }
+
+  /** A connection begins, or is being asked for. */
+  start() {
+    this.started = this.beat = this.heardAt = Date.now();
+    this.tick();
+  }
+
+  stop() {
+    clearTimeout(this.timer);
+    this.started = 0;
+  }
+
+  /**
+   * Something arrived.
+   * @param {boolean} heartbeat
+   */
+  heard(heartbeat) {
+    const now = Date.now();
+    if (heartbeat) {
+      // A gap of minutes is a computer that slept, not a rhythm.
+      if (now - this.beat < 300000) {
+        this.interval = Math.max(this.interval, now - this.beat);
+        this.silence = Math.max(this.silence, now - this.heardAt);
+      }
+      this.beat = now;
+      if (now - this.started > 2 * this.limit) this.patience = 1;
+    }
+    this.heardAt = now;
+    if (heartbeat && !this.armed) {
+      this.armed = true;
+      this.tick();
+    }
+  }
+
+  tick() {
+    clearTimeout(this.timer);
+    if (!this.armed || !this.started) return;
+    const wait = Math.min(Math.max(this.limit / 4, 50), 5000);
+    this.due = Date.now() + wait;
+    this.timer = setTimeout(() => {
+      // Timers of a hidden tab tick once a second or less, and after a sleep one may run before what has arrived is read: the first late one does not judge.
+      this.late = Date.now() - this.due < 1500 ? 0 : this.late + 1;
+      if (this.late !== 1) this.check();
+      if (this.started) this.tick();
+    }, wait);
+  }
+
+  /**
+   * Raise the alarm if the stream has been silent for too long.
+   * @param {boolean} eager  half the patience: somebody looks at the page
+   */
+  check(eager = false) {
+    const limit = eager ? Math.max(1.5 * this.silence, this.limit / 2) : this.limit;
+    if (!this.armed || !this.started || Date.now() - this.heardAt <= limit) return;
+    this.patience = Math.min(2 * this.patience, 8);
+    this.alarm();
+  }
+}

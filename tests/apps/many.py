@@ -1,0 +1,34 @@
+"A stream for many clients, with all that a FastHTML app has around it; `LIFESPAN` in the environment names a file that the shutdown writes to"
+import os
+from pathlib import Path
+from fasthtml.common import *
+from cjm_fasthtml_sse.core import SSEBroadcastManager
+from cjm_fasthtml_sse.helpers import setup_sse
+
+async def lifespan(app):
+    yield
+    if name := os.environ.get('LIFESPAN'): Path(name).write_text('shutdown ran')
+
+app, rt = fast_app(lifespan=lifespan)
+manager = SSEBroadcastManager(max_queue_size=int(os.environ.get('MAX_QUEUE', 100)))
+if os.environ.get('SETUP', '1') == '1': setup_sse(app, manager)
+
+@rt
+def events(req): return manager.stream(req)
+
+@rt
+async def by_hand(req):
+    async def read():
+        queue = await manager.register_connection()
+        try:
+            while True: yield f"data: {(await queue.get())['data']}\n\n"
+        finally: await manager.unregister_connection(queue)
+    return EventStream(read())
+
+@rt
+async def say(text: str, times: int = 1):
+    for _ in range(times): n = await manager.broadcast('said', text)
+    return str(n)
+
+@rt
+def stats(): return JSONResponse(manager.stats())

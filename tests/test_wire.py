@@ -1,0 +1,295 @@
+"The event-stream format, judged by hypothesis, httpx-sse, npm's eventsource-parser and Chromium"
+import asyncio
+import base64
+import json
+import random
+import re
+import shutil
+import subprocess
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from httpx_sse import EventSource
+from hypothesis import given, strategies as st
+
+from cjm_fasthtml_sse.wire import CLOSE, FieldError, Parser, ServerSentEvent, comment, encode
+from tools.assets import fetch
+
+HERE = Path(__file__).parent
+
+# What tends to break such formats comes up often: line ends, look-alikes of line ends, colons, spaces, the byte order mark, NUL
+NASTY = '\r\n :\0\ufeff\u2028\u2029\x0b\x0c\x1c\x85é€🎈'
+texts = st.text(st.sampled_from(NASTY) | st.characters(codec='utf-8'))
+single_lines = texts.map(lambda s: re.sub('[\r\n\0]', '', s))
+fields = st.fixed_dictionaries({'data': texts},
+    optional={'event': single_lines.filter(bool), 'id': single_lines, 'retry': st.integers(0, 10**9)})
+cuts = st.lists(st.floats(0, 1), max_size=8)
+
+
+def chop(stream, cuts):
+    "The stream in pieces; `cuts` are fractions of its length"
+    at = sorted(int(c*len(stream)) for c in cuts)
+    return [stream[i:j] for i, j in zip([0, *at], [*at, len(stream)])]
+
+
+def received(cases):
+    "What a receiver makes of encoded events: line ends become LF, an id stays in force"
+    res, last = [], ''
+    for o in cases:
+        last = o.get('id', last)
+        res.append(ServerSentEvent(o.get('event', 'message'), re.sub('\r\n|\r', '\n', o['data']), last, o.get('retry')))
+    return res
+
+
+def stream_of(cases): return ''.join(encode(**o) for o in cases).encode()
+
+
+def ours(chunks):
+    p = Parser()
+    return [e for c in chunks for e in p.feed(c)]
+
+
+def httpx_sse(chunks):
+    r = httpx.Response(200, headers={'content-type': 'text/event-stream; charset=utf-8'}, content=iter(chunks))
+    return [ServerSentEvent(e.event, e.data, e.id, e.retry) for e in EventSource(r).iter_sse()]
+
+
+@pytest.fixture(scope='module')
+def eventsource_parser():
+    "A function like `ours`, answered by one node process for all cases"
+    node = shutil.which('node')
+    if not node: pytest.skip("node isn't installed (Debian's package nodejs)")
+    assert fetch(dev=True), 'npm could not install eventsource-parser: python tools/assets.py --dev'
+    lib = HERE.parent/'.assets/node_modules/eventsource-parser/dist/index.js'
+    with subprocess.Popen([node, HERE/'js/eventsource_parser.mjs', lib], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as proc:
+        def parse(chunks):
+            print(json.dumps([base64.b64encode(c).decode() for c in chunks]), file=proc.stdin, flush=True)
+            return [ServerSentEvent(*e) for e in json.loads(proc.stdout.readline())]
+        try: yield parse
+        finally:
+            proc.stdin.close()
+            try: proc.wait(5)
+            except subprocess.TimeoutExpired: proc.kill()
+
+
+# Any text, in any pieces
+
+
+@given(st.lists(fields, max_size=5), cuts)
+def test_round_trip(cases, cuts): assert ours(chop(stream_of(cases), cuts)) == received(cases)
+
+
+@given(st.lists(fields, max_size=5), cuts)
+def test_round_trip_httpx_sse(cases, cuts): assert httpx_sse(chop(stream_of(cases), cuts)) == received(cases)
+
+
+@given(st.lists(fields, max_size=5), cuts)
+def test_round_trip_eventsource_parser(eventsource_parser, cases, cuts):
+    assert eventsource_parser(chop(stream_of(cases), cuts)) == received(cases)
+
+
+@given(st.lists(fields | texts, max_size=6), cuts)
+def test_comments_change_nothing(items, cuts):
+    stream = ''.join(comment(o) if isinstance(o, str) else encode(**o) for o in items).encode()
+    assert ours(chop(stream, cuts)) == received(o for o in items if not isinstance(o, str))
+
+
+@given(data=st.text(), event=st.none() | st.text(), id=st.none() | st.text())
+def test_one_event_or_none(data, event, id):
+    "No name, id or payload forges a second event or another field: what isn't refused arrives as it was"
+    try: frame = encode(data, event, id)
+    except FieldError: return
+    assert ours([frame.encode()]) == received([{k: v for k, v in dict(data=data, event=event, id=id).items() if v is not None}])
+
+
+@given(st.text(st.characters(categories=['Cs', 'L']), min_size=1))
+def test_surrogates(text):
+    "Half of a surrogate pair never gets as far as the socket"
+    for kw in ({'data': text}, {'event': text}, {'id': text}):
+        try: encode(**kw).encode()
+        except FieldError: assert re.search('[\ud800-\udfff]', text)
+
+
+# Any stream, in any pieces
+
+streams = st.lists(st.sampled_from(['data', 'event', 'id', 'retry', 'x', ':', ': ', ' ', '\n', '\r', '\r\n', '\n\n', '7', '\0', '\ufeff', 'é', '🎈'])).map(
+    lambda o: ''.join(o).encode())
+
+
+@given(streams, cuts)
+def test_pieces_change_nothing(stream, cuts): assert ours(chop(stream, cuts)) == ours([stream])
+
+
+@given(st.binary() | streams.flatmap(lambda s: st.lists(st.sampled_from([b'\xc3', b'\xa9', b'\xf0\x9f', b'\xff', b'data:', b'\n\n']) | st.just(s)).map(b''.join)))
+def test_any_bytes(stream):
+    "Bytes that aren't UTF-8 raise nothing, and are replaced the same way in any pieces"
+    assert ours([stream]) == ours([stream[i:i+1] for i in range(len(stream))])
+
+
+@given(streams, cuts)
+def test_streams_eventsource_parser(eventsource_parser, stream, cuts):
+    "What others may send is read as a second implementation reads it; `retry` is compared as the parser's state by the table below"
+    def seen(events): return [(e.event, e.data, e.id) for e in events]
+    assert seen(ours(chop(stream, cuts))) == seen(eventsource_parser(chop(stream, cuts)))
+
+
+def test_a_long_line_in_many_pieces():
+    "Time grows with the bytes, not with their square: 16 MB in pieces of 1 KB"
+    p, piece = Parser(), b'x'*1024
+    assert p.feed(b'data:') == []
+    for _ in range(16*1024): assert p.feed(piece) == []
+    assert len(p.feed(b'\n\n')[0].data) == 16*1024*1024
+
+
+def test_an_event_never_waits_for_the_next():
+    "A CR ends its line without a look at what follows"
+    p = Parser()
+    assert p.feed(b'data: a\r\r') == [ServerSentEvent(data='a')]
+    assert p.feed(b'\ndata: b\r\n\r') == [ServerSentEvent(data='b')]
+    assert p.feed(b'') == []
+    assert p.feed(b'\n') == []
+    assert p.feed(b'\n') == []
+
+
+# What web-platform-tests' eventsource/format-* ask of a browser: name, stream, events as (event, data, last event id)
+
+def msgs(*datas): return [('message', o, '') for o in datas]
+
+
+FORMAT = [
+    ('bom',                 b'\xef\xbb\xbfdata:one\n\n\xef\xbb\xbfdata:two\n\ndata:three\n\n', msgs('one', 'three')),
+    ('bom twice',           b'\xef\xbb\xbf\xef\xbb\xbfdata:one\n\ndata:two\n\n', msgs('two')),
+    ('comments',            b'data:a\r:\0\n:\r\ndata:b\n:' + b'c'*2048 + b'\rdata:d\n:data:no\r:' + b'c'*2048 + b'\ndata:e\n\n', msgs('a\nb\nd\ne')),
+    ('data before the final empty line', b'data:whole\n\nid:7\ndata:cut off', msgs('whole')),
+    ('field data',          b'data:\n\ndata\ndata\n\ndata:x\n\n', msgs('', '\n', 'x')),
+    ('field event',         b'event:note\ndata:a\n\ndata:b\n\n', [('note', 'a', ''), ('message', 'b', '')]),
+    ('field event empty',   b'event: \ndata:a\n\n', msgs('a')),
+    ('field event emptied', b'event:note\nevent\ndata:a\n\n', msgs('a')),
+    ('field event without data', b'event:note\n\ndata:a\n\n', msgs('a')),
+    ('field id',            'id:…\ndata:a\n\ndata:b\n\n'.encode(), [('message', 'a', '…'), ('message', 'b', '…')]),
+    ('field id persists',   b'id:1\ndata:a\n\ndata:b\n\nid:2\ndata:c\n\ndata:d\n\n',
+        [('message', 'a', '1'), ('message', 'b', '1'), ('message', 'c', '2'), ('message', 'd', '2')]),
+    ('field id resets',     b'id:1\ndata:a\n\nid:\ndata:b\n\ndata:c\n\n', [('message', 'a', '1'), ('message', 'b', ''), ('message', 'c', '')]),
+    ('field id resets without colon', b'id:1\ndata:a\n\nid\ndata:b\n\ndata:c\n\n', [('message', 'a', '1'), ('message', 'b', ''), ('message', 'c', '')]),
+    *((f'field id null {i!r}', b'id:' + i + b'\ndata:a\n\n', msgs('a')) for i in (b'\0\0', b'x\0', b'\0x', b'x\0x', b' \0')),
+    ('field id null keeps the last', b'id:1\ndata:a\n\nid:2\0\ndata:b\n\n', [('message', 'a', '1'), ('message', 'b', '1')]),
+    ('field parsing',       b'data:\0\ndata:  a\rData:b\ndata\0:c\ndata:d\r\0data:e\nda-ta:f\rdata_g\ndata:h\rdata:\r\n data:i\ndata:j\n\n',
+        msgs('\0\n a\nd\nh\n\nj')),
+    ('field retry',         b'retry:03000\ndata:a\n\n', msgs('a')),
+    ('field retry bogus',   b'retry:3000\nretry:1000x\ndata:a\n\n', msgs('a')),
+    ('field retry empty',   b'retry\ndata:a\n\n', msgs('a')),
+    ('field unknown',       b'data:a\n data\ndata\nother:b\nplain text\n:a comment\ndata:c\n\n', msgs('a\n\nc')),
+    ('leading space',       b'data:\ta\rdata: \ndata:b\n\n', msgs('\ta\n\nb')),
+    ('newlines',            b'data:a\r\ndata\ndata:b\r\n\r', msgs('a\n\nb')),
+    ('null character',      b'data:\0\n\n', msgs('\0')),
+    ('utf-8',               'data:ok…\n\n'.encode(), msgs('ok…')),
+    ('utf-8 broken',        b'data:\xc3(\xf0\x9f\x8e|\xed\xa0\x80\n\n', msgs('\ufffd(\ufffd|\ufffd\ufffd\ufffd')),
+]
+RETRY = {'field retry': 3000, 'field retry bogus': 3000}
+by_name = pytest.mark.parametrize('name,stream,want', FORMAT, ids=[o[0] for o in FORMAT])
+
+
+@by_name
+def test_format(name, stream, want):
+    p = Parser()
+    assert [(e.event, e.data, e.id) for e in p.feed(stream)] == want
+    assert p.retry == RETRY.get(name)
+    assert p.last_event_id == want[-1][2]  # What a reconnection would send; an event that was cut off sets nothing
+
+
+@by_name
+def test_format_byte_by_byte(name, stream, want):
+    assert [(e.event, e.data, e.id) for e in ours([stream[i:i+1] for i in range(len(stream))])] == want
+
+
+@pytest.mark.parametrize('value', ['3000ms', '-1', '+1', '3.5', '', ' 1', '٣', '1_000', '9'*5000])
+def test_retry_is_digits_and_nothing_else(value):
+    p = Parser()
+    assert p.feed(f'retry: 3000\nretry: {value}\ndata: a\n\n'.encode()) == [ServerSentEvent(data='a', retry=3000)]
+
+
+# The browser itself
+
+FLAGS = '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'.split()
+
+LISTEN = """([url, names, last]) => new Promise(done => {
+    const seen = [], source = new EventSource(url)
+    const end = () => { source.close(); done(JSON.stringify(seen)) }
+    for (const name of names) source.addEventListener(name, e => seen.push([name, e.data, e.lastEventId]))
+    if (last) source.addEventListener(last, end)
+    source.onerror = end   // The connection ended, or was refused
+})"""
+
+
+@asynccontextmanager
+async def serve(answers):
+    "Serve `answers`, path -> (content type, chunks), and an empty page elsewhere; gives the address"
+    async def handle(reader, writer):
+        try:
+            head = await reader.readuntil(b'\r\n\r\n')
+            kind, chunks = answers.get(head.split()[1].decode(), ('text/html', [b'<!doctype html>']))
+            writer.write(f'HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nConnection: close\r\n\r\n'.encode())
+            for c in chunks:
+                writer.write(c)
+                await writer.drain()
+                await asyncio.sleep(0)
+        except (ConnectionError, asyncio.IncompleteReadError): pass
+        finally: writer.close()
+    async with await asyncio.start_server(handle, '127.0.0.1', 0) as server:
+        yield 'http://127.0.0.1:%d/' % server.sockets[0].getsockname()[1]
+
+
+@asynccontextmanager
+async def chromium(url):
+    "A page of `url` in Chromium"
+    from playwright.async_api import async_playwright
+    exe = shutil.which('chromium')
+    if not exe: pytest.skip("chromium isn't installed (Debian's package chromium)")
+    async with async_playwright() as p:
+        browser = await p.chromium.launch(executable_path=exe, args=FLAGS)
+        try:
+            page = await browser.new_page()
+            await page.goto(url)
+            yield page
+        finally: await browser.close()
+
+
+async def listen(page, path, names, last=None):
+    "What the page's EventSource dispatches under `names` until the event `last`, or the end"
+    async with asyncio.timeout(20): return [tuple(o) for o in json.loads(await page.evaluate(LISTEN, [path, names, last]))]
+
+
+def sample(n=200):
+    "Events as the properties above have them, always the same ones"
+    rng = random.Random(2)
+    def char(): return rng.choice(NASTY + 'abc') if rng.random() < .8 else chr(rng.choice([rng.randrange(0xd800), rng.randrange(0xe000, 0x110000)]))
+    def text(most): return ''.join(char() for _ in range(rng.randrange(most)))
+    def line(most): return re.sub('[\r\n\0]', '', text(most))
+    for _ in range(n):
+        yield {'data': text(40)} | ({'event': 'n' + line(8)} if rng.random() < .5 else {}) | ({'id': line(8)} if rng.random() < .5 else {})
+
+
+@pytest.mark.browser
+async def test_round_trip_chromium():
+    cases = [*sample()]
+    stream = stream_of(cases) + encode(event=CLOSE).encode()
+    rng = random.Random(3)
+    chunks = chop(stream, [rng.random() for _ in range(300)])
+    want = [(e.event, e.data, e.id) for e in received(cases)]
+    async with serve({'/s': ('text/event-stream; charset=utf-8', chunks)}) as url, chromium(url) as page:
+        assert await listen(page, '/s', sorted({o[0] for o in want}), CLOSE) == want
+
+
+@pytest.mark.browser
+async def test_format_chromium():
+    "The table above is what a browser does. Content types are its affair alone"
+    kinds = {
+        'text/event-stream': True, 'text/event-stream; charset=utf-8': True,
+        'text/event-stream;': True, 'text/x-bogus': False, 'text/event-stream-bogus': False, 'text/event streams': False}
+    answers = {f'/{i}': ('text/event-stream', [s]) for i, (_, s, _) in enumerate(FORMAT)}
+    answers |= {f'/kind{i}': (k, [b'data:a\n\n']) for i, k in enumerate(kinds)}
+    async with serve(answers) as url, chromium(url) as page:
+        for i, (name, _, want) in enumerate(FORMAT): assert (name, await listen(page, f'/{i}', ['message', 'note'])) == (name, want)
+        for i, (kind, good) in enumerate(kinds.items()): assert (kind, await listen(page, f'/kind{i}', ['message'])) == (kind, msgs('a') if good else [])

@@ -1,0 +1,222 @@
+"""Everything that CI checks, in one run; `make test` starts it
+
+    python tools/check.py                  all checks
+    python tools/check.py lint notebooks   some of them
+
+Every check runs, also after one has failed. The last line counts notebooks, pytest's tests and the other checks together.
+"""
+import hashlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import threading
+import time
+import xml.etree.ElementTree as ET
+import zipfile
+from contextlib import suppress
+from email.parser import Parser
+from pathlib import Path
+
+import assets
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT/'cjm_fasthtml_sse'
+BIN = Path(sys.executable).parent
+ENV = {**os.environ, 'PATH': f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}", 'PYTHONUNBUFFERED': '1', 'DEBIAN_FRONTEND': 'noninteractive'}
+COUNTS = re.compile(r'(\d+) passed, (\d+) failed')
+DEBIAN = {'chromium': 'chromium', 'redis-server': 'redis-server', 'node': 'nodejs', 'npm': 'npm'}  # command: its package
+CHECKS = {}
+
+
+class Failed(Exception): "A check that did not pass; says why and what to do"
+
+
+def check(f):
+    "Register `f`; what it returns is (passed, failed), or nothing for one check that passed"
+    CHECKS[f.__name__] = f
+    return f
+
+
+def run(*cmd, secs=120, cwd=ROOT, ok=(0,), quiet=False, **env):
+    "Run `cmd` for at most `secs` seconds; its output, printed as it comes unless `quiet`"
+    proc = subprocess.Popen([str(c) for c in cmd], cwd=cwd, env=ENV | env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, text=True, errors='replace', start_new_session=True)
+    late = threading.Event()
+    def kill(*_):
+        with suppress(ProcessLookupError): os.killpg(proc.pid, signal.SIGKILL)
+    def stop():
+        late.set()
+        kill()
+    timer = threading.Timer(secs, stop)
+    timer.start()
+    lines = []
+    try:
+        for line in proc.stdout:
+            lines.append(line)
+            if not quiet and not COUNTS.fullmatch(line.strip()): print(line, end='', flush=True)
+        proc.wait()
+    finally:
+        timer.cancel()
+        kill()  # whatever it started and left behind
+    name = Path(str(cmd[0])).name
+    if late.is_set(): raise Failed(f'{name} did not end within {secs} seconds')
+    if proc.returncode not in ok:
+        if quiet: print(''.join(lines[-40:]), end='')
+        raise Failed(f'{name} ended with {proc.returncode}')
+    return ''.join(lines)
+
+
+def git_files():
+    "What git holds or would hold; `None` where there is no git"
+    try: out = subprocess.run(['git', 'ls-files', '-coz', '--exclude-standard'], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError): return None
+    return [f for o in out.split('\0') if o and (f := ROOT/o).is_file()]
+
+
+def fingerprints():
+    "Contents of the notebooks and of all that is generated from them"
+    files = [f for d in (ROOT/'nbs', PACKAGE) for f in d.rglob('*') if f.is_file() and not {'__pycache__', '.ipynb_checkpoints'} & set(f.parts)]
+    return {f.relative_to(ROOT).as_posix(): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+@check
+def system():
+    "Programs from Debian that the tests drive"
+    lacking = [p for cmd, p in DEBIAN.items() if not shutil.which(cmd)]
+    if not lacking: return print(*(shutil.which(c) for c in DEBIAN), sep='\n')
+    if not shutil.which('apt-get'): raise Failed(f"not found: {', '.join(lacking)} (Debian's names). Install them and put them on the PATH")
+    if os.geteuid(): raise Failed(f"not found. Run: sudo apt-get install {' '.join(lacking)}")
+    run('apt-get', 'update', '-qq', secs=180, quiet=True)
+    run('apt-get', 'install', '-y', '-qq', '--no-install-recommends', *lacking, secs=480, quiet=True)
+    print('installed:', *lacking)
+
+
+@check
+def scripts():
+    "Packages from npm that the tests load, as package.json pins them"
+    if not assets.fetch(dev=True): raise Failed(f"npm did not install {', '.join(assets.missing(dev=True))}")
+
+
+@check
+def export():
+    "Notebooks are clean, and the package is what they export"
+    before = fingerprints()
+    run(BIN/'nbdev-clean')
+    run(BIN/'nbdev-export')
+    after = fingerprints()
+    changed = sorted(f for f in before.keys() | after.keys() if before.get(f) != after.get(f))
+    if changed: raise Failed(f"out of step until now, mended in your tree: {', '.join(changed)}. Look at the change and commit it")
+    if os.environ.get('CI') and git_files() is not None:
+        if stale := run('git', 'status', '--porcelain', '--', 'nbs', PACKAGE, quiet=True): raise Failed(f'not what git holds:\n{stale}')
+
+
+@check
+def lint():
+    "ruff on notebooks, package, tests, tools and demo; its settings are in pyproject.toml"
+    run(BIN/'ruff', 'check', '--quiet', '--output-format', 'concise', '.')
+
+
+@check
+def types():
+    "ty on the exported package"
+    run(BIN/'ty', 'check', '--python', sys.prefix, '--no-progress', '--output-format', 'concise', PACKAGE)
+
+
+@check
+def javascript():
+    "tsc --checkJs on the package's scripts and the docs'; its settings are in tsconfig.json"
+    for folder in (ROOT, ROOT/'tools/site'):
+        if folder != ROOT or any(PACKAGE.glob('static/*.js')): run('node', ROOT/'.assets/node_modules/typescript/bin/tsc', '--project', folder)
+
+
+@check
+def readme():
+    "README.md is what tools/readme.py writes"
+    run(sys.executable, ROOT/'tools/readme.py', '--check')
+
+
+@check
+def notebooks():
+    "Every lesson holds"
+    out = run(sys.executable, ROOT/'tools/nbtest.py', secs=400, ok=(0, 1))
+    counts = COUNTS.findall(out)
+    if not counts: raise Failed('the notebooks were not run')
+    return tuple(map(int, counts[-1]))
+
+
+@check
+def tests():
+    "pytest: what needs a browser, a server process, Redis, or time"
+    with tempfile.TemporaryDirectory() as tmp:
+        report = Path(tmp)/'report.xml'
+        run(sys.executable, '-m', 'pytest', '-q', '--color=no', '--durations=5', f'--junit-xml={report}', secs=480, ok=range(6))
+        if not report.exists(): raise Failed('pytest did not start')
+        total = {k: sum(int(s.get(k, 0)) for s in ET.parse(report).iter('testsuite')) for k in ('tests', 'failures', 'errors', 'skipped')}
+    if not total['tests']: raise Failed('pytest found no test')
+    failed = total['failures'] + total['errors']
+    return total['tests'] - failed - total['skipped'], failed
+
+
+@check
+def wheel():
+    "sdist and wheel build from a clean copy, hold the package and nothing else, and import"
+    own = {f.relative_to(ROOT).as_posix() for pat in ('*.py', 'static/*.js') for f in PACKAGE.glob(pat)}
+    with tempfile.TemporaryDirectory() as tmp:
+        tmp = Path(tmp)
+        files = git_files() or [f for f in (*ROOT.glob('*.*'), ROOT/'LICENSE', *PACKAGE.rglob('*')) if f.is_file()]
+        for f in files:
+            to = tmp/'copy'/f.relative_to(ROOT)
+            to.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(f, to)
+        # first an sdist, then a wheel from that sdist alone
+        run(sys.executable, '-m', 'build', '--outdir', tmp/'dist', tmp/'copy', secs=180, quiet=True)
+        sdist, whl = next((tmp/'dist').glob('*.tar.gz')), next((tmp/'dist').glob('*.whl'))
+
+        with zipfile.ZipFile(whl) as z:
+            names = {n for n in z.namelist() if '.dist-info/' not in n}
+            meta = Parser().parsestr(z.read(next(n for n in z.namelist() if n.endswith('.dist-info/METADATA'))).decode())
+            licensed = any(n.endswith('/licenses/LICENSE') for n in z.namelist())
+            z.extractall(tmp/'site')
+        if names != own: raise Failed(f'wheel lacks {sorted(own - names)}, and should not hold {sorted(names - own)}')
+        if not licensed: raise Failed('the wheel holds no LICENSE')
+        if {'dev', 'redis'} - set(meta.get_all('Provides-Extra', [])): raise Failed("the wheel's extras are not those of settings.ini")
+
+        with tarfile.open(sdist) as t: names = {n.partition('/')[2] for n in t.getnames() if '/' in n}
+        stray = {n for n in names if n.split('/')[0] in ('nbs', 'tests', 'tools', 'demo', 'bench', 'docs')}
+        if stray or not own | {'settings.ini', 'LICENSE', 'README.md'} <= names: raise Failed(f'sdist holds {sorted(names)}')
+
+        modules = sorted(n[:-3].replace('/', '.') for n in own if n.endswith('.py') and not n.endswith('/__init__.py'))
+        code = f'''import sys, importlib
+sys.path.insert(0, {str(tmp/'site')!r})
+for m in {modules!r}: assert importlib.import_module(m).__file__.startswith({str(tmp/'site')!r}), m'''
+        run(sys.executable, '-c', code, cwd=tmp)
+        print(f"{whl.name}: {len(modules)} modules, {sum(n.endswith('.js') for n in own)} scripts; version {meta['Version']}")
+
+
+def main(names):
+    if unknown := set(names) - CHECKS.keys(): sys.exit(f"no such check: {', '.join(unknown)}. There are: {', '.join(CHECKS)}")
+    rows, begin = [], time.monotonic()
+    for name, f in CHECKS.items():
+        if names and name not in names: continue
+        print(f'\n== {name}: {f.__doc__}', flush=True)
+        start = time.monotonic()
+        try: passed, failed = f() or (1, 0)
+        except Exception as e:  # also a bug in a check must not keep the others from running
+            print(f'FAILED: {e}' if isinstance(e, Failed) else f'FAILED: {type(e).__name__}: {e}')
+            passed, failed = 0, 1
+        rows.append((name, passed, failed, time.monotonic() - start))
+        print(f'-- {rows[-1][3]:.1f} s', flush=True)
+    print(f'\n{"check":12} {"passed":>6} {"failed":>6} {"seconds":>8}')
+    for name, passed, failed, secs in rows: print(f'{name:12} {passed:6} {failed:6} {secs:8.1f}')
+    print(f'{"":26} {time.monotonic() - begin:8.1f}\n')
+    failed = sum(r[2] for r in rows)
+    print(f'{sum(r[1] for r in rows)} passed, {failed} failed')
+    return bool(failed)
+
+
+if __name__ == '__main__': sys.exit(main(sys.argv[1:]))
