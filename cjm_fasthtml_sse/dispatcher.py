@@ -7,7 +7,7 @@ Docs: https://example.github.io/cjm-fasthtml-sse/dispatcher.html.md"""
 # %% auto #0
 __all__ = ['PatternError', 'check_pattern', 'matcher', 'matches', 'segment', 'Handlers', 'SSEEvent', 'SSEEventDispatcher']
 
-# %% ../nbs/dispatcher.ipynb #05cea202
+# %% ../nbs/dispatcher.ipynb #f9210bce
 import logging,re
 from collections.abc import Callable,Mapping
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ from typing import Any
 from fastcore.basics import patch
 from .wire import FieldError,SSEError,check_event_type
 
-# %% ../nbs/dispatcher.ipynb #6c598a09
-logger = logging.getLogger(__name__)
+# %% ../nbs/dispatcher.ipynb #76a7d7c4
+_log = logging.getLogger(__name__)
 
-# %% ../nbs/dispatcher.ipynb #5e7e137b
+# %% ../nbs/dispatcher.ipynb #8d11ee3a
 class PatternError(SSEError, ValueError): "A pattern that no event type could match"
 
 def check_pattern(
@@ -32,7 +32,7 @@ def check_pattern(
     try: return check_event_type(pattern)
     except FieldError as e: raise PatternError(f'A pattern follows the rules of event types: {e}') from None
 
-# %% ../nbs/dispatcher.ipynb #922a8a9d
+# %% ../nbs/dispatcher.ipynb #6200fba9
 _TOKENS = re.compile(r'(^(?:\*\*:)+)|((?::\*\*)+(?![^:]))|(\*\*+)|(\*)|[^*:]+|:')
 _MEANINGS = '(?:.*:)?', '(?::.*)?', '.*', '[^:]*'  # One for each group. A `**` that may stand for nothing takes a colon along
 
@@ -58,7 +58,7 @@ def matches(
     "Does `pattern` cover `event_type`?"
     return bool(matcher(pattern)(event_type))
 
-# %% ../nbs/dispatcher.ipynb #d0fae406
+# %% ../nbs/dispatcher.ipynb #0fea43aa
 def segment(
     value: Any  # What a user, a request or a database gave; anything that `str` takes, `None` excepted
 ) -> str:       # One literal segment, of a pattern as well as of an event type
@@ -69,7 +69,7 @@ def segment(
 
 _SPECIAL = re.compile('[%:*\x00-\x1f\x7f-\x9f\ud800-\udfff]')
 
-# %% ../nbs/dispatcher.ipynb #71db9422
+# %% ../nbs/dispatcher.ipynb #616eee82
 class Handlers:
     "Callbacks by key: highest priority first, ties in order of registration"
     def __init__(self):
@@ -114,7 +114,7 @@ class Handlers:
         "The keys in use, in order of their first registration"
         return [*self._keys]
 
-# %% ../nbs/dispatcher.ipynb #c5fed733
+# %% ../nbs/dispatcher.ipynb #2d1fc42e
 def _stem(key):
     "The leading segments of `key` that are literal"
     segs = key.split(':')
@@ -131,7 +131,7 @@ def matching(self:Handlers,
         if matcher(key)(event_type) for o in entries]
     return [f for _,_,f in sorted(found)]
 
-# %% ../nbs/dispatcher.ipynb #8778837e
+# %% ../nbs/dispatcher.ipynb #d447df28
 @dataclass
 class SSEEvent:
     "Something that happened"
@@ -151,7 +151,7 @@ class SSEEvent:
         "`namespace:type`, or `type` without a namespace"
         return f'{self.namespace}:{self.type}' if self.namespace else self.type
 
-# %% ../nbs/dispatcher.ipynb #ca857f1f
+# %% ../nbs/dispatcher.ipynb #f810e39e
 _FIELDS = 'namespace','priority','timestamp'
 
 def _as_event(x):
@@ -160,7 +160,7 @@ def _as_event(x):
     if not isinstance(x, Mapping): raise TypeError(f'An event is an `SSEEvent` or a dict with `type` and `data`, got {x!r}')
     return SSEEvent(x.get('type'), x.get('data', {}), **{k:x[k] for k in _FIELDS if k in x})
 
-# %% ../nbs/dispatcher.ipynb #bba2dc3b
+# %% ../nbs/dispatcher.ipynb #777c7d04
 class SSEEventDispatcher:
     "Bring events to the handlers whose pattern covers them"
     def __init__(self):
@@ -200,7 +200,7 @@ class SSEEventDispatcher:
         "Note `namespace` in `namespaces`; events of others pass all the same"
         self.namespaces.add(check_event_type(namespace))
 
-# %% ../nbs/dispatcher.ipynb #5720e64b
+# %% ../nbs/dispatcher.ipynb #87dcb57d
 async def _result(x): return await x if isawaitable(x) else x
 
 async def _call_each(handlers, event):
@@ -209,12 +209,12 @@ async def _call_each(handlers, event):
     for f in handlers:
         try: res.append(await _result(f(event)))
         except Exception as e:
-            if error: logger.exception('handler %r failed too, on %r', f, event.full_type)
+            if error: _log.exception('handler %r failed too, on %r', f, event.full_type)
             error = error or e
     if error: raise error
     return [o for o in res if o is not None]
 
-# %% ../nbs/dispatcher.ipynb #c814b03f
+# %% ../nbs/dispatcher.ipynb #bb5ff50c
 async def _chain(event, middleware, last):
     "What `middleware` gives, the first one outermost, around the async function `last`"
     if not middleware: return await last(event)
@@ -233,7 +233,7 @@ async def _chain(event, middleware, last):
         for call in calls: await call
     return res if own is None else own
 
-# %% ../nbs/dispatcher.ipynb #ee171cfb
+# %% ../nbs/dispatcher.ipynb #2059dbd6
 @patch
 async def dispatch(self:SSEEventDispatcher,
     event: SSEEvent|Mapping  # A dict has `type`, and any of `data`, `namespace`, `priority`, `timestamp`

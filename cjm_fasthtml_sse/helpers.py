@@ -8,7 +8,7 @@ Docs: https://example.github.io/cjm-fasthtml-sse/helpers.html.md"""
 __all__ = ['logger', 'oob_swap', 'oob_element', 'oob_update', 'sse_element', 'get_htmx_idx', 'insert_htmx_sse_ext', 'setup_sse',
            'cleanup_sse_on_unload']
 
-# %% ../nbs/helpers.ipynb #33fcc83d
+# %% ../nbs/helpers.ipynb #a5e92d5e
 import logging,re
 from contextvars import ContextVar
 from functools import cache,wraps
@@ -26,7 +26,7 @@ from starlette.routing import Route
 from .htmx import ArgumentError,HTMXSSEConnector,client_js,ext_script,unload_js
 from .wire import StreamEnded
 
-# %% ../nbs/helpers.ipynb #74c87e25
+# %% ../nbs/helpers.ipynb #b2144ec9
 def oob_swap(
     element: FT,                   # Changed in place
     swap_type: str = 'outerHTML',  # How: `outerHTML`, `innerHTML`, `beforeend`, `delete`, ... as in `hx-swap`
@@ -44,7 +44,7 @@ def _css_escape(ident):
     head = re.sub(r'[^\w-]', lambda m: f'\\{ord(m[0]):x} ' if ord(m[0]) < 32 else '\\' + m[0], str(ident))
     return re.sub(r'^(-?)(\d)', r'\1\\3\2 ', head)
 
-# %% ../nbs/helpers.ipynb #75fb22da
+# %% ../nbs/helpers.ipynb #b1ada061
 def oob_element(
     element_id: str,               # `id` of the element in the page
     content=None,                  # Child or children
@@ -59,7 +59,7 @@ def oob_element(
     children = () if content is None else content if isinstance(content, (tuple, list)) else (content,)
     return oob_swap(element_type(*children, id=element_id, **kwargs), swap_type)
 
-# %% ../nbs/helpers.ipynb #6942bb47
+# %% ../nbs/helpers.ipynb #f2eb743d
 def oob_update(
     element_id: str,               # `id` of the element in the page
     content=None,                  # Its new child or children
@@ -71,7 +71,7 @@ def oob_update(
     "An element that updates the element `element_id` of the page with `content`"
     return oob_element(element_id, content, swap_type, element_type=element_type, **kwargs)
 
-# %% ../nbs/helpers.ipynb #7685426d
+# %% ../nbs/helpers.ipynb #041e70f4
 def sse_element(
     endpoint,                          # Path or route function of the stream
     events: str|list[str]|None = None, # Names of the events to swap in, all of them; beats `swap_type`
@@ -95,7 +95,7 @@ def sse_element(
         return _f
     return decorate
 
-# %% ../nbs/helpers.ipynb #c6106d9a
+# %% ../nbs/helpers.ipynb #7a54fd9f
 def _srcs(header):
     "Addresses of the scripts that `header` loads"
     return [unescape(o) for o in re.findall(r'<script\b[^>]*?\bsrc=["\']?([^"\'\s>]+)', to_xml((header,), indent=False))]
@@ -110,7 +110,7 @@ def get_htmx_idx(
     "Position of the header that loads htmx"
     return next((i for i,h in enumerate(hdrs) if any(map(_is_htmx, _srcs(h)))), -1)
 
-# %% ../nbs/helpers.ipynb #f9c8c70a
+# %% ../nbs/helpers.ipynb #ab5809d0
 class _Header:
     "A script element made anew for each page: only then its nonce and the path of the app are known"
     def __init__(self, make, nonce): self.make,self.nonce = make,nonce
@@ -145,7 +145,7 @@ def insert_htmx_sse_ext(
     hdrs[at:at] = new
     return hdrs
 
-# %% ../nbs/helpers.ipynb #9118f615
+# %% ../nbs/helpers.ipynb #0df5dc35
 @cache
 def _client_file():
     "Path and content of the client's file"
@@ -165,7 +165,7 @@ def _serve_client(app, nonce):
     app.hdrs[_client_idx(app.hdrs)] = _Header(_client_script, nonce)
     app.router.routes.insert(0, Route(_client_file()[0], _send_client, methods=['GET'], name='sse_client'))
 
-# %% ../nbs/helpers.ipynb #f9ef19a8
+# %% ../nbs/helpers.ipynb #4115f4f8
 logger = logging.getLogger(__name__)
 
 class _Outer:
@@ -192,7 +192,7 @@ class _Outer:
             return message
         return _receive
 
-# %% ../nbs/helpers.ipynb #9cfdf025
+# %% ../nbs/helpers.ipynb #0b002eee
 def _is_end(e):
     "Whether `e` is nothing but `StreamEnded`"
     return all(map(_is_end, e.exceptions)) if isinstance(e, BaseExceptionGroup) else isinstance(e, StreamEnded)
@@ -213,7 +213,7 @@ class _Inner:
             if not open_body or not _is_end(e): raise
             await send({'type': 'http.response.body', 'body': b'', 'more_body': False})
 
-# %% ../nbs/helpers.ipynb #96222898
+# %% ../nbs/helpers.ipynb #8a666852
 def setup_sse(
     app,           # The FastHTML app
     manager=None,  # An `SSEBroadcastManager`, closed when the app shuts down
@@ -232,7 +232,7 @@ def setup_sse(
         app.middleware_stack = None  # Built at the first request, or anew if there was one
     if manager is not None and all(o is not manager for o in setup.managers): setup.managers.append(manager)
 
-# %% ../nbs/helpers.ipynb #900030bc
+# %% ../nbs/helpers.ipynb #54e840fb
 def cleanup_sse_on_unload(
     *,
     nonce: str|None = None  # For a content security policy that wants one

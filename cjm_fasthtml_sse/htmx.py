@@ -7,7 +7,7 @@ Docs: https://example.github.io/cjm-fasthtml-sse/htmx.html.md"""
 # %% auto #0
 __all__ = ['MONITOR_STATES', 'HTMXSSEConnector', 'ArgumentError', 'ext_script', 'client_js', 'unload_js', 'monitor_settings']
 
-# %% ../nbs/htmx.ipynb #6091728e
+# %% ../nbs/htmx.ipynb #51b40b95
 import json,re
 from functools import cache
 from importlib.resources import files
@@ -20,11 +20,11 @@ from fasthtml.common import Div,Script,Span
 
 from .wire import CLOSE,SSEError,check_event_type
 
-# %% ../nbs/htmx.ipynb #b0c06d23
+# %% ../nbs/htmx.ipynb #06c6d1e5
 class HTMXSSEConnector:
     "Writes the attributes that connect elements to event streams; every method works on the class and on an instance"
 
-# %% ../nbs/htmx.ipynb #f1603d3a
+# %% ../nbs/htmx.ipynb #72e9eb9b
 class ArgumentError(SSEError, ValueError): "An argument that no page could work with"
 
 def _endpoint(endpoint):
@@ -36,7 +36,7 @@ def _endpoint(endpoint):
         raise ArgumentError(f'`endpoint` must have its parameters filled in, got {url!r}: use `.to(...)` of the route function')
     return url
 
-# %% ../nbs/htmx.ipynb #5bbe5f70
+# %% ../nbs/htmx.ipynb #605b1a94
 def _event_names(events, swap_type):
     "The value of `sse-swap`"
     if isinstance(events, str): names = [o.strip() for o in events.split(',')]  # As the attribute lists them
@@ -47,7 +47,7 @@ def _event_names(events, swap_type):
         if ',' in name or name != name.strip(): raise ArgumentError(f'`events` must be names without commas and outer blanks, got {name!r}')
     return ','.join(dict.fromkeys(names))
 
-# %% ../nbs/htmx.ipynb #54da65c9
+# %% ../nbs/htmx.ipynb #9144b45d
 @patch_to(HTMXSSEConnector, static_method=True)
 def add_sse_attrs(
     element: FT,                       # Changed in place
@@ -72,10 +72,11 @@ def _connect(element, url, events, swap_type, auto_reconnect, swap, after):
     if url: attrs['sse-connect'] = url
     if not auto_reconnect: attrs['sse-close'] = CLOSE
     if swap: attrs['hx-swap'] = swap
+    elif not url: attrs.setdefault('hx-swap', 'innerHTML')  # Else it would inherit the connecting element's, which may be `none`
     if after: attrs['data-sse-after'] = after
     return element
 
-# %% ../nbs/htmx.ipynb #82889216
+# %% ../nbs/htmx.ipynb #5d7dc131
 @patch_to(HTMXSSEConnector, static_method=True)
 def create_sse_element(
     element_type=Div,                  # Any FT function
@@ -101,7 +102,7 @@ def _children(content):
     "One child or several, as a tuple"
     return () if content is None else tuple(content) if isinstance(content, (tuple, list)) else (content,)
 
-# %% ../nbs/htmx.ipynb #b3ff25ff
+# %% ../nbs/htmx.ipynb #affc4f43
 def _job_element(job_id, endpoint_template, element_id_template, content, kwargs):
     "A connected `Span` for one job; its stream ends with the job"
     if (job_id := str(job_id)) == '': raise ArgumentError("`job_id` must not be empty, got ''")
@@ -130,7 +131,7 @@ def sse_status_element(
     "A `Span` that shows the status of one job, and stays as it is when the server ends the stream"
     return _job_element(job_id, endpoint_template, element_id_template, initial_content, kwargs)
 
-# %% ../nbs/htmx.ipynb #2ab39975
+# %% ../nbs/htmx.ipynb #8b4c4db3
 _CDN = 'https://cdn.jsdelivr.net/npm'
 _EXT = 'htmx-ext-sse@2.2.4/dist/sse.min.js'
 _EXT4 = 'htmx.org@{}/dist/ext/hx-sse.min.js'
@@ -148,7 +149,7 @@ def ext_script(
     path = _EXT4.format(htmx_version) if v4 else _EXT
     return Script(src=f'{_CDN}/{path}', integrity=_INTEGRITY.get(path), crossorigin='anonymous', nonce=nonce)
 
-# %% ../nbs/htmx.ipynb #af7d13ae
+# %% ../nbs/htmx.ipynb #c8d2dad6
 _CLIENT = ('parser', 'watchdog', 'source', 'repeated', 'client', 'monitor')
 
 @cache
@@ -167,7 +168,7 @@ def unload_js(
     "What a page without the client needs for Back to work, see `cleanup_sse_on_unload` in `helpers`"
     return _js('unload')
 
-# %% ../nbs/htmx.ipynb #16b59d36
+# %% ../nbs/htmx.ipynb #0a87075c
 MONITOR_STATES = ('active', 'reconnecting', 'disconnected', 'error')
 
 _INDICATORS = {o: f'<span class="sse-{o}"><span aria-hidden="true">{dot}</span> {text}</span>' for o,dot,text in [
@@ -206,7 +207,7 @@ def _indicator(state, html):
     _check('status_indicators', 'HTML or elements', html, isinstance(html, (FT, tuple, list)) or hasattr(html, '__ft__'))
     return to_xml(html, indent=False)
 
-# %% ../nbs/htmx.ipynb #cfd96ea1
+# %% ../nbs/htmx.ipynb #9dcc0182
 @patch_to(HTMXSSEConnector, static_method=True)
 def create_sse_monitor_script(
     config: dict,            # Settings, as `monitor_settings` takes them

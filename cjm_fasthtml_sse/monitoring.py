@@ -7,14 +7,14 @@ Docs: https://example.github.io/cjm-fasthtml-sse/monitoring.html.md"""
 # %% auto #0
 __all__ = ['SSEMonitorConfig', 'create_sse_monitor']
 
-# %% ../nbs/monitoring.ipynb #6e65ac27
+# %% ../nbs/monitoring.ipynb #5d6abb3e
 from dataclasses import asdict,dataclass
 
 from fastcore.xml import FT
 
 from .htmx import ArgumentError,monitor_settings
 
-# %% ../nbs/monitoring.ipynb #f75ae600
+# %% ../nbs/monitoring.ipynb #f096c8d4
 @dataclass
 class SSEMonitorConfig:
     "What a connection monitor watches, how, and what it shows; `ArgumentError` for settings that can't work"
@@ -28,7 +28,7 @@ class SSEMonitorConfig:
 
     def __post_init__(self): monitor_settings(asdict(self))
 
-# %% ../nbs/monitoring.ipynb #f3bccb94
+# %% ../nbs/monitoring.ipynb #3047eded
 def create_sse_monitor(
     htmx_sse,                 # `HTMXSSEConnector`, or an instance of it
     config: SSEMonitorConfig, # What to watch and what to show

@@ -8,10 +8,14 @@ from dataclasses import MISSING, fields
 from functools import partial
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from cjm_fasthtml_sse.dispatcher import Handlers, PatternError, SSEEvent, SSEEventDispatcher, check_pattern, matcher, matches, segment
 from cjm_fasthtml_sse.wire import FieldError, SSEError, check_event_type
+
+# A busy machine is no failure
+settings.register_profile('patient', deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile('patient')
 
 segs = st.sampled_from(['', 'a', 'b', 'ab', 'ba', '.', '[a]', 'é'])
 event_types = st.lists(segs, min_size=1, max_size=6).map(':'.join).filter(bool)

@@ -7,10 +7,14 @@ from unittest.mock import AsyncMock
 
 import pytest
 from fastcore.xml import Li, to_xml
-from hypothesis import given, strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from cjm_fasthtml_sse.updater import SSEElementUpdater
 from cjm_fasthtml_sse.wire import SSEError
+
+# A busy machine is no failure
+settings.register_profile('patient', deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile('patient')
 
 
 def params(f): return [(p.name, p.default) for p in inspect.signature(f).parameters.values() if p.name != 'self']

@@ -12,10 +12,14 @@ from pathlib import Path
 import httpx
 import pytest
 from httpx_sse import EventSource
-from hypothesis import given, strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from cjm_fasthtml_sse.wire import CLOSE, FieldError, Parser, ServerSentEvent, comment, encode
 from tools.assets import fetch
+
+# A busy machine is no failure
+settings.register_profile('patient', deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile('patient')
 
 HERE = Path(__file__).parent
 

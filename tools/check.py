@@ -154,10 +154,9 @@ def tests():
     "pytest: what needs a browser, a server process, Redis, or time"
     with tempfile.TemporaryDirectory() as tmp:
         report = Path(tmp)/'report.xml'
-        run(sys.executable, '-m', 'pytest', '-q', '--color=no', '--durations=5', f'--junit-xml={report}', secs=480, ok=range(6))
-        if not report.exists(): raise Failed('pytest did not start')
+        pytest = sys.executable, '-m', 'pytest', '-q', '--color=no', '--durations=5', f'--junit-xml={report}'
+        run(*pytest, secs=480, ok=(0, 1))  # anything else: it was stopped before its last test
         total = {k: sum(int(s.get(k, 0)) for s in ET.parse(report).iter('testsuite')) for k in ('tests', 'failures', 'errors', 'skipped')}
-    if not total['tests']: raise Failed('pytest found no test')
     failed = total['failures'] + total['errors']
     return total['tests'] - failed - total['skipped'], failed
 

@@ -195,10 +195,12 @@ def cell_md(cell):
 
 def in_order(cells, module):
     "Neighbouring `show_doc` cells in the order of the code: nbdev reverses those of one cell"
-    names = [n.name for n in p.tree(module).body if hasattr(n, 'name')] if module in p.modules() else []
+    line = {}
+    for n in p.tree(module).body if module in p.modules() else []:
+        if hasattr(n, 'name'): line |= {f'{c}.{n.name}' if c else n.name: n.lineno for c in p.patched(n)[0] or ['']}
     def nth(c):
-        m = re.search(r'^show_doc\((\w+)\)', ''.join(c['source']), re.M)
-        return names.index(m[1]) if m and m[1] in names else None
+        m = re.search(r'^show_doc\(([\w.]+)\)', ''.join(c['source']), re.M)
+        return line.get(m[1]) if m else None
     for known, run in groupby(cells, lambda c: nth(c) is not None): yield from sorted(run, key=nth) if known else run
 
 

@@ -72,7 +72,8 @@ class SSEClient extends EventTarget {
     /** @type {SSEEntry} */
     const entry = { url, element, source };
     this.entries.add(entry);
-    source.addEventListener('sse:state', e => this.changed(entry, /** @type {CustomEvent<SSEStateDetail>} */ (e).detail));
+    // A server may name an event as it likes, ours is no message.
+    source.addEventListener('sse:state', e => { if (e instanceof CustomEvent) this.changed(entry, e.detail); });
     this.changed(entry, { state: source.state, reason: '' });
     return source;
   }
@@ -113,6 +114,10 @@ class SSEClient extends EventTarget {
     // A page with an open connection would not be kept for Back; a page that was kept wakes up without one.
     window.addEventListener('pagehide', each(source => source.suspend()));
     window.addEventListener('pageshow', e => { if (e.persisted) each(source => source.resume())(); });
+    // What htmx keeps of the page, to draw it again on Back, goes on from here.
+    document.addEventListener('htmx:beforeHistorySave', () => {
+      for (const { element, source } of this.entries) if (source.lastEventId) element?.setAttribute('data-sse-after', source.lastEventId);
+    });
     window.addEventListener('online', each(source => source.check()));
     // A moment later, because what arrived while the page slept is read first.
     document.addEventListener('visibilitychange', () => { if (!document.hidden) setTimeout(each(source => source.check()), 250); });

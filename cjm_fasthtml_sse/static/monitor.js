@@ -46,19 +46,27 @@ class ConnectionMonitor {
     }, { signal });
     const mine = (/** @type {EventTarget | null} */ element) => element instanceof Element && element.id === this.settings.sse_element_id;
     if (here.cjmSSE) {
-      on(here.cjmSSE, 'change', change => { if (mine(change.element)) this.follow(change.source, change); });
+      on(here.cjmSSE, 'change', change => { if (mine(change.element) && !this.replaced(change.element)) this.follow(change.source, change); });
       const source = here.cjmSSE.get(this.settings.sse_element_id);
       if (source) this.follow(source, source);
     }
     // The extension's own events: of interest where the source is the browser's.
     for (const [type, f] of Object.entries({ sseOpen: this.opened, sseError: this.failed, sseClose: this.closed })) {
-      on(document, `htmx:${type}`, (detail, e) => { if (mine(e.target) && detail.source && !detail.source.configure) f.call(this, detail.source, /** @type {Element} */ (e.target)); });
+      on(document, `htmx:${type}`, (detail, e) => { if (mine(e.target) && detail.source && !detail.source.configure && !this.replaced(/** @type {Element} */ (e.target))) f.call(this, detail.source, /** @type {Element} */ (e.target)); });
     }
     on(document, 'visibilitychange', () => { if (!document.hidden) this.watchdog.check(true); });
     // The status may be drawn later than this, or anew.
     const observer = new MutationObserver(() => { if (this.alive() && !this.shownIn?.isConnected) this.refresh(); });
     observer.observe(document, { childList: true, subtree: true });
     signal.addEventListener('abort', () => observer.disconnect());
+  }
+
+  /**
+   * Whether an element has given way to another one with its id: then the new one's state is of interest, not the old one's end.
+   * @param {Element} element
+   */
+  replaced(element) {
+    return ![null, element].includes(document.getElementById(this.settings.sse_element_id));
   }
 
   /** Whether the script element that this monitor belongs to is still there. */
@@ -94,7 +102,7 @@ class ConnectionMonitor {
       for (const name of new Set(['message', ...names])) if (name) source.addEventListener(name, () => this.watchdog.heard(false));
       source.addEventListener('sse:heartbeat', () => this.watchdog.heard(true));
     }
-    this.watchdog.start();
+    this.watchdog.start(true);
     this.show('active', {});
   }
 

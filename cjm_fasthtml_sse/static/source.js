@@ -98,7 +98,7 @@ class SSESource extends EventTarget {
     const headers = { Accept: 'text/event-stream' };
     // A header is a string of bytes: as browsers do, the id travels as UTF-8.
     if (this.lastEventId) headers['Last-Event-ID'] = String.fromCharCode(...new TextEncoder().encode(this.lastEventId));
-    this.watchdog.start();
+    this.watchdog.start(false);
     try {
       const response = await fetch(this.url, { headers, credentials: 'include', cache: 'no-store', signal: abort.signal });
       if (turn !== this.turn) return;
@@ -112,8 +112,8 @@ class SSESource extends EventTarget {
         const { done, value } = await reader.read();
         if (turn !== this.turn) return;
         if (done) return this.lost('end of stream');
-        this.watchdog.heard(false);
         parser.feed(decoder.decode(value, { stream: true }));
+        this.watchdog.heard(false);
       }
     } catch (error) {
       if (turn === this.turn) this.lost('network');
@@ -139,7 +139,7 @@ class SSESource extends EventTarget {
     this.readyState = SSESource.OPEN;
     this.tries = 0;
     this.farewell = null;
-    this.watchdog.start();
+    this.watchdog.start(true);
     this.tell('active', this.reason ? 'reconnected' : 'connected');
     this.dispatchEvent(new Event('open'));
   }
@@ -177,7 +177,7 @@ class SSESource extends EventTarget {
   lost(reason, status, after = 0) {
     this.leave();
     if (!this.autoReconnect) return this.stop('disconnected', reason, status);
-    const base = this.farewell ?? this.delay ?? this.retry ?? 1000;
+    const base = Math.max(this.farewell ?? this.delay ?? this.retry ?? 1000, 10);  // nothing doubles from 0
     const wait = Math.min(base * 2 ** this.tries++, Math.max(base, MAX_DELAY)) * (0.5 + Math.random());
     const retryIn = after ? Math.max(wait, after * (1 + Math.random() / 4)) : wait;
     const turn = this.turn;

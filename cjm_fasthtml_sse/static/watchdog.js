@@ -4,9 +4,9 @@
 /**
  * Watches the silence of one stream. It is armed by heartbeats: a stream that was never seen to send any is left in peace.
  *
- * How much silence is too much: 2.5 times the longest time between two heartbeats, at most `timeout`, but never less than
- * 1.5 times a silence that a heartbeat has ended before. An alarm doubles the patience until a connection has outlived it,
- * so a server whose heartbeats are slower than we think is not asked again and again.
+ * How much silence is too much: `timeout`, or less where the rhythm of the heartbeats is known: 2.5 times the longest time between two, 5 seconds at least.
+ * But never less than 1.5 times a silence that a heartbeat has ended before. An alarm on an open stream doubles the patience until a connection has outlived it,
+ * so a server whose heartbeats are slower than we think is not left again and again. A request that gets no answer does not.
  */
 class Watchdog {
   /** @param {() => void} alarm */
@@ -16,8 +16,10 @@ class Watchdog {
     this.armed = false;
     this.patience = 1;
     this.interval = 0;       // the longest time between two heartbeats
+    this.intervals = 0;      // how many were seen
     this.silence = 0;        // the longest silence that a heartbeat ended
     this.started = 0;
+    this.open = false;
     this.beat = 0;
     this.heardAt = 0;
     this.due = 0;
@@ -27,11 +29,16 @@ class Watchdog {
   }
 
   get limit() {
-    return this.patience * Math.max(1.5 * this.silence, Math.min(Math.max(2.5 * this.interval, this.interval ? 5000 : Infinity), this.timeout));
+    const rhythm = this.intervals < 2 ? Infinity : Math.max(2.5 * this.interval, 5000);
+    return (this.open ? this.patience : 1) * Math.max(1.5 * this.silence, Math.min(rhythm, this.timeout));
   }
 
-  /** A connection begins, or is being asked for. */
-  start() {
+  /**
+   * A connection begins.
+   * @param {boolean} open  `false`: it has been asked for, and there is no answer so far
+   */
+  start(open) {
+    this.open = open;
     this.started = this.beat = this.heardAt = Date.now();
     this.tick();
   }
@@ -48,8 +55,10 @@ class Watchdog {
   heard(heartbeat) {
     const now = Date.now();
     if (heartbeat) {
-      // A gap of minutes is a computer that slept, not a rhythm.
-      if (now - this.beat < 300000) {
+      // A heartbeat that opens a stream says nothing of their rhythm, nor does a gap of minutes: that was a computer that slept.
+      const greeting = this.beat === this.started && now - this.started < 1000;
+      if (!greeting && now - this.beat < 300000) {
+        this.intervals++;
         this.interval = Math.max(this.interval, now - this.beat);
         this.silence = Math.max(this.silence, now - this.heardAt);
       }
@@ -83,7 +92,7 @@ class Watchdog {
   check(eager = false) {
     const limit = eager ? Math.max(1.5 * this.silence, this.limit / 2) : this.limit;
     if (!this.armed || !this.started || Date.now() - this.heardAt <= limit) return;
-    this.patience = Math.min(2 * this.patience, 8);
+    if (this.open) this.patience = Math.min(2 * this.patience, 8);
     this.alarm();
   }
 }

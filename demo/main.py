@@ -1,0 +1,197 @@
+"""A job board: each job computes the SHA-256 of every file in a folder, and every open tab shows how far it is
+
+    python demo/main.py                          the installed Python packages, at http://127.0.0.1:5001
+    python demo/main.py --root /srv --port 8000  folders in /srv
+"""
+import argparse,asyncio,secrets,socket,sysconfig,threading
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from time import monotonic
+
+import uvicorn
+from fasthtml.common import *
+from starlette.staticfiles import StaticFiles
+from cjm_fasthtml_sse.core import SSEBroadcastManager
+from cjm_fasthtml_sse.dispatcher import SSEEventDispatcher
+from cjm_fasthtml_sse.helpers import oob_element,oob_swap,oob_update,setup_sse
+from cjm_fasthtml_sse.htmx import HTMXSSEConnector
+from cjm_fasthtml_sse.monitoring import SSEMonitorConfig,create_sse_monitor
+from cjm_fasthtml_sse.updater import SSEElementUpdater
+from hashing import Report,folder_in,hash_folder,shown
+
+parser = argparse.ArgumentParser(description='A job board: the same in every tab')
+parser.add_argument('--root', default=sysconfig.get_path('purelib'), help='nothing outside this folder is read (default: %(default)s)')
+parser.add_argument('--rate', type=float, default=25, help='megabytes that a job reads in a second, 0: no limit (default: %(default)s)')
+parser.add_argument('--host', default='127.0.0.1', help='default: %(default)s')
+parser.add_argument('--port', type=int, help='default: 5001, or the next one that is free')
+args = parser.parse_args()
+root,rate,here = Path(args.root).resolve(),args.rate*1e6 or float('inf'),Path(__file__).resolve().parent
+if not root.is_dir(): parser.error(f'there is no folder {root}')
+
+# --- The app. Scripts come from .assets if `make demo` put them there, else from their CDN; `setup_sse` adds the SSE extension if it is missing
+assets = here.parent/'.assets/node_modules'
+local = [Script(src=f'/assets/{o}') for o in ('htmx.org/dist/htmx.min.js', 'htmx-ext-sse/dist/sse.min.js') if (assets/o).exists()]
+cdn = Script(src='https://cdn.jsdelivr.net/npm/htmx.org@2.0.7/dist/htmx.min.js', crossorigin='anonymous',
+    integrity='sha384-ZBXiYtYQ6hJ2Y0ZNoYuI+Nq5MqWBr+chMrS/RkXpNzQCApHEhOt2aY8EJgqwHLkJ')
+icon = "data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 8 8'><circle cx='4' cy='4' r='3' fill='royalblue'/></svg>"
+
+sse,updater,books = SSEBroadcastManager(retry=1000),SSEElementUpdater(),SSEEventDispatcher()
+
+async def stop_all():
+    "At shutdown: a thread that is told to stop does so after the block that it reads"
+    for o in stops.values(): o.set()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(1):
+            while running(): await asyncio.sleep(.01)
+
+app = FastHTML(default_hdrs=False, secret_key=secrets.token_hex(), on_shutdown=[stop_all], htmlkw=dict(lang='en'), hdrs=(
+    Meta(charset='utf-8'), Meta(name='viewport', content='width=device-width, initial-scale=1'), Link(rel='icon', href=icon),
+    Style((here/'style.css').read_text()), *(local or [cdn])))
+if local: app.mount('/assets', StaticFiles(directory=assets))
+setup_sse(app, sse)
+
+# --- The server's books: kept by the events that everybody gets, so they can't differ from what the tabs show
+jobs,stops = {},{}  # By job id, the oldest first: its newest report; what stops it
+
+def running(): return [o for o in jobs.values() if o.state=='running']
+
+@sse.on_broadcast
+async def enter(message): await books.dispatch(message)
+
+@books.on('job:*', priority=1)
+def keep(event): jobs[event.data.id] = event.data
+
+@books.on('job:cleared')
+def forget(event): del jobs[event.data.id], stops[event.data.id]
+
+@books.on('job:*')
+async def add_up(event): await sse.broadcast('board:totals', totals(), key='totals')
+
+@sse.on_connect
+@sse.on_disconnect
+async def count(connection): await sse.broadcast('board:connections', sse.connection_count, key='connections')
+
+def totals():
+    now,every = running(),jobs.values()
+    return dict(running=len(now), speed=sum(o.speed for o in now), files=sum(o.files for o in every), bytes=sum(o.bytes for o in every))
+
+# --- A job, in a thread of its own
+def run(job, stop):
+    began,told = monotonic(),0.
+    def tell(what, key=None): sse.broadcast_threadsafe(f'job:{what}', job, key=key)
+    try:
+        for job in hash_folder(job, root):
+            stopped = stop.wait(max(0, job.bytes/rate - (monotonic()-began)))  # A job must not take the disk for itself, and wants to be watched
+            job = replace(job, seconds=monotonic()-began, **(dict(state='cancelled', text='') if stopped else {}))
+            if job.state!='running': break
+            if job.seconds-told > .15:
+                told = job.seconds
+                tell('progress', key=job.id)  # Of the progress that waits for a slow tab, only the newest is sent
+    except Exception as e: job = replace(job, state='failed', text=f'Nothing could be read: {getattr(e, "strerror", None) or repr(e)}')
+    tell('ended')
+
+# --- What happened, as elements
+@updater.register('job:started')
+def started(job): return oob_element('jobs', row(job), 'afterbegin', element_type=Ul),say(f'{job.name} started')
+
+@updater.register('job:progress')
+def progressed(job): return oob_swap(progress(job))
+
+@updater.register('job:ended')
+def ended(job): return oob_swap(row(job)),say(f'{job.name} {job.state}')
+
+@updater.register('job:cleared')
+def cleared(job): return oob_swap(Li(id=f'job-{job.id}'), 'delete')
+
+@updater.register('board:totals')
+def total(values): return oob_update('totals', tiles(**values), element_type=Dl)
+
+@updater.register('board:connections')
+def connected(n): return oob_update('connections', f'{n:,}', element_type=Span)
+
+def board():
+    "The state as it is, for a tab that can't know what it missed"
+    return oob_update('jobs', rows(), element_type=Ul),total(totals()),connected(sse.connection_count)
+
+# --- The elements
+def say(text): return oob_update('news', text)
+def rows(): return [row(o) for o in reversed(jobs.values())]
+def size(n): return f'{n/1e9:,.2f} GB' if n>=1e9 else f'{n/1e6:,.1f} MB' if n>=1e5 else f'{n:,} bytes'
+def of(a, b): return a if a==b else f'{a} of {b}'
+
+def tiles(running, speed, files, bytes):
+    values = {'Running': f'{running:,}', 'Files per second': f'{speed:,.0f}', 'Files read': f'{files:,}', 'Data read': size(bytes)}
+    return [Div(Dt(k), Dd(v)) for k,v in values.items()]
+
+def row(job):
+    name,route = ('Cancel',cancel) if job.state=='running' else ('Clear',clear)
+    return Li(Div(H3(job.name), Span(job.state.title(), cls='chip'),
+        Button(name, id=f'act-{job.id}', hx_post=route.to(id=job.id), hx_swap='none', aria_label=f'{name} {job.name}'), cls='head'),
+        progress(job), unread(job), id=f'job-{job.id}', cls=job.state)
+
+def progress(job):
+    "The part of a row that moves. Nothing in it can have the focus or be open, as it would lose that"
+    looking,files = job.state=='running' and not job.size,of(f'{job.files:,}', f'{job.found:,}')
+    return Div(Progress(id=f'bar-{job.id}', max=1, value=None if looking else f'{job.done:.4f}'),
+        Div(Label(f'{job.found:,} files found' if looking else f'{files} files', fr=f'bar-{job.id}'), Span(of(size(job.bytes), size(job.size))),
+            Span(f'{job.speed:,.0f} files/s'), Span(f'{job.seconds:,.1f} s'),
+            Span(f'{job.unread:,} unread', cls='unread') if job.unread else None, cls='figures'),
+        Code(job.text) if job.state in ('running', 'finished') else P(job.text), id=f'progress-{job.id}')
+
+def unread(job):
+    if job.state=='running' or not job.unread: return None
+    lines,more = [Li(Code(name), f' {reason}') for name,reason in job.reasons],job.unread-len(job.reasons)
+    return Details(Summary('What could not be read'), Ul(*lines, Li(f'and {more:,} more') if more else None))
+
+# --- The routes
+@app.get
+def events(req): return sse.stream(req, render=updater, snapshot=board)
+
+@app.get('/')
+def index():
+    names = sorted(shown(o, root) for o in root.iterdir() if o.is_dir() and o.name[0] not in '._' and not o.name.endswith('.dist-info'))
+    return Title('Job board'),Main(
+        Header(Div(H1('Job board'), P('The SHA-256 of every file in a folder. Open this page in two tabs: both move.')),
+            P('Connecting …', id='connection-status')),
+        Form(Label('Folder', fr='folder'), Input(id='folder', name='folder', list='folders', placeholder=f'all of {root.name}',
+                autocomplete='off', spellcheck='false', aria_describedby='where problem'), Button('Start'),
+            Datalist(*map(Option, names), id='folders'), P(f'In {root}', id='where'), P(id='problem', role='alert'),
+            hx_post=start, hx_target='#problem'),
+        Dl(*tiles(**totals()), id='totals'),
+        Section(Header(H2('Jobs'), Button('Clear ended', hx_post=clear, hx_swap='none')),
+            Ul(*rows(), id='jobs'), P('Nothing yet. Start a job above.')),
+        Footer('Open connections: ', Span(f'{sse.connection_count:,}', id='connections'), '. Tabs that share one are counted once.'),
+        Div(id='news', role='status'),
+        HTMXSSEConnector.create_sse_element(endpoint=events, element_id='sse-connection', hidden=True, after=sse.cursor),
+        create_sse_monitor(HTMXSSEConnector, SSEMonitorConfig(reconnect_delay=1000), inline=False))
+
+@app.post
+async def start(folder: str = ''):
+    try: path = folder_in(root, folder)
+    except (OSError, ValueError) as e: return Span(getattr(e, 'strerror', None) or str(e))  # An element, because a string would be taken for HTML
+    job,stop = Report(secrets.token_hex(4), path, shown(path, root.parent)),threading.Event()
+    stops[job.id] = stop
+    await sse.broadcast('job:started', job)
+    threading.Thread(target=run, args=(job, stop), daemon=True).start()
+    return ''
+
+@app.post
+def cancel(id: str):
+    if stop := stops.get(id): stop.set()
+
+@app.post
+async def clear(id: str = None):
+    for job in [o for o in jobs.values() if o.state!='running' and id in (None, o.id)]: await sse.broadcast('job:cleared', job)
+
+# --- The server
+def listen(host, ports):
+    "A socket on the first of `ports` that is free"
+    for port in ports:
+        with suppress(OSError): return socket.create_server((host, port), family=socket.AF_INET6 if ':' in host else socket.AF_INET)
+    raise SystemExit(f'Not free on {host}: port {ports[0]}' + f' to {ports[-1]}'*(len(ports)>1))
+
+if __name__ == '__main__':
+    listener = listen(args.host, [args.port] if args.port else range(5001, 5021))
+    print(f'Job board: http://{args.host}:{listener.getsockname()[1]}', flush=True)
+    with suppress(KeyboardInterrupt): uvicorn.Server(uvicorn.Config(app, log_level='warning')).run([listener])

@@ -1,0 +1,153 @@
+"A FastHTML app in a thread whose streams a test writes by hand, and a proxy that can go silent"
+import asyncio
+import socket
+import threading
+import time
+from pathlib import Path
+
+import uvicorn
+from fasthtml.common import FastHTML, Script
+from starlette.responses import FileResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+ASSETS = Path(__file__).parents[2]/'.assets'/'node_modules'
+SCRIPTS = {'htmx.js': 'htmx.org/dist/htmx.js', 'sse.js': 'htmx-ext-sse/dist/sse.min.js',
+           'htmx4.js': 'htmx4/dist/htmx.min.js', 'hx-sse.js': 'htmx4/dist/ext/hx-sse.min.js'}
+
+
+def HTMX4(): return [Script(src='/assets/htmx4.js'), Script(src='/assets/hx-sse.js')]
+
+
+class Loop:
+    "An event loop in a thread"
+    def __init__(self):
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, daemon=True).start()
+
+    def run(self, coro, secs=10): return asyncio.run_coroutine_threadsafe(coro, self.loop).result(secs)
+
+
+class Stream:
+    "One connection that is open"
+    def __init__(self, path, last_event_id): self.path,self.last_event_id,self.queue = path,last_event_id,asyncio.Queue()
+
+
+class Site:
+    "The app, its pages and its streams. Everything a test does to a stream goes through here, from the test's own thread"
+    def __init__(self, loop, hdrs=None):
+        self.loop = loop
+        self.pages = {}        # path to a function that gives the page's content
+        self.answers = {}      # path to a function of the number of the request that gives a response instead of a stream, or None
+        self.opening = {}      # path to what a stream sends first
+        self.log = []          # (id, frame) of all that was published
+        self.heartbeat = {}    # path to the seconds between two heartbeats
+        self.requests = []     # (path, last event id) of every request for a stream
+        self.open = []
+        hdrs = [Script(src='/assets/htmx.js'), Script(src='/assets/sse.js')] if hdrs is None else hdrs
+        routes = [Route('/assets/{name}', self._asset), Route('/stream/{name}', self._stream), Route('/raw/{name}', self._raw)]
+        self.app = FastHTML(routes=routes, hdrs=hdrs, default_hdrs=False, secret_key='test')
+        self.app.route('/pages/{name}')(self._page)
+        self.server,self.port = None,0
+
+    def _page(self, name: str): return self.pages[name]()
+    async def _asset(self, req): return FileResponse(ASSETS/SCRIPTS[req.path_params['name']], media_type='text/javascript')
+    async def _raw(self, req): return Response(self.pages[req.path_params['name']](), media_type='text/event-stream')
+
+    async def _stream(self, req):
+        path = req.path_params['name']
+        stream = Stream(path, req.headers.get('last-event-id', ''))
+        self.requests.append((path, stream.last_event_id))
+        answer = self.answers.get(path)
+        if answer and (response := answer(sum(p == path for p,_ in self.requests))): return response
+        async def frames():
+            self.open.append(stream)
+            try:
+                yield self.opening.get(path, ': hello\n\n' if path in self.heartbeat else '')
+                ids = [i for i,_ in self.log]
+                after = ids.index(stream.last_event_id)+1 if stream.last_event_id in ids else len(ids)
+                for _,frame in self.log[after:]: yield frame
+                while True:
+                    try: frame = await asyncio.wait_for(stream.queue.get(), self.heartbeat.get(path))
+                    except TimeoutError: frame = 'event: sse:heartbeat\ndata: \n\n'
+                    if frame is None: return
+                    yield frame
+            finally: self.open.remove(stream)
+        return StreamingResponse(frames(), media_type='text/event-stream')
+
+    def send(self, frame, path='events'):
+        "Send `frame` as it stands to the open streams of `path`; `None` ends them"
+        async def put():
+            for s in [s for s in self.open if s.path == path]: s.queue.put_nowait(frame)
+        self.loop.run(put())
+
+    def publish(self, data, path='events'):
+        "Send `data` with the next id, and keep it for those who come back"
+        self.log.append((str(len(self.log)+1), frame := f'id: {len(self.log)+1}\ndata: {data}\n\n'))
+        self.send(frame, path)
+
+    def last_ids(self, path='events'): return [i for p,i in self.requests if p == path]
+    def count(self, path='events'): return sum(s.path == path for s in self.open)
+
+    def start(self):
+        sock = socket.create_server(('127.0.0.1', self.port))
+        self.port = sock.getsockname()[1]
+        self.server = uvicorn.Server(uvicorn.Config(self.app, log_level='error', lifespan='off', timeout_graceful_shutdown=1))
+        self.serving = asyncio.run_coroutine_threadsafe(self.server._serve([sock]), self.loop.loop)
+        until = time.monotonic()+10
+        while not self.server.started:
+            if time.monotonic()>until: raise TimeoutError('The server did not start')
+            time.sleep(.01)
+        return self
+
+    def stop(self):
+        "End all streams and the server"
+        for path in {s.path for s in self.open}: self.send(None, path)
+        self.server.should_exit = self.server.force_exit = True
+        self.serving.result(10)
+        # As if the process were gone: connections that are kept alive too
+        async def abort():
+            for c in list(self.server.server_state.connections): c.transport.abort()
+        self.loop.run(abort())
+
+    def url(self, page): return f'http://127.0.0.1:{self.port}/pages/{page}'
+
+
+class Proxy:
+    "Passes bytes on, until it falls silent: then what is open stays open, and nothing comes through any more"
+    def __init__(self, loop, port):
+        self.loop,self.target = loop,port
+        self.pairs = []
+        self.server = loop.run(asyncio.start_server(self._accept, '127.0.0.1', 0))
+        self.port = self.server.sockets[0].getsockname()[1]
+
+    async def _accept(self, reader, writer):
+        try: up = await asyncio.open_connection('127.0.0.1', self.target)
+        except OSError: return writer.close()
+        pair = {'silent': False, 'stream': False, 'writers': (writer, up[1])}
+        self.pairs.append(pair)
+        await asyncio.gather(self._pass(reader, up[1], pair), self._pass(up[0], writer, pair))
+
+    async def _pass(self, reader, writer, pair):
+        try:
+            while data := await reader.read(65536):
+                if b'content-type: text/event-stream' in data: pair['stream'] = True
+                if not pair['silent']: writer.write(data)
+        except OSError: pass
+        finally:
+            if not pair['silent']: writer.close()
+
+    def fall_silent(self, idle=True):
+        "The connections there are, with those that are kept alive for later; new ones work. Without `idle` only streams fall silent, the others are closed"
+        async def close(writers): [w.close() for w in writers]
+        for pair in self.pairs:
+            if idle or pair['stream']: pair['silent'] = True
+            else: self.loop.run(close(pair['writers']))
+
+    def stop(self):
+        async def close():
+            self.server.close()
+            for pair in self.pairs:
+                for w in pair['writers']: w.close()
+        self.loop.run(close())
+
+    def url(self, page): return f'http://127.0.0.1:{self.port}/pages/{page}'

@@ -1,0 +1,272 @@
+"The demo, in a process of its own, driven in several tabs"
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+from base64 import b64encode
+from hashlib import sha256, sha384
+from pathlib import Path
+
+import httpx
+import pytest
+from playwright.sync_api import expect
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from servers import running  # noqa: E402
+
+PROJECT = Path(__file__).parents[2]
+DEMO = PROJECT/'demo/main.py'
+expect.set_options(timeout=10000)
+
+
+@pytest.fixture
+def root(tmp_path):
+    "Folders to hash: `quick` takes no time, `while` about a second, `long` minutes. Their files are holes, which take no room on the disk"
+    root = tmp_path/'root'
+    for name, sizes in dict(quick=[5, 0], long=[1<<30]*4, **{'while': [1<<20]*20}).items():
+        (root/name).mkdir(parents=True)
+        for i, size in enumerate(sizes):
+            (root/name/f'{i:02}').touch()
+            os.truncate(root/name/f'{i:02}', size)
+    return root
+
+
+def digest_of(folder):
+    "What the page should show: the SHA-256 of the list that `sha256sum` would make"
+    files = sorted(Path(folder).rglob('*'), key=lambda p: os.fsencode(p.relative_to(folder)))
+    lines = [sha256(p.read_bytes()).hexdigest().encode() + b'  ' + os.fsencode(p.relative_to(folder)) + b'\n' for p in files if p.is_file()]
+    return sha256(b''.join(lines)).hexdigest()
+
+
+@pytest.fixture
+def serve(root, tmp_path):
+    "Starts the demo; the log of all starts is one"
+    def serve(port=None):
+        return running([sys.executable, DEMO, '--root', root, '--port', '{port}'], tmp_path/'log', port=port, cwd=tmp_path)
+    return serve
+
+
+@pytest.fixture
+def server(serve):
+    with serve() as server: yield server
+
+
+class Tab:
+    "One tab of the job board"
+    def __init__(self, page, url):
+        self.page,self.complaints = page,[]
+        page.set_default_timeout(10000)
+        page.on('pageerror', lambda e: self.complaints.append(str(e)))
+        page.on('console', lambda m: m.type in ('error', 'warning') and self.complaints.append(m.text))
+        page.goto(url)
+        self.is_('active')
+
+    def is_(self, state): expect(self.page.locator('#connection-status')).to_have_attribute('data-sse-state', state)
+    def rows(self, state=''): return self.page.locator(f'#jobs > li{state and "." + state}')
+    def bar(self): return self.rows('running').locator('progress').first.evaluate('bar => bar.position')  # From 0 to 1; -1 without a value
+
+    def start(self, folder):
+        self.page.get_by_label('Folder').fill(folder)
+        self.page.get_by_role('button', name='Start').click()
+
+    def moves(self):
+        "Waits until the topmost bar of a running job has moved"
+        self.page.wait_for_function('was => document.querySelector("#jobs > .running progress").position > was', arg=max(0, self.bar()))
+
+
+@pytest.fixture
+def tab(browser, server):
+    "Opens tabs of one browser. Errors and warnings in the console of any of them fail the test, unless it clears the tab's `complaints`"
+    context,tabs = browser.new_context(),[]
+    def tab(**viewport):
+        page = context.new_page()
+        if viewport: page.set_viewport_size(viewport)
+        tabs.append(Tab(page, server.url))
+        return tabs[-1]
+    yield tab
+    complaints = [o for t in tabs for o in t.complaints]
+    context.close()
+    assert not complaints
+
+
+def same(*tabs):
+    "Waits until all tabs show the same jobs and totals"
+    for t in tabs[1:]:
+        for css in ('#jobs', '#totals'):
+            t.page.wait_for_function('([css, html]) => document.querySelector(css).innerHTML === html', arg=[css, tabs[0].page.inner_html(css)])
+
+
+def test_two_tabs(tab, root):
+    "Start, progress, cancel, finish and clear, each in one tab and seen in both"
+    a,b = tab(),tab()
+    for t in (a, b): expect(t.page.locator('#connections')).to_have_text('2')
+    a.start('long')
+    for t in (a, b):
+        expect(t.rows('running')).to_have_count(1)
+        expect(t.page.locator('#totals dd').first).to_have_text('1')
+        t.moves()
+    begin = time.monotonic()
+    b.page.get_by_role('button', name='Cancel root/long').click()
+    for t in (a, b): expect(t.rows('cancelled')).to_contain_text('Cancelled')
+    assert time.monotonic()-begin < 2
+    b.start('while')
+    expected = digest_of(root/'while')
+    for t in (a, b): expect(t.rows('finished')).to_contain_text(expected)
+    for t in (a, b): expect(t.rows('finished')).to_contain_text('20 files')
+    assert [o.inner_text() for o in a.page.locator('#jobs h3').all()] == ['root/while', 'root/long']
+    same(a, b)
+    a.page.get_by_role('button', name='Clear root/while').click()
+    for t in (a, b): expect(t.rows()).to_have_count(1)
+    b.page.get_by_role('button', name='Clear ended').click()
+    for t in (a, b):
+        expect(t.rows()).to_have_count(0)
+        expect(t.page.get_by_text('Nothing yet')).to_be_visible()
+
+
+def test_late_tab(tab, root):
+    "A tab that is opened in the middle shows what is, and goes on from there; one that is closed is no longer counted"
+    a = tab()
+    a.start('quick')
+    expect(a.rows('finished')).to_contain_text(digest_of(root/'quick'))
+    a.start('long')
+    a.moves()
+    b = tab(width=390, height=844)
+    assert [o.inner_text() for o in b.page.locator('#jobs h3').all()] == ['root/long', 'root/quick']
+    expect(b.rows('finished')).to_contain_text(digest_of(root/'quick'))
+    assert b.bar() > 0
+    b.moves()
+    assert b.page.evaluate('document.documentElement.scrollWidth <= innerWidth')
+    for t in (a, b): expect(t.page.locator('#connections')).to_have_text('2')
+    b.page.close()
+    expect(a.page.locator('#connections')).to_have_text('1')
+
+
+def test_many_jobs(tab):
+    "Several jobs at once, in more tabs than two"
+    tabs = [tab() for _ in range(4)]
+    for t in tabs: t.start('long')
+    for t in tabs:
+        expect(t.rows('running')).to_have_count(4)
+        t.start('quick')
+    for t in tabs:
+        expect(t.rows('finished')).to_have_count(4)
+        expect(t.rows('running')).to_have_count(4)
+    ids = tabs[0].rows('running').evaluate_all('rows => rows.map(row => row.id)')
+    for t,id in zip(tabs, ids): t.page.locator(f'#{id}').get_by_role('button').click()
+    for t in tabs: expect(t.rows('cancelled')).to_have_count(4)
+    same(*tabs)
+
+
+def test_restart(tab, server, serve):
+    "The server is killed and started again: the tabs say that they are cut off, come back by themselves, and show nothing of what was"
+    a,b = tab(),tab()
+    a.start('long')
+    for t in (a, b): t.moves()
+    server.stop()
+    for t in (a, b):
+        t.is_('reconnecting')
+        expect(t.page.locator('#connection-status')).to_have_text(re.compile('Reconnecting'))
+    with serve(server.port):
+        for t in (a, b):
+            t.is_('active')
+            expect(t.rows()).to_have_count(0)
+            expect(t.page.locator('#totals')).to_have_text(re.compile(r'Running0.*Files read0'))
+            expect(t.page.locator('#connections')).to_have_text('2')
+        b.start('quick')
+        for t in (a, b): expect(t.rows('finished')).to_have_count(1)
+        same(a, b)
+    for t in (a, b): t.complaints.clear()  # The browser notes each attempt that failed
+
+
+def test_ctrl_c(tab, server):
+    "Ctrl-C ends the process at once, with tabs open and jobs running, and without a word"
+    a,b = tab(),tab()
+    for t in (a, b): t.start('long')
+    a.moves()
+    server.signal(signal.SIGINT)
+    code,secs = server.ends()
+    assert (code, secs<3) == (0, True)
+    assert re.fullmatch(r'Job board: http://127\.0\.0\.1:\d+\n', server.output)
+    for t in (a, b):
+        t.is_('reconnecting')
+        t.complaints.clear()
+
+
+def test_bad_folders(tab, root):
+    "What can't be read is said beside the field, as text, while another job goes on"
+    (root/'file').write_text('x')
+    (root/'out').symlink_to('/')
+    (root/'loop').symlink_to('loop')
+    a = tab()
+    a.start('long')
+    problem = a.page.locator('#problem')
+    html = '<img src=x onerror="window.hurt=1">'
+    for folder, why in {'..': 'is not in', '/etc': 'is not in', 'out/etc': 'is not in', 'quick/../../..': 'is not in', '../root2': 'is not in',
+                        'nowhere': 'There is no folder', 'loop': 'There is no folder', 'file': 'is not a folder', html: html, 'x'*5000: 'too long'}.items():
+        a.start(folder)
+        expect(problem).to_contain_text(why)
+    a.moves()
+    expect(a.rows()).to_have_count(1)
+    assert a.page.evaluate('window.hurt') is None
+    a.start(str(root/'quick'))
+    expect(a.rows('finished')).to_have_count(1)
+    expect(problem).to_be_empty()
+
+
+def test_unreadable_files(tab, root):
+    "Files that can't be read are counted and named; where nothing can be read the job fails; no name is taken for HTML"
+    odd = root/'<b id=odd>'
+    odd.mkdir()
+    (odd/'good & <i>').write_text('x')
+    Path(os.fsdecode(os.fsencode(odd)+b'/not-utf8-\xff')).write_text('y')
+    expected = digest_of(odd)
+    for name, target in {'broken': 'nowhere', 'outside': '/etc/passwd', 'loop': 'loop', 'folder': '.'}.items(): (odd/name).symlink_to(target)
+    os.mkfifo(odd/'pipe')
+    (root/'lost').mkdir()
+    (root/'lost/broken').symlink_to('nowhere')
+    a = tab()
+    a.start(odd.name)
+    row = a.rows('finished')
+    expect(row).to_contain_text(expected)
+    expect(row).to_contain_text('5 unread')
+    row.locator('summary').click()
+    for text in ('broken No such file', 'outside a link that leads outside', 'loop Too many levels', 'folder a link to a folder', 'pipe not a regular file'):
+        expect(row.locator('details')).to_contain_text(text)
+    assert a.page.locator('#odd').count() == 0
+    a.start('lost')
+    expect(a.rows('failed')).to_contain_text('Nothing could be read: No such file or directory')
+
+
+def test_keyboard(tab):
+    "All can be done with the keyboard, and what moves does not take the focus away"
+    a = tab()
+    focus = 'document.activeElement.id'
+    a.page.get_by_label('Folder').focus()
+    a.page.keyboard.type('long')
+    a.page.keyboard.press('Enter')
+    expect(a.rows('running')).to_have_count(1)
+    while not (at := a.page.evaluate(focus)).startswith('act-'): a.page.keyboard.press('Tab')
+    for _ in range(3): a.moves()
+    assert a.page.evaluate(focus) == at
+    expect(a.page.locator('#news')).to_have_text('root/long started')  # Read out once, not at each step
+    a.page.keyboard.press('Enter')
+    expect(a.rows('cancelled')).to_have_count(1)
+    expect(a.page.locator('#news')).to_have_text('root/long cancelled')
+    assert a.page.evaluate(focus) == at
+    a.page.keyboard.press('Enter')
+    expect(a.rows()).to_have_count(0)
+
+
+def test_without_npm(root, tmp_path):
+    "Where the scripts were not fetched, the page takes the same ones from their CDN, and the browser checks that they are the same"
+    shutil.copytree(DEMO.parent, tmp_path/'demo')
+    with running([sys.executable, tmp_path/'demo/main.py', '--root', root, '--port', '{port}'], tmp_path/'log') as server:
+        page = httpx.get(server.url).text
+    scripts = re.findall(r'<script src="https://cdn.jsdelivr.net/npm/([^"@]+)@([^"/]+)/([^"]+)"([^>]*)>', page)
+    assert [name for name, *_ in scripts] == ['htmx.org', 'htmx-ext-sse']
+    for name, version, path, attrs in scripts:
+        package = PROJECT/'.assets/node_modules'/name
+        assert f'"version": "{version}"' in (package/'package.json').read_text()
+        assert f'integrity="sha384-{b64encode(sha384((package/path).read_bytes()).digest()).decode()}"' in attrs and 'crossorigin="anonymous"' in attrs

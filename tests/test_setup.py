@@ -1,0 +1,167 @@
+"`setup_sse` under a real server: what it puts around an app"
+import asyncio
+import logging
+import socket
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+import uvicorn
+from fasthtml.common import EventStream, FastHTML, P, sse_message
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.responses import Response, StreamingResponse
+from starlette.testclient import TestClient
+
+from cjm_fasthtml_sse.helpers import setup_sse
+from cjm_fasthtml_sse.wire import StreamEnded
+
+
+@asynccontextmanager
+async def serving(app, http='auto'):
+    "The app under uvicorn, and a client for it"
+    with socket.create_server(('127.0.0.1', 0)) as sock:
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, http=http, timeout_graceful_shutdown=2))
+        task = asyncio.create_task(server._serve([sock]))  # `serve` would take the signals of pytest
+        try:
+            async with asyncio.timeout(10):
+                while not server.started: await asyncio.sleep(.01)
+            async with httpx.AsyncClient(base_url=f'http://127.0.0.1:{sock.getsockname()[1]}', timeout=5) as client: yield client
+        finally:
+            server.should_exit = True
+            async with asyncio.timeout(10): await task
+
+
+async def passing_on(request, call_next): return await call_next(request)
+
+
+def older_app(error=None, **kw):
+    "An app with a stream in the older style, whose queue raises `error`"
+    app = FastHTML(secret_key='test', **kw)
+    async def messages():
+        yield sse_message('one')
+        raise error or StreamEnded('evicted')
+    @app.route('/stream')
+    def stream(): return EventStream(messages())
+    return app
+
+
+async def test_without_it_the_body_is_cut_off(caplog):
+    "The limit of `insert_htmx_sse_ext` alone: the browser comes back, the server logs an error"
+    async with serving(older_app()) as client:
+        with pytest.raises(httpx.RemoteProtocolError): await client.get('/stream')
+    assert 'StreamEnded' in caplog.text
+
+
+@pytest.mark.parametrize('http', ['h11', 'httptools'])
+@pytest.mark.parametrize('middleware', [[], [Middleware(BaseHTTPMiddleware, dispatch=passing_on)]])
+async def test_ends_cleanly(caplog, http, middleware):
+    app = older_app(middleware=middleware)
+    setup_sse(app)
+    async with serving(app, http) as client:
+        assert (await client.get('/stream')).text == sse_message('one')
+    assert not [r for r in caplog.records if r.levelno >= logging.ERROR]
+
+
+def test_no_error_handler_is_called():
+    "An app's own page for errors has nothing to do with a stream that ends"
+    seen = []
+    def oops(req, exc): seen.append(exc)
+    app = older_app(exception_handlers={500: oops})
+    setup_sse(app)
+    assert TestClient(app).get('/stream').status_code == 200
+    assert not seen
+
+
+@pytest.mark.parametrize('error', [RuntimeError('bug'), ExceptionGroup('g', [StreamEnded('evicted'), RuntimeError('bug')]),
+                                   ExceptionGroup('g', [ExceptionGroup('h', [RuntimeError('bug')])])])
+def test_other_errors_stay(error):
+    app = older_app(error)
+    setup_sse(app)
+    with pytest.raises(type(error)): TestClient(app).get('/stream')
+
+
+def test_ended_before_the_response_began():
+    "There is no body to end then: it is an error like any other"
+    app = FastHTML(secret_key='test')
+    @app.route('/')
+    def index(): raise StreamEnded('too early')
+    setup_sse(app)
+    assert TestClient(app, raise_server_exceptions=False).get('/').status_code == 500
+    with pytest.raises(StreamEnded): TestClient(app).get('/')
+
+
+@pytest.mark.parametrize('http', ['h11', 'httptools'])
+@pytest.mark.parametrize('mounted', [False, True])
+async def test_abort(http, mounted):
+    "`scope['sse.abort']` cuts the connection, through whatever middleware and mounts"
+    app = FastHTML(secret_key='test', middleware=[Middleware(BaseHTTPMiddleware, dispatch=passing_on)])
+    async def frames(scope):
+        yield 'data: one\n\n'
+        scope['sse.abort']()
+        await asyncio.sleep(30)
+    @app.route('/stream')
+    def stream(req): return StreamingResponse(frames(req.scope), media_type='text/event-stream')
+    setup_sse(app)
+    outer,path = app,'/stream'
+    if mounted:
+        outer,path = FastHTML(secret_key='test'),'/sub/stream'
+        outer.mount('/sub', app)
+        setup_sse(outer)
+    async with serving(outer, http) as client:
+        with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)): await client.get(path)
+
+
+def test_no_abort_where_the_server_has_none():
+    app = FastHTML(secret_key='test')
+    @app.route('/')
+    def index(req): return P(str('sse.abort' in req.scope))
+    setup_sse(app)
+    assert 'False' in TestClient(app).get('/').text
+
+
+class Manager:
+    def __init__(self, seen): self.seen = seen
+    async def close(self): self.seen.append('manager')
+
+
+@pytest.mark.parametrize('when', ['before', 'after'])
+async def test_shutdown(when):
+    "The manager is closed first, also where the app gets its lifespan later, and under a real server"
+    seen,app = [],FastHTML(secret_key='test')
+    @asynccontextmanager
+    async def lifespan(app):
+        seen.append('start')
+        yield dict(thing=1)
+        seen.append('app')
+    @app.route('/')
+    def index(req): return P(str(req.state.thing))
+    if when == 'after': setup_sse(app, Manager(seen))
+    app.set_lifespan(lifespan)
+    if when == 'before': setup_sse(app, Manager(seen))
+    async with serving(app) as client: assert '<p>1</p>' in (await client.get('/')).text
+    assert seen == ['start', 'manager', 'app']
+
+
+def test_setup_after_the_first_request():
+    app = older_app()
+    @app.route('/')
+    def index(): return P('hello')
+    web = TestClient(app)
+    assert '/_sse/' not in web.get('/').text
+    setup_sse(app)
+    assert '/_sse/' in web.get('/').text
+    assert web.get('/stream').text == sse_message('one')
+
+
+def test_static_files_and_catch_alls_do_not_answer_for_the_client():
+    from fasthtml.common import fast_app
+    app,rt = fast_app(secret_key='test')
+    @rt('/{path:path}')
+    def everything(path: str): return Response('caught')
+    setup_sse(app)
+    src = next(str(r.path) for r in app.routes if getattr(r, 'name', '') == 'sse_client')
+    web = TestClient(app)
+    assert 'class SSESource' in web.get(src).text
+    assert web.head(src).status_code == 200
+    assert web.get('/anything').text == 'caught'

@@ -1,0 +1,792 @@
+"Streams under attack: renderers, replay, middleware, and what happens between two awaits"
+import asyncio
+import gc
+import json
+import random
+import time
+import warnings
+import weakref
+from functools import partial
+
+import pytest
+from fastcore.xml import Div, Li, NotStr
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.middleware.sessions import SessionMiddleware
+
+from cjm_fasthtml_sse.core import SSEBroadcastManager
+from cjm_fasthtml_sse.testing import SSEClient
+from cjm_fasthtml_sse.wire import CLOSE, GAP, HEARTBEAT
+from tests.support import (BOUND, eventually, following, gaps, no_task_left, read, read_all, read_to, seq, serving, tab, turns)
+
+
+# What a renderer may be, and what it may give
+
+class Renderer:
+    def __call__(self, message): return f"<i>{message['data']}</i>"
+    def method(self, message): return self(message)
+    async def slow(self, message):
+        await asyncio.sleep(0)
+        return self(message)
+
+def factory(tag, message): return f"<{tag}>{message['data']}</{tag}>"
+
+@pytest.mark.parametrize('render', [Renderer(), Renderer().method, Renderer().slow, partial(factory, 'i'), lambda m: factory('i', m),
+    partial(Renderer().slow)], ids=['object', 'method', 'async method', 'partial', 'closure', 'async partial'])
+async def test_any_callable_of_a_message_renders(render):
+    manager = SSEBroadcastManager()
+    async with following(manager, render=render) as client:
+        for i in range(3): await manager.broadcast('x', i)
+        got = await read(client, 3)
+    assert [e.data for e in got] == ['<i>0</i>', '<i>1</i>', '<i>2</i>']
+    assert {e.event for e in got} == {'message'}
+    assert [seq(e) for e in got] == [1, 2, 3]
+
+@pytest.mark.parametrize('result,html', [
+    ('<b>x</b>', '<b>x</b>'), (NotStr('<b>x</b>'), '<b>x</b>'), (Div('x'), '<div>x</div>'), ([Li('x'), Li('y')], '<li>x</li><li>y</li>'),
+    ((Li('x'), None, [Li('y')]), '<li>x</li><li>y</li>')], ids=['str', 'NotStr', 'element', 'list', 'nested'])
+async def test_elements_strings_and_lists_of_them_become_one_message_of_html(result, html):
+    manager = SSEBroadcastManager()
+    async with following(manager, render=lambda m: result) as client:
+        await manager.broadcast('x', 1)
+        [e] = await read(client, 1)
+    assert e.data.replace('\n', '') == html
+
+@pytest.mark.parametrize('nothing', [None, '', [], (), [None]], ids=repr)
+async def test_a_renderer_that_gives_nothing_sends_nothing_and_the_id_moves_on(nothing):
+    manager = SSEBroadcastManager(heartbeat=.05)
+    async with following(manager, render=lambda m: nothing) as client:
+        await manager.broadcast('x', 1)
+        await eventually(lambda: client.events[-1].event == HEARTBEAT and client.events[-1].id == manager.cursor, 'a heartbeat tells the new id')
+        assert [e for e in client.events if e.event != HEARTBEAT] == []
+
+@pytest.mark.parametrize('kind', ['raises', 'cancelled', 'async raises', 'async cancelled', 'nonsense', 'surrogate'])
+async def test_a_renderer_that_fails_spoils_one_message_of_its_own_and_nothing_else(kind, caplog):
+    def bad(m):
+        if m['data'] != 1: return str(m['data'])
+        if kind == 'raises': raise RuntimeError('renderer')
+        if kind == 'cancelled': raise asyncio.CancelledError
+        return 3 if kind == 'nonsense' else '\ud800'
+    async def async_bad(m):
+        if m['data'] != 1: return str(m['data'])
+        if kind == 'async raises': raise RuntimeError('renderer')
+        raise asyncio.CancelledError
+    manager = SSEBroadcastManager()
+    async with following(manager, render=async_bad if 'async' in kind else bad) as broken, following(manager, render=lambda m: str(m['data'])) as healthy:
+        for i in range(3):
+            try: await manager.broadcast('x', i)
+            except asyncio.CancelledError: pass  # A failure of its own, which the last two lines would show as well
+        assert [e.data for e in await read(healthy, 3)] == ['0', '1', '2']
+        assert [e.data for e in await read(broken, 2)] == ['0', '2']
+    assert manager.stats()['errors'] == 1
+    assert any(r.exc_info for r in caplog.records)
+
+@pytest.mark.parametrize('asynchronous', [False, True])
+async def test_a_renderer_that_raises_cancelled_error_in_a_replay_leaves_no_mute_stream(asynchronous):
+    manager = SSEBroadcastManager()
+    start = manager.cursor
+    for i in range(3): await manager.broadcast('x', i)
+    def bad(m):
+        if m['data'] == 1: raise asyncio.CancelledError
+        return str(m['data'])
+    async def async_bad(m): return bad(m)
+    async with tab(manager, render=async_bad if asynchronous else bad, last_event_id=start) as client:
+        assert [e.data for e in await read(client, 2)] == ['0', '2']
+
+async def test_one_renderer_shared_by_many_renders_a_message_once_for_live_late_and_returning_tabs():
+    calls, manager = [], SSEBroadcastManager()
+    def render(m): calls.append(m['data']); return str(m['data'])
+    start = manager.cursor
+    async with following(manager, render=render) as a, following(manager, render=render, events='x') as b:
+        await manager.broadcast('x', 1)
+        await read(a, 1); await read(b, 1)
+        async with tab(manager, render=render, last_event_id=start) as c: await read(c, 1)
+    assert calls == [1]
+
+async def test_a_shared_renderer_renders_once_however_many_closures_are_connected_beside_it():
+    calls, manager = [], SSEBroadcastManager()
+    def shared(m): calls.append(m['data']); return 'shared'
+    async with asyncio.timeout(BOUND):
+        closures = [tab(manager, render=lambda m, i=i: f'own {i}') for i in range(12)]
+        users = [tab(manager, render=shared, events=['x', f'user:{i}']) for i in range(12)]
+        for c in closures+users: await c.__aenter__()
+        await eventually(lambda: all(c in c.group.conns for c in manager._hub.connections), 'all live')
+        await manager.broadcast('x', 1)
+        for i, c in enumerate(closures): assert (await c.next(BOUND)).data == f'own {i}'
+        for c in users: assert (await c.next(BOUND)).data == 'shared'
+        for c in closures+users: await c.disconnect()
+    assert calls == [1]
+
+async def test_an_async_renderer_renders_the_first_message_once_and_awaits_everything_it_starts():
+    calls, manager = [], SSEBroadcastManager()
+    async def render(m):
+        calls.append(m['data'])
+        await asyncio.sleep(0)
+        return str(m['data'])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        async with following(manager, render=render) as client:
+            await manager.broadcast('x', 1)
+            await read(client, 1)
+        gc.collect()
+    assert calls == [1]
+    assert [str(w.message) for w in caught if 'never awaited' in str(w.message)] == []
+
+async def test_a_message_put_by_hand_is_rendered_once_by_an_async_renderer():
+    calls, manager = [], SSEBroadcastManager()
+    async def render(m): calls.append(m['type']); return m['type']
+    async with following(manager, render=render) as client:
+        client.conn.put_nowait(dict(type='hello'))
+        assert (await client.next(BOUND)).data == 'hello'
+        await turns()
+    assert calls == ['hello']
+
+async def test_two_renderers_that_share_a_hash_of_zero_are_two_renderers():
+    class Zero:
+        def __init__(self, name): self.name = name
+        def __call__(self, m): return self.name
+        def __hash__(self): return 0
+    manager = SSEBroadcastManager()
+    async with following(manager, render=Zero('a')) as a, following(manager, render=Zero('b')) as b:
+        await manager.broadcast('x', 1)
+        assert ((await a.next(BOUND)).data, (await b.next(BOUND)).data) == ('a', 'b')
+
+async def test_unhashable_renderers_work_and_are_kept_apart():
+    class Unhashable:
+        def __init__(self, name): self.name = name
+        def __call__(self, m): return self.name
+        def __eq__(self, o): return True
+        __hash__ = None
+    manager, shared = SSEBroadcastManager(), Unhashable('a')
+    async with following(manager, render=shared) as a, following(manager, render=Unhashable('b')) as b, following(manager, render=shared) as c:
+        await manager.broadcast('x', 1)
+        assert [(await o.next(BOUND)).data for o in (a, b, c)] == ['a', 'b', 'a']
+
+@pytest.mark.parametrize('asynchronous', [False, True])
+async def test_no_renderer_survives_its_connections(asynchronous):
+    manager = SSEBroadcastManager()
+    def make():
+        if asynchronous:
+            async def render(m): return 'x'
+        else:
+            def render(m): return 'x'
+        return render
+    render = make()
+    ref = weakref.ref(render)
+    client = tab(manager, render=render)
+    await client.__aenter__()
+    await manager.broadcast('x', 1)
+    await client.next(BOUND)
+    await client.disconnect()
+    del client, render
+    await turns()
+    gc.collect()
+    assert ref() is None
+    assert not manager._hub.groups and not manager._hub._routes.keys() and not len(manager._hub._renderers)
+
+async def test_a_renderer_may_push_into_connections_and_end_them_while_it_runs():
+    manager = SSEBroadcastManager()
+    def render(m):
+        if m['type'] == 'kick':
+            for c in manager.connections: c.end('closed')
+        elif m['type'] == 'push':
+            for c in manager.connections: c.put_nowait(dict(type='hand'))
+        return m['type']
+    async with following(manager, render=render) as a, following(manager, render=render, events=['**', 'push']) as b:
+        await manager.broadcast('push', 1)
+        await manager.broadcast('after', 1)
+        for c in a, b:
+            got = [e.data for e in await read(c, 3)]
+            assert sorted(got) == ['after', 'hand', 'push'] and got[-1] == 'after', got
+        await manager.broadcast('kick', 1)
+        await read_all(a); await read_all(b)
+        assert manager.connection_count == 0
+        async with following(manager, render=render) as c:
+            await manager.broadcast('still alive', 1)
+            assert (await c.next(BOUND)).data == 'still alive'
+
+async def test_a_renderer_may_broadcast():
+    manager = SSEBroadcastManager()
+    spawned = set()
+    def render(m):
+        if m['type'] == 'a': spawned.add(asyncio.ensure_future(manager.broadcast('b', None)))
+        return m['type']
+    async def async_render(m):
+        if m['type'] == 'a': await manager.broadcast('c', None)
+        return m['type']
+    async with following(manager, render=render) as sync, following(manager, render=async_render) as slow:
+        await manager.broadcast('a', None)
+        want = ['a', 'b', 'c']
+        assert sorted(e.data for e in await read(sync, 3)) == want
+        got = await read(slow, 3)
+        assert sorted(e.data for e in got) == want and [seq(e) for e in got] == [1, 2, 3]
+
+
+# Patterns, keys, ends
+
+async def test_overlapping_patterns_give_a_message_once():
+    manager = SSEBroadcastManager()
+    async with following(manager, events=['**', 'job:*', 'job:done', '*'], until=['end', '**:end']) as client:
+        assert await manager.broadcast('job:done', 1) == 1
+        await manager.broadcast('end', 2)
+        assert [e.event for e in await read_all(client)] == ['job:done', 'end', CLOSE]
+
+async def test_a_group_that_dies_and_comes_back_under_the_same_key_serves():
+    manager = SSEBroadcastManager()
+    for i in range(5):
+        async with following(manager, events='x', until='end') as client:
+            await manager.broadcast('x', i)
+            assert (await client.next(BOUND)).data == str(i)
+    assert not manager._hub.groups and not manager._hub._pending
+
+async def test_the_last_one_leaves_and_the_next_one_joins_between_broadcast_and_pump():
+    manager = SSEBroadcastManager()
+    async with following(manager) as a:
+        at = a.conn.cursor
+        await manager.broadcast('x', 1)
+        a.conn.end('closed')
+        async with tab(manager, last_event_id=manager._hub.log.id(at)) as b:
+            await manager.broadcast('x', 2)
+            assert [e.data for e in await read(b, 2)] == ['1', '2']
+
+async def test_until_ends_live_and_in_a_replay_and_nothing_comes_after_it():
+    manager = SSEBroadcastManager()
+    start = manager.cursor
+    async with following(manager, until='job:done') as live:
+        for type in 'a', 'job:done', 'b': await manager.broadcast(type, 1)
+        assert [e.event for e in await read_all(live)] == ['a', 'job:done', CLOSE]
+        assert live.events[-1].event == CLOSE and live.events[-1].data == ''
+    async with tab(manager, until='job:done', last_event_id=start) as late:
+        assert [e.event for e in await read_all(late)] == ['a', 'job:done', CLOSE]
+    async with tab(manager, until='job:done', last_event_id=live.events[-1].id) as back:
+        assert (await back.next(BOUND)).event == 'b'
+
+async def test_until_outside_of_events_ends_without_showing_the_message():
+    manager = SSEBroadcastManager()
+    async with following(manager, events='a', until='secret') as client:
+        await manager.broadcast('a', 1)
+        await manager.broadcast('secret', 'hidden')
+        assert [e.event for e in await read_all(client)] == ['a', CLOSE]
+    assert b'hidden' not in client.body
+
+async def test_a_slow_tab_skips_the_states_in_between_of_one_key_and_is_not_evicted_for_them():
+    manager = SSEBroadcastManager(10, default_timeout=.02)
+    async with following(manager) as client:
+        client.stall()
+        await manager.broadcast('start', 0)
+        for i in range(200): await manager.broadcast('progress', i, key='bar')
+        await asyncio.sleep(.1)  # Longer than its patience
+        for i in range(200, 400): await manager.broadcast('progress', i, key='bar')
+        client.resume()
+        await manager.broadcast('end', 0)
+        got = await read_to(client, 'end')
+    assert manager.stats()['evicted'] == 0 and not gaps(client)
+    assert got[0].event == 'start' and got[-1].data == '399' and len(got) < 20
+
+async def test_a_message_of_one_key_never_overtakes_and_a_replay_has_only_the_newest():
+    manager = SSEBroadcastManager()
+    start = manager.cursor
+    for i in range(5):
+        await manager.broadcast('p', i, key='k')
+        await manager.broadcast('q', i)
+    await manager.broadcast('p', 'other', key='l')
+    async with tab(manager, last_event_id=start) as client:
+        got = await read(client, 7)
+    assert [seq(e) for e in got] == sorted(seq(e) for e in got)
+    assert [json.loads(e.data) for e in got if e.event == 'p'] == [4, 'other']
+
+
+# Snapshots
+
+@pytest.mark.parametrize('asynchronous', [False, True])
+async def test_a_first_visit_gets_the_state_and_then_what_changes(asynchronous):
+    manager, state = SSEBroadcastManager(), ['a']
+    def snapshot(): return [Li(o) for o in state]
+    async def slow():
+        await asyncio.sleep(0)
+        return snapshot()
+    async with tab(manager, render=lambda m: m['data'], snapshot=slow if asynchronous else snapshot) as client:
+        first = await client.next(BOUND)
+        await manager.broadcast('x', 'b')
+        assert (first.data.replace('\n', ''), first.id) == ('<li>a</li>', manager._hub.log.id(0))
+        assert (await client.next(BOUND)).data == 'b'
+
+async def test_a_change_while_the_state_is_read_comes_rather_twice_than_never():
+    manager, reading, go = SSEBroadcastManager(), asyncio.Event(), asyncio.Event()
+    async def snapshot():
+        reading.set()
+        await go.wait()
+        return 'state'
+    async with tab(manager, snapshot=snapshot) as client:
+        async with asyncio.timeout(BOUND): await reading.wait()
+        await manager.broadcast('x', 1)
+        go.set()
+        assert [e.event for e in await read(client, 2)] == ['message', 'x']
+
+async def test_a_visit_within_the_log_needs_no_state():
+    manager = SSEBroadcastManager()
+    at = manager.cursor
+    await manager.broadcast('x', 1)
+    async with tab(manager, snapshot=lambda: pytest.fail('asked for'), last_event_id=at) as client:
+        assert (await client.next(BOUND)).event == 'x'
+
+async def test_an_empty_state_is_told_by_its_id_alone():
+    manager = SSEBroadcastManager()
+    await manager.broadcast('x', 1)
+    async with tab(manager, snapshot=lambda: None) as client:
+        await eventually(lambda: client.events and client.events[-1].id == manager.cursor, 'the id comes')
+        await manager.broadcast('x', 2)
+        assert (await client.next(BOUND)).data == '2'
+
+@pytest.mark.parametrize('error', [RuntimeError('snapshot'), asyncio.CancelledError()], ids=['error', 'cancelled'])
+@pytest.mark.parametrize('asynchronous', [False, True])
+async def test_a_snapshot_that_fails_is_a_gap_told_and_the_stream_goes_on(error, asynchronous, caplog):
+    def bad(): raise error
+    async def async_bad(): raise error
+    manager = SSEBroadcastManager()
+    async with tab(manager, snapshot=async_bad if asynchronous else bad, last_event_id='elsewhere-1') as client:
+        assert (await client.next(BOUND)).event == GAP
+        await manager.broadcast('x', 1)
+        assert (await client.next(BOUND)).event == 'x'
+    assert manager.stats()['errors'] == 1
+
+async def test_a_slow_snapshot_is_no_reason_to_evict_a_tab_that_reads():
+    manager, go = SSEBroadcastManager(replay_size=5, heartbeat=.04, default_timeout=.01), asyncio.Event()
+    async def snapshot():
+        await go.wait()
+        return 'state'
+    async with tab(manager, snapshot=snapshot) as client, following(manager) as other:
+        for i in range(10): await manager.broadcast('x', i)
+        beats = len(other.events)
+        await eventually(lambda: len(other.events) > beats+12, 'time passes: some heartbeats')
+        go.set()
+        assert (await client.next(BOUND)).data == 'state'
+    assert manager.stats()['evicted'] == 0
+
+async def test_a_tab_may_leave_while_its_state_is_read_or_its_replay_rendered():
+    manager, never = SSEBroadcastManager(), asyncio.Event()
+    async def wait(*_): await never.wait()
+    start = manager.cursor
+    await manager.broadcast('x', 1)
+    async with no_task_left():
+        client = tab(manager, snapshot=wait)
+        await client.__aenter__()
+        await turns()
+        await client.disconnect()
+        assert manager.connection_count == 0
+    async with no_task_left():
+        client = tab(manager, render=wait, last_event_id=start)
+        await client.__aenter__()
+        await turns()
+        await client.disconnect()
+        assert manager.connection_count == 0
+
+async def test_no_task_survives_a_tab_whose_async_renderer_never_ends():
+    manager, never = SSEBroadcastManager(), asyncio.Event()
+    async def wait(m): await never.wait()
+    async with no_task_left():
+        async with following(manager, render=wait):
+            await manager.broadcast('x', 1)
+            await turns()
+
+
+# Who is outrun, and who is not
+
+@pytest.mark.parametrize('n', [1, 5])
+async def test_a_loop_of_broadcasts_does_not_evict_a_tab_with_an_async_renderer(n):
+    manager = SSEBroadcastManager()
+    async def render(m):
+        await asyncio.sleep(0)
+        return str(m['data'])
+    async with following(manager, render=render) as client:
+        for i in range(300*n): await manager.broadcast('x', i)
+        got = await read(client, 300*n)
+    assert manager.stats()['evicted'] == 0
+    assert [e.data for e in got] == [str(i) for i in range(300*n)]
+
+async def test_messages_put_by_hand_into_one_tab_evict_no_other_tab_with_the_same_async_renderer():
+    manager = SSEBroadcastManager(20)
+    async def render(m):
+        await asyncio.sleep(0)
+        return m['type']
+    async with following(manager, render=render) as a, following(manager, render=render) as b:
+        try:
+            for _ in range(50): a.conn.put_nowait(dict(type='hand'))
+        except asyncio.QueueFull: pass
+        await manager.broadcast('x', 1)
+        assert (await b.next(BOUND)).data == 'x'
+    assert manager.stats()['evicted'] == 0
+
+def base(app):
+    async def through(request, call_next): return await call_next(request)
+    return BaseHTTPMiddleware(app, dispatch=through)
+
+def session(app): return SessionMiddleware(app, secret_key='secret')
+def gzip(app): return GZipMiddleware(app)
+
+def scoped(app):
+    "Middleware whose send opens scopes: a timeout, and anyio's"
+    import anyio
+    async def middleware(scope, receive, send):
+        async def slow_send(message):
+            async with asyncio.timeout(5):
+                with anyio.fail_after(5):
+                    async with anyio.create_task_group() as g: g.start_soon(anyio.lowlevel.checkpoint)
+                    await send(message)
+        await app(scope, receive, slow_send)
+    return middleware
+
+def long_way(app):
+    "Middleware whose send takes many turns of the loop, as a deep stack does"
+    async def middleware(scope, receive, send):
+        async def slow_send(message):
+            await turns(40)
+            await send(message)
+        await app(scope, receive, slow_send)
+    return middleware
+
+STACKS = dict(bare=lambda a: a, session=session, base=base, twice=lambda a: base(base(a)), gzip=gzip, scoped=scoped, long=long_way,
+    all=lambda a: session(base(gzip(base(scoped(a))))))
+
+@pytest.mark.parametrize('stack', ['bare', 'twice', 'long'])
+async def test_a_tab_that_has_just_connected_is_not_outrun_by_a_loop_of_broadcasts(stack):
+    manager = SSEBroadcastManager()
+    async with tab(manager, wrap=STACKS[stack]) as client:
+        for i in range(3000): await manager.broadcast('x', i)
+        await manager.broadcast('end', None)
+        got = await read_to(client, 'end')
+    assert not gaps(client)
+    assert [int(e.data) for e in got] == [*range(3000)]
+
+@pytest.mark.parametrize('stack', STACKS)
+async def test_ten_thousand_awaited_broadcasts_outrun_nobody_who_reads(stack):
+    manager, n = SSEBroadcastManager(), 10_000 if stack == 'twice' else 2_000
+    async with following(manager, wrap=STACKS[stack]) as client:
+        for i in range(n): await manager.broadcast('x', i)
+        await manager.broadcast('end', None)
+        got = await read_to(client, 'end')
+    assert manager.stats()['evicted'] == 0 and not gaps(client)
+    assert [int(e.data) for e in got] == [*range(n)]
+
+async def test_with_a_timeout_of_zero_nobody_who_reads_is_evicted_either():
+    manager = SSEBroadcastManager(10, default_timeout=0)
+    async with following(manager, wrap=STACKS['twice']) as client:
+        for i in range(500): await manager.broadcast('x', i)
+        await manager.broadcast('end', None)
+        got = await read_to(client, 'end')
+    assert manager.stats()['evicted'] == 0 and not gaps(client) and len(got) == 500
+
+async def test_a_loop_that_was_blocked_for_a_while_evicts_nobody_who_reads():
+    manager = SSEBroadcastManager(10, default_timeout=.02)
+    async with following(manager, wrap=STACKS['twice']) as client:
+        for i in range(300):
+            await manager.broadcast('x', i)
+            if i%30 == 29:
+                await asyncio.sleep(0)
+                time.sleep(.03)  # Somebody computes on the event loop
+        await manager.broadcast('end', None)
+        got = await read_to(client, 'end')
+    assert manager.stats()['evicted'] == 0 and not gaps(client) and len(got) == 300
+
+async def test_one_busy_writer_does_not_starve_another():
+    manager, stop = SSEBroadcastManager(), False
+    async def trickle():
+        while not stop:
+            await manager.broadcast('b', 1)
+            await asyncio.sleep(0)
+    async with following(manager, events='a') as a, following(manager, events='b'):
+        busy = asyncio.create_task(trickle())
+        try:
+            async with asyncio.timeout(BOUND/2):
+                for i in range(200): await manager.broadcast('a', i)
+                await read(a, 200)
+        except TimeoutError: pytest.fail('the burst waits for as long as somebody else keeps broadcasting')
+        finally:
+            stop = True
+            await busy
+
+async def test_with_a_queue_size_of_one_a_batched_pass_loses_nothing():
+    manager = SSEBroadcastManager(1, heartbeat=0)
+    clients = [tab(manager) for _ in range(620)]
+    for c in clients: await c.__aenter__()
+    await eventually(lambda: len([*manager._hub.groups.values()][0].conns) == 620, 'all live')
+    for i in range(5): await manager.broadcast('x', i)
+    await manager.broadcast('end', None)
+    for c in clients: assert [e.data for e in await read_to(c, 'end')] == ['0', '1', '2', '3', '4']
+    for c in clients: await c.disconnect()
+
+async def test_a_heartbeat_that_takes_its_time_invents_no_gap():
+    manager = SSEBroadcastManager(10, replay_size=50, heartbeat=.05, default_timeout=5)
+    async with following(manager, events='mine') as client, following(manager, events='other'):
+        await manager.broadcast('mine', 0)
+        await read(client, 1)
+        for i in range(60): await manager.broadcast('other', i)
+        await eventually(lambda: client.events[-1].id == manager.cursor, 'a heartbeat tells the cursor')
+        client.stall()
+        await eventually(lambda: client.conn.sending, 'the next heartbeat is under way')
+        for i in range(30): await manager.broadcast('mine', i)
+        client.resume()
+        await manager.broadcast('mine', 'end')
+        got = await read(client, 31)
+    assert not gaps(client) and [e.event for e in got] == ['mine']*31
+
+async def test_an_evict_timer_that_fires_after_the_tab_has_recovered_does_nothing():
+    manager = SSEBroadcastManager(5, default_timeout=.05)
+    async with following(manager) as client:
+        client.stall()
+        for i in range(20): await manager.broadcast('x', i)
+        await eventually(lambda: client.conn.overdue, 'its timer runs')
+        client.resume()
+        await manager.broadcast('end', 1)
+        assert len(await read_to(client, 'end')) == 20
+        await asyncio.sleep(.08)
+        await manager.broadcast('still', 1)
+        assert (await client.next(BOUND)).event == 'still'
+    assert manager.stats()['evicted'] == 0
+
+async def test_an_ended_connection_in_a_running_pass_does_not_stop_the_pump():
+    manager = SSEBroadcastManager()
+    clients = [tab(manager) for _ in range(520)]
+    for c in clients: await c.__aenter__()
+    await eventually(lambda: len([*manager._hub.groups.values()][0].conns) == 520, 'all live')
+    for i in range(10):
+        await manager.broadcast('x', i)
+        conns = [*manager._hub.connections]
+        await asyncio.sleep(0)  # The first 500 are served, the pass goes on in the next turn
+        for conn in conns[-2:]: conn.end('closed')
+    await manager.broadcast('end', None)
+    for c in clients[:500]: assert len(await read_to(c, 'end')) == 10
+    for c in clients: await c.disconnect()
+
+async def test_the_hub_outlives_a_pump_that_somebody_cancelled():
+    manager = SSEBroadcastManager()
+    async with following(manager) as client:
+        await manager.broadcast('x', 1)
+        manager._hub._pump.cancel()
+        await turns()
+        for i in range(3): await manager.broadcast('x', i)
+        async with asyncio.timeout(BOUND): await client.next(2)
+
+
+# Replay under load
+
+@pytest.mark.parametrize('seed', range(3))
+async def test_hundreds_connect_while_a_writer_never_rests_and_nobody_misses_or_repeats_anything(seed):
+    rnd, manager, done = random.Random(seed), SSEBroadcastManager(20, replay_size=5000), False
+    def html(m): return str(m['data'])
+    async def slow(m):
+        for _ in range(rnd.randrange(3)): await asyncio.sleep(0)
+        return str(m['data'])
+    async def write():
+        n = 0
+        while not done or n < 300:
+            n += 1
+            await manager.broadcast(rnd.choice(['a', 'b']), n)
+            if rnd.random() < .5: await asyncio.sleep(0)
+        await manager.broadcast('end', n+1)
+    async def visit():
+        for _ in range(rnd.randrange(30)): await asyncio.sleep(0)
+        events, render = rnd.choice([('**',), ('a', 'end')]), rnd.choice([None, html, slow])
+        back = rnd.random() < .7
+        at = rnd.randrange(max(0, manager._hub.log.seq-60), manager._hub.log.seq+1) if back else None
+        async with tab(manager, events=events, render=render, until='end', last_event_id=manager._hub.log.id(at) if back else None) as client:
+            first = at if back else None
+            got = [e for e in await read_all(client)]
+        assert got[-1].event == CLOSE, f'ended by {client.events[-1]}'
+        if first is None: first = seq(client.events[0])
+        want = [m.seq for m in manager._hub.log.after(first, 10**9) if m['type'] in events or events == ('**',)]
+        assert [seq(e) for e in got[:-1]] == want, f'{events} {render} from {first}'
+    writer = asyncio.create_task(write())
+    async def crowd():
+        nonlocal done
+        visits = []
+        for _ in range(12):
+            visits += [asyncio.create_task(visit()) for _ in range(10)]
+            for _ in range(5): await asyncio.sleep(0)
+        await asyncio.sleep(.05)
+        done = True
+        await asyncio.gather(*visits)
+    async with asyncio.timeout(40): await asyncio.gather(crowd(), writer)
+    assert manager.stats()['evicted'] == 0 and manager.stats()['gaps'] == 0
+
+@pytest.mark.parametrize('bad', ['', '-', 'x', '-1', '{epoch}', '{epoch}-', '{epoch}--1', '{epoch}-+1', '{epoch}-1.0', '{epoch}-1e3', '{epoch}-²',
+    '{epoch}-٣', '{epoch}-99', '{epoch}-'+'9'*5000, 'other-1', '{epoch}- 1', '1-{epoch}', "'; drop table--1", 'é-1', '\x7f-1'])
+@pytest.mark.parametrize('way', ['header', 'query'])
+async def test_a_hostile_last_event_id_is_a_gap_or_nothing_and_never_an_error(bad, way):
+    from urllib.parse import quote
+    manager = SSEBroadcastManager()
+    await manager.broadcast('x', 1)
+    bad = bad.format(epoch=manager._hub.log.epoch)
+    if way == 'header':
+        try: bad.encode('latin-1')
+        except UnicodeEncodeError: pytest.skip('no header can carry it')
+        client = tab(manager, last_event_id=bad)
+    else: client = tab(manager, url='/?a=1&last_event_id='+quote(bad))
+    async with client:
+        assert client.status == 200
+        if bad: assert (await client.next(BOUND)).event == GAP
+        await manager.broadcast('x', 2)
+        assert (await client.next(BOUND)).data == '2'
+    assert manager.stats()['errors'] == 0
+
+@pytest.mark.parametrize('query', ['last_event_id', 'last_event_id=', '&&last_event_id=&', '%ff=1', 'last_event_id=%00%0d%0a', 'x'*5000])
+async def test_a_hostile_query_string_is_answered(query):
+    manager = SSEBroadcastManager()
+    async with tab(manager, url='/?'+query) as client:
+        await manager.broadcast('x', 2)
+        await read_to(client, 'x')
+
+
+# Heartbeats, headers, middleware
+
+async def test_heartbeats_tell_the_position_and_never_run_ahead_of_what_was_sent():
+    manager, go = SSEBroadcastManager(heartbeat=.03), asyncio.Event()
+    async def render(m):
+        if m['data'] == 1: await go.wait()
+        return str(m['data'])
+    async with following(manager, render=render) as client:
+        await manager.broadcast('x', 1)
+        await manager.broadcast('x', 2)
+        n = len(client.events)
+        await eventually(lambda: len(client.events) > n+3, 'heartbeats come although the renderer is slow')
+        assert {e.id for e in client.events} == {manager._hub.log.id(0)}
+        go.set()
+        assert [e.data for e in await read(client, 2)] == ['1', '2']
+    async with tab(manager, last_event_id=client.events[0].id) as back: assert len(await read(back, 2)) == 2
+
+async def test_no_tab_is_silent_for_longer_than_the_heartbeat_and_none_gets_one_when_it_is_zero():
+    manager = SSEBroadcastManager(heartbeat=.05)
+    async with following(manager) as client: await eventually(lambda: len(client.events) >= 4, 'heartbeats')
+    manager = SSEBroadcastManager(heartbeat=0)
+    async with following(manager) as client:
+        await asyncio.sleep(.1)
+        assert len(client.events) == 1
+
+async def test_the_first_chunk_is_a_retry_an_id_and_a_heartbeat_with_an_empty_data_line():
+    manager = SSEBroadcastManager(retry=1234)
+    async with following(manager) as client:
+        lines = client.body.decode().splitlines()
+    assert sorted(lines[:4]) == sorted(['event: sse:heartbeat', f'id: {manager.cursor}', 'retry: 1234', 'data: '])
+
+async def test_head_is_answered_without_a_stream_and_registers_nobody():
+    manager = SSEBroadcastManager()
+    async with SSEClient(serving(manager), method='HEAD') as client:
+        assert client.status == 200 and client.headers['content-type'] == 'text/event-stream; charset=utf-8'
+        await eventually(client._task.done, 'the answer ends')
+    assert client.body == b'' and manager.connection_count == 0
+
+async def test_headers_keep_proxies_from_holding_back_and_never_name_the_connection():
+    async with following(SSEBroadcastManager()) as client: pass
+    assert client.headers['cache-control'] == 'no-store, no-transform' and client.headers['x-accel-buffering'] == 'no'
+    assert not {'connection', 'content-length', 'transfer-encoding'} & {*client.headers}
+
+async def test_no_visitor_gets_the_session_of_another():
+    manager = SSEBroadcastManager()
+    async def app(scope, receive, send):
+        if b'login' in scope['query_string']: scope['session']['user'] = scope['query_string'].decode()
+        await serving(manager)(scope, receive, send)
+    app = SessionMiddleware(app, secret_key='secret')
+    async with SSEClient(app, '/?login=a') as a, SSEClient(app, '/?login=b') as b, SSEClient(app, '/') as c:
+        assert a.headers['set-cookie'] != b.headers['set-cookie'] and 'set-cookie' not in c.headers
+
+async def test_middleware_that_edits_what_it_passes_on_spoils_nothing_for_others():
+    manager = SSEBroadcastManager()
+    def vandal(app):
+        async def middleware(scope, receive, send):
+            async def vandal_send(message):
+                own = dict(message)
+                if 'headers' in message: message['headers'].append((b'x-private', b'1'))
+                if 'body' in message: message['body'] = b''
+                await send(own)
+                message.clear()
+            await app(scope, receive, vandal_send)
+        return middleware
+    async with following(manager, wrap=vandal) as a, following(manager) as b:
+        await manager.broadcast('x', 1)
+        assert (await a.next(BOUND)).event == (await b.next(BOUND)).event == 'x'
+        assert 'x-private' not in b.headers
+
+@pytest.mark.parametrize('stack', STACKS)
+async def test_a_tab_that_leaves_is_noticed_behind_any_middleware(stack):
+    manager, closed = SSEBroadcastManager(), []
+    manager.on_disconnect(closed.append)
+    async with no_task_left():
+        async with following(manager, wrap=STACKS[stack]) as client:
+            await manager.broadcast('x', 1)
+            await client.next(BOUND)
+        await eventually(lambda: manager.connection_count == 0 and len(closed) == 1, 'the tab is unregistered')
+
+async def test_compression_does_not_hold_events_back():
+    manager = SSEBroadcastManager()
+    async with following(manager, wrap=gzip, headers={'Accept-Encoding': 'gzip'}) as client:
+        await manager.broadcast('x', 'y'*5000)
+        assert (await client.next(BOUND)).event == 'x'
+    assert 'content-encoding' not in client.headers
+
+
+# FastHTML
+
+def fasthtml(**kw):
+    from fasthtml.common import FastHTML
+    return FastHTML(default_hdrs=False, secret_key='secret', **kw)
+
+async def follow(app, manager, path, **kw):
+    async with SSEClient(app, path, **kw) as client:
+        await eventually(lambda: manager.connection_count == 1, 'connected')
+        await manager.broadcast('x', 1)
+        assert (await client.next(BOUND)).event == 'x'
+    await eventually(lambda: manager.connection_count == 0, 'gone')
+    return client
+
+@pytest.mark.parametrize('plain', [True, False])
+async def test_a_fasthtml_route_plain_or_async_streams(plain):
+    app, manager = fasthtml(), SSEBroadcastManager()
+    if plain:
+        @app.route('/events')
+        def events(req): return manager.stream(req)
+    else:
+        @app.route('/events')
+        async def events(req): return manager.stream(req)
+    await follow(app, manager, '/events')
+
+async def test_beforeware_a_router_and_a_mounted_app_stream():
+    from fasthtml.common import APIRouter, Beforeware
+    seen, manager = [], SSEBroadcastManager()
+    def before(req, sess):
+        sess['user'] = 'ann'
+        seen.append(req.url.path)
+    app, sub, ar = fasthtml(before=Beforeware(before)), fasthtml(), APIRouter(prefix='/api')
+    @ar('/events')
+    def events(req): return manager.stream(req)
+    @sub.route('/events')
+    async def inner(req): return manager.stream(req)
+    ar.to_app(app)
+    app.mount('/sub', sub)
+    client = await follow(app, manager, '/api/events')
+    assert seen == ['/api/events'] and 'set-cookie' in client.headers
+    await follow(app, manager, '/sub/events')
+
+async def test_a_login_check_turns_visitors_away_before_anything_is_registered():
+    from fasthtml.common import Beforeware, RedirectResponse
+    manager = SSEBroadcastManager()
+    app = fasthtml(before=Beforeware(lambda req: RedirectResponse('/login', status_code=303)))
+    @app.route('/events')
+    def events(req): return manager.stream(req)
+    async with SSEClient(app, '/events') as client:
+        assert client.status == 303
+    assert manager.connection_count == 0
+
+async def test_a_root_path_changes_nothing():
+    app, manager = fasthtml(), SSEBroadcastManager()
+    @app.route('/events')
+    def events(req): return manager.stream(req)
+    async def behind_a_proxy(scope, receive, send): await app({**scope, 'root_path': '/app', 'path': '/app'+scope['path']}, receive, send)
+    await follow(behind_a_proxy, manager, '/events')
+
+async def test_head_on_a_fasthtml_route_ends():
+    app, manager = fasthtml(), SSEBroadcastManager()
+    @app.route('/events')
+    def events(req): return manager.stream(req)
+    async with SSEClient(app, '/events', method='HEAD') as client:
+        await eventually(client._task.done, 'the answer ends')
+    assert client.body == b''
