@@ -7,21 +7,22 @@ Docs: https://example.github.io/cjm-fasthtml-sse/backend.html.md"""
 # %% auto #0
 __all__ = ['Message', 'Log']
 
-# %% ../nbs/backend.ipynb #8e05aaba
+# %% ../nbs/backend.ipynb #ac7931bd
 import secrets
 
-# %% ../nbs/backend.ipynb #01c9d218
+# %% ../nbs/backend.ipynb #8021726d
 class Message(dict):
     "One broadcast, as hooks, queues and the history see it"
-    __slots__ = 'seq','id','key','frames'
+    __slots__ = 'seq','id','label','frames'
     def __init__(self,
         fields,             # `type`, `timestamp` (ISO 8601) and `data`
-        key=None            # Of the messages with one type and key that wait, only the newest is worth sending
+        key=None            # Hashable; of the messages with one type and key that wait, only the newest is worth sending
     ):
         super().__init__(fields)
-        self.key,self.seq,self.id,self.frames = key,None,None,{}
+        self.label = None if key is None else (self['type'], key)
+        self.seq,self.id,self.frames = None,None,{}
 
-# %% ../nbs/backend.ipynb #38215fb5
+# %% ../nbs/backend.ipynb #f748d191
 class Log:
     "The newest messages, by sequence number, for browsers that come back"
     def __init__(self,
@@ -29,7 +30,7 @@ class Log:
     ):
         self.size,self.epoch = size,secrets.token_hex(5)
         self.seq,self._first = 0,1                 # Newest sequence number given; oldest that the log reaches back to
-        self._messages,self._newest = {},{}        # seq -> message; (type, key) -> seq of the newest
+        self._messages,self._newest = {},{}        # seq -> message; label, that is (type, key) -> seq of the newest
 
     def append(self,
         message: Message  # Gets its `seq` and `id` here
@@ -37,17 +38,16 @@ class Log:
         "Give `message` the next id, and keep it"
         self.seq += 1
         message.seq,message.id = self.seq,self.id(self.seq)
-        if message.key is not None:
-            label = message['type'],message.key
-            self._messages.pop(self._newest.get(label), None)
-            self._newest[label] = self.seq
+        if message.label is not None:
+            self._messages.pop(self._newest.get(message.label), None)
+            self._newest[message.label] = self.seq
         self._messages[self.seq] = message
         while self.seq-self._first >= self.size: self._forget()
         return message
 
     def _forget(self):
         old = self._messages.pop(self._first, None)
-        if old is not None and old.key is not None: del self._newest[old['type'],old.key]
+        if old is not None and old.label is not None: del self._newest[old.label]
         self._first += 1
 
     def id(self, seq: int) -> str:

@@ -7,7 +7,7 @@ Docs: https://example.github.io/cjm-fasthtml-sse/core.html.md"""
 # %% auto #0
 __all__ = ['ConnectionQueue', 'TooManyConnections', 'SSEBroadcastManager', 'Connections', 'Late']
 
-# %% ../nbs/core.ipynb #0ff2d841
+# %% ../nbs/core.ipynb #a9ff743b
 import asyncio,logging,random,signal,threading
 from collections import deque
 from collections.abc import Mapping,Set
@@ -27,14 +27,15 @@ from .dispatcher import Handlers
 from .stream import Connection,EventStreamResponse,Hub
 from .wire import SSEError,StreamEnded,check_event_type
 
-# %% ../nbs/core.ipynb #49137790
+# %% ../nbs/core.ipynb #2e09aeda
 _log = logging.getLogger(__name__)
 
-# %% ../nbs/core.ipynb #d6fff917
+# %% ../nbs/core.ipynb #a1ee9dfe
 class ConnectionQueue(asyncio.Queue):
     "The queue of one connection; once ended, `get` hands out what is left and then raises `StreamEnded`"
     _END = object()
     ended = False  # Was the connection ended?
+    due = None     # The broadcast that waits for room; nothing may overtake it
 
     def end(self):
         "No more messages will come"
@@ -55,9 +56,10 @@ class ConnectionQueue(asyncio.Queue):
     def put_nowait(self, item):
         "Add a message; `StreamEnded` if the connection has ended, `asyncio.QueueFull` if there is no room"
         if self.ended: raise StreamEnded('The connection has ended, it takes no more messages')
+        if self.due is not None and item is not self.due: raise asyncio.QueueFull
         super().put_nowait(item)
 
-# %% ../nbs/core.ipynb #e1a7b5fc
+# %% ../nbs/core.ipynb #d20eeeb2
 class TooManyConnections(SSEError): "`max_connections` are open already"
 
 class SSEBroadcastManager:
@@ -70,17 +72,21 @@ class SSEBroadcastManager:
         replay_size: int|None=None,   # Messages kept for browsers that come back; the larger of 1000 and 10 times `max_queue_size` unless given
         heartbeat: float=15.,         # Seconds of silence after which a stream gets a sign of life, 0: never; proxies cut after 29 to 60
         retry: int=3000,              # Milliseconds a browser waits before it comes back
-        max_connections: int|None=None# Connections at most; a stream beyond that is answered 503
+        max_connections: int|None=None, # Connections at most; a stream beyond that is answered 503
+        overflow: str='evict'         # A stream that is blocked past `max_queue_size`: `evict` has it come back and replay, `drop_oldest` has it skip
     ):
         _whole('max_queue_size', max_queue_size, 0)
         if replay_size is None: replay_size = max(1000, 10*max_queue_size)
         if max_connections is not None: _whole('max_connections', max_connections, 1)
+        if overflow not in ('evict', 'drop_oldest'): raise ValueError(f"`overflow` must be 'evict' or 'drop_oldest', got {overflow!r}")
         self.max_queue_size,self.max_connections = max_queue_size,max_connections
         self.default_timeout = _seconds('default_timeout', default_timeout)
         self._history = deque(maxlen=_whole('history_size', history_size, 0))
         self._queues,self._late,self._hooks,self._refusing = {},{},Handlers(),0.
         self._hub = Hub(max_queue_size, _whole('replay_size', replay_size, 1), _seconds('heartbeat', heartbeat),
-            _whole('retry', retry, 0), self.default_timeout)
+            _whole('retry', retry, 0), self.default_timeout, overflow)
+        self._hub.guests = self._queues
+        self._lock = threading.Lock()  # For threads that broadcast while no loop runs
         self.connections = Connections(self._queues, self._hub.connections)
         _managers.add(self)
 
@@ -106,7 +112,7 @@ class Connections(Set):
 
 _managers = WeakSet()
 
-# %% ../nbs/core.ipynb #456deea9
+# %% ../nbs/core.ipynb #f9d49da9
 @patch
 def on_connect(self:SSEBroadcastManager, callback):
     "Call `callback(connection)` when one was opened"
@@ -127,9 +133,10 @@ async def _call_hooks(self:SSEBroadcastManager, name, x):
     "Call the hooks one after another; one that returns a message replaces it for the next"
     for f in self._hooks.matching(name):
         try:
-            res = f(x)
+            given = dict(x) if name=='broadcast' else x
+            res = f(given)
             if isawaitable(res): res = await res
-            if name=='broadcast' and res is not None: x = _checked(res)
+            if name=='broadcast': x = x | _checked(given if res is None else res)
         except (Exception, asyncio.CancelledError):
             if asyncio.current_task().cancelling(): raise
             self._hub.counts['errors'] += 1
@@ -138,7 +145,7 @@ async def _call_hooks(self:SSEBroadcastManager, name, x):
 
 def _checked(message):
     if not isinstance(message, Mapping): raise TypeError(f'A broadcast hook returns a message or `None`, got {message!r}')
-    check_event_type(message.get('type'))
+    check_event_type(message['type'])
     return dict(message)
 
 @patch
@@ -150,7 +157,7 @@ async def _closed(self:SSEBroadcastManager, conn):
     # A task of its own: who closes is often being cancelled, and the hooks must run to their end all the same
     if self._hooks.keys(): await asyncio.shield(self._hub.spawn(self._call_hooks('disconnect', conn)))
 
-# %% ../nbs/core.ipynb #dfdcf77c
+# %% ../nbs/core.ipynb #5aaace11
 @patch
 def _stop(self:SSEBroadcastManager):
     "The process was told to stop"
@@ -176,7 +183,7 @@ class _StopHandler:
             if m.connections and not m._hub.loop.is_closed(): m._hub.loop.call_soon_threadsafe(m._stop)
         self.old(sig, frame)
 
-# %% ../nbs/core.ipynb #fa9da9c6
+# %% ../nbs/core.ipynb #1269e54f
 @patch
 def _full(self:SSEBroadcastManager):
     # One that was evicted and does not read its farewell counts until its request is over
@@ -197,7 +204,10 @@ async def register_connection(self:SSEBroadcastManager,
         return queue
     self._watch_signals()
     self._queues[queue] = None
-    await self._opened(queue)
+    try: await self._opened(queue)
+    except BaseException:  # Cancelled, so nobody will get the queue
+        await self.unregister_connection(queue)
+        raise
     return queue
 
 @patch
@@ -216,7 +226,7 @@ def _drop(self:SSEBroadcastManager, queue):
     if isinstance(queue, ConnectionQueue): queue.end()
     return True
 
-# %% ../nbs/core.ipynb #c4b73110
+# %% ../nbs/core.ipynb #88b6353b
 @patch
 async def broadcast(self:SSEBroadcastManager,
     event_type: str,        # What happened, such as `job:done`; segments are separated by `:`. Values from outside go through `segment` first
@@ -228,6 +238,7 @@ async def broadcast(self:SSEBroadcastManager,
     "Send an event to every connection; `FieldError` for a bad `event_type`"
     check_event_type(event_type)
     timeout = self.default_timeout if timeout is None else _seconds('timeout', timeout)
+    hash(key)
     self._hub.enter_loop()
     fields = dict(type=event_type, timestamp=datetime.now(timezone.utc).isoformat(), data=data)
     if self._hooks.keys(): fields = await self._call_hooks('broadcast', fields)
@@ -236,19 +247,23 @@ async def broadcast(self:SSEBroadcastManager,
     self._history.append(message)
     got,full = self._hub.publish(message),[]
     for q in [*self._queues]:
-        if self._offer(q, message): got += 1
-        else: full.append(q)
+        try:
+            if q in self._late: raise asyncio.QueueFull  # Something older waits
+            q.put_nowait(message)
+            got += 1
+        except asyncio.QueueFull: full.append(q)
+        except Exception:
+            self._hub.counts['errors'] += 1
+            _log.exception('Queue %r takes no messages, its connection is ended', q)
+            self._lose(q)
     return got + (await self._wait_for(full, message, timeout) if full else 0)
 
 @patch
-def _offer(self:SSEBroadcastManager, queue, message):
-    "Put `message` into `queue` if there is room and nothing older waits; has it got it?"
-    if queue in self._late: return False
-    try: queue.put_nowait(message)
-    except asyncio.QueueFull: return False
-    return True
+def _lose(self:SSEBroadcastManager, queue):
+    "Unregister a queue from within a broadcast, which a slow hook must not hold up"
+    if self._drop(queue): self._hub.spawn(self._closed(queue))
 
-# %% ../nbs/core.ipynb #60ee61cd
+# %% ../nbs/core.ipynb #c36b9eff
 class Late:
     "The messages that wait for room in one queue, in order"
     def __init__(self, queue):
@@ -259,9 +274,11 @@ class Late:
         "Put them in as room comes; `late` is where the manager keeps this"
         while self.waiting:
             message,done = self.waiting[0]
+            if isinstance(self.queue, ConnectionQueue): self.queue.due = message
             await self.queue.put(message)
             self.waiting.popleft()
             if not done.done(): done.set_result(True)
+        self.queue.due = None
         late.pop(self.queue, None)
 
     def cancel(self):
@@ -280,14 +297,14 @@ async def _wait_for(self:SSEBroadcastManager, queues, message, timeout):
         if late.task is None: late.task = self._hub.spawn(late.feed(self._late))
     settled,pending = await asyncio.wait(places, timeout=timeout)
     for q in [places[o] for o in pending]:
-        if not self._drop(q): continue
+        if q not in self._queues: continue
         self._hub.counts['evicted'] += 1
         _log.warning('A queue stayed full for %s s, its connection is ended', timeout)
-        self._hub.spawn(self._closed(q))  # Not awaited: a slow hook must not hold up the broadcast
+        self._lose(q)
     if pending: await asyncio.sleep(0)
     return sum(not o.cancelled() for o in settled)
 
-# %% ../nbs/core.ipynb #f7f3931d
+# %% ../nbs/core.ipynb #8e1c24f5
 @patch
 def get_history(self:SSEBroadcastManager,
     limit: int|None=None  # Messages at most; 0: none, `None`: all that are remembered
@@ -309,10 +326,10 @@ def cursor(self:SSEBroadcastManager) -> str:
 @patch
 def stats(self:SSEBroadcastManager) -> dict:
     "Counters since the start, in messages unless named otherwise: `connections`, `backlog` (the deepest), `broadcasts`, `deliveries`, `coalesced`, `replayed`, `evicted` (connections), `gaps`, `errors`, `bytes`"
-    backlog = max((c.qsize() for c in self.connections), default=0)
+    backlog = max((c.qsize() for c in self.connections if hasattr(c, 'qsize')), default=0)
     return dict(connections=len(self.connections), backlog=backlog, **self._hub.counts)
 
-# %% ../nbs/core.ipynb #27fcecc0
+# %% ../nbs/core.ipynb #71a4f47f
 @patch
 def stream(self:SSEBroadcastManager,
     request,         # The request, as FastHTML gives it to `req`
@@ -339,7 +356,7 @@ def _refusal(self:SSEBroadcastManager):
     seconds = ceil(random.uniform(1, 3)*max(1, self._hub.retry_ms/1000))
     return PlainTextResponse('The server is stopping' if stopping else 'Too many open streams', 503, headers={'Retry-After': str(seconds)})
 
-# %% ../nbs/core.ipynb #3c0590e6
+# %% ../nbs/core.ipynb #0edb62aa
 @patch
 def broadcast_threadsafe(self:SSEBroadcastManager,
     event_type: str,   # As for `broadcast`
@@ -356,11 +373,11 @@ def broadcast_threadsafe(self:SSEBroadcastManager,
     if loop is None or not loop.is_running():
         try: loop = asyncio.get_running_loop()
         except RuntimeError:
-            (res := Future()).set_result(asyncio.run(sending))
+            with self._lock: (res := Future()).set_result(asyncio.run(sending))
             return res
     return asyncio.run_coroutine_threadsafe(sending, loop)
 
-# %% ../nbs/core.ipynb #ea2d32f0
+# %% ../nbs/core.ipynb #9cc237ef
 @patch
 async def close(self:SSEBroadcastManager,
     timeout: float=1.  # Seconds to wait until the streams have ended

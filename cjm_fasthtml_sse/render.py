@@ -7,7 +7,7 @@ Docs: https://example.github.io/cjm-fasthtml-sse/render.html.md"""
 # %% auto #0
 __all__ = ['FRAMES_KEPT', 'to_html', 'to_json', 'Renderer']
 
-# %% ../nbs/render.ipynb #41b6175c
+# %% ../nbs/render.ipynb #b804a810
 import asyncio,dataclasses,json,logging
 from datetime import date,datetime,time
 from decimal import Decimal
@@ -22,10 +22,10 @@ from fastcore.xml import NotStr,to_xml
 from .backend import Message
 from .wire import check_event_type,encode
 
-# %% ../nbs/render.ipynb #d7ac7dea
+# %% ../nbs/render.ipynb #a0905c29
 _log = logging.getLogger(__name__)
 
-# %% ../nbs/render.ipynb #63b76b73
+# %% ../nbs/render.ipynb #99ed1ad3
 def to_html(
     elements: Any  # FT elements, one or many; a string is taken for HTML; `None` or nothing
 ) -> str:          # '' where there is nothing
@@ -43,7 +43,7 @@ def _flat(elements):
         if isinstance(o, (list,tuple)): yield from _flat(o)
         else: yield o
 
-# %% ../nbs/render.ipynb #cb15cda5
+# %% ../nbs/render.ipynb #998b2ab3
 def to_json(
     data: Any  # What `json` takes, FT elements, dataclasses, dates, `UUID`, `Decimal` and paths
 ) -> str:      # One line
@@ -58,7 +58,7 @@ def _plain(o):
     if isinstance(o, (set,frozenset)): return sorted(o, key=str)
     raise TypeError(f'{type(o).__name__} has no form in JSON, got {o!r}')
 
-# %% ../nbs/render.ipynb #f02a1340
+# %% ../nbs/render.ipynb #730d9a5f
 FRAMES_KEPT = 8  # A message keeps the frames of so many renderers
 
 class Renderer:
@@ -77,12 +77,12 @@ class Renderer:
         message  # `Message`, or a dict that an app put into one connection by hand
     ) -> Any:    # Bytes, empty where there is nothing to send; or an awaitable of them
         "The frame of `message`"
+        if not isinstance(message, Message): return self._make(message, {})  # An app may fill the same dict anew
         if self._latest[0] is message: return self._latest[1]
-        frames = message.frames if isinstance(message, Message) else {}
-        made = frames.get(self.number)
+        made = message.frames.get(self.number)
         if made is None:
-            made = self._make(message, frames)
-            if len(frames)<FRAMES_KEPT: frames[self.number] = made
+            made = self._make(message, message.frames)
+            if len(message.frames)<FRAMES_KEPT: message.frames[self.number] = made
         self._latest = message,made
         return made
 
@@ -96,6 +96,7 @@ class Renderer:
         task = asyncio.ensure_future(self._later(message, frames, result))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        if hasattr(result, 'close'): task.add_done_callback(lambda t: result.close())  # A task cancelled before its first step never awaits it
         return task
 
     async def _later(self, message, frames, result):

@@ -568,6 +568,59 @@ async def test_the_hub_outlives_a_pump_that_somebody_cancelled():
         async with asyncio.timeout(BOUND): await client.next(2)
 
 
+async def test_the_hub_outlives_a_pump_that_was_cancelled_with_half_a_backlog_before_it():
+    manager = SSEBroadcastManager(10)
+    async with following(manager) as client:
+        for i in range(5): await manager.broadcast('x', i)
+        manager._hub._pump.cancel()
+        await turns()
+        async with asyncio.timeout(BOUND):
+            for i in range(5, 30): await manager.broadcast('x', i)
+            assert [e.data for e in await read(client, 30)] == [str(i) for i in range(30)]
+
+@pytest.mark.parametrize('turn', [1, 2, 6])
+async def test_a_writer_does_not_hang_whenever_the_only_tab_leaves(turn):
+    manager, done = SSEBroadcastManager(10), []
+    async def write():
+        for i in range(300): await manager.broadcast('x', i)
+        done.append(True)
+    async with following(manager) as client:
+        writer = asyncio.create_task(write())
+        await turns(turn)
+        client.conn.end('closed')
+        await eventually(lambda: done, 'the writer ends')
+        await writer
+
+async def test_a_dict_that_an_app_fills_anew_for_each_put_is_rendered_anew():
+    manager, message = SSEBroadcastManager(), dict(type='x')
+    async with following(manager) as json, following(manager, render=lambda m: str(m['data'])) as html:
+        for i in range(3):
+            message['data'] = i
+            for c in manager.connections: c.put_nowait(message)
+        assert [e.data for e in await read(json, 3)] == [e.data for e in await read(html, 3)] == ['0', '1', '2']
+
+async def test_a_tab_that_leaves_before_its_async_renderer_has_begun_leaves_no_coroutine_behind():
+    manager = SSEBroadcastManager()
+    async def render(m): return 'x'
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        async with following(manager, render=render) as client:
+            await manager.broadcast('x', 1)
+            client.conn.end('closed')
+        await turns()
+        gc.collect()
+    assert [str(w.message) for w in caught if 'never awaited' in str(w.message)] == []
+
+@pytest.mark.parametrize('later', range(5))
+async def test_a_close_right_after_an_eviction_ends_everybody(later):
+    manager = SSEBroadcastManager()
+    async with following(manager) as a, following(manager) as b:
+        a.conn.end('evicted')
+        await turns(later)
+        await manager.close()
+        for c in a, b: assert c._task.done() and c.events[-1].retry is not None
+
+
 # Replay under load
 
 @pytest.mark.parametrize('seed', range(3))

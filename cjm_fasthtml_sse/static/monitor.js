@@ -52,7 +52,10 @@ class ConnectionMonitor {
     }
     // The extension's own events: of interest where the source is the browser's.
     for (const [type, f] of Object.entries({ sseOpen: this.opened, sseError: this.failed, sseClose: this.closed })) {
-      on(document, `htmx:${type}`, (detail, e) => { if (mine(e.target) && detail.source && !detail.source.configure && !this.replaced(/** @type {Element} */ (e.target))) f.call(this, detail.source, /** @type {Element} */ (e.target)); });
+      on(document, `htmx:${type}`, ({ source }, { target }) => {
+        const element = /** @type {Element} */ (target);
+        if (mine(element) && source && !source.configure && !this.replaced(element)) f.call(this, source, element);
+      });
     }
     on(document, 'visibilitychange', () => { if (!document.hidden) this.watchdog.check(true); });
     // The status may be drawn later than this, or anew.
@@ -162,14 +165,18 @@ class ConnectionMonitor {
   }
 }
 
-/** Start what has not been started: the elements say it themselves, because this file may be in the page more than once. */
-function startMonitors() {
-  for (const element of document.querySelectorAll('script[data-sse-monitor]')) {
+/**
+ * Start what has not been started: the elements say it themselves, because this file may be in the page more than once.
+ * @param {ParentNode} root
+ */
+function startMonitors(root) {
+  const selector = 'script[data-sse-monitor]';
+  for (const element of [...(root instanceof Element && root.matches(selector) ? [root] : []), ...root.querySelectorAll(selector)]) {
     const script = /** @type {HTMLScriptElement & {sseMonitor?: ConnectionMonitor}} */ (element);
     script.sseMonitor ??= new ConnectionMonitor(script, JSON.parse(script.dataset.sseMonitor ?? ''));
   }
 }
 
-startMonitors();
-document.addEventListener('DOMContentLoaded', startMonitors);
-document.addEventListener('htmx:load', startMonitors);
+startMonitors(document);
+document.addEventListener('DOMContentLoaded', () => startMonitors(document));
+document.addEventListener('htmx:load', e => startMonitors(/** @type {Element} */ (e.target)));

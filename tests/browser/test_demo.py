@@ -88,7 +88,7 @@ def tab(browser, server):
     yield tab
     complaints = [o for t in tabs for o in t.complaints]
     context.close()
-    assert not complaints
+    assert not complaints, f'the server wrote:\n{server.output}'
 
 
 def same(*tabs):

@@ -65,7 +65,7 @@ def test_half_open(page, site, board, proxy, state):
     board.add('a')
     page.wait_for_selector('#thing-a')
     page.fill('#typed', 'half a sent')
-    page.wait_for_timeout(500)
+    page.wait_for_function('cjmSSE.sources[0].watchdog.armed')
     proxy.fall_silent(idle=False)
     board.add('b')
     state.passed('reconnecting')
