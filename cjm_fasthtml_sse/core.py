@@ -7,7 +7,7 @@ Docs: https://example.github.io/cjm-fasthtml-sse/core.html.md"""
 # %% auto #0
 __all__ = ['ConnectionQueue', 'TooManyConnections', 'SSEBroadcastManager', 'Connections', 'Late']
 
-# %% ../nbs/core.ipynb #a9ff743b
+# %% ../nbs/core.ipynb #518a90c3
 import asyncio,logging,random,signal,threading
 from collections import deque
 from collections.abc import Mapping,Set
@@ -24,13 +24,13 @@ from starlette.responses import PlainTextResponse
 
 from .backend import Message
 from .dispatcher import Handlers
-from .stream import Connection,EventStreamResponse,Hub
+from .stream import Connection,EventStreamResponse,Hub,being_cancelled
 from .wire import SSEError,StreamEnded,check_event_type
 
-# %% ../nbs/core.ipynb #2e09aeda
+# %% ../nbs/core.ipynb #231af50a
 _log = logging.getLogger(__name__)
 
-# %% ../nbs/core.ipynb #a1ee9dfe
+# %% ../nbs/core.ipynb #7e07e9a8
 class ConnectionQueue(asyncio.Queue):
     "The queue of one connection; once ended, `get` hands out what is left and then raises `StreamEnded`"
     _END = object()
@@ -43,7 +43,9 @@ class ConnectionQueue(asyncio.Queue):
         self.ended = True
         # Whoever waits in `get` wakes up as for any item. A full queue has nobody waiting, so there it is enough to append
         if self.full(): self._put(self._END)
-        else: super().put_nowait(self._END)
+        else:
+            super().put_nowait(self._END)
+            self.task_done()  # The mark is no task that `join` should wait for
 
     def get_nowait(self):
         "The next message; `StreamEnded` if there will be none, `asyncio.QueueEmpty` if there is none yet"
@@ -59,7 +61,7 @@ class ConnectionQueue(asyncio.Queue):
         if self.due is not None and item is not self.due: raise asyncio.QueueFull
         super().put_nowait(item)
 
-# %% ../nbs/core.ipynb #d20eeeb2
+# %% ../nbs/core.ipynb #15708358
 class TooManyConnections(SSEError): "`max_connections` are open already"
 
 class SSEBroadcastManager:
@@ -85,8 +87,8 @@ class SSEBroadcastManager:
         self._queues,self._late,self._hooks,self._refusing = {},{},Handlers(),0.
         self._hub = Hub(max_queue_size, _whole('replay_size', replay_size, 1), _seconds('heartbeat', heartbeat),
             _whole('retry', retry, 0), self.default_timeout, overflow)
-        self._hub.guests = self._queues
-        self._lock = threading.Lock()  # For threads that broadcast while no loop runs
+        self._hub.guests = self._queues,self._late
+        self._lock,self._brief = threading.Lock(),False  # For threads that broadcast while no loop runs, on one that they make for a moment
         self.connections = Connections(self._queues, self._hub.connections)
         _managers.add(self)
 
@@ -112,7 +114,7 @@ class Connections(Set):
 
 _managers = WeakSet()
 
-# %% ../nbs/core.ipynb #f9d49da9
+# %% ../nbs/core.ipynb #36fffba0
 @patch
 def on_connect(self:SSEBroadcastManager, callback):
     "Call `callback(connection)` when one was opened"
@@ -138,7 +140,7 @@ async def _call_hooks(self:SSEBroadcastManager, name, x):
             if isawaitable(res): res = await res
             if name=='broadcast': x = x | _checked(given if res is None else res)
         except (Exception, asyncio.CancelledError):
-            if asyncio.current_task().cancelling(): raise
+            if being_cancelled(): raise
             self._hub.counts['errors'] += 1
             _log.exception('Hook %r failed', f)
     return x
@@ -157,7 +159,7 @@ async def _closed(self:SSEBroadcastManager, conn):
     # A task of its own: who closes is often being cancelled, and the hooks must run to their end all the same
     if self._hooks.keys(): await asyncio.shield(self._hub.spawn(self._call_hooks('disconnect', conn)))
 
-# %% ../nbs/core.ipynb #5aaace11
+# %% ../nbs/core.ipynb #20dcfb99
 @patch
 def _stop(self:SSEBroadcastManager):
     "The process was told to stop"
@@ -183,7 +185,7 @@ class _StopHandler:
             if m.connections and not m._hub.loop.is_closed(): m._hub.loop.call_soon_threadsafe(m._stop)
         self.old(sig, frame)
 
-# %% ../nbs/core.ipynb #1269e54f
+# %% ../nbs/core.ipynb #5706ecd3
 @patch
 def _full(self:SSEBroadcastManager):
     # One that was evicted and does not read its farewell counts until its request is over
@@ -226,7 +228,7 @@ def _drop(self:SSEBroadcastManager, queue):
     if isinstance(queue, ConnectionQueue): queue.end()
     return True
 
-# %% ../nbs/core.ipynb #88b6353b
+# %% ../nbs/core.ipynb #6b2bb680
 @patch
 async def broadcast(self:SSEBroadcastManager,
     event_type: str,        # What happened, such as `job:done`; segments are separated by `:`. Values from outside go through `segment` first
@@ -263,7 +265,7 @@ def _lose(self:SSEBroadcastManager, queue):
     "Unregister a queue from within a broadcast, which a slow hook must not hold up"
     if self._drop(queue): self._hub.spawn(self._closed(queue))
 
-# %% ../nbs/core.ipynb #c36b9eff
+# %% ../nbs/core.ipynb #c361b6cd
 class Late:
     "The messages that wait for room in one queue, in order"
     def __init__(self, queue):
@@ -278,7 +280,7 @@ class Late:
             await self.queue.put(message)
             self.waiting.popleft()
             if not done.done(): done.set_result(True)
-        self.queue.due = None
+        if isinstance(self.queue, ConnectionQueue): self.queue.due = None
         late.pop(self.queue, None)
 
     def cancel(self):
@@ -304,7 +306,7 @@ async def _wait_for(self:SSEBroadcastManager, queues, message, timeout):
     if pending: await asyncio.sleep(0)
     return sum(not o.cancelled() for o in settled)
 
-# %% ../nbs/core.ipynb #8e1c24f5
+# %% ../nbs/core.ipynb #a02186d1
 @patch
 def get_history(self:SSEBroadcastManager,
     limit: int|None=None  # Messages at most; 0: none, `None`: all that are remembered
@@ -329,7 +331,7 @@ def stats(self:SSEBroadcastManager) -> dict:
     backlog = max((c.qsize() for c in self.connections if hasattr(c, 'qsize')), default=0)
     return dict(connections=len(self.connections), backlog=backlog, **self._hub.counts)
 
-# %% ../nbs/core.ipynb #71a4f47f
+# %% ../nbs/core.ipynb #bc0a9741
 @patch
 def stream(self:SSEBroadcastManager,
     request,         # The request, as FastHTML gives it to `req`
@@ -356,7 +358,7 @@ def _refusal(self:SSEBroadcastManager):
     seconds = ceil(random.uniform(1, 3)*max(1, self._hub.retry_ms/1000))
     return PlainTextResponse('The server is stopping' if stopping else 'Too many open streams', 503, headers={'Retry-After': str(seconds)})
 
-# %% ../nbs/core.ipynb #0edb62aa
+# %% ../nbs/core.ipynb #8cae3e77
 @patch
 def broadcast_threadsafe(self:SSEBroadcastManager,
     event_type: str,   # As for `broadcast`
@@ -369,15 +371,22 @@ def broadcast_threadsafe(self:SSEBroadcastManager,
     check_event_type(event_type)
     if timeout is not None: _seconds('timeout', timeout)
     sending = self.broadcast(event_type, data, timeout, key=key)
-    loop = self._hub.loop
-    if loop is None or not loop.is_running():
-        try: loop = asyncio.get_running_loop()
-        except RuntimeError:
-            with self._lock: (res := Future()).set_result(asyncio.run(sending))
-            return res
-    return asyncio.run_coroutine_threadsafe(sending, loop)
+    try: here = asyncio.get_running_loop()
+    except RuntimeError: here = None
+    if loop := self._lasting_loop() or here: return asyncio.run_coroutine_threadsafe(sending, loop)
+    with self._lock:
+        if loop := self._lasting_loop(): return asyncio.run_coroutine_threadsafe(sending, loop)
+        self._brief,res = True,Future()
+        try: res.set_result(asyncio.run(sending))
+        finally: self._brief = False
+        return res
 
-# %% ../nbs/core.ipynb #9cc237ef
+@patch
+def _lasting_loop(self:SSEBroadcastManager):
+    loop = self._hub.loop
+    return loop if loop is not None and loop.is_running() and not self._brief else None
+
+# %% ../nbs/core.ipynb #cb2dbd31
 @patch
 async def close(self:SSEBroadcastManager,
     timeout: float=1.  # Seconds to wait until the streams have ended

@@ -7,8 +7,9 @@ Docs: https://example.github.io/cjm-fasthtml-sse/render.html.md"""
 # %% auto #0
 __all__ = ['FRAMES_KEPT', 'to_html', 'to_json', 'Renderer']
 
-# %% ../nbs/render.ipynb #b804a810
+# %% ../nbs/render.ipynb #86fe90bf
 import asyncio,dataclasses,json,logging
+from contextvars import Context
 from datetime import date,datetime,time
 from decimal import Decimal
 from inspect import isawaitable
@@ -22,10 +23,10 @@ from fastcore.xml import NotStr,to_xml
 from .backend import Message
 from .wire import check_event_type,encode
 
-# %% ../nbs/render.ipynb #a0905c29
+# %% ../nbs/render.ipynb #d5322147
 _log = logging.getLogger(__name__)
 
-# %% ../nbs/render.ipynb #99ed1ad3
+# %% ../nbs/render.ipynb #031f2ecb
 def to_html(
     elements: Any  # FT elements, one or many; a string is taken for HTML; `None` or nothing
 ) -> str:          # '' where there is nothing
@@ -43,7 +44,7 @@ def _flat(elements):
         if isinstance(o, (list,tuple)): yield from _flat(o)
         else: yield o
 
-# %% ../nbs/render.ipynb #998b2ab3
+# %% ../nbs/render.ipynb #40b4a644
 def to_json(
     data: Any  # What `json` takes, FT elements, dataclasses, dates, `UUID`, `Decimal` and paths
 ) -> str:      # One line
@@ -58,7 +59,7 @@ def _plain(o):
     if isinstance(o, (set,frozenset)): return sorted(o, key=str)
     raise TypeError(f'{type(o).__name__} has no form in JSON, got {o!r}')
 
-# %% ../nbs/render.ipynb #730d9a5f
+# %% ../nbs/render.ipynb #1a52cd00
 FRAMES_KEPT = 8  # A message keeps the frames of so many renderers
 
 class Renderer:
@@ -91,9 +92,10 @@ class Renderer:
             result = None if self.render is None else self.render(message)
             if not isawaitable(result): return self._encode(message, result)
         except (Exception, asyncio.CancelledError): return self._failed(message)
-        # A task of its own: that the connection which asked first goes away must not spoil it for the others
+        # A task of its own, with an empty context: that the connection which asked first goes away must not spoil it for the others,
+        # and that one's context variables are none of their business
         self.slow = True
-        task = asyncio.ensure_future(self._later(message, frames, result))
+        task = asyncio.get_running_loop().create_task(self._later(message, frames, result), context=Context())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         if hasattr(result, 'close'): task.add_done_callback(lambda t: result.close())  # A task cancelled before its first step never awaits it

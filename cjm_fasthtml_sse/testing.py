@@ -7,16 +7,16 @@ Docs: https://example.github.io/cjm-fasthtml-sse/testing.html.md"""
 # %% auto #0
 __all__ = ['SSEClient']
 
-# %% ../nbs/testing.ipynb #e8896012
+# %% ../nbs/testing.ipynb #8bb14610
 import asyncio
 from contextlib import suppress
-from urllib.parse import urlsplit
+from urllib.parse import unquote,urlsplit
 
 from fastcore.basics import patch
 
 from .wire import HEARTBEAT,Parser,ServerSentEvent,StreamEnded
 
-# %% ../nbs/testing.ipynb #feffac12
+# %% ../nbs/testing.ipynb #9b4dd742
 class SSEClient:
     "One tab's event stream, in process"
     def __init__(self,
@@ -35,7 +35,7 @@ class SSEClient:
         self._gate.set()
         parts = urlsplit(url)
         self._scope = dict(type='http', asgi=dict(version='3.0', spec_version='2.3'), http_version='1.1', method=method, scheme='http',
-            path=parts.path, raw_path=parts.path.encode(), query_string=parts.query.encode(), root_path='',
+            path=unquote(parts.path), raw_path=parts.path.encode(), query_string=parts.query.encode(), root_path='',
             headers=[(k.lower().encode('latin-1'), v.encode('latin-1')) for k,v in {'host': 'test', **(headers or {})}.items()],
             client=('127.0.0.1', 1), server=('test', 80), state={})
 
@@ -73,7 +73,7 @@ class SSEClient:
             self._events.put_nowait(e)
         if not message.get('more_body'): self._gone.set()  # A complete response: `receive` answers `http.disconnect` from now on
 
-# %% ../nbs/testing.ipynb #1173d434
+# %% ../nbs/testing.ipynb #ea7d00dd
 @patch
 async def next(self:SSEClient,
     timeout=1.,           # Seconds; then `TimeoutError`
@@ -88,7 +88,7 @@ async def next(self:SSEClient,
             self.last_event_id = e.id
             if heartbeats or e.event!=HEARTBEAT: return e
 
-# %% ../nbs/testing.ipynb #cda3d106
+# %% ../nbs/testing.ipynb #04e8e73c
 @patch
 async def disconnect(self:SSEClient,
     timeout=5.  # Seconds the application has to notice; then it is cancelled

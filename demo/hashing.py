@@ -87,7 +87,9 @@ def hash_folder(job, root):
             job = replace(job, files=len(digests))
         except OSError as e: skip(e, path)
 
-    if job.unread and not digests: raise OSError(0, job.reasons[0][1])
+    if job.unread and not digests:
+        yield job
+        raise OSError(0, job.reasons[0][1])
     # What `sha256sum` would list, sorted by name
     total = hashlib.sha256(b''.join(sha.encode()+b'  '+name+b'\n' for name,sha in sorted(digests.items())))
     yield replace(job, state='finished', text=total.hexdigest())

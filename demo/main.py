@@ -47,7 +47,7 @@ async def stop_all():
 
 app = FastHTML(default_hdrs=False, secret_key=secrets.token_hex(), on_shutdown=[stop_all], htmlkw=dict(lang='en'), hdrs=(
     Meta(charset='utf-8'), Meta(name='viewport', content='width=device-width, initial-scale=1'), Link(rel='icon', href=icon),
-    Style((here/'style.css').read_text()), *(local or [cdn])))
+    Style((here/'style.css').read_text(encoding='utf-8')), *(local or [cdn])))
 if local: app.mount('/assets', StaticFiles(directory=assets))
 setup_sse(app, sse)
 

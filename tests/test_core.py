@@ -348,6 +348,25 @@ async def test_full_queues_are_waited_for_together_and_only_once():
         with pytest.raises(StreamEnded): await q.get()
     assert await manager.broadcast('x', 3) <= 2
 
+async def test_a_queue_of_any_class_that_makes_room_in_time_goes_on():
+    class Slotted:
+        __slots__ = 'items', 'room'
+        def __init__(self): self.items, self.room = [], asyncio.Event()
+        def put_nowait(self, item):
+            if not self.room.is_set(): raise asyncio.QueueFull
+            self.items.append(item)
+        async def put(self, item):
+            await self.room.wait()
+            self.items.append(item)
+    manager, own = SSEBroadcastManager(), Slotted()
+    await manager.register_connection(own)
+    task = asyncio.create_task(manager.broadcast('x', 1, timeout=BOUND))
+    await turns()
+    own.room.set()
+    assert await task == 1
+    await turns()
+    assert await manager.broadcast('x', 2, timeout=.05) == 1 and len(own.items) == 2
+
 async def test_a_queue_that_makes_room_in_time_gets_the_message_and_stays():
     manager = SSEBroadcastManager(1)
     queue = await manager.register_connection()
@@ -610,6 +629,27 @@ def test_a_loop_that_is_closed_over_open_streams_does_not_spoil_the_next():
     finally:
         del client
         gc.collect()  # What the dead loop left behind is to complain here, not in another test
+
+
+@pytest.mark.filterwarnings('ignore')  # As above
+def test_what_a_closed_loop_left_behind_may_be_collected_at_any_time():
+    manager, left = SSEBroadcastManager(), []
+    async def leave_open():
+        left.append(tab(manager))
+        await left[0].__aenter__()
+        await turns()
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(leave_open())
+    loop.close()
+    async def next_one():
+        async with following(manager) as client:
+            left.clear()
+            gc.collect()
+            assert manager.connection_count == 1 and len(manager._hub.groups) == 1
+            await manager.broadcast('x', 2)
+            assert (await client.next(BOUND)).data == '2'
+        assert manager.connection_count == 0 and not manager._hub.groups
+    asyncio.run(next_one())
 
 
 # Bad input leaves no trace
