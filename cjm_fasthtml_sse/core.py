@@ -7,7 +7,7 @@ Docs: https://example.github.io/cjm-fasthtml-sse/core.html.md"""
 # %% auto #0
 __all__ = ['ConnectionQueue', 'TooManyConnections', 'SSEBroadcastManager', 'Connections', 'Late']
 
-# %% ../nbs/core.ipynb #518a90c3
+# %% ../nbs/core.ipynb #db0a6427
 import asyncio,logging,random,signal,threading
 from collections import deque
 from collections.abc import Mapping,Set
@@ -27,10 +27,10 @@ from .dispatcher import Handlers
 from .stream import Connection,EventStreamResponse,Hub,being_cancelled
 from .wire import SSEError,StreamEnded,check_event_type
 
-# %% ../nbs/core.ipynb #231af50a
+# %% ../nbs/core.ipynb #bf70919c
 _log = logging.getLogger(__name__)
 
-# %% ../nbs/core.ipynb #7e07e9a8
+# %% ../nbs/core.ipynb #2ab70f19
 class ConnectionQueue(asyncio.Queue):
     "The queue of one connection; once ended, `get` hands out what is left and then raises `StreamEnded`"
     _END = object()
@@ -61,7 +61,7 @@ class ConnectionQueue(asyncio.Queue):
         if self.due is not None and item is not self.due: raise asyncio.QueueFull
         super().put_nowait(item)
 
-# %% ../nbs/core.ipynb #15708358
+# %% ../nbs/core.ipynb #002091a6
 class TooManyConnections(SSEError): "`max_connections` are open already"
 
 class SSEBroadcastManager:
@@ -114,7 +114,7 @@ class Connections(Set):
 
 _managers = WeakSet()
 
-# %% ../nbs/core.ipynb #36fffba0
+# %% ../nbs/core.ipynb #6eaf3d36
 @patch
 def on_connect(self:SSEBroadcastManager, callback):
     "Call `callback(connection)` when one was opened"
@@ -138,7 +138,7 @@ async def _call_hooks(self:SSEBroadcastManager, name, x):
             given = dict(x) if name=='broadcast' else x
             res = f(given)
             if isawaitable(res): res = await res
-            if name=='broadcast': x = x | _checked(given if res is None else res)
+            if name=='broadcast': x = x | _checked(given if res is None or isinstance(res, list) else res)
         except (Exception, asyncio.CancelledError):
             if being_cancelled(): raise
             self._hub.counts['errors'] += 1
@@ -159,7 +159,7 @@ async def _closed(self:SSEBroadcastManager, conn):
     # A task of its own: who closes is often being cancelled, and the hooks must run to their end all the same
     if self._hooks.keys(): await asyncio.shield(self._hub.spawn(self._call_hooks('disconnect', conn)))
 
-# %% ../nbs/core.ipynb #20dcfb99
+# %% ../nbs/core.ipynb #bb2000e7
 @patch
 def _stop(self:SSEBroadcastManager):
     "The process was told to stop"
@@ -185,7 +185,7 @@ class _StopHandler:
             if m.connections and not m._hub.loop.is_closed(): m._hub.loop.call_soon_threadsafe(m._stop)
         self.old(sig, frame)
 
-# %% ../nbs/core.ipynb #5706ecd3
+# %% ../nbs/core.ipynb #bc699bb6
 @patch
 def _full(self:SSEBroadcastManager):
     # One that was evicted and does not read its farewell counts until its request is over
@@ -228,7 +228,7 @@ def _drop(self:SSEBroadcastManager, queue):
     if isinstance(queue, ConnectionQueue): queue.end()
     return True
 
-# %% ../nbs/core.ipynb #6b2bb680
+# %% ../nbs/core.ipynb #2e76a15e
 @patch
 async def broadcast(self:SSEBroadcastManager,
     event_type: str,        # What happened, such as `job:done`; segments are separated by `:`. Values from outside go through `segment` first
@@ -244,7 +244,7 @@ async def broadcast(self:SSEBroadcastManager,
     self._hub.enter_loop()
     fields = dict(type=event_type, timestamp=datetime.now(timezone.utc).isoformat(), data=data)
     if self._hooks.keys(): fields = await self._call_hooks('broadcast', fields)
-    await self._hub.room(self._hub._route(fields['type']))
+    async with self._hub.line: await self._hub.room(self._hub._route(fields['type']))
     message = Message(fields, key)  # From here to the last queue nothing waits, so the order of ids is the order of delivery
     self._history.append(message)
     got,full = self._hub.publish(message),[]
@@ -265,7 +265,7 @@ def _lose(self:SSEBroadcastManager, queue):
     "Unregister a queue from within a broadcast, which a slow hook must not hold up"
     if self._drop(queue): self._hub.spawn(self._closed(queue))
 
-# %% ../nbs/core.ipynb #c361b6cd
+# %% ../nbs/core.ipynb #802d6758
 class Late:
     "The messages that wait for room in one queue, in order"
     def __init__(self, queue):
@@ -306,7 +306,7 @@ async def _wait_for(self:SSEBroadcastManager, queues, message, timeout):
     if pending: await asyncio.sleep(0)
     return sum(not o.cancelled() for o in settled)
 
-# %% ../nbs/core.ipynb #a02186d1
+# %% ../nbs/core.ipynb #4bafb2d1
 @patch
 def get_history(self:SSEBroadcastManager,
     limit: int|None=None  # Messages at most; 0: none, `None`: all that are remembered
@@ -331,7 +331,7 @@ def stats(self:SSEBroadcastManager) -> dict:
     backlog = max((c.qsize() for c in self.connections if hasattr(c, 'qsize')), default=0)
     return dict(connections=len(self.connections), backlog=backlog, **self._hub.counts)
 
-# %% ../nbs/core.ipynb #bc0a9741
+# %% ../nbs/core.ipynb #17b79e21
 @patch
 def stream(self:SSEBroadcastManager,
     request,         # The request, as FastHTML gives it to `req`
@@ -358,7 +358,7 @@ def _refusal(self:SSEBroadcastManager):
     seconds = ceil(random.uniform(1, 3)*max(1, self._hub.retry_ms/1000))
     return PlainTextResponse('The server is stopping' if stopping else 'Too many open streams', 503, headers={'Retry-After': str(seconds)})
 
-# %% ../nbs/core.ipynb #8cae3e77
+# %% ../nbs/core.ipynb #b8ffe214
 @patch
 def broadcast_threadsafe(self:SSEBroadcastManager,
     event_type: str,   # As for `broadcast`
@@ -386,7 +386,7 @@ def _lasting_loop(self:SSEBroadcastManager):
     loop = self._hub.loop
     return loop if loop is not None and loop.is_running() and not self._brief else None
 
-# %% ../nbs/core.ipynb #cb2dbd31
+# %% ../nbs/core.ipynb #e481ba7b
 @patch
 async def close(self:SSEBroadcastManager,
     timeout: float=1.  # Seconds to wait until the streams have ended

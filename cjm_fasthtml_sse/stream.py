@@ -8,7 +8,7 @@ Docs: https://example.github.io/cjm-fasthtml-sse/stream.html.md"""
 __all__ = ['BATCH', 'TURNS', 'MANY_TURNS', 'being_cancelled', 'Entry', 'Chunk', 'Group', 'Turn', 'Connection', 'Hub', 'patterns',
            'EventStreamResponse']
 
-# %% ../nbs/stream.ipynb #ea05e6e5
+# %% ../nbs/stream.ipynb #6990b64d
 import asyncio,logging,random
 from collections import deque
 from contextlib import suppress
@@ -25,7 +25,7 @@ from .dispatcher import Handlers,check_pattern,matches
 from .render import Renderer,to_html
 from .wire import CLOSE,GAP,HEARTBEAT,SSEError,check_event_type,encode
 
-# %% ../nbs/stream.ipynb #8e2243d7
+# %% ../nbs/stream.ipynb #ee5829ed
 _log = logging.getLogger(__name__)
 
 def being_cancelled() -> bool:
@@ -33,7 +33,7 @@ def being_cancelled() -> bool:
     task = asyncio.current_task()
     return task is not None and task.cancelling()>0
 
-# %% ../nbs/stream.ipynb #0434a37a
+# %% ../nbs/stream.ipynb #5b41c546
 class Entry(NamedTuple):
     "A rendered message on its way"
     seq: int              # Where it stands in the log
@@ -57,7 +57,7 @@ def _join(entries, seq):
     frames = [e.frame for i,e in enumerate(entries) if e.label is None or newest[e.label]==i or e.last]
     return Chunk(b''.join(frames), seq, len(frames), end is not None, len(entries)-len(frames))
 
-# %% ../nbs/stream.ipynb #a3827dbc
+# %% ../nbs/stream.ipynb #87377e9f
 class Group:
     "Connections that want the same: one set of patterns, one renderer, one end"
     def __init__(self, hub, events, renderer, until):
@@ -124,7 +124,7 @@ class Group:
         "Is there nothing that an async renderer has yet to render?"
         return not self._inbox
 
-# %% ../nbs/stream.ipynb #bdaba19f
+# %% ../nbs/stream.ipynb #2d53e1ed
 class Turn(NamedTuple):
     "A message that waits for an async renderer"
     message: dict
@@ -170,7 +170,7 @@ async def _bytes(frame):
     # Shielded, because others may wait for the same frame
     return await asyncio.shield(frame) if isawaitable(frame) else frame
 
-# %% ../nbs/stream.ipynb #748a9f88
+# %% ../nbs/stream.ipynb #daef1bec
 class Connection:
     "One open stream, with the face of a queue"
     __slots__ = 'hub','group','cursor','sending','behind','overdue','receding','since','busy','sends','ended','_own','_rest','_chunk','_send','_snapshot','_untold','_stop','__weakref__'
@@ -211,7 +211,7 @@ class Connection:
         with suppress(RuntimeError):  # It ends already
             if self._stop is not None: self._stop.reschedule(self.hub.loop.time()+delay)
 
-# %% ../nbs/stream.ipynb #6fe5f5e7
+# %% ../nbs/stream.ipynb #00583803
 @patch
 def put_nowait(self:Connection,
     message: dict  # `type`, and `data` if there is any; rendered as a broadcast would be
@@ -259,7 +259,7 @@ def maxsize(self:Connection) -> int:
     "Messages that may wait"
     return self.hub.limit
 
-# %% ../nbs/stream.ipynb #985cef18
+# %% ../nbs/stream.ipynb #3e4f532d
 @patch
 def serve(self:Connection):
     "Hand over everything that this connection lacks"
@@ -340,7 +340,7 @@ async def _send_chunk(self:Connection, chunk):
     if chunk.last: self.end('done')
     return self.ended
 
-# %% ../nbs/stream.ipynb #e8211534
+# %% ../nbs/stream.ipynb #cef3b111
 @patch
 async def _send_first(self:Connection):
     # No id yet where something has to be told first: should the connection break before that, it must not be skipped
@@ -392,7 +392,7 @@ async def _tell_state(self:Connection):
     event = GAP if html is None else None if html else HEARTBEAT  # An empty state is told by an id alone
     return Chunk(encode(html or '', event=event, id=hub.log.id(seq)).encode(), seq, 0, False, 0)
 
-# %% ../nbs/stream.ipynb #aa1488df
+# %% ../nbs/stream.ipynb #61690811
 BATCH = 500  # Connections served in one turn of the event loop
 TURNS = 8    # Turns of the event loop that a broadcast gives to those who are behind, at most
 MANY_TURNS = 200  # Who has had so many is blocked; a send through a deep stack of middleware needs some dozens
@@ -417,6 +417,7 @@ class Hub:
         self.connections,self.joining,self.late = {},{},{}  # Open ones; those of them that catch up; those that the pump passed over
         self.requests = {}                     # Connections, open or ended, whose request the server still has
         self.turns = 0                         # Given by `room`
+        self.line: Any = None                  # Broadcasts wait for room one behind the other
         self._idle: Any = None                 # Done when the last request is over, for who waits for that
         self.groups,self._routes,self._found = {},Handlers(),{}
         self._renderers = {}
@@ -428,7 +429,7 @@ class Hub:
         t.add_done_callback(self._tasks.discard)
         return t
 
-# %% ../nbs/stream.ipynb #548c938b
+# %% ../nbs/stream.ipynb #e4fbf68a
 @patch
 def join(self:Hub,
     events=('**',),      # Patterns, from `patterns`
@@ -495,9 +496,9 @@ def enter_loop(self:Hub):
         *self.guests): o.clear()
     self._routes.clear()
     self._pump = self._timer = None
-    self.loop = loop
+    self.loop,self.line = loop,asyncio.Lock()
 
-# %% ../nbs/stream.ipynb #752401e5
+# %% ../nbs/stream.ipynb #d2779138
 @patch
 def publish(self:Hub,
     message: Message  # Gets its id here
@@ -541,7 +542,7 @@ def wake(self:Hub, group):
     self._pending[group] = None
     if self._pump is None or self._pump.done(): self._pump = self.spawn(self._pump_all(), Context())  # Not in the context of who happens to broadcast
 
-# %% ../nbs/stream.ipynb #6e64b679
+# %% ../nbs/stream.ipynb #90b3b321
 @patch
 async def _pump_all(self:Hub):
     "Serve all groups that have something new, until none has"
@@ -581,7 +582,7 @@ def _evict(self:Hub, conn, sends):
     conn.overdue = False
     if conn.busy and conn.sends==sends: conn.end('evicted')  # Still the same send
 
-# %% ../nbs/stream.ipynb #f288f812
+# %% ../nbs/stream.ipynb #2fceaec7
 @patch
 async def _heartbeats(self:Hub):
     while True:
@@ -606,7 +607,7 @@ async def _beat(self:Hub, group):
         c.give(chunk)
         if i%BATCH==0: await asyncio.sleep(0)
 
-# %% ../nbs/stream.ipynb #e59f5354
+# %% ../nbs/stream.ipynb #0b0600e4
 @patch
 def end_all(self:Hub):
     "End every stream, and cut short the farewells to those that do not read"
@@ -627,7 +628,7 @@ async def until_idle(self:Hub, timeout):
     if self._idle is None or self._idle.done(): self._idle = self.loop.create_future()
     await asyncio.wait({self._idle}, timeout=timeout)
 
-# %% ../nbs/stream.ipynb #cb35c0bb
+# %% ../nbs/stream.ipynb #b4b3bd62
 def patterns(
     events,          # One pattern or several
     name='events'    # For the error message
@@ -688,7 +689,7 @@ def _last_event_id(scope):
         if k==b'last-event-id' and v: return v.decode('latin-1')
     return QueryParams(scope['query_string']).get('last_event_id', '') if b'last_event_id' in scope['query_string'] else ''
 
-# %% ../nbs/stream.ipynb #ed3e7c70
+# %% ../nbs/stream.ipynb #77b3e558
 @patch
 async def run(self:Connection, receive, send):
     "Serve the request until the browser goes away or the stream ends"

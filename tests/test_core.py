@@ -717,3 +717,25 @@ async def test_a_queue_with_nothing_but_put_nowait_does_not_break_the_statistics
     await manager.register_connection(Sink())
     assert await manager.broadcast('x', 1) == 1
     assert manager.stats()['connections'] == 1
+
+async def test_calls_from_one_thread_and_tasks_of_one_loop_keep_their_order():
+    manager = SSEBroadcastManager(20, replay_size=10_000)
+    async with following(manager) as client:
+        def work():
+            for i in range(1000): manager.broadcast_threadsafe('x', i)
+        await asyncio.to_thread(work)
+        await asyncio.gather(*[manager.broadcast('x', i) for i in range(1000, 2000)])
+        assert [int(e.data) for e in await read(client, 2000)] == [*range(2000)]
+
+async def test_a_dispatcher_may_listen_to_all_that_is_broadcast():
+    from cjm_fasthtml_sse.dispatcher import SSEEventDispatcher
+    manager, dispatcher, seen = SSEBroadcastManager(), SSEEventDispatcher(), []
+    @dispatcher.on('job:*')
+    def note(event):
+        seen.append(event.type)
+        return 'noted'
+    manager.on_broadcast(dispatcher.dispatch)
+    async with following(manager) as client:
+        await manager.broadcast('job:done', 1)
+        assert (await client.next(BOUND)).event == 'job:done'
+    assert seen == ['job:done'] and manager.stats()['errors'] == 0
