@@ -40,6 +40,7 @@ def test_several_events(page, site, until):
     for name in ('price', 'volume', 'other', 'cost', 'tax'): site.send(f'event: {name}\ndata: <i>{name}</i>\n\n')
     site.send('data: <i>unnamed</i>\n\n')
     page.wait_for_function("document.querySelector('#inner').textContent === 'tax'")
+    page.wait_for_function("document.querySelectorAll('#news > i').length === 2")  # A connection of its own, which may be later
     assert texts(page, '#news > i') == ['price', 'volume']
 
 
