@@ -7,11 +7,12 @@ Docs: https://example.github.io/cjm-fasthtml-sse/core.html.md"""
 # %% auto #0
 __all__ = ['ConnectionQueue', 'TooManyConnections', 'SSEBroadcastManager', 'Connections', 'Late']
 
-# %% ../nbs/core.ipynb #db0a6427
+# %% ../nbs/core.ipynb #93c61f5d
 import asyncio,logging,random,signal,threading
 from collections import deque
 from collections.abc import Mapping,Set
 from concurrent.futures import Future
+from contextlib import asynccontextmanager
 from datetime import datetime,timezone
 from inspect import isawaitable
 from math import ceil,isfinite
@@ -22,15 +23,15 @@ from weakref import WeakSet
 from fastcore.basics import patch
 from starlette.responses import PlainTextResponse
 
-from .backend import Message
-from .dispatcher import Handlers
-from .stream import Connection,EventStreamResponse,Hub,being_cancelled
+from .backend import MemoryBackend,Message
+from .dispatcher import Handlers,matches
+from .stream import Connection,EventStreamResponse,Hub,being_cancelled,patterns
 from .wire import SSEError,StreamEnded,check_event_type
 
-# %% ../nbs/core.ipynb #bf70919c
+# %% ../nbs/core.ipynb #79203d24
 _log = logging.getLogger(__name__)
 
-# %% ../nbs/core.ipynb #2ab70f19
+# %% ../nbs/core.ipynb #33590ead
 class ConnectionQueue(asyncio.Queue):
     "The queue of one connection; once ended, `get` hands out what is left and then raises `StreamEnded`"
     _END = object()
@@ -61,7 +62,7 @@ class ConnectionQueue(asyncio.Queue):
         if self.due is not None and item is not self.due: raise asyncio.QueueFull
         super().put_nowait(item)
 
-# %% ../nbs/core.ipynb #002091a6
+# %% ../nbs/core.ipynb #ddfac72f
 class TooManyConnections(SSEError): "`max_connections` are open already"
 
 class SSEBroadcastManager:
@@ -75,7 +76,8 @@ class SSEBroadcastManager:
         heartbeat: float=15.,         # Seconds of silence after which a stream gets a sign of life, 0: never; proxies cut after 29 to 60
         retry: int=3000,              # Milliseconds a browser waits before it comes back
         max_connections: int|None=None, # Connections at most; a stream beyond that is answered 503
-        overflow: str='evict'         # A stream that is blocked past `max_queue_size`: `evict` has it come back and replay, `drop_oldest` has it skip
+        overflow: str='evict',        # A stream that is blocked past `max_queue_size`: `evict` has it come back and replay, `drop_oldest` has it skip
+        backend=None                  # A `Backend` that carries broadcasts between processes; `None`: this process only
     ):
         _whole('max_queue_size', max_queue_size, 0)
         if replay_size is None: replay_size = max(1000, 10*max_queue_size)
@@ -88,6 +90,8 @@ class SSEBroadcastManager:
         self._hub = Hub(max_queue_size, _whole('replay_size', replay_size, 1), _seconds('heartbeat', heartbeat),
             _whole('retry', retry, 0), self.default_timeout, overflow)
         self._hub.guests = self._queues,self._late
+        self._backend,self._started,self._left = backend or MemoryBackend(),None,{}
+        if self._backend.origin: self._hub.log.renew(self._backend.origin)
         self._lock,self._brief = threading.Lock(),False  # For threads that broadcast while no loop runs, on one that they make for a moment
         self.connections = Connections(self._queues, self._hub.connections)
         _managers.add(self)
@@ -114,7 +118,7 @@ class Connections(Set):
 
 _managers = WeakSet()
 
-# %% ../nbs/core.ipynb #6eaf3d36
+# %% ../nbs/core.ipynb #72034d23
 @patch
 def on_connect(self:SSEBroadcastManager, callback):
     "Call `callback(connection)` when one was opened"
@@ -159,7 +163,29 @@ async def _closed(self:SSEBroadcastManager, conn):
     # A task of its own: who closes is often being cancelled, and the hooks must run to their end all the same
     if self._hooks.keys(): await asyncio.shield(self._hub.spawn(self._call_hooks('disconnect', conn)))
 
-# %% ../nbs/core.ipynb #bb2000e7
+# %% ../nbs/core.ipynb #dbdcbe51
+@patch
+async def _ready(self:SSEBroadcastManager, last_event_id=''):
+    "Be at home on the running event loop, with the backend at work, and with what `last_event_id` names"
+    self._hub.enter_loop()
+    if self._started is not self._hub.loop: await self._start()
+    if last_event_id and self._hub.log.position(last_event_id) is None: await self._backend.reach(last_event_id)
+
+@patch
+async def _start(self:SSEBroadcastManager):
+    async with self._hub.line:
+        if self._started is self._hub.loop: return  # Somebody else was first
+        await self._backend.start(self._hub.log.size, lambda record: self._deliver(record), self._renew)
+        self._started = self._hub.loop
+
+@patch
+def _renew(self:SSEBroadcastManager, origin, records):
+    "The backend knows its past, or has lost it"
+    messages = [(r.id, Message(r.fields, r.key)) for r in records if 'type' in r.fields]
+    self._history.extend(m for _,m in messages)
+    self._hub.renew(origin, messages)
+
+# %% ../nbs/core.ipynb #c7a8a632
 @patch
 def _stop(self:SSEBroadcastManager):
     "The process was told to stop"
@@ -185,7 +211,7 @@ class _StopHandler:
             if m.connections and not m._hub.loop.is_closed(): m._hub.loop.call_soon_threadsafe(m._stop)
         self.old(sig, frame)
 
-# %% ../nbs/core.ipynb #bc699bb6
+# %% ../nbs/core.ipynb #b20c2077
 @patch
 def _full(self:SSEBroadcastManager):
     # One that was evicted and does not read its farewell counts until its request is over
@@ -199,8 +225,8 @@ async def register_connection(self:SSEBroadcastManager,
     if queue is None: queue = ConnectionQueue(self.max_queue_size)
     elif not hasattr(queue, 'put_nowait'): raise TypeError(f'`queue` must have `put_nowait`, as `asyncio.Queue` has, got {queue!r}')
     if queue in self._queues: return queue
+    await self._ready()
     if self._full(): raise TooManyConnections(f'{len(self.connections)} connections are open, `max_connections` is {self.max_connections}')
-    self._hub.enter_loop()
     if self._stopping() and isinstance(queue, ConnectionQueue):
         queue.end()  # A stream opened now would hold the process up
         return queue
@@ -228,7 +254,7 @@ def _drop(self:SSEBroadcastManager, queue):
     if isinstance(queue, ConnectionQueue): queue.end()
     return True
 
-# %% ../nbs/core.ipynb #2e76a15e
+# %% ../nbs/core.ipynb #095141a1
 @patch
 async def broadcast(self:SSEBroadcastManager,
     event_type: str,        # What happened, such as `job:done`; segments are separated by `:`. Values from outside go through `segment` first
@@ -241,14 +267,21 @@ async def broadcast(self:SSEBroadcastManager,
     check_event_type(event_type)
     timeout = self.default_timeout if timeout is None else _seconds('timeout', timeout)
     hash(key)
-    self._hub.enter_loop()
+    await self._ready()
     fields = dict(type=event_type, timestamp=datetime.now(timezone.utc).isoformat(), data=data)
     if self._hooks.keys(): fields = await self._call_hooks('broadcast', fields)
-    async with self._hub.line: await self._hub.room(self._hub._route(fields['type']))
-    message = Message(fields, key)  # From here to the last queue nothing waits, so the order of ids is the order of delivery
+    return await self._backend.publish(fields, key, timeout)
+
+@patch
+async def _deliver(self:SSEBroadcastManager, record):
+    "Give what was broadcast, here or in another process, to the connections of this one; how many got it?"
+    if 'type' not in record.fields: return self._heed(record.fields)
+    async with self._hub.line: await self._hub.room(self._hub._route(record.fields['type']))
+    message = Message(record.fields, record.key)  # From here to the last queue nothing waits, so the order of ids is the order of delivery
     self._history.append(message)
-    got,full = self._hub.publish(message),[]
-    for q in [*self._queues]:
+    got,full = self._hub.publish(message, record.id),[]
+    for q,events in [*self._queues.items()]:
+        if events and not any(matches(p, message['type']) for p in events): continue
         try:
             if q in self._late: raise asyncio.QueueFull  # Something older waits
             q.put_nowait(message)
@@ -258,6 +291,7 @@ async def broadcast(self:SSEBroadcastManager,
             self._hub.counts['errors'] += 1
             _log.exception('Queue %r takes no messages, its connection is ended', q)
             self._lose(q)
+    timeout = self.default_timeout if record.timeout is None else record.timeout
     return got + (await self._wait_for(full, message, timeout) if full else 0)
 
 @patch
@@ -265,7 +299,7 @@ def _lose(self:SSEBroadcastManager, queue):
     "Unregister a queue from within a broadcast, which a slow hook must not hold up"
     if self._drop(queue): self._hub.spawn(self._closed(queue))
 
-# %% ../nbs/core.ipynb #802d6758
+# %% ../nbs/core.ipynb #8eeea3b5
 class Late:
     "The messages that wait for room in one queue, in order"
     def __init__(self, queue):
@@ -306,7 +340,7 @@ async def _wait_for(self:SSEBroadcastManager, queues, message, timeout):
     if pending: await asyncio.sleep(0)
     return sum(not o.cancelled() for o in settled)
 
-# %% ../nbs/core.ipynb #4bafb2d1
+# %% ../nbs/core.ipynb #2dcd5f26
 @patch
 def get_history(self:SSEBroadcastManager,
     limit: int|None=None  # Messages at most; 0: none, `None`: all that are remembered
@@ -323,7 +357,7 @@ def connection_count(self:SSEBroadcastManager) -> int:
 @patch(as_prop=True)
 def cursor(self:SSEBroadcastManager) -> str:
     "The id of the newest message: a page rendered now has seen everything up to here"
-    return self._hub.log.id(self._hub.log.seq)
+    return self._hub.log.cursor
 
 @patch
 def stats(self:SSEBroadcastManager) -> dict:
@@ -331,23 +365,29 @@ def stats(self:SSEBroadcastManager) -> dict:
     backlog = max((c.qsize() for c in self.connections if hasattr(c, 'qsize')), default=0)
     return dict(connections=len(self.connections), backlog=backlog, **self._hub.counts)
 
-# %% ../nbs/core.ipynb #17b79e21
+# %% ../nbs/core.ipynb #57094722
 @patch
 def stream(self:SSEBroadcastManager,
     request,         # The request, as FastHTML gives it to `req`
     render=None,     # Callable of a message, such as an `SSEElementUpdater`; its elements go out as out-of-band HTML. `None`: JSON under the event's own name
     events='**',     # Pattern or patterns: what this connection gets. Values from outside go through `segment` first
     snapshot=None,   # Callable that gives the state as elements: for first visits, and for gaps that no replay can close
-    until=None       # Pattern or patterns: after such a message the stream ends, and the page is told not to come back
+    until=None,      # Pattern or patterns: after such a message the stream ends, and the page is told not to come back
+    user=None        # Whose connection this is, for `present` and `disconnect`; a value that JSON can carry
 ) -> EventStreamResponse:
     "A response that carries what is broadcast; a bad argument is an error here, before anything is sent"
     if not hasattr(request, 'scope'): raise TypeError(f'`request` must be the request, got {request!r}; write `def events(req): return manager.stream(req)`')
-    return EventStreamResponse(self._hub, render, events, snapshot, until, self._refusal, self._stream_opened, self._closed)
+    return EventStreamResponse(self._hub, render, events, snapshot, until, user, self._refusal, self._ready, self._stream_opened, self._stream_closed)
 
 @patch
 async def _stream_opened(self:SSEBroadcastManager, conn):
     self._watch_signals()
     await self._opened(conn)
+
+@patch
+async def _stream_closed(self:SSEBroadcastManager, conn):
+    if conn.user is not None: self._left[conn.user] = self._hub.loop.time()
+    await self._closed(conn)
 
 @patch
 def _refusal(self:SSEBroadcastManager):
@@ -358,7 +398,46 @@ def _refusal(self:SSEBroadcastManager):
     seconds = ceil(random.uniform(1, 3)*max(1, self._hub.retry_ms/1000))
     return PlainTextResponse('The server is stopping' if stopping else 'Too many open streams', 503, headers={'Retry-After': str(seconds)})
 
-# %% ../nbs/core.ipynb #b8ffe214
+# %% ../nbs/core.ipynb #8e4eca7f
+@patch
+def present(self:SSEBroadcastManager,
+    grace: float=5.  # Seconds for which somebody who has left is still listed
+) -> dict:           # User -> connections of this process
+    "Who is connected"
+    res,now = {},self._hub.loop.time() if self._hub.loop else 0.
+    for c in self._hub.connections:
+        if c.user is not None: res[c.user] = res.get(c.user, 0)+1
+    self._left = {u: t for u,t in self._left.items() if now-t<3600}
+    return {**{u: 0 for u,t in self._left.items() if now-t<grace}, **res}
+
+@patch
+async def disconnect(self:SSEBroadcastManager,
+    user  # As given to `stream`
+) -> int: # Connections of this process that were ended
+    "End all streams of `user`, in every process"
+    await self._ready()
+    return await self._backend.publish(dict(disconnect=user))
+
+@patch
+def _heed(self:SSEBroadcastManager, word):
+    "Do what another manager, or this one, asks of all"
+    theirs = [c for c in [*self._hub.connections] if c.user is not None and c.user==word.get('disconnect')]
+    for c in theirs: c.end('closed')
+    return len(theirs)
+
+# %% ../nbs/core.ipynb #3cd1c18e
+@patch
+@asynccontextmanager
+async def subscribe(self:SSEBroadcastManager,
+    events='**'  # Pattern or patterns, as for `stream`
+):               # A `ConnectionQueue`
+    "A queue of what is broadcast while the block runs"
+    wanted,queue = patterns(events),await self.register_connection()
+    if queue in self._queues: self._queues[queue] = wanted
+    try: yield queue
+    finally: await self.unregister_connection(queue)
+
+# %% ../nbs/core.ipynb #79727724
 @patch
 def broadcast_threadsafe(self:SSEBroadcastManager,
     event_type: str,   # As for `broadcast`
@@ -386,7 +465,7 @@ def _lasting_loop(self:SSEBroadcastManager):
     loop = self._hub.loop
     return loop if loop is not None and loop.is_running() and not self._brief else None
 
-# %% ../nbs/core.ipynb #e481ba7b
+# %% ../nbs/core.ipynb #71c9e0e5
 @patch
 async def close(self:SSEBroadcastManager,
     timeout: float=1.  # Seconds to wait until the streams have ended

@@ -8,7 +8,7 @@ Docs: https://example.github.io/cjm-fasthtml-sse/stream.html.md"""
 __all__ = ['BATCH', 'TURNS', 'MANY_TURNS', 'being_cancelled', 'Entry', 'Chunk', 'Group', 'Turn', 'Connection', 'Hub', 'patterns',
            'EventStreamResponse']
 
-# %% ../nbs/stream.ipynb #6990b64d
+# %% ../nbs/stream.ipynb #e09faf4d
 import asyncio,logging,random
 from collections import deque
 from contextlib import suppress
@@ -25,7 +25,7 @@ from .dispatcher import Handlers,check_pattern,matches
 from .render import Renderer,to_html
 from .wire import CLOSE,GAP,HEARTBEAT,SSEError,check_event_type,encode
 
-# %% ../nbs/stream.ipynb #ee5829ed
+# %% ../nbs/stream.ipynb #d0d8d971
 _log = logging.getLogger(__name__)
 
 def being_cancelled() -> bool:
@@ -33,7 +33,7 @@ def being_cancelled() -> bool:
     task = asyncio.current_task()
     return task is not None and task.cancelling()>0
 
-# %% ../nbs/stream.ipynb #5b41c546
+# %% ../nbs/stream.ipynb #a8a956d4
 class Entry(NamedTuple):
     "A rendered message on its way"
     seq: int              # Where it stands in the log
@@ -57,7 +57,7 @@ def _join(entries, seq):
     frames = [e.frame for i,e in enumerate(entries) if e.label is None or newest[e.label]==i or e.last]
     return Chunk(b''.join(frames), seq, len(frames), end is not None, len(entries)-len(frames))
 
-# %% ../nbs/stream.ipynb #87377e9f
+# %% ../nbs/stream.ipynb #f3298113
 class Group:
     "Connections that want the same: one set of patterns, one renderer, one end"
     def __init__(self, hub, events, renderer, until):
@@ -124,7 +124,7 @@ class Group:
         "Is there nothing that an async renderer has yet to render?"
         return not self._inbox
 
-# %% ../nbs/stream.ipynb #2d53e1ed
+# %% ../nbs/stream.ipynb #278aedb9
 class Turn(NamedTuple):
     "A message that waits for an async renderer"
     message: dict
@@ -170,12 +170,12 @@ async def _bytes(frame):
     # Shielded, because others may wait for the same frame
     return await asyncio.shield(frame) if isawaitable(frame) else frame
 
-# %% ../nbs/stream.ipynb #daef1bec
+# %% ../nbs/stream.ipynb #cf6cce2f
 class Connection:
     "One open stream, with the face of a queue"
-    __slots__ = 'hub','group','cursor','sending','behind','overdue','receding','since','busy','sends','ended','_own','_rest','_chunk','_send','_snapshot','_untold','_stop','__weakref__'
-    def __init__(self, hub, group, snapshot=None, last_event_id=''):
-        self.hub,self.group,self._snapshot = hub,group,snapshot
+    __slots__ = 'hub','group','user','cursor','sending','behind','overdue','receding','since','busy','sends','ended','_own','_rest','_chunk','_send','_snapshot','_untold','_stop','__weakref__'
+    def __init__(self, hub, group, snapshot=None, last_event_id='', user=None):
+        self.hub,self.group,self._snapshot,self.user = hub,group,snapshot,user
         seen = hub.log.position(last_event_id) if last_event_id else None
         self.cursor = hub.log.seq if seen is None else seen
         # What must be told before any message: that there is a gap, or the state as it is
@@ -211,7 +211,7 @@ class Connection:
         with suppress(RuntimeError):  # It ends already
             if self._stop is not None: self._stop.reschedule(self.hub.loop.time()+delay)
 
-# %% ../nbs/stream.ipynb #00583803
+# %% ../nbs/stream.ipynb #a44c23a9
 @patch
 def put_nowait(self:Connection,
     message: dict  # `type`, and `data` if there is any; rendered as a broadcast would be
@@ -259,7 +259,7 @@ def maxsize(self:Connection) -> int:
     "Messages that may wait"
     return self.hub.limit
 
-# %% ../nbs/stream.ipynb #3e4f532d
+# %% ../nbs/stream.ipynb #252aca03
 @patch
 def serve(self:Connection):
     "Hand over everything that this connection lacks"
@@ -340,7 +340,7 @@ async def _send_chunk(self:Connection, chunk):
     if chunk.last: self.end('done')
     return self.ended
 
-# %% ../nbs/stream.ipynb #cef3b111
+# %% ../nbs/stream.ipynb #b8d0aa8b
 @patch
 async def _send_first(self:Connection):
     # No id yet where something has to be told first: should the connection break before that, it must not be skipped
@@ -379,6 +379,7 @@ async def _replay(self:Connection):
 async def _tell_state(self:Connection):
     "The state as it is now; without a snapshot, that there is a gap"
     hub,seq,html = self.hub,self.hub.log.seq,None
+    id = hub.log.id(seq)
     if self._untold=='gap': hub.counts['gaps'] += 1
     if self._snapshot is not None:
         try:
@@ -390,9 +391,9 @@ async def _tell_state(self:Connection):
             _log.exception('Snapshot %r failed', self._snapshot)
     self._untold = None
     event = GAP if html is None else None if html else HEARTBEAT  # An empty state is told by an id alone
-    return Chunk(encode(html or '', event=event, id=hub.log.id(seq)).encode(), seq, 0, False, 0)
+    return Chunk(encode(html or '', event=event, id=id).encode(), seq, 0, False, 0)
 
-# %% ../nbs/stream.ipynb #61690811
+# %% ../nbs/stream.ipynb #1b491d35
 BATCH = 500  # Connections served in one turn of the event loop
 TURNS = 8    # Turns of the event loop that a broadcast gives to those who are behind, at most
 MANY_TURNS = 200  # Who has had so many is blocked; a send through a deep stack of middleware needs some dozens
@@ -429,14 +430,15 @@ class Hub:
         t.add_done_callback(self._tasks.discard)
         return t
 
-# %% ../nbs/stream.ipynb #e4fbf68a
+# %% ../nbs/stream.ipynb #6f34f3f8
 @patch
 def join(self:Hub,
     events=('**',),      # Patterns, from `patterns`
     render=None,         # Callable of a message, or `None`
     until=(),            # Patterns; the stream ends after a message that one of them matches
     snapshot=None,       # Callable without arguments that gives the state as elements
-    last_event_id=''     # What the browser saw
+    last_event_id='',    # What the browser saw
+    user=None            # Whose it is
 ) -> Connection:
     "Open a connection; nothing is sent yet"
     self.enter_loop()
@@ -452,7 +454,7 @@ def join(self:Hub,
         for p in {*events, *until}: self._routes.add(p, group)
         self._found.clear()
     group.members += 1
-    conn = Connection(self, group, snapshot, last_event_id)
+    conn = Connection(self, group, snapshot, last_event_id, user)
     self.connections[conn] = self.requests[conn] = self.joining[conn] = None
     if self._timer is None and self.heartbeat: self._timer = self.spawn(self._heartbeats(), Context())
     return conn
@@ -498,13 +500,14 @@ def enter_loop(self:Hub):
     self._pump = self._timer = None
     self.loop,self.line = loop,asyncio.Lock()
 
-# %% ../nbs/stream.ipynb #d2779138
+# %% ../nbs/stream.ipynb #ea0a7b25
 @patch
 def publish(self:Hub,
-    message: Message  # Gets its id here
-) -> int:             # Connections that get it
+    message: Message,    # Gets its id here
+    id: str|None=None    # From the backend
+) -> int:                # Connections that get it
     "Put `message` into the log and before its groups"
-    self.log.append(message)
+    self.log.append(message, id)
     self.counts['broadcasts'] += 1
     groups = self._route(message['type'])
     for g in groups: g(message)
@@ -542,7 +545,7 @@ def wake(self:Hub, group):
     self._pending[group] = None
     if self._pump is None or self._pump.done(): self._pump = self.spawn(self._pump_all(), Context())  # Not in the context of who happens to broadcast
 
-# %% ../nbs/stream.ipynb #90b3b321
+# %% ../nbs/stream.ipynb #c081f4e4
 @patch
 async def _pump_all(self:Hub):
     "Serve all groups that have something new, until none has"
@@ -582,7 +585,7 @@ def _evict(self:Hub, conn, sends):
     conn.overdue = False
     if conn.busy and conn.sends==sends: conn.end('evicted')  # Still the same send
 
-# %% ../nbs/stream.ipynb #2fceaec7
+# %% ../nbs/stream.ipynb #1a106532
 @patch
 async def _heartbeats(self:Hub):
     while True:
@@ -607,7 +610,20 @@ async def _beat(self:Hub, group):
         c.give(chunk)
         if i%BATCH==0: await asyncio.sleep(0)
 
-# %% ../nbs/stream.ipynb #0b0600e4
+# %% ../nbs/stream.ipynb #54f99ea4
+@patch
+def renew(self:Hub,
+    origin: str,     # The id that stands for what came before
+    messages=()      # Pairs of an id and a message of the past
+):
+    "Begin a new log"
+    self.log.renew(origin)
+    for id,m in messages: self.log.append(m, id)
+    for c in self.connections:
+        c._untold,c.cursor = 'gap',self.log.seq
+        c.recede()
+
+# %% ../nbs/stream.ipynb #499b5da6
 @patch
 def end_all(self:Hub):
     "End every stream, and cut short the farewells to those that do not read"
@@ -628,7 +644,7 @@ async def until_idle(self:Hub, timeout):
     if self._idle is None or self._idle.done(): self._idle = self.loop.create_future()
     await asyncio.wait({self._idle}, timeout=timeout)
 
-# %% ../nbs/stream.ipynb #b4b3bd62
+# %% ../nbs/stream.ipynb #8a7189ed
 def patterns(
     events,          # One pattern or several
     name='events'    # For the error message
@@ -640,7 +656,7 @@ def patterns(
     if not found and name=='events': raise ValueError(f'`{name}` needs at least one pattern, got {events!r}')
     return tuple(found)
 
-async def _nothing(conn): pass
+async def _nothing(_): pass
 
 class EventStreamResponse(Response):
     "An endless response that carries what is broadcast"
@@ -651,14 +667,17 @@ class EventStreamResponse(Response):
         events='**',         # Patterns: what this connection gets
         snapshot=None,       # Callable that gives the state as elements, sync or async
         until=None,          # Patterns: after such a message the stream ends on purpose
+        user=None,           # Whose connection it is; hashable
         refusal=lambda: None,# Gives a `Response` when there is no room, else `None`
+        ready=_nothing,      # Awaited with the last event id before the connection is made
         opened=_nothing,     # Awaited with the connection once it is registered
         closed=_nothing      # Awaited with the connection once it is unregistered
     ):
         for name,f in dict(render=render, snapshot=snapshot).items():
             if f is not None and not callable(f): raise TypeError(f'`{name}` must be callable, got {f!r}')
-        self.hub,self.refusal,self.opened,self.closed = hub,refusal,opened,closed
-        self._wants = dict(events=patterns(events), render=render, until=patterns(until or (), 'until'), snapshot=snapshot)
+        self.hub,self.refusal,self.ready,self.opened,self.closed = hub,refusal,ready,opened,closed
+        hash(user)
+        self._wants = dict(events=patterns(events), render=render, until=patterns(until or (), 'until'), snapshot=snapshot, user=user)
         self.status_code,self.background = 200,None
         # `no-transform`: a proxy that compresses would hold events back until it has a block full of them
         self.init_headers({'Cache-Control': 'no-store, no-transform', 'X-Accel-Buffering': 'no'})
@@ -670,7 +689,9 @@ class EventStreamResponse(Response):
             await send(start)
             return await send(dict(type='http.response.body', body=b''))
         if (refusal := self.refusal()) is not None: return await refusal(scope, receive, send)
-        conn = self.hub.join(last_event_id=_last_event_id(scope), **self._wants)
+        last_event_id = _last_event_id(scope)
+        await self.ready(last_event_id)
+        conn = self.hub.join(last_event_id=last_event_id, **self._wants)
         try:
             try:
                 await self.opened(conn)
@@ -689,7 +710,7 @@ def _last_event_id(scope):
         if k==b'last-event-id' and v: return v.decode('latin-1')
     return QueryParams(scope['query_string']).get('last_event_id', '') if b'last_event_id' in scope['query_string'] else ''
 
-# %% ../nbs/stream.ipynb #77b3e558
+# %% ../nbs/stream.ipynb #ecf78c82
 @patch
 async def run(self:Connection, receive, send):
     "Serve the request until the browser goes away or the stream ends"
