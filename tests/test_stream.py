@@ -843,3 +843,23 @@ async def test_head_on_a_fasthtml_route_ends():
     async with SSEClient(app, '/events', method='HEAD') as client:
         await eventually(client._task.done, 'the answer ends')
     assert client.body == b''
+
+
+async def test_a_close_never_sends_what_comes_after_a_chunk_that_was_cut_off(monkeypatch):
+    "Its id would say that the tab has seen the chunk too"
+    monkeypatch.setattr('cjm_fasthtml_sse.stream.LAST_WORDS', .01)
+    manager = SSEBroadcastManager()
+    async with following(manager) as client:
+        client.stall()
+        for n in range(3):
+            await manager.broadcast('x', n)
+            await eventually(lambda: client.conn.busy, 'the first one is under way')
+        closing = asyncio.create_task(manager.close())
+        await eventually(lambda: client.conn.ended and client.conn._stop is not None, 'the farewell is under way')
+        await turns()
+        client.resume()
+        seen = [e for e in await read_all(client) if e.event == 'x']
+        await closing
+    async with tab(manager, last_event_id=client.last_event_id) as back:
+        seen += await read(back, 3-len(seen))
+    assert [e.data for e in seen] == ['0', '1', '2']
