@@ -13,6 +13,9 @@ demo: .venv/app ## Start the demo and print its address
 test: .venv/dev ## Check everything that CI checks: notebooks, lint, types, tests, the wheel
 	@$(BIN)/python tools/check.py
 
+chaos: .venv/dev ## Two minutes in which all goes wrong: workers killed, Redis restarted, clients that stall and die
+	@$(BIN)/python tests/chaos.py --seconds 120
+
 docs: .venv/dev ## Render the documentation into _docs/
 	@$(BIN)/python tools/docs.py
 
@@ -40,4 +43,4 @@ clean: ## Remove the environment and all that the tools made
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@ .venv/app
 
-.PHONY: help demo test docs readme prepare clean
+.PHONY: help demo test chaos docs readme prepare clean

@@ -7,13 +7,14 @@ Docs: https://example.github.io/cjm-fasthtml-sse/core.html.md"""
 # %% auto #0
 __all__ = ['ConnectionQueue', 'TooManyConnections', 'SSEBroadcastManager', 'Connections', 'Late']
 
-# %% ../nbs/core.ipynb #93c61f5d
-import asyncio,logging,random,signal,threading
+# %% ../nbs/core.ipynb #0b4c04f6
+import asyncio,json,logging,random,signal,threading
 from collections import deque
 from collections.abc import Mapping,Set
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from datetime import datetime,timezone
+from functools import cache
 from inspect import isawaitable
 from math import ceil,isfinite
 from numbers import Real
@@ -23,15 +24,17 @@ from weakref import WeakSet
 from fastcore.basics import patch
 from starlette.responses import PlainTextResponse
 
-from .backend import MemoryBackend,Message
+from .backend import BackendError,MemoryBackend,Message,processes
 from .dispatcher import Handlers,matches
+from .redis_backend import RedisBackend
+from .render import to_json
 from .stream import Connection,EventStreamResponse,Hub,being_cancelled,patterns
 from .wire import SSEError,StreamEnded,check_event_type
 
-# %% ../nbs/core.ipynb #79203d24
+# %% ../nbs/core.ipynb #c62b2700
 _log = logging.getLogger(__name__)
 
-# %% ../nbs/core.ipynb #33590ead
+# %% ../nbs/core.ipynb #dff39b6f
 class ConnectionQueue(asyncio.Queue):
     "The queue of one connection; once ended, `get` hands out what is left and then raises `StreamEnded`"
     _END = object()
@@ -62,7 +65,7 @@ class ConnectionQueue(asyncio.Queue):
         if self.due is not None and item is not self.due: raise asyncio.QueueFull
         super().put_nowait(item)
 
-# %% ../nbs/core.ipynb #ddfac72f
+# %% ../nbs/core.ipynb #77c0d80b
 class TooManyConnections(SSEError): "`max_connections` are open already"
 
 class SSEBroadcastManager:
@@ -77,7 +80,7 @@ class SSEBroadcastManager:
         retry: int=3000,              # Milliseconds a browser waits before it comes back
         max_connections: int|None=None, # Connections at most; a stream beyond that is answered 503
         overflow: str='evict',        # A stream that is blocked past `max_queue_size`: `evict` has it come back and replay, `drop_oldest` has it skip
-        backend=None                  # A `Backend` that carries broadcasts between processes; `None`: this process only
+        backend=None                  # What carries broadcasts between processes: `redis://host:6379/0` or another address of a Redis or Valkey, or a `Backend`; `None`: this process only
     ):
         _whole('max_queue_size', max_queue_size, 0)
         if replay_size is None: replay_size = max(1000, 10*max_queue_size)
@@ -90,7 +93,8 @@ class SSEBroadcastManager:
         self._hub = Hub(max_queue_size, _whole('replay_size', replay_size, 1), _seconds('heartbeat', heartbeat),
             _whole('retry', retry, 0), self.default_timeout, overflow)
         self._hub.guests = self._queues,self._late
-        self._backend,self._started,self._left = backend or MemoryBackend(),None,{}
+        self._backend: Any = RedisBackend(backend) if isinstance(backend, str) else backend or MemoryBackend()
+        self._started,self._failed,self._left = None,(-9., ''),{}
         if self._backend.origin: self._hub.log.renew(self._backend.origin)
         self._lock,self._brief = threading.Lock(),False  # For threads that broadcast while no loop runs, on one that they make for a moment
         self.connections = Connections(self._queues, self._hub.connections)
@@ -118,7 +122,7 @@ class Connections(Set):
 
 _managers = WeakSet()
 
-# %% ../nbs/core.ipynb #72034d23
+# %% ../nbs/core.ipynb #06039ee7
 @patch
 def on_connect(self:SSEBroadcastManager, callback):
     "Call `callback(connection)` when one was opened"
@@ -163,7 +167,7 @@ async def _closed(self:SSEBroadcastManager, conn):
     # A task of its own: who closes is often being cancelled, and the hooks must run to their end all the same
     if self._hooks.keys(): await asyncio.shield(self._hub.spawn(self._call_hooks('disconnect', conn)))
 
-# %% ../nbs/core.ipynb #dbdcbe51
+# %% ../nbs/core.ipynb #62d00f9a
 @patch
 async def _ready(self:SSEBroadcastManager, last_event_id=''):
     "Be at home on the running event loop, with the backend at work, and with what `last_event_id` names"
@@ -175,17 +179,34 @@ async def _ready(self:SSEBroadcastManager, last_event_id=''):
 async def _start(self:SSEBroadcastManager):
     async with self._hub.line:
         if self._started is self._hub.loop: return  # Somebody else was first
-        await self._backend.start(self._hub.log.size, lambda record: self._deliver(record), self._renew)
+        now = self._hub.loop.time()
+        if 0<=now-self._failed[0]<1: raise BackendError(self._failed[1])  # Who waited in line need not find out anew
+        if isinstance(self._backend, MemoryBackend): _warn_of_several()
+        try: await self._backend.start(self._hub.log.size, lambda record: self._deliver(record), self._renew, lambda: self._report())
+        except BackendError as e:
+            self._failed = self._hub.loop.time(),str(e)
+            raise
         self._started = self._hub.loop
 
 @patch
 def _renew(self:SSEBroadcastManager, origin, records):
     "The backend knows its past, or has lost it"
     messages = [(r.id, Message(r.fields, r.key)) for r in records if 'type' in r.fields]
-    self._history.extend(m for _,m in messages)
     self._hub.renew(origin, messages)
+    newest = [m for _,m in messages][-(self._history.maxlen or 1):]
+    self._history.extend([m for m in newest if m not in self._history])  # By what they say: their ids may be new ones
 
-# %% ../nbs/core.ipynb #c7a8a632
+@cache
+def _warn_of_several():
+    if (n := processes())>1: _log.warning('%d processes serve this app and nothing carries broadcasts between them: each tells its own tabs only, '
+        "the others stay silent. Give the manager a backend, such as SSEBroadcastManager(backend='redis://localhost'), or serve with one process", n)
+
+@patch
+async def open(self:SSEBroadcastManager):
+    "Reach the backend now, rather than at the first connection or broadcast; `BackendError` if it can't be reached"
+    await self._ready()
+
+# %% ../nbs/core.ipynb #e992d69f
 @patch
 def _stop(self:SSEBroadcastManager):
     "The process was told to stop"
@@ -211,7 +232,7 @@ class _StopHandler:
             if m.connections and not m._hub.loop.is_closed(): m._hub.loop.call_soon_threadsafe(m._stop)
         self.old(sig, frame)
 
-# %% ../nbs/core.ipynb #b20c2077
+# %% ../nbs/core.ipynb #b8b40606
 @patch
 def _full(self:SSEBroadcastManager):
     # One that was evicted and does not read its farewell counts until its request is over
@@ -254,7 +275,7 @@ def _drop(self:SSEBroadcastManager, queue):
     if isinstance(queue, ConnectionQueue): queue.end()
     return True
 
-# %% ../nbs/core.ipynb #095141a1
+# %% ../nbs/core.ipynb #5514ddc9
 @patch
 async def broadcast(self:SSEBroadcastManager,
     event_type: str,        # What happened, such as `job:done`; segments are separated by `:`. Values from outside go through `segment` first
@@ -263,14 +284,16 @@ async def broadcast(self:SSEBroadcastManager,
     *,
     key=None                # Of the messages with this type and key that wait for a stream, only the newest is sent; not for those that append
 ) -> int:                   # Connections here that got it
-    "Send an event to every connection; `FieldError` for a bad `event_type`"
+    "Send an event to every connection, in every process; `FieldError` for a bad `event_type`, `BackendError` if it may not have arrived"
     check_event_type(event_type)
     timeout = self.default_timeout if timeout is None else _seconds('timeout', timeout)
     hash(key)
     await self._ready()
-    fields = dict(type=event_type, timestamp=datetime.now(timezone.utc).isoformat(), data=data)
+    fields = _fields(event_type, data)
     if self._hooks.keys(): fields = await self._call_hooks('broadcast', fields)
     return await self._backend.publish(fields, key, timeout)
+
+def _fields(event_type, data): return dict(type=event_type, timestamp=datetime.now(timezone.utc).isoformat(), data=data)
 
 @patch
 async def _deliver(self:SSEBroadcastManager, record):
@@ -292,14 +315,15 @@ async def _deliver(self:SSEBroadcastManager, record):
             _log.exception('Queue %r takes no messages, its connection is ended', q)
             self._lose(q)
     timeout = self.default_timeout if record.timeout is None else record.timeout
-    return got + (await self._wait_for(full, message, timeout) if full else 0)
+    # Who waits for full queues is the broadcast, not the message behind it
+    return self._wait_for(self._line_up(full, message), timeout, got) if full else got
 
 @patch
 def _lose(self:SSEBroadcastManager, queue):
     "Unregister a queue from within a broadcast, which a slow hook must not hold up"
     if self._drop(queue): self._hub.spawn(self._closed(queue))
 
-# %% ../nbs/core.ipynb #8eeea3b5
+# %% ../nbs/core.ipynb #6ac2f0fe
 class Late:
     "The messages that wait for room in one queue, in order"
     def __init__(self, queue):
@@ -322,8 +346,8 @@ class Late:
         for _,done in self.waiting: done.cancel()
 
 @patch
-async def _wait_for(self:SSEBroadcastManager, queues, message, timeout):
-    "Wait for full queues, all together; those that stay full are ended. How many got it?"
+def _line_up(self:SSEBroadcastManager, queues, message):
+    "A place for `message` before each of `queues`"
     places = {}
     for q in queues:
         late = self._late.get(q)
@@ -331,6 +355,11 @@ async def _wait_for(self:SSEBroadcastManager, queues, message, timeout):
         places[done := self._hub.loop.create_future()] = q
         late.waiting.append((message, done))
         if late.task is None: late.task = self._hub.spawn(late.feed(self._late))
+    return places
+
+@patch
+async def _wait_for(self:SSEBroadcastManager, places, timeout, got):
+    "Wait for full queues, all together; those that stay full are ended. How many got it, with the `got` that had room?"
     settled,pending = await asyncio.wait(places, timeout=timeout)
     for q in [places[o] for o in pending]:
         if q not in self._queues: continue
@@ -338,9 +367,9 @@ async def _wait_for(self:SSEBroadcastManager, queues, message, timeout):
         _log.warning('A queue stayed full for %s s, its connection is ended', timeout)
         self._lose(q)
     if pending: await asyncio.sleep(0)
-    return sum(not o.cancelled() for o in settled)
+    return got + sum(not o.cancelled() for o in settled)
 
-# %% ../nbs/core.ipynb #2dcd5f26
+# %% ../nbs/core.ipynb #37e09610
 @patch
 def get_history(self:SSEBroadcastManager,
     limit: int|None=None  # Messages at most; 0: none, `None`: all that are remembered
@@ -365,7 +394,7 @@ def stats(self:SSEBroadcastManager) -> dict:
     backlog = max((c.qsize() for c in self.connections if hasattr(c, 'qsize')), default=0)
     return dict(connections=len(self.connections), backlog=backlog, **self._hub.counts)
 
-# %% ../nbs/core.ipynb #57094722
+# %% ../nbs/core.ipynb #48bbd72c
 @patch
 def stream(self:SSEBroadcastManager,
     request,         # The request, as FastHTML gives it to `req`
@@ -398,7 +427,7 @@ def _refusal(self:SSEBroadcastManager):
     seconds = ceil(random.uniform(1, 3)*max(1, self._hub.retry_ms/1000))
     return PlainTextResponse('The server is stopping' if stopping else 'Too many open streams', 503, headers={'Retry-After': str(seconds)})
 
-# %% ../nbs/core.ipynb #8e4eca7f
+# %% ../nbs/core.ipynb #e0aa23c4
 @patch
 def present(self:SSEBroadcastManager,
     grace: float=5.  # Seconds for which somebody who has left is still listed
@@ -421,11 +450,35 @@ async def disconnect(self:SSEBroadcastManager,
 @patch
 def _heed(self:SSEBroadcastManager, word):
     "Do what another manager, or this one, asks of all"
-    theirs = [c for c in [*self._hub.connections] if c.user is not None and c.user==word.get('disconnect')]
+    if (user := word.get('disconnect')) is None: return 0
+    theirs = [c for c in [*self._hub.connections] if c.user is not None and (c.user==user or _crossed(c.user)==user)]
     for c in theirs: c.end('closed')
     return len(theirs)
 
-# %% ../nbs/core.ipynb #3cd1c18e
+def _crossed(user):
+    "`user` as it is once it has crossed between processes"
+    if isinstance(user, str): return user
+    try: return json.loads(to_json(user))
+    except (TypeError, ValueError): return None
+
+# %% ../nbs/core.ipynb #2a816f36
+@patch
+async def everywhere(self:SSEBroadcastManager) -> dict: # `workers`, `connections`, `users` (user -> connections), `stats` as `stats` gives them
+    "Counters of all processes, this one's as they are now, the others' a few seconds old"
+    await self._ready()
+    told,users,stats = await self._backend.ask(),{},{}
+    for o in told:
+        for u,n in o['users']: users[_hashed(u)] = users.get(_hashed(u), 0)+n
+        for k,n in o['stats'].items(): stats[k] = max(stats.get(k, 0), n) if k=='backlog' else stats.get(k, 0)+n
+    return dict(workers=len(told), connections=stats.get('connections', 0), users=users, stats=stats)
+
+@patch
+def _report(self:SSEBroadcastManager):
+    return dict(stats=self.stats(), users=[(u, n) for u,n in self.present(0).items()])
+
+def _hashed(user): return tuple(map(_hashed, user)) if isinstance(user, list) else user
+
+# %% ../nbs/core.ipynb #3d146867
 @patch
 @asynccontextmanager
 async def subscribe(self:SSEBroadcastManager,
@@ -437,7 +490,7 @@ async def subscribe(self:SSEBroadcastManager,
     try: yield queue
     finally: await self.unregister_connection(queue)
 
-# %% ../nbs/core.ipynb #79727724
+# %% ../nbs/core.ipynb #61100ce4
 @patch
 def broadcast_threadsafe(self:SSEBroadcastManager,
     event_type: str,   # As for `broadcast`
@@ -449,23 +502,34 @@ def broadcast_threadsafe(self:SSEBroadcastManager,
     "`broadcast` from any thread; `FieldError` for a bad `event_type`. Before any stream was opened it goes into the history at once"
     check_event_type(event_type)
     if timeout is not None: _seconds('timeout', timeout)
-    sending = self.broadcast(event_type, data, timeout, key=key)
+    def sending(): return self.broadcast(event_type, data, timeout, key=key)
     try: here = asyncio.get_running_loop()
     except RuntimeError: here = None
-    if loop := self._lasting_loop() or here: return asyncio.run_coroutine_threadsafe(sending, loop)
+    if loop := self._lasting_loop() or here: return asyncio.run_coroutine_threadsafe(sending(), loop)
+    if send := getattr(self._backend, 'send', None): return self._send_alone(send, event_type, data, key)
     with self._lock:
-        if loop := self._lasting_loop(): return asyncio.run_coroutine_threadsafe(sending, loop)
+        if loop := self._lasting_loop(): return asyncio.run_coroutine_threadsafe(sending(), loop)
         self._brief,res = True,Future()
-        try: res.set_result(asyncio.run(sending))
+        try: res.set_result(asyncio.run(sending()))
         finally: self._brief = False
         return res
+
+@patch
+def _send_alone(self:SSEBroadcastManager, send, event_type, data, key):
+    "Have the backend carry a broadcast without an event loop"
+    hash(key)
+    fields,res = _fields(event_type, data),Future()
+    if self._hooks.keys(): fields = asyncio.run(self._call_hooks('broadcast', fields))
+    send(fields, key)
+    res.set_result(0)
+    return res
 
 @patch
 def _lasting_loop(self:SSEBroadcastManager):
     loop = self._hub.loop
     return loop if loop is not None and loop.is_running() and not self._brief else None
 
-# %% ../nbs/core.ipynb #71c9e0e5
+# %% ../nbs/core.ipynb #d461a745
 @patch
 async def close(self:SSEBroadcastManager,
     timeout: float=1.  # Seconds to wait until the streams have ended
@@ -478,3 +542,5 @@ async def close(self:SSEBroadcastManager,
     self._hub.end_all()
     for q in queues: await self._closed(q)
     await self._hub.until_idle(timeout)
+    started,self._started = self._started,None  # Should the app live on, the next one starts it anew
+    if started: await self._backend.stop()

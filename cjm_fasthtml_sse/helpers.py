@@ -8,10 +8,10 @@ Docs: https://example.github.io/cjm-fasthtml-sse/helpers.html.md"""
 __all__ = ['oob_swap', 'oob_element', 'oob_update', 'sse_element', 'get_htmx_idx', 'insert_htmx_sse_ext', 'setup_sse',
            'cleanup_sse_on_unload']
 
-# %% ../nbs/helpers.ipynb #bed5f2c2
-import logging,re
+# %% ../nbs/helpers.ipynb #15d3b3ea
+import hmac,json,logging,re
 from contextvars import ContextVar
-from functools import cache,wraps
+from functools import cache,partial,wraps
 from hashlib import sha256
 from html import unescape
 from inspect import iscoroutinefunction
@@ -20,16 +20,17 @@ from types import SimpleNamespace
 from fastcore.xml import FT,to_xml
 from fasthtml.common import Div,Script
 from starlette.middleware import Middleware
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from .htmx import ArgumentError,HTMXSSEConnector,client_js,ext_script,unload_js
-from .wire import StreamEnded
+from .htmx import ArgumentError,HTMXSSEConnector,client_js,ext_script,morph_js,morph_script,unload_js
+from .wire import SSEError,StreamEnded
 
-# %% ../nbs/helpers.ipynb #ac1c4af1
+# %% ../nbs/helpers.ipynb #012dbd56
 def oob_swap(
     element: FT,                   # Changed in place
-    swap_type: str = 'outerHTML',  # How: `outerHTML`, `innerHTML`, `beforeend`, `delete`, ... as in `hx-swap`
+    swap_type: str = 'outerHTML',  # How: `outerHTML`, `innerHTML`, `beforeend`, `delete`, ... as in `hx-swap`; or `morph`
     target_id: str|None = None     # Where: the `id` of an element in the page; `None`: the one that `element` has itself
 ) -> FT:                           # The same element
     "Mark `element` to be swapped out-of-band"
@@ -40,15 +41,14 @@ def oob_swap(
     return element
 
 def _css_escape(ident):
-    "`ident` as CSS takes it after a `#`"
-    head = re.sub(r'[^\w-]', lambda m: f'\\{ord(m[0]):x} ' if ord(m[0]) < 32 else '\\' + m[0], str(ident))
-    return re.sub(r'^(-?)(\d)', r'\1\\3\2 ', head)
+    "`ident` as CSS takes it after a `#`; six digits need no blank after them, and htmx 4 would stumble over blanks and colons"
+    return re.sub(r'[^\w-]|^\d|(?<=^-)\d|^-$', lambda m: f'\\{ord(m[0]):06x}', str(ident))
 
-# %% ../nbs/helpers.ipynb #b35bc95c
+# %% ../nbs/helpers.ipynb #de3ae752
 def oob_element(
     element_id: str,               # `id` of the element in the page
     content=None,                  # Child or children
-    swap_type: str = 'innerHTML',  # As in `oob_swap`
+    swap_type: str = 'innerHTML',  # As in `oob_swap`; `morph` is for the content
     *,
     element_type=Div,              # FT function of the element around the content
     **kwargs                       # Further attributes
@@ -57,9 +57,9 @@ def oob_element(
     if not isinstance(element_id, str) or not element_id: raise ArgumentError(f'`element_id` must be the id of an element, got {element_id!r}')
     if not callable(element_type): raise ArgumentError(f'`element_type` must be an FT function such as `Div`, got {element_type!r}')
     children = () if content is None else content if isinstance(content, (tuple, list)) else (content,)
-    return oob_swap(element_type(*children, id=element_id, **kwargs), swap_type)
+    return oob_swap(element_type(*children, id=element_id, **kwargs), 'innerMorph' if swap_type == 'morph' else swap_type)
 
-# %% ../nbs/helpers.ipynb #1bc9ee19
+# %% ../nbs/helpers.ipynb #1e749a3c
 def oob_update(
     element_id: str,               # `id` of the element in the page
     content=None,                  # Its new child or children
@@ -71,19 +71,20 @@ def oob_update(
     "An element that updates the element `element_id` of the page with `content`"
     return oob_element(element_id, content, swap_type, element_type=element_type, **kwargs)
 
-# %% ../nbs/helpers.ipynb #0244f354
+# %% ../nbs/helpers.ipynb #08a66639
 def sse_element(
     endpoint,                          # Path or route function of the stream
     events: str|list[str]|None = None, # Names of the events to swap in, all of them; beats `swap_type`
     auto_close: bool = True,           # Stay closed once the server has ended the stream on purpose
     swap_type: str = 'message',        # Name of the one event to swap in; `message` is the event without a name
     *,
-    swap: str|None = None              # How to swap, as in `hx-swap`
+    swap: str|None = None,             # How to swap, as in `hx-swap`
+    share: bool = True                 # `False`: a connection of its own in each tab
 ):                                     # Decorator of a function that returns an element
     "Connect the element that a function returns to the stream at `endpoint`"
     def connect(element):
         if hasattr(element, '__ft__') and not isinstance(element, FT): element = element.__ft__()
-        return HTMXSSEConnector.add_sse_attrs(element, endpoint, events, swap_type, auto_reconnect=not auto_close, swap=swap)
+        return HTMXSSEConnector.add_sse_attrs(element, endpoint, events, swap_type, auto_reconnect=not auto_close, swap=swap, share=share)
     connect(Div())  # A wrong argument shows here, not at the first request
     def decorate(f):
         if iscoroutinefunction(f):
@@ -95,7 +96,7 @@ def sse_element(
         return _f
     return decorate
 
-# %% ../nbs/helpers.ipynb #d9159d9c
+# %% ../nbs/helpers.ipynb #61e7eb35
 def _srcs(header):
     "Addresses of the scripts that `header` loads"
     return [unescape(o) for o in re.findall(r'<script\b[^>]*?\bsrc=["\']?([^"\'\s>]+)', to_xml((header,), indent=False))]
@@ -110,7 +111,7 @@ def get_htmx_idx(
     "Position of the header that loads htmx"
     return next((i for i,h in enumerate(hdrs) if any(map(_is_htmx, _srcs(h)))), -1)
 
-# %% ../nbs/helpers.ipynb #467f5efc
+# %% ../nbs/helpers.ipynb #cce213bf
 class _Header:
     "A script element made anew for each page: only then its nonce and the path of the app are known"
     def __init__(self, make, nonce): self.make,self.nonce = make,nonce
@@ -126,46 +127,62 @@ def _htmx_version(hdrs):
 
 def _has_ext(hdrs): return any(re.search(r'htmx-ext-sse|/htmax\b|(?:^|/)(?:hx-)?sse(?:\.min)?\.js', o) for h in hdrs for o in _srcs(h))
 
-def _client_idx(hdrs):
-    "Position of the client, -1 where there is none"
-    return next((i for i,h in enumerate(hdrs) if 'data-sse-client' in to_xml((h,), indent=False)[:2000]), -1)
+def _script_idx(hdrs, name):
+    "Position of our script `name`, -1 where there is none"
+    return next((i for i,h in enumerate(hdrs) if f'data-sse-{name}' in to_xml((h,), indent=False)[:2000]), -1)
+
+_SCRIPTS = dict(client=client_js, morph=morph_js)
 
 def insert_htmx_sse_ext(
     hdrs: list,   # Changed in place, as in `insert_htmx_sse_ext(app.hdrs)`
     *,
-    nonce=None    # For a content security policy that wants one: a string, or a function called for each page
+    nonce=None,   # For a content security policy that wants one: a string, or a function called for each page
+    morph=False,  # Add what morph swaps need; htmx 4 needs nothing
+    share=True    # `False`: each tab has connections of its own
 ) -> list:        # The same list
     "Add htmx's extension for server-sent events and this library's client, unless they are there"
     if not isinstance(hdrs, list): raise ArgumentError(f'`hdrs` must be a list such as `app.hdrs`, got {hdrs!r}')
     version,idx = _htmx_version(hdrs),get_htmx_idx(hdrs) + 1
     new = []
     if not _has_ext(hdrs): new.append(_header(lambda nonce: ext_script(version, nonce), nonce))
-    if _client_idx(hdrs) < 0: new.append(_header(lambda nonce: Script(client_js(), data_sse_client=True, nonce=nonce), nonce))
+    morph = morph and not version.startswith('4')
+    if morph and not any('idiomorph' in o for h in hdrs for o in _srcs(h)): new.append(_header(morph_script, nonce))
+    for name in ('morph', 'client') if morph else ('client',):
+        if _script_idx(hdrs, name) < 0: new.append(_header(partial(_own_script, name, attrs=_opt_out(share)), nonce))
     at = idx or len(hdrs)  # Where htmx isn't found, whatever loads it comes before
     hdrs[at:at] = new
     return hdrs
 
-# %% ../nbs/helpers.ipynb #ec6e28f7
+def _own_script(name, nonce=None, src=None, attrs=None):
+    "Our script `name`: inline, or from the path `src`"
+    return Script(*([] if src else [_SCRIPTS[name]()]), src=src, nonce=nonce, **{f'data_sse_{name}': True}, **(attrs or {}))
+
+def _opt_out(share): return {} if share else dict(data_sse_share='false')
+
+# %% ../nbs/helpers.ipynb #dc7ccf87
 @cache
-def _client_file():
-    "Path and content of the client's file"
-    content = client_js().encode()
-    return f'/_sse/client.{sha256(content).hexdigest()[:16]}.js', content
+def _file(name):
+    "Path and content of our script `name`"
+    content = _SCRIPTS[name]().encode()
+    return f'/_sse/{name}.{sha256(content).hexdigest()[:16]}.js', content
 
-async def _send_client(request):
-    return Response(_client_file()[1], media_type='text/javascript', headers={'Cache-Control': 'public, max-age=31536000, immutable'})
+_scope: ContextVar[dict] = ContextVar('sse_scope', default={})  # Of the present request
 
-_root_path: ContextVar[str] = ContextVar('sse_root_path', default='')  # Of the app that answers the present request
+def _serve_scripts(app, nonce, morph, share):
+    "Serve our scripts as files and load them from there"
+    insert_htmx_sse_ext(app.hdrs, nonce=nonce, morph=morph)
+    for name in _SCRIPTS:
+        if (i := _script_idx(app.hdrs, name)) >= 0 and not _is_served(app, name): _serve(app, name, i, nonce, share)
 
-def _client_script(nonce=None): return Script(src=_root_path.get() + _client_file()[0], data_sse_client=True, nonce=nonce)
+def _is_served(app, name): return any(getattr(o, 'name', '') == f'sse_{name}' for o in app.routes)
 
-def _serve_client(app, nonce):
-    "Serve the client as a file and load it from there"
-    insert_htmx_sse_ext(app.hdrs, nonce=nonce)
-    app.hdrs[_client_idx(app.hdrs)] = _Header(_client_script, nonce)
-    app.router.routes.insert(0, Route(_client_file()[0], _send_client, methods=['GET'], name='sse_client'))
+def _serve(app, name, i, nonce, share):
+    path,content = _file(name)
+    async def send(request): return Response(content, media_type='text/javascript', headers={'Cache-Control': 'public, max-age=31536000, immutable'})
+    app.hdrs[i] = _Header(lambda nonce: _own_script(name, nonce, _scope.get().get('root_path', '') + path, _sharing(app, share) if name == 'client' else None), nonce)
+    app.router.routes.insert(0, Route(path, send, methods=['GET'], name=f'sse_{name}'))
 
-# %% ../nbs/helpers.ipynb #005a5045
+# %% ../nbs/helpers.ipynb #082d1dbf
 _log = logging.getLogger(__name__)
 
 class _Outer:
@@ -173,18 +190,24 @@ class _Outer:
     def __init__(self, app, managers): self.app,self.managers = app,managers
 
     async def __call__(self, scope, receive, send):
-        if scope['type'] == 'lifespan': return await self.app(scope, self._closing(receive), send)
+        if scope['type'] == 'lifespan': return await self.app(scope, self._lifespan(receive, send), send)
         if scope['type'] != 'http': return await self.app(scope, receive, send)
         abort = getattr(getattr(getattr(send, '__self__', None), 'transport', None), 'abort', None)
         if abort: scope['sse.abort'] = abort
-        token = _root_path.set(scope.get('root_path', ''))
+        token = _scope.set(scope)
         try: await self.app(scope, receive, send)
-        finally: _root_path.reset(token)
+        finally: _scope.reset(token)
 
-    def _closing(self, receive):
-        "`receive`, closing the managers at shutdown"
+    def _lifespan(self, receive, send):
+        "`receive`, opening the managers at startup and closing them at shutdown"
         async def _receive():
             message = await receive()
+            if message['type'] == 'lifespan.startup':
+                try:
+                    for manager in self.managers: await manager.open()
+                except SSEError as e:  # Raised alone, a server would take it for an app that knows no lifespan
+                    await send({'type': 'lifespan.startup.failed', 'message': f'{type(e).__name__}: {e}'})
+                    raise
             if message['type'] == 'lifespan.shutdown':
                 for manager in self.managers:
                     try: await manager.close()
@@ -192,7 +215,7 @@ class _Outer:
             return message
         return _receive
 
-# %% ../nbs/helpers.ipynb #fdbee3a3
+# %% ../nbs/helpers.ipynb #bd276015
 def _is_end(e):
     "Whether `e` is nothing but `StreamEnded`"
     return all(map(_is_end, e.exceptions)) if isinstance(e, BaseExceptionGroup) else isinstance(e, StreamEnded)
@@ -213,26 +236,38 @@ class _Inner:
             if not open_body or not _is_end(e): raise
             await send({'type': 'http.response.body', 'body': b'', 'more_body': False})
 
-# %% ../nbs/helpers.ipynb #ff1bdfca
+# %% ../nbs/helpers.ipynb #2fbd7356
+def _sharing(app, share):
+    "Attributes of the client's script: whether the tabs of a browser share, and for whom this page is"
+    scope = _scope.get()
+    if not share or not scope: return _opt_out(share)
+    session = dict(scope.get('session') or {})
+    who = share(Request(scope)) if callable(share) else session.get('auth') or {k: v for k,v in session.items() if k != 'toasts'}
+    text = json.dumps(who, sort_keys=True, default=str)
+    return dict(data_sse_tag=hmac.new(str(app.secret_key).encode(), text.encode(), sha256).hexdigest()[:16])
+
+# %% ../nbs/helpers.ipynb #a8c84d47
 def setup_sse(
     app,           # The FastHTML app
     manager=None,  # An `SSEBroadcastManager`, closed when the app shuts down
     *,
-    nonce=None     # For a content security policy that wants one: a string, or a function called for each page
+    nonce=None,    # For a content security policy that wants one: a string, or a function called for each page
+    morph=False,   # Add what morph swaps need; htmx 4 needs nothing
+    share=True     # `False`: each tab has connections of its own. A function of the request: what tells one user from another
 ):
     "Make `app` ready for event streams; a second call does no harm"
     if not (isinstance(getattr(app, 'hdrs', None), list) and hasattr(app, 'router')): raise ArgumentError(f'`app` must be a FastHTML app, got {app!r}')
-    if manager is not None and not callable(getattr(manager, 'close', None)): raise ArgumentError(f'`manager` must be an SSEBroadcastManager, got {manager!r}')
+    if manager is not None and not all(callable(getattr(manager, o, None)) for o in ('open', 'close')): raise ArgumentError(f'`manager` must be an SSEBroadcastManager, got {manager!r}')
     if not (setup := getattr(app, '_sse_setup', None)):
         setup = app._sse_setup = SimpleNamespace(managers=[])
-        _serve_client(app, nonce)
         build = app.build_middleware_stack
         app.build_middleware_stack = lambda: _Outer(build(), setup.managers)
         app.user_middleware.append(Middleware(_Inner))
         app.middleware_stack = None  # Built at the first request, or anew if there was one
+    _serve_scripts(app, nonce, morph, share)
     if manager is not None and all(o is not manager for o in setup.managers): setup.managers.append(manager)
 
-# %% ../nbs/helpers.ipynb #34b2f3f8
+# %% ../nbs/helpers.ipynb #a55b358f
 def cleanup_sse_on_unload(
     *,
     nonce: str|None = None  # For a content security policy that wants one

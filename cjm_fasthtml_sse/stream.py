@@ -8,7 +8,7 @@ Docs: https://example.github.io/cjm-fasthtml-sse/stream.html.md"""
 __all__ = ['BATCH', 'TURNS', 'MANY_TURNS', 'LAST_WORDS', 'being_cancelled', 'Entry', 'Chunk', 'Group', 'Turn', 'Connection',
            'Hub', 'patterns', 'EventStreamResponse']
 
-# %% ../nbs/stream.ipynb #30a57265
+# %% ../nbs/stream.ipynb #533ad188
 import asyncio,logging,random
 from collections import deque
 from contextlib import suppress
@@ -18,14 +18,14 @@ from typing import Any,NamedTuple
 
 from fastcore.basics import patch
 from starlette.datastructures import QueryParams
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse,Response
 
-from .backend import Log,Message
+from .backend import BackendError,Log,Message
 from .dispatcher import Handlers,check_pattern,matches
 from .render import Renderer,to_html
 from .wire import CLOSE,GAP,HEARTBEAT,SSEError,check_event_type,encode
 
-# %% ../nbs/stream.ipynb #736ebdc6
+# %% ../nbs/stream.ipynb #9727a959
 _log = logging.getLogger(__name__)
 
 def being_cancelled() -> bool:
@@ -33,7 +33,7 @@ def being_cancelled() -> bool:
     task = asyncio.current_task()
     return task is not None and task.cancelling()>0
 
-# %% ../nbs/stream.ipynb #dc39c90f
+# %% ../nbs/stream.ipynb #bdbcfa6a
 class Entry(NamedTuple):
     "A rendered message on its way"
     seq: int              # Where it stands in the log
@@ -57,7 +57,7 @@ def _join(entries, seq):
     frames = [e.frame for i,e in enumerate(entries) if e.label is None or newest[e.label]==i or e.last]
     return Chunk(b''.join(frames), seq, len(frames), end is not None, len(entries)-len(frames))
 
-# %% ../nbs/stream.ipynb #2d3036ae
+# %% ../nbs/stream.ipynb #7cd86c90
 class Group:
     "Connections that want the same: one set of patterns, one renderer, one end"
     def __init__(self, hub, events, renderer, until):
@@ -124,7 +124,7 @@ class Group:
         "Is there nothing that an async renderer has yet to render?"
         return not self._inbox
 
-# %% ../nbs/stream.ipynb #c63f7fd4
+# %% ../nbs/stream.ipynb #10c54e21
 class Turn(NamedTuple):
     "A message that waits for an async renderer"
     message: dict
@@ -170,7 +170,7 @@ async def _bytes(frame):
     # Shielded, because others may wait for the same frame
     return await asyncio.shield(frame) if isawaitable(frame) else frame
 
-# %% ../nbs/stream.ipynb #b3f38c72
+# %% ../nbs/stream.ipynb #594269fe
 class Connection:
     "One open stream, with the face of a queue"
     __slots__ = 'hub','group','user','cursor','sending','behind','overdue','receding','since','busy','sends','ended','_own','_rest','_chunk','_send','_snapshot','_untold','_stop','__weakref__'
@@ -211,7 +211,7 @@ class Connection:
         with suppress(RuntimeError):  # It ends already
             if self._stop is not None: self._stop.reschedule(self.hub.loop.time()+delay)
 
-# %% ../nbs/stream.ipynb #031c4f28
+# %% ../nbs/stream.ipynb #3723ff96
 @patch
 def put_nowait(self:Connection,
     message: dict  # `type`, and `data` if there is any; rendered as a broadcast would be
@@ -259,7 +259,7 @@ def maxsize(self:Connection) -> int:
     "Messages that may wait"
     return self.hub.limit
 
-# %% ../nbs/stream.ipynb #cd39f631
+# %% ../nbs/stream.ipynb #3bfce54e
 @patch
 def serve(self:Connection):
     "Hand over everything that this connection lacks"
@@ -340,7 +340,7 @@ async def _send_chunk(self:Connection, chunk):
     if chunk.last: self.end('done')
     return self.ended
 
-# %% ../nbs/stream.ipynb #6e76855b
+# %% ../nbs/stream.ipynb #ec071c4c
 @patch
 async def _send_first(self:Connection):
     # No id yet where something has to be told first: should the connection break before that, it must not be skipped
@@ -393,7 +393,7 @@ async def _tell_state(self:Connection):
     event = GAP if html is None else None if html else HEARTBEAT  # An empty state is told by an id alone
     return Chunk(encode(html or '', event=event, id=id).encode(), seq, 0, False, 0)
 
-# %% ../nbs/stream.ipynb #eb219f6c
+# %% ../nbs/stream.ipynb #68915c18
 BATCH = 500  # Connections served in one turn of the event loop
 TURNS = 8    # Turns of the event loop that a broadcast gives to those who are behind, at most
 MANY_TURNS = 200  # Who has had so many is blocked; a send through a deep stack of middleware needs some dozens
@@ -430,7 +430,7 @@ class Hub:
         t.add_done_callback(self._tasks.discard)
         return t
 
-# %% ../nbs/stream.ipynb #4dc87bbc
+# %% ../nbs/stream.ipynb #c39ff238
 @patch
 def join(self:Hub,
     events=('**',),      # Patterns, from `patterns`
@@ -500,7 +500,7 @@ def enter_loop(self:Hub):
     self._pump = self._timer = None
     self.loop,self.line = loop,asyncio.Lock()
 
-# %% ../nbs/stream.ipynb #c58bc4d9
+# %% ../nbs/stream.ipynb #3aaea508
 @patch
 def publish(self:Hub,
     message: Message,    # Gets its id here
@@ -545,7 +545,7 @@ def wake(self:Hub, group):
     self._pending[group] = None
     if self._pump is None or self._pump.done(): self._pump = self.spawn(self._pump_all(), Context())  # Not in the context of who happens to broadcast
 
-# %% ../nbs/stream.ipynb #4465f317
+# %% ../nbs/stream.ipynb #5948d44a
 @patch
 async def _pump_all(self:Hub):
     "Serve all groups that have something new, until none has"
@@ -585,7 +585,7 @@ def _evict(self:Hub, conn, sends):
     conn.overdue = False
     if conn.busy and conn.sends==sends: conn.end('evicted')  # Still the same send
 
-# %% ../nbs/stream.ipynb #a0bb6df1
+# %% ../nbs/stream.ipynb #3c639569
 @patch
 async def _heartbeats(self:Hub):
     while True:
@@ -610,7 +610,7 @@ async def _beat(self:Hub, group):
         c.give(chunk)
         if i%BATCH==0: await asyncio.sleep(0)
 
-# %% ../nbs/stream.ipynb #087eb3e7
+# %% ../nbs/stream.ipynb #01fb4c01
 @patch
 def renew(self:Hub,
     origin: str,     # The id that stands for what came before
@@ -623,7 +623,7 @@ def renew(self:Hub,
         c._untold,c.cursor = 'gap',self.log.seq
         c.recede()
 
-# %% ../nbs/stream.ipynb #a099e923
+# %% ../nbs/stream.ipynb #6d8cc77e
 @patch
 def end_all(self:Hub):
     "End every stream, and cut short the farewells to those that do not read"
@@ -644,7 +644,7 @@ async def until_idle(self:Hub, timeout):
     if self._idle is None or self._idle.done(): self._idle = self.loop.create_future()
     await asyncio.wait({self._idle}, timeout=timeout)
 
-# %% ../nbs/stream.ipynb #f1934b41
+# %% ../nbs/stream.ipynb #62430ea0
 def patterns(
     events,          # One pattern or several
     name='events'    # For the error message
@@ -690,7 +690,10 @@ class EventStreamResponse(Response):
             return await send(dict(type='http.response.body', body=b''))
         if (refusal := self.refusal()) is not None: return await refusal(scope, receive, send)
         last_event_id = _last_event_id(scope)
-        await self.ready(last_event_id)
+        try: await self.ready(last_event_id)
+        except BackendError as e:
+            _log.error('A stream was refused: %s', e)
+            return await PlainTextResponse('Not ready yet', 503, headers={'Retry-After': '3'})(scope, receive, send)
         conn = self.hub.join(last_event_id=last_event_id, **self._wants)
         try:
             try:
@@ -710,7 +713,7 @@ def _last_event_id(scope):
         if k==b'last-event-id' and v: return v.decode('latin-1')
     return QueryParams(scope['query_string']).get('last_event_id', '') if b'last_event_id' in scope['query_string'] else ''
 
-# %% ../nbs/stream.ipynb #104ae319
+# %% ../nbs/stream.ipynb #a0e2bf0b
 LAST_WORDS = .5  # Seconds that a closed connection has for the chunk that it is being sent
 
 @patch

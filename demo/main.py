@@ -2,6 +2,7 @@
 
     python demo/main.py                          the installed Python packages, at http://127.0.0.1:5001
     python demo/main.py --root /srv --port 8000  folders in /srv
+    python demo/main.py --htmx4                  the same page with htmx 4
 """
 import argparse,asyncio,secrets,socket,sysconfig,threading
 from contextlib import suppress
@@ -25,15 +26,18 @@ parser.add_argument('--root', default=sysconfig.get_path('purelib'), help='nothi
 parser.add_argument('--rate', type=float, default=25, help='megabytes that a job reads in a second, 0: no limit (default: %(default)s)')
 parser.add_argument('--host', default='127.0.0.1', help='default: %(default)s')
 parser.add_argument('--port', type=int, help='default: 5001, or the next one that is free')
+parser.add_argument('--htmx4', action='store_true', help='load htmx 4 instead of htmx 2; nothing else differs')
 args = parser.parse_args()
 root,rate,here = Path(args.root).resolve(),args.rate*1e6 or float('inf'),Path(__file__).resolve().parent
 if not root.is_dir(): parser.error(f'there is no folder {root}')
 
 # --- The app. Scripts come from .assets if `make demo` put them there, else from their CDN; `setup_sse` adds the SSE extension if it is missing
 assets = here.parent/'.assets/node_modules'
-local = [Script(src=f'/assets/{o}') for o in ('htmx.org/dist/htmx.min.js', 'htmx-ext-sse/dist/sse.min.js') if (assets/o).exists()]
-cdn = Script(src='https://cdn.jsdelivr.net/npm/htmx.org@2.0.7/dist/htmx.min.js', crossorigin='anonymous',
-    integrity='sha384-ZBXiYtYQ6hJ2Y0ZNoYuI+Nq5MqWBr+chMrS/RkXpNzQCApHEhOt2aY8EJgqwHLkJ')
+files = ('htmx4/dist/htmx.min.js', 'htmx4/dist/ext/hx-sse.min.js') if args.htmx4 else ('htmx.org/dist/htmx.min.js', 'htmx-ext-sse/dist/sse.min.js')
+local = [Script(src=f'/assets/{o}') for o in files if (assets/o).exists()]
+version,digest = ('4.0.1', 'Qp9rdC8H7EqOoX+nR0P3RPG2Noji+qdwJlGpfzwQJsfOpp3sGwIdSP9xO3+UlEhn') if args.htmx4 else \
+    ('2.0.7', 'ZBXiYtYQ6hJ2Y0ZNoYuI+Nq5MqWBr+chMrS/RkXpNzQCApHEhOt2aY8EJgqwHLkJ')
+cdn = Script(src=f'https://cdn.jsdelivr.net/npm/htmx.org@{version}/dist/htmx.min.js', crossorigin='anonymous', integrity=f'sha384-{digest}')
 icon = "data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 8 8'><circle cx='4' cy='4' r='3' fill='royalblue'/></svg>"
 
 sse,updater,books = SSEBroadcastManager(retry=1000),SSEElementUpdater(),SSEEventDispatcher()

@@ -1,12 +1,15 @@
 "Real servers for the tests: each is a process of its own, on a port that the system gave, ended by its process id"
 import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from cjm_fasthtml_sse.wire import Parser
 
 APPS = Path(__file__).parent/'apps'
 
@@ -44,13 +47,18 @@ class Server:
 
     def signal(self, sig=signal.SIGTERM): self.process.send_signal(sig)
 
+    def interrupt(self):
+        "Ctrl-C in a terminal: it reaches this process and all that it started"
+        os.killpg(self.process.pid, signal.SIGINT)
+
     def ends(self, secs=10):
         "The exit code and the seconds it took to end"
         start = time.monotonic()
         return self.process.wait(secs),time.monotonic()-start
 
     def stop(self):
-        if self.process.poll() is None: self.process.kill()
+        "End it, and whatever it started and left behind"
+        with suppress(ProcessLookupError): os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(10)
 
 
@@ -66,3 +74,49 @@ def running(cmd, log, port=None, **kw):
 def uvicorn(app, *args):
     "The command that serves `app`, such as `board:app` out of tests/apps"
     return [sys.executable, '-m', 'uvicorn', app, '--host', '127.0.0.1', '--port', '{port}', *args]
+
+
+class Stream:
+    "A client that reads an event stream from a socket, and may stop reading"
+    def __init__(self, server, path, last_event_id=None, small=False):
+        self.sock = socket.socket()
+        if small: self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self.sock.settimeout(10)
+        self.sock.connect(('127.0.0.1', server.port))
+        last = f'Last-Event-ID: {last_event_id}\r\n' if last_event_id else ''
+        self.sock.sendall(f'GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{last}\r\n'.encode())
+        self.parser,self.events,self.body,self.ended = Parser(),[],b'',False
+
+    def __enter__(self): return self
+    def __exit__(self, *exc): self.sock.close()
+
+    def read(self):
+        "The next bytes of the body; chunk sizes stand between events and are harmless to the parser, as they hold no colon"
+        data = self.sock.recv(65536)
+        self.ended = self.ended or not data
+        self.body += data
+        if b'\r\n0\r\n\r\n' in self.body: self.ended = True
+        self.events += self.parser.feed(data)
+
+    def until(self, wanted, secs=10):
+        "Read until `wanted(events)` is true"
+        end = time.monotonic()+secs
+        while not wanted(self.events):
+            assert time.monotonic()<end and not self.ended, f'not seen: {self.events[-5:]}'
+            self.read()
+        return self.events
+
+    def until_end(self, secs=10):
+        end = time.monotonic()+secs
+        while not self.ended:
+            assert time.monotonic()<end, 'the stream did not end'
+            self.read()
+
+
+@contextmanager
+def many_files(n=12_000):
+    "Room for thousands of sockets, in this process and in those it starts"
+    soft,hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(n, hard)), hard))
+    try: yield
+    finally: resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

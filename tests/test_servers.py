@@ -1,53 +1,13 @@
 "Real uvicorn processes: what a client on a socket sees, and how they end"
 import json
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
 
 import httpx
 import pytest
-from servers import APPS, free_port, running, uvicorn
-
-from cjm_fasthtml_sse.wire import Parser
-
-
-class Stream:
-    "A client that reads an event stream from a socket, and may stop reading"
-    def __init__(self, server, path, last_event_id=None, small=False):
-        self.sock = socket.socket()
-        if small: self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        self.sock.settimeout(10)
-        self.sock.connect(('127.0.0.1', server.port))
-        last = f'Last-Event-ID: {last_event_id}\r\n' if last_event_id else ''
-        self.sock.sendall(f'GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{last}\r\n'.encode())
-        self.parser,self.events,self.body,self.ended = Parser(),[],b'',False
-
-    def __enter__(self): return self
-    def __exit__(self, *exc): self.sock.close()
-
-    def read(self):
-        "The next bytes of the body; chunk sizes stand between events and are harmless to the parser, as they hold no colon"
-        data = self.sock.recv(65536)
-        self.ended = self.ended or not data
-        self.body += data
-        if b'\r\n0\r\n\r\n' in self.body: self.ended = True
-        self.events += self.parser.feed(data)
-
-    def until(self, wanted, secs=10):
-        "Read until `wanted(events)` is true"
-        end = time.monotonic()+secs
-        while not wanted(self.events):
-            assert time.monotonic()<end and not self.ended, f'not seen: {self.events[-5:]}'
-            self.read()
-        return self.events
-
-    def until_end(self, secs=10):
-        end = time.monotonic()+secs
-        while not self.ended:
-            assert time.monotonic()<end, 'the stream did not end'
-            self.read()
+from servers import APPS, Stream, free_port, running, uvicorn
 
 
 def names(events): return [e.event for e in events]

@@ -122,6 +122,7 @@ def test_no_abort_where_the_server_has_none():
 
 class Manager:
     def __init__(self, seen): self.seen = seen
+    async def open(self): pass
     async def close(self): self.seen.append('manager')
 
 

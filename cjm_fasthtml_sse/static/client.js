@@ -16,6 +16,9 @@ class SSEClient extends EventTarget {
     this.entries = new Set();
     /** @type {Element | null} */
     this.processing = null;  // the element that htmx is at
+    this.tag = '';           // of the user's session
+    this.alone = 'asked for';  // why tabs share no connections
+    this.loading = 0;        // until when what connects is part of a page that loads
   }
 
   /** The state of all streams together: the one that most wants attention. @returns {SSEState} */
@@ -55,10 +58,28 @@ class SSEClient extends EventTarget {
   /**
    * A source for a URL: the only place that makes one.
    * @param {string} url
-   * @param {{lastEventId?: string}} options
+   * @param {{lastEventId?: string, share?: boolean}} options
    */
-  connect(url, options) {
-    return new SSESource(url, options);
+  connect(url, { share = true, ...options }) {
+    const source = share && !this.alone ? new SharedSource(url, { ...options, tag: this.tag, fresh: performance.now() < this.loading }) : new SSESource(url, options);
+    source.connect();
+    return source;
+  }
+
+  /**
+   * Whether tabs share, as the script element that brought this file says.
+   * @param {HTMLElement | SVGElement | null} script
+   */
+  configure(script) {
+    const { sseShare, sseTag } = script?.dataset ?? {};
+    this.tag = sseTag ?? '';
+    this.alone = sseShare === 'false' ? 'share=False' : window.isSecureContext && navigator.locks && window.BroadcastChannel ? '' : 'neither HTTPS nor localhost, or an old browser';
+    this.load();
+    document.addEventListener('DOMContentLoaded', () => this.load());
+  }
+
+  load() {
+    this.loading = performance.now() + (document.readyState === 'loading' ? Infinity : 1000);
   }
 
   /**
@@ -68,7 +89,8 @@ class SSEClient extends EventTarget {
    */
   open(url, element) {
     for (const entry of this.entries) if (element && entry.element === element) this.release(entry, 'replaced');
-    const source = this.connect(url, { lastEventId: element?.getAttribute('data-sse-after') ?? '' });
+    const share = element?.closest('[data-sse-share]')?.getAttribute('data-sse-share') !== 'false';
+    const source = this.connect(url, { lastEventId: element?.getAttribute('data-sse-after') ?? '', share });
     /** @type {SSEEntry} */
     const entry = { url, element, source };
     this.entries.add(entry);
@@ -118,6 +140,8 @@ class SSEClient extends EventTarget {
     document.addEventListener('htmx:beforeHistorySave', () => {
       for (const { element, source } of this.entries) if (source.lastEventId) element?.setAttribute('data-sse-after', source.lastEventId);
     });
+    // A body that htmx exchanges is another page, perhaps another user's.
+    document.addEventListener('htmx:beforeSwap', e => { if (/** @type {CustomEvent} */ (e).detail.target === document.body) this.load(); });
     window.addEventListener('online', each(source => source.check()));
     // A moment later, because what arrived while the page slept is read first.
     document.addEventListener('visibilitychange', () => { if (!document.hidden) setTimeout(each(source => source.check()), 250); });
@@ -138,12 +162,15 @@ const page = window;
 
 if (!page.cjmSSE) {
   const client = page.cjmSSE = new SSEClient();
+  client.configure(document.currentScript);
   const start = () => {
-    // htmx 4 brings its own connection: the extension hx-sse.
-    if (!page.htmx || page.htmx.version.startsWith('4')) return;
-    client.adopt(page.htmx);
+    const { htmx } = page;
+    if (!htmx) return;
     client.follow();
-    replaceRepeated(page.htmx);
+    if (htmx.version.startsWith('4')) return serveHtmx4(htmx, client);
+    client.adopt(htmx);
+    replaceRepeated(htmx);
+    spareTargets(htmx);
   };
   if (page.htmx) start();
   else document.addEventListener('DOMContentLoaded', start);

@@ -14,7 +14,7 @@
  * @property {Record<MonitorState, string>} status_indicators  HTML
  */
 
-/** @typedef {EventTarget & {state?: string, reason?: string, configure?: Function, readyState: number, close: () => void}} MonitoredSource */
+/** @typedef {EventTarget & {state?: string, reason?: string, configure?: Function, own?: unknown, readyState: number, close: () => void}} MonitoredSource */
 
 /** What this file needs to know of the page. @type {Window & {htmx?: any, cjmSSE?: any}} */
 const here = window;
@@ -29,7 +29,7 @@ class ConnectionMonitor {
     this.settings = settings;
     /** @type {MonitorState | null} */ this.state = null;
     /** @type {MonitoredSource | null} */ this.source = null;
-    /** @type {Element | null} */ this.shownIn = null;
+    /** @type {HTMLElement | null} */ this.shownIn = null;
     this.shown = '';
     this.end = new AbortController();
     // Only for the browser's own EventSource: our own source watches its silence itself.
@@ -46,6 +46,7 @@ class ConnectionMonitor {
     }, { signal });
     const mine = (/** @type {EventTarget | null} */ element) => element instanceof Element && element.id === this.settings.sse_element_id;
     if (here.cjmSSE) {
+      if (this.settings.debug && here.cjmSSE.alone) console.debug(`[sse] tabs do not share: ${here.cjmSSE.alone}`);
       on(here.cjmSSE, 'change', change => { if (mine(change.element) && !this.replaced(change.element)) this.follow(change.source, change); });
       const source = here.cjmSSE.get(this.settings.sse_element_id);
       if (source) this.follow(source, source);
@@ -58,9 +59,9 @@ class ConnectionMonitor {
       });
     }
     on(document, 'visibilitychange', () => { if (!document.hidden) this.watchdog.check(true); });
-    // The status may be drawn later than this, or anew.
-    const observer = new MutationObserver(() => { if (this.alive() && !this.shownIn?.isConnected) this.refresh(); });
-    observer.observe(document, { childList: true, subtree: true });
+    // The status may be drawn later than this, or anew; or a morph brings it back to what the server has drawn.
+    const observer = new MutationObserver(() => { if (this.alive() && !(this.shownIn?.isConnected && this.shownIn.dataset.sseState)) this.refresh(); });
+    observer.observe(document, { childList: true, subtree: true, attributeFilter: ['data-sse-state'] });
     signal.addEventListener('abort', () => observer.disconnect());
   }
 
@@ -138,7 +139,7 @@ class ConnectionMonitor {
    * @param {{reason?: string, status?: number, retryIn?: number}} why
    */
   show(state, { reason = '', retryIn }) {
-    if (this.settings.debug) console.debug(`[sse] ${this.settings.sse_element_id}: ${state}${reason && ` (${reason})`}${retryIn ? `, next attempt in ${Math.round(retryIn)} ms` : ''}`);
+    if (this.settings.debug) console.debug(`[sse] ${this.settings.sse_element_id}: ${state}${reason && ` (${reason})`}${retryIn ? `, next attempt in ${Math.round(retryIn)} ms` : ''}${this.source?.own ? ', leads' : ''}`);
     // Before the first connection there is nothing to tell: what the server has drawn stays.
     if (state === 'connecting') return;
     this.state = state;
@@ -153,8 +154,9 @@ class ConnectionMonitor {
     if (!status.hasAttribute('aria-live')) status.setAttribute('aria-live', 'polite');
     if (!this.state) return;
     const html = this.settings.status_indicators[this.state];
+    const drawnAnew = status !== this.shownIn || !status.dataset.sseState;
     if (status.dataset.sseState !== this.state) status.dataset.sseState = this.state;
-    if (status === this.shownIn && html === this.shown) return;
+    if (!drawnAnew && html === this.shown) return;
     this.shownIn = status;
     this.shown = html;
     const template = document.createElement('template');
@@ -179,4 +181,5 @@ function startMonitors(root) {
 
 startMonitors(document);
 document.addEventListener('DOMContentLoaded', () => startMonitors(document));
-document.addEventListener('htmx:load', e => startMonitors(/** @type {Element} */ (e.target)));
+// The last two are htmx 4's, with FastHTML's settings and without.
+for (const type of ['htmx:load', 'htmx-after-process', 'htmx:after:process']) document.addEventListener(type, e => startMonitors(/** @type {Element} */ (e.target)));

@@ -1,39 +1,50 @@
 // @ts-check
-// Morph swaps merge new HTML into what stands in the page: a field in use keeps its focus, its caret and what was typed. `morph` (as htmx 4 says, `outerMorph`) is for a whole
-// element, `innerMorph` for its content. htmx 4 brings them; under htmx 2 the work is Idiomorph's, which an app has to ask for.
+// Morph swaps under htmx 2, for pages that ask for them: new HTML is merged into what stands there, so a field in use keeps its focus, its caret and what was typed.
+// `morph` (htmx 4 says `outerMorph`) is for a whole element, `innerMorph` for its content. The work is Idiomorph's. htmx 4 has morph swaps of its own.
+{
+  /** @type {Window & {htmx?: any, Idiomorph?: any}} */
+  const page = window;
+  const OUTER = ['morph', 'outerMorph'];
+  /** What a user may change, and where the server's word on it stands. @type {Record<string, string>} */
+  const DEFAULTS = { value: 'defaultValue', checked: 'defaultChecked', selected: 'defaultSelected' };
 
-/** Fragments that were merged. @type {WeakSet<Node>} */
-const morphed = new WeakSet();
-
-/** @param {any} htmx  htmx 2 */
-function addMorph(htmx) {
-  const idiomorph = () => /** @type {any} */ (window).Idiomorph;
-  const STYLES = ['morph', 'outerMorph', 'innerMorph'];
-  htmx.defineExtension('cjm-morph', {
-    isInlineSwap: (/** @type {string} */ style) => /^(m|outerM)orph$/.test(style) && !!idiomorph(),
-    handleSwap(/** @type {string} */ style, /** @type {Element} */ target, /** @type {Element | DocumentFragment} */ fragment) {
-      if (!STYLES.includes(style)) return false;
-      if (!idiomorph()) {
-        console.warn(`[sse] ${style}: Idiomorph is not in this page (setup_sse(app, morph=True) adds it), so the content is replaced`);
-        return false;
-      }
-      morphed.add(fragment);
-      const inner = style === 'innerMorph';
-      /** Form fields for which the server has nothing new: what the user did to them stays. */
-      const kept = new WeakSet();
-      return idiomorph().morph(target, inner ? fragment.childNodes : fragment.children, {
-        morphStyle: inner ? 'innerHTML' : 'outerHTML',
-        ignoreActiveValue: true,
-        callbacks: {
-          beforeNodeMorphed(/** @type {any} */ old, /** @type {any} */ next) {
-            if (['defaultValue', 'defaultChecked', 'defaultSelected'].every(name => old[name] === next[name])) kept.add(old);
-          },
-          beforeAttributeUpdated: (/** @type {string} */ name, /** @type {Element} */ element) => !kept.has(element) || !['value', 'checked', 'selected'].includes(name),
+  /**
+   * @param {Element} target
+   * @param {Element | DocumentFragment} fragment
+   * @param {boolean} outer
+   */
+  const morph = (target, fragment, outer) => {
+    /** Of which the server says nothing new: what the user did stays, as under htmx 4. @type {WeakMap<Element, string[]>} */
+    const kept = new WeakMap();
+    /** @type {Element[]} */
+    const merged = page.Idiomorph.morph(target, outer ? fragment.children : fragment.childNodes, {
+      morphStyle: outer ? 'outerHTML' : 'innerHTML',
+      ignoreActiveValue: true,
+      callbacks: {
+        beforeNodeMorphed(/** @type {any} */ old, /** @type {any} */ next) {
+          kept.set(old, Object.keys(DEFAULTS).filter(name => DEFAULTS[name] in old && old[DEFAULTS[name]] === next[DEFAULTS[name]]));
         },
-      });
-    },
-  });
-  // An extension of htmx 2 serves the elements within the one that names it.
-  const { documentElement } = document;
-  documentElement.setAttribute('hx-ext', [documentElement.getAttribute('hx-ext'), 'cjm-morph'].filter(Boolean).join(','));
+        beforeAttributeUpdated: (/** @type {string} */ name, /** @type {Element} */ element) => !kept.get(element)?.includes(name),
+      },
+    });
+    // htmx processes what it is told of anew. An element that connects would connect anew, and the elements within would go on listening to the old connection.
+    return merged.flatMap(element => element === target && element.matches('[sse-connect], [data-sse-connect]') ? [...element.children] : [element]);
+  };
+
+  const start = () => {
+    if (!page.htmx || page.htmx.version.startsWith('4')) return;
+    page.htmx.defineExtension('cjm-morph', {
+      isInlineSwap: (/** @type {string} */ style) => OUTER.includes(style),
+      handleSwap(/** @type {string} */ style, /** @type {Element} */ target, /** @type {any} */ fragment) {
+        if (style !== 'innerMorph' && !OUTER.includes(style)) return false;
+        fragment.sseMorphed = true;
+        return morph(target, fragment, style !== 'innerMorph');
+      },
+    });
+    // An extension of htmx 2 serves the elements within the one that names it.
+    const { documentElement } = document;
+    documentElement.setAttribute('hx-ext', [documentElement.getAttribute('hx-ext'), 'cjm-morph'].filter(Boolean).join(','));
+  };
+  if (page.htmx) start();
+  else document.addEventListener('DOMContentLoaded', start);
 }

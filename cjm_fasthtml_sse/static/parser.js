@@ -4,7 +4,8 @@
 /**
  * Who is told what was parsed.
  * @typedef {object} StreamReader
- * @property {(type: string, data: string | null, id: string) => void} block  a blank line ended a block; `data` is null where it had none
+ * @property {(type: string, data: string | null, id: string, own: boolean) => void} block  a blank line ended a block; `data` is null where it had none, `own` says whether the
+ *   id in force came with this block
  * @property {(text: string) => void} comment
  * @property {(ms: number) => void} retry
  */
@@ -21,6 +22,7 @@ class EventStreamParser {
     this.rest = '';          // a line whose end has not come yet
     this.afterCR = false;    // the LF of a CRLF may come with the next piece
     this.type = '';
+    this.own = false;
     /** @type {string[]} */
     this.data = [];
   }
@@ -45,14 +47,15 @@ class EventStreamParser {
     const value = colon < 0 ? '' : line.slice(line[colon + 1] === ' ' ? colon + 2 : colon + 1);
     if (field === 'data') this.data.push(value);
     else if (field === 'event') this.type = value;
-    else if (field === 'id' && !value.includes('\0')) this.id = value;
+    else if (field === 'id' && !value.includes('\0')) [this.id, this.own] = [value, true];
     else if (field === 'retry' && /^[0-9]+$/.test(value)) this.reader.retry(Number(value));
   }
 
   end() {
-    const { type, data } = this;
+    const { type, data, own } = this;
     this.type = '';
+    this.own = false;
     this.data = [];
-    this.reader.block(type || 'message', data.length ? data.join('\n') : null, this.id);
+    this.reader.block(type || 'message', data.length ? data.join('\n') : null, this.id, own);
   }
 }

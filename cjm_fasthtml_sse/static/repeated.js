@@ -38,8 +38,8 @@ function replaceRepeated(htmx) {
     const { detail } = /** @type {CustomEvent} */ (event);
     const swap = swaps.get(detail);
     swaps.delete(detail);
-    // Where the former children are gone, the content was replaced and nothing was appended.
-    if (!swap?.former || swap.former.parentNode !== swap.target || morphed.has(detail.fragment)) return;
+    // Where the former children are gone, the content was replaced and nothing was appended. `morph.js` says where it has merged it.
+    if (!swap?.former || swap.former.parentNode !== swap.target || detail.fragment.sseMorphed) return;
     takePlaces(swap.elements, old => htmx.swap(old, '', { swapStyle: 'delete', swapDelay: 0, settleDelay: 0, transition: false }));
   });
 }
@@ -52,7 +52,7 @@ function spareTargets(htmx) {
   document.addEventListener('htmx:sseBeforeMessage', event => {
     const element = /** @type {Element} */ (event.target);
     const message = /** @type {CustomEvent} */ (event).detail;
-    if (event.defaultPrevented || !message.data?.includes('hx-swap-oob')) return;
+    if (event.defaultPrevented || element.getAttribute('hx-swap') === 'none' || !message.data?.includes('hx-swap-oob')) return;
     const template = document.createElement('template');
     template.innerHTML = message.data;
     for (const found of template.content.querySelectorAll('[hx-swap-oob], [data-hx-swap-oob]')) found.remove();

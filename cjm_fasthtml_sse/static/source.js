@@ -56,14 +56,14 @@ class SSESource extends EventTarget {
     this.timer = undefined;
     this.watchdog = new Watchdog(() => this.lost('silence'));
     /** @type {((e: Event) => void) | null} */ this.onopen = null;
-    /** @type {((e: Event) => void) | null} */ this.onerror = null;
+    /** @type {((e?: Event) => void) | null} */ this.onerror = null;
     /** @type {((e: Event) => void) | null} */ this.onmessage = null;
     // Through a listener, because what one throws does not reach the one who dispatches.
     this.addEventListener('open', e => this.onopen?.(e));
-    this.addEventListener('error', e => this.onerror?.(e));
+    // Without its event, which tells nothing and which htmx's extension would log as an error of the page.
+    this.addEventListener('error', () => this.onerror?.());
     this.addEventListener('message', e => this.onmessage?.(e));
     this.configure(options);
-    this.connect();
   }
 
   /** @param {SSESettings} settings */
@@ -112,6 +112,7 @@ class SSESource extends EventTarget {
         const { done, value } = await reader.read();
         if (turn !== this.turn) return;
         if (done) return this.lost('end of stream');
+        this.arrived();
         parser.feed(decoder.decode(value, { stream: true }));
         this.watchdog.heard(false);
       }
@@ -151,21 +152,37 @@ class SSESource extends EventTarget {
   listener(turn) {
     let first = true;
     return {
-      comment: () => this.watchdog.heard(true),
+      comment: () => this.beat(),
       retry: ms => {
         if (turn !== this.turn) return;
         if (first) this.retry = ms;
         else this.farewell = ms;
       },
-      block: (type, data, id) => {
+      block: (type, data, id, own) => {
         if (turn !== this.turn) return;   // closed by a listener, in the middle of what had arrived
         first = false;
-        this.lastEventId = id;
-        if (data === null) return;
-        if (type === HEARTBEAT) this.watchdog.heard(true);
-        this.dispatchEvent(new MessageEvent(type, { data, lastEventId: id, origin: location.origin }));
+        if (type === HEARTBEAT) this.beat();
+        this.deliver(type, data, id, own);
       },
     };
+  }
+
+  /** A chunk has come, and is not read yet. */
+  arrived() {}
+
+  beat() {
+    this.watchdog.heard(true);
+  }
+
+  /**
+   * @param {string} type
+   * @param {string | null} data  `null`: an id alone
+   * @param {string} id           in force
+   * @param {boolean} own         whether the id came with this message
+   */
+  deliver(type, data, id, own) {
+    this.lastEventId = id;
+    if (data !== null) this.dispatchEvent(new MessageEvent(type, { data, lastEventId: id, origin: location.origin }));
   }
 
   /**

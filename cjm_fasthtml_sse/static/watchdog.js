@@ -14,6 +14,7 @@ class Watchdog {
     this.alarm = alarm;
     this.timeout = 30000;    // milliseconds
     this.armed = false;
+    this.always = false;     // armed or not
     this.patience = 1;
     this.interval = 0;       // the longest time between two heartbeats
     this.intervals = 0;      // how many were seen
@@ -49,6 +50,14 @@ class Watchdog {
   }
 
   /**
+   * Take over what another one knows of the same stream.
+   * @param {Watchdog} other
+   */
+  learn({ timeout, armed, interval, intervals, silence }) {
+    Object.assign(this, { timeout, armed, interval, intervals, silence });
+  }
+
+  /**
    * Something arrived.
    * @param {boolean} heartbeat
    */
@@ -74,7 +83,7 @@ class Watchdog {
 
   tick() {
     clearTimeout(this.timer);
-    if (!this.armed || !this.started) return;
+    if (!(this.armed || this.always) || !this.started) return;
     const wait = Math.min(Math.max(this.limit / 4, 50), 5000);
     this.due = Date.now() + wait;
     this.timer = setTimeout(() => {
@@ -91,7 +100,7 @@ class Watchdog {
    */
   check(eager = false) {
     const limit = eager ? Math.max(1.5 * this.silence, this.limit / 2) : this.limit;
-    if (!this.armed || !this.started || Date.now() - this.heardAt <= limit) return;
+    if (!(this.armed || this.always) || !this.started || Date.now() - this.heardAt <= limit) return;
     if (this.open) this.patience = Math.min(2 * this.patience, 8);
     this.alarm();
   }

@@ -1,13 +1,13 @@
 "A stream for many clients, with all that a FastHTML app has around it; `LIFESPAN` in the environment names a file that the shutdown writes to"
-import os
-from pathlib import Path
+import asyncio, gc, os, sys
 from fasthtml.common import *
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.helpers import setup_sse
 
 async def lifespan(app):
     yield
-    if name := os.environ.get('LIFESPAN'): Path(name).write_text('shutdown ran')
+    if name := os.environ.get('LIFESPAN'):
+        with open(name, 'a') as f: f.write('shutdown ran')  # One after another where there are several workers
 
 app, rt = fast_app(lifespan=lifespan)
 manager = SSEBroadcastManager(max_queue_size=int(os.environ.get('MAX_QUEUE', 100)))
@@ -32,3 +32,11 @@ async def say(text: str, times: int = 1):
 
 @rt
 def stats(): return JSONResponse(manager.stats())
+
+@rt
+async def held():
+    "What is open, under way and in use, for who looks for leaks"
+    gc.collect()
+    return JSONResponse(dict(connections=manager.connection_count, tasks=len(asyncio.all_tasks()), blocks=sys.getallocatedblocks()))
+
+serve(host='127.0.0.1')

@@ -29,7 +29,7 @@ def loop(): return Loop()
 def browser():
     chromium = shutil.which('chromium')
     assert chromium, 'These tests need Chromium: apt-get install chromium'
-    assert assets.fetch(), 'These tests need npm, to fetch htmx: apt-get install npm'
+    assert assets.fetch(dev=True), 'These tests need npm, to fetch htmx: apt-get install npm'
     with sync_playwright() as p:
         # Playwright switches the back/forward cache off; users have it on
         b = p.chromium.launch(executable_path=chromium, args=FLAGS, ignore_default_args=['--disable-back-forward-cache'])

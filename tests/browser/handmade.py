@@ -6,16 +6,21 @@ import time
 from pathlib import Path
 
 import uvicorn
-from fasthtml.common import FastHTML, Script
+from fasthtml.common import FastHTML, Meta, Script
 from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 ASSETS = Path(__file__).parents[2]/'.assets'/'node_modules'
 SCRIPTS = {'htmx.js': 'htmx.org/dist/htmx.js', 'sse.js': 'htmx-ext-sse/dist/sse.min.js',
-           'htmx4.js': 'htmx4/dist/htmx.min.js', 'hx-sse.js': 'htmx4/dist/ext/hx-sse.min.js'}
+           'htmx4.js': 'htmx4/dist/htmx.min.js', 'hx-sse.js': 'htmx4/dist/ext/hx-sse.min.js',
+           'htmx4-0.js': 'htmx4-0/dist/htmx.min.js', 'hx-sse-0.js': 'htmx4-0/dist/ext/hx-sse.min.js', 'idiomorph.js': 'idiomorph/dist/idiomorph.min.js'}
 
 
+def HTMX2(): return [Script(src='/assets/htmx.js'), Script(src='/assets/sse.js')]
 def HTMX4(): return [Script(src='/assets/htmx4.js'), Script(src='/assets/hx-sse.js')]
+# FastHTML writes `-` where htmx 4 has `:`
+def HTMX4_0(): return [Meta(name='htmx-config', content='{"metaCharacter": "-"}'), Script(src='/assets/htmx4-0.js'), Script(src='/assets/hx-sse-0.js')]
+MAJORS = {'2.0.7': HTMX2, '4.0.0': HTMX4_0, '4.0.1': HTMX4}
 
 
 class Loop:
@@ -42,8 +47,8 @@ class Site:
         self.log = []          # (id, frame) of all that was published
         self.heartbeat = {}    # path to the seconds between two heartbeats
         self.requests = []     # (path, last event id) of every request for a stream
-        self.open = []
-        hdrs = [Script(src='/assets/htmx.js'), Script(src='/assets/sse.js')] if hdrs is None else hdrs
+        self.open,self.most = [],{}  # Streams that are open; path to the most of them at a time
+        hdrs = HTMX2() if hdrs is None else hdrs
         routes = [Route('/assets/{name}', self._asset), Route('/stream/{name}', self._stream), Route('/raw/{name}', self._raw)]
         self.app = FastHTML(routes=routes, hdrs=hdrs, default_hdrs=False, secret_key='test')
         self.app.route('/pages/{name}')(self._page)
@@ -61,6 +66,7 @@ class Site:
         if answer and (response := answer(sum(p == path for p,_ in self.requests))): return response
         async def frames():
             self.open.append(stream)
+            self.most[path] = max(self.most.get(path, 0), self.count(path))
             try:
                 yield self.opening.get(path, ': hello\n\n' if path in self.heartbeat else '')
                 ids = [i for i,_ in self.log]

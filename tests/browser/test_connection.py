@@ -36,7 +36,8 @@ def test_several_events(page, site, until):
     site.pages['p'] = lambda: Div(connect(endpoint='/stream/events', element_id='news', events='price, volume', swap='beforeend'),
                                   connect(endpoint='/stream/events', swap='none', content=inner))
     page.goto(site.url('p'))
-    until(lambda: site.count() == 2)
+    page.wait_for_function("cjmSSE.sources.length === 2 && cjmSSE.sources.every(s => s.state === 'active')")
+    assert site.count() == 1, 'elements share a connection, as tabs do'
     for name in ('price', 'volume', 'other', 'cost', 'tax'): site.send(f'event: {name}\ndata: <i>{name}</i>\n\n')
     site.send('data: <i>unnamed</i>\n\n')
     page.wait_for_function("document.querySelector('#inner').textContent === 'tax'")

@@ -41,10 +41,17 @@ def digest_of(folder):
 
 
 @pytest.fixture
-def serve(root, tmp_path):
+def switches(): return []
+
+
+both = pytest.mark.parametrize('switches', [[], ['--htmx4']], ids=['htmx 2', 'htmx 4'])
+
+
+@pytest.fixture
+def serve(root, tmp_path, switches):
     "Starts the demo; the log of all starts is one"
     def serve(port=None):
-        return running([sys.executable, DEMO, '--root', root, '--port', '{port}'], tmp_path/'log', port=port, cwd=tmp_path)
+        return running([sys.executable, DEMO, '--root', root, '--port', '{port}', *switches], tmp_path/'log', port=port, cwd=tmp_path)
     return serve
 
 
@@ -98,6 +105,7 @@ def same(*tabs):
             t.page.wait_for_function('([css, html]) => document.querySelector(css).innerHTML === html', arg=[css, tabs[0].page.inner_html(css)])
 
 
+@both
 def test_two_tabs(tab, root):
     "Start, progress, cancel, finish and clear, each in one tab and seen in both"
     a,b = tab(),tab()
@@ -159,6 +167,7 @@ def test_many_jobs(tab):
     same(*tabs)
 
 
+@both
 def test_restart(tab, server, serve):
     "The server is killed and started again: the tabs say that they are cut off, come back by themselves, and show nothing of what was"
     a,b = tab(),tab()
@@ -239,6 +248,7 @@ def test_unreadable_files(tab, root):
     expect(a.rows('failed')).to_contain_text('Nothing could be read: No such file or directory')
 
 
+@both
 def test_keyboard(tab):
     "All can be done with the keyboard, and what moves does not take the focus away"
     a = tab()
@@ -259,14 +269,15 @@ def test_keyboard(tab):
     expect(a.rows()).to_have_count(0)
 
 
-def test_without_npm(root, tmp_path):
+@both
+def test_without_npm(root, tmp_path, switches):
     "Where the scripts were not fetched, the page takes the same ones from their CDN, and the browser checks that they are the same"
     shutil.copytree(DEMO.parent, tmp_path/'demo')
-    with running([sys.executable, tmp_path/'demo/main.py', '--root', root, '--port', '{port}'], tmp_path/'log') as server:
+    with running([sys.executable, tmp_path/'demo/main.py', '--root', root, '--port', '{port}', *switches], tmp_path/'log') as server:
         page = httpx.get(server.url).text
     scripts = re.findall(r'<script src="https://cdn.jsdelivr.net/npm/([^"@]+)@([^"/]+)/([^"]+)"([^>]*)>', page)
-    assert [name for name, *_ in scripts] == ['htmx.org', 'htmx-ext-sse']
+    assert [name for name, *_ in scripts] == ['htmx.org', 'htmx.org' if switches else 'htmx-ext-sse']
     for name, version, path, attrs in scripts:
-        package = PROJECT/'.assets/node_modules'/name
+        package = PROJECT/'.assets/node_modules'/('htmx4' if switches else name)
         assert f'"version": "{version}"' in (package/'package.json').read_text()
         assert f'integrity="sha384-{b64encode(sha384((package/path).read_bytes()).digest()).decode()}"' in attrs and 'crossorigin="anonymous"' in attrs

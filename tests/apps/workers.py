@@ -1,0 +1,35 @@
+"An app for several processes: `REDIS_URL` in the environment names what connects them, without it nothing does"
+import os
+from fasthtml.common import *
+from cjm_fasthtml_sse.core import SSEBroadcastManager
+from cjm_fasthtml_sse.helpers import setup_sse
+
+manager = SSEBroadcastManager(backend=os.environ.get('REDIS_URL'), retry=200)
+
+async def lifespan(app):
+    await manager.open()
+    yield
+
+app, rt = fast_app(lifespan=lifespan)
+setup_sse(app, manager)
+
+@rt
+def events(req, user: str = ''): return manager.stream(req, user=user or None)
+
+@rt
+async def say(text: str): return str(await manager.broadcast('said', dict(text=text, item=Li(text))))
+
+@rt
+def say_from_a_thread(text: str): return str(manager.broadcast_threadsafe('said', dict(text=text)).result(5))
+
+@rt
+async def everywhere(): return JSONResponse(await manager.everywhere())
+
+@rt
+async def log_out(user: str): return str(await manager.disconnect(user))
+
+@rt
+def here(): return JSONResponse(dict(pid=os.getpid(), **manager.stats()))
+
+@rt
+def history(): return JSONResponse([m['data']['text'] for m in manager.get_history()])

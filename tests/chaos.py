@@ -1,0 +1,245 @@
+"""A chaos run: two workers, one Redis, hundreds of clients, and everything that can go wrong to them
+
+    python tests/chaos.py --seconds 120 --seed 1
+
+Clients connect over real sockets, read slowly, stall, die, and come back with the last id they saw. Meanwhile messages are
+broadcast, through the workers and past them; a worker is killed; Redis is restarted with what it has saved; both workers
+are restarted one after the other. In the end each client's record is compared with the stream that Redis holds: nothing
+lost, nothing twice, nothing out of order, and every gap told. What is drawn by chance is drawn from the seed.
+"""
+import argparse
+import asyncio
+import json
+import random
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+
+import redis
+
+sys.path.insert(0, str(Path(__file__).parent))
+from servers import Server, free_port, uvicorn  # noqa: E402
+
+BLOCK = re.compile(rb'(?:event: (\S+)\n)?(?:id: (\S+)\n)?(?:retry: (\d+)\n)?data: (.*)')
+STREAM_END = 5  # Seconds after the last broadcast in which every client has to have seen it
+
+
+class Client:
+    "One browser: what it saw, and the id it comes back with"
+    def __init__(self, port, rnd, tally):
+        self.port,self.rnd,self.tally = port,rnd,tally
+        self.first = self.last = None   # Ids: what it had seen when it came, and what it has seen by now
+        self.seen = []                  # (id, n) of every message
+        self.gaps = []                  # (id before, id after) of every gap it was told of
+        self.retry = .3
+
+    async def live(self, stop):
+        "Connect, read until something goes wrong, wait as told, and again"
+        while not stop.is_set():
+            with suppress(OSError, asyncio.IncompleteReadError): await self.connection(stop)
+            self.tally['connections'] += 1
+            await asyncio.sleep(self.retry*self.rnd.uniform(.5, 1.5))
+
+    async def connection(self, stop):
+        reader,writer = await asyncio.open_connection('127.0.0.1', self.port, limit=2**16)
+        try:
+            last = f'Last-Event-ID: {self.last}\r\n' if self.last else ''
+            writer.write(f'GET /events HTTP/1.1\r\nHost: 127.0.0.1\r\n{last}\r\n'.encode())
+            rest,mood,until = b'','well',time.monotonic()+self.rnd.expovariate(1/8)
+            while True:
+                data = await asyncio.wait_for(reader.read(4096 if mood=='slow' else 65536), 10)
+                if not data: return
+                *blocks,rest = (rest+data).split(b'\n\n')
+                for block in blocks: self.take(block)
+                if time.monotonic()<until or stop.draining:
+                    if mood=='slow' and not stop.draining: await asyncio.sleep(.05)
+                    continue
+                mood = self.rnd.choice(['well', 'slow', 'stall', 'die'])
+                until = time.monotonic()+self.rnd.expovariate(1/8)
+                self.tally[mood] += 1
+                if mood=='stall': await stop.wait_or(self.rnd.uniform(.5, 3))
+                if mood=='die': return writer.transport.abort()
+        finally: writer.close()
+
+    def take(self, block):
+        "One event"
+        m = BLOCK.search(block)
+        if m is None: return
+        event,id,retry,data = m.groups()
+        if retry: self.retry = int(retry)/1000
+        id = id and id.decode()
+        if event==b'sse:gap': self.gaps.append((self.last, id))
+        elif event==b'n': self.seen.append((id, json.loads(data)['n']))
+        if id: self.last = id
+        if self.first is None: self.first = self.last
+
+
+class Stop(asyncio.Event):
+    "The end, which has two steps: first nobody misbehaves any more, then nobody comes back"
+    draining = False
+    async def wait_or(self, secs):
+        with suppress(TimeoutError):
+            async with asyncio.timeout(secs):
+                while not self.draining: await asyncio.sleep(.1)
+
+
+class Redis:
+    "A Redis that writes down each entry before it acknowledges it"
+    def __init__(self, folder): self.folder,self.port = folder,free_port()
+    @property
+    def url(self): return f'redis://127.0.0.1:{self.port}/0'
+    def start(self):
+        self.server = Server(['redis-server', '--port', self.port, '--bind', '127.0.0.1', '--save', '', '--appendonly', 'yes', '--appendfsync', 'always',
+            '--dir', self.folder], self.port, Path(self.folder)/'redis.log', cwd=self.folder).wait_until_up()
+        return self
+    def stop(self):
+        self.server.signal()
+        self.server.ends(10)
+    def entries(self):
+        "(number in the stream, n) of all messages"
+        with redis.Redis(port=self.port) as r:
+            name = next(k for k in r.keys('*') if r.type(k)==b'stream')
+            for id,fields in r.xrange(name):
+                for v in fields.values():
+                    with suppress(ValueError, TypeError, KeyError):
+                        yield id.decode(),json.loads(v)['data']['n']
+                        break
+
+
+async def request(port, path):
+    "The status of a GET, `None` if there was no answer"
+    try:
+        async with asyncio.timeout(5):
+            reader,writer = await asyncio.open_connection('127.0.0.1', port)
+            try:
+                writer.write(f'GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n'.encode())
+                return int((await reader.readline()).split()[1]),await reader.read()
+            finally: writer.close()
+    except (OSError, TimeoutError, IndexError): return None,b''
+
+
+async def broadcasts(port, rate, stop, tally):
+    "Broadcast `rate` numbers a second through the workers; the numbers that were acknowledged"
+    acknowledged,under_way,n,start = [],set(),0,time.monotonic()
+    async def say(n):
+        status,_ = await request(port, f'/say?n={n}')
+        tally['acknowledged' if status==200 else 'refused'] += 1
+        if status==200: acknowledged.append(n)
+    while not stop.draining:
+        while n<(time.monotonic()-start)*rate and len(under_way)<50:
+            under_way.add(t := asyncio.create_task(say(n)))
+            t.add_done_callback(under_way.discard)
+            n += 1
+        await asyncio.sleep(.005)
+    if under_way: await asyncio.wait(under_way)
+    tally['broadcasts'] = n
+    return acknowledged
+
+
+async def workers(port):
+    "Process ids of the workers that answer"
+    pids = set()
+    for _ in range(12):
+        status,body = await request(port, '/stats')
+        if status==200: pids.add(json.loads(body.split(b'\r\n\r\n')[-1])['pid'])
+    return sorted(pids)
+
+
+async def faults(server, store, secs, rnd, tally):
+    "Kill a worker, restart Redis, restart the workers one after the other: at moments spread over the run"
+    import os
+    async def kill():
+        if pids := await workers(server.port): os.kill(rnd.choice(pids), signal.SIGKILL)
+    async def restart_redis():
+        await asyncio.to_thread(store.stop)
+        await asyncio.sleep(rnd.uniform(.1, .5))
+        await asyncio.to_thread(store.start)
+    async def rolling(): server.signal(signal.SIGHUP)
+    start = time.monotonic()
+    for at,what in ((.25, kill), (.45, restart_redis), (.65, rolling)):
+        await asyncio.sleep(max(0, start+at*secs-time.monotonic()))
+        await what()
+        tally[what.__name__] += 1
+
+
+def judge(clients, truth, acknowledged):
+    "What is wrong with what the clients saw, as sentences"
+    order = {id: i for i,(id,_) in enumerate(truth)}
+    numbers,found = {n for _,n in truth},[]
+    lost = [n for n in acknowledged if n not in numbers]
+    if lost: found.append(f'{len(lost)} messages were acknowledged and are not in the stream, the first is {lost[0]}')
+    for i,c in enumerate(clients):
+        if c.first is None: found.append(f'client {i} never connected'); continue
+        def place(id): return tuple(map(int, id.split(':')[-1].split('-')))
+        ids = [id.split(':')[-1] for id,_ in c.seen]
+        places = [place(id) for id,_ in c.seen]
+        if len({*ids})<len(ids): found.append(f'client {i} saw a message twice')
+        if places!=sorted(places): found.append(f'client {i} saw messages out of order')
+        told = [(place(a) if a else (0, 0), place(b)) for a,b in c.gaps]
+        want = [id for id in order if place(id)>place(c.first) and not any(a<place(id)<=b for a,b in told)]
+        if missing := [id for id in want if id not in {*ids}]:
+            found.append(f'client {i} lost {len(missing)} of {len(want)} messages, the first is {missing[0]}; it was told of {len(told)} gaps')
+    return found
+
+
+async def run(secs, seed, clients=300, rate=200, folder=None):
+    "The report, with what is wrong under `faults`"
+    rnd,tally,stop = random.Random(seed),Counter(),Stop()
+    store,port = Redis(folder).start(),free_port()
+    server = Server([c.replace('{port}', str(port)) for c in uvicorn('chaos:app', '--workers', '2', '--log-level', 'warning')], port, Path(folder)/'server.log',
+        env={'REDIS_URL': store.url, 'HOME': folder}).wait_until_up()
+    try:
+        crowd = [Client(port, random.Random(rnd.random()), tally) for _ in range(clients)]
+        lives = [asyncio.create_task(c.live(stop)) for c in crowd]
+        start = time.monotonic()
+        async with asyncio.timeout(30):
+            while not all(c.first for c in crowd): await asyncio.sleep(.05)
+        saying = asyncio.create_task(broadcasts(port, rate, stop, tally))
+        await faults(server, store, secs, random.Random(rnd.random()), tally)
+        await asyncio.sleep(max(0, start+secs-time.monotonic()))
+        stop.draining = True
+        acknowledged = await saying
+        truth = [*store.entries()]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(30):  # Whoever was away comes back, reads on, and sees the last one
+                while not all(c.seen and c.seen[-1][0].endswith(truth[-1][0]) or c.gaps and c.gaps[-1][1].endswith(truth[-1][0]) for c in crowd):
+                    await asyncio.sleep(.1)
+        stop.set()
+        for t in lives: t.cancel()
+        await asyncio.wait(lives)
+        wrong = judge(crowd, truth, acknowledged)
+        return dict(seconds=round(time.monotonic()-start, 1), seed=seed, clients=clients, **tally, stream=len(truth), deliveries=sum(len(c.seen) for c in crowd),
+            gaps=sum(len(c.gaps) for c in crowd), tracebacks=server.output.count('Traceback'), wrong=wrong, output=server.output)
+    finally:
+        server.signal()
+        with suppress(Exception): server.ends(10)
+        server.stop()
+        store.server.stop()
+
+
+def main(secs, seed, **kw):
+    folder = tempfile.mkdtemp(prefix='chaos-')
+    try: return asyncio.run(run(secs, seed, folder=folder, **kw))
+    finally: shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__=='__main__':
+    p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    p.add_argument('--seconds', type=float, default=120)
+    p.add_argument('--seed', type=int, default=1)
+    p.add_argument('--clients', type=int, default=300)
+    p.add_argument('--rate', type=float, default=200)
+    a = p.parse_args()
+    report = main(a.seconds, a.seed, clients=a.clients, rate=a.rate)
+    output = report.pop('output')
+    wrong = report.pop('wrong')
+    for k,v in report.items(): print(f'{k:14}{v}')
+    print('\n'.join(wrong[:20]) or 'nothing lost, nothing twice, nothing out of order, every gap told')
+    if wrong or report['tracebacks']: print(output[-4000:])
+    sys.exit(bool(wrong or report['tracebacks']))

@@ -1,0 +1,36 @@
+"The chaos run in its short form; `make chaos` is the long one"
+import shutil
+
+import pytest
+from chaos import Client, judge, main
+
+pytestmark = [pytest.mark.redis, pytest.mark.skipif(not shutil.which('redis-server'), reason='needs redis-server')]
+
+
+@pytest.mark.timeout(120)
+def test_nothing_is_lost_or_doubled_while_a_worker_is_killed_redis_restarted_and_the_workers_replaced():
+    report = main(15, seed=1)
+    assert not report['wrong'] and not report['tracebacks'], report
+    assert report['kill']==report['restart_redis']==report['rolling']==1
+    assert report['deliveries'] > report['clients']*500, 'hardly anything happened'
+
+
+@pytest.mark.parametrize('seen, gaps, wrong', [
+    ('12345', [], None),
+    ('1245', [], 'lost 1 of 5'),
+    ('123345', [], 'twice'),
+    ('13245', [], 'out of order'),
+    ('145', [('1', '3')], None),
+    ('15', [('1', '3')], 'lost 1 of 3')])
+def test_the_judge_sees_what_is_wrong(seen, gaps, wrong):
+    def id(n): return f'e:{n}-0'
+    client = Client(0, None, {})
+    client.first = id(0)
+    client.seen = [(id(n), int(n)) for n in seen]
+    client.gaps = [(id(a), id(b)) for a, b in gaps]
+    found = judge([client], [(f'{n}-0', n) for n in range(1, 6)], [])
+    assert wrong in found[0] if wrong else not found, found
+
+
+def test_the_judge_misses_what_was_acknowledged_and_is_not_there():
+    assert judge([], [('1-0', 1)], [1, 2])==['1 messages were acknowledged and are not in the stream, the first is 2']

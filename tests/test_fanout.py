@@ -1,0 +1,65 @@
+"What a broadcast costs: what its receivers cost, however many others are connected"
+import asyncio
+import gc
+import statistics
+import time
+
+import pytest
+from support import eventually
+
+from cjm_fasthtml_sse.core import SSEBroadcastManager
+from cjm_fasthtml_sse.dispatcher import segment
+
+
+class Readers:
+    "Connections that were served their first chunk, and follow"
+    def __init__(self, manager): self.manager,self.got,self.conns,self.writers = manager,{},[],[]
+
+    async def add(self, names):
+        "One for each name, on the events of that user alone"
+        await self.manager._ready()
+        for name in names:
+            conn = self.manager._hub.join(events=(f'user:{segment(name)}:**',))
+            self.got[name] = 0
+            async def send(message, name=name): self.got[name] += 1
+            conn._send = send
+            self.conns.append(conn)
+            self.writers.append(asyncio.create_task(conn._write()))
+        await eventually(lambda: not self.manager._hub.joining, 'all of them go live')
+
+    async def close(self):
+        for c in self.conns: c.end()
+        await asyncio.wait(self.writers)
+
+
+async def cost(readers, names, n):
+    "Median of the seconds that a message to one of `names` takes until it is sent"
+    got,times = readers.got,[]
+    for i in range(n):
+        name = names[i%len(names)]
+        before,start = got[name],time.perf_counter()
+        await readers.manager.broadcast(f'user:{name}:news', i)
+        while got[name]==before: await asyncio.sleep(0)
+        times.append(time.perf_counter()-start)
+    return statistics.median(times)
+
+
+@pytest.mark.parametrize('spread', [10, 5000], ids=['to the same few', 'to thousands in turn'])
+async def test_a_message_to_one_costs_the_same_among_ten_thousand(spread):
+    few,many = Readers(SSEBroadcastManager(heartbeat=0)),Readers(SSEBroadcastManager(heartbeat=0))
+    await few.add(range(10))
+    await many.add(range(10_000))
+    names = [(n*7919)%10_000 for n in range(spread)]  # Not those that came one after another
+    gc.collect()
+    try:
+        ratios = []
+        for _ in range(5):  # A busy machine disturbs one attempt, hardly all of them
+            ratios.append(await cost(many, names, 2000)/await cost(few, range(10), 2000))
+            if ratios[-1]<=2: break
+        print(f'ratio {ratios[-1]:.2f}')
+        assert min(ratios)<=2, ratios
+        assert sum(many.got.values())==10_000+2000*len(ratios), 'somebody got what was not for him'
+    finally:
+        await few.close()
+        await many.close()
+    assert not few.manager.connections and not many.manager.connections

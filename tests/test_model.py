@@ -1,0 +1,410 @@
+"""A model of what each tab must have seen, and a machine that tries to break it (hypothesis)
+
+Time is the loop's own: it passes only when nothing else is left to do, so a moment of it is enough for everything to settle.
+`MODEL_EXAMPLES=2000 pytest tests/test_model.py` searches longer, and elsewhere each time.
+"""
+import asyncio
+import json
+import logging
+import os
+import re
+
+import pytest
+from hypothesis import HealthCheck, settings, strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from support import serving
+
+from cjm_fasthtml_sse.core import SSEBroadcastManager
+from cjm_fasthtml_sse.dispatcher import matches
+from cjm_fasthtml_sse.testing import SSEClient
+from cjm_fasthtml_sse.wire import CLOSE, GAP, HEARTBEAT, SSEError, StreamEnded
+
+LIMIT, REPLAY = 4, 12  # Messages that may wait, and that are kept: few, so that a short run goes beyond them
+HEARTBEAT_SECS, RETRY = 15., 3000
+
+
+class Loop(asyncio.SelectorEventLoop):
+    "An event loop whose clock stands still while there is something to do, and then jumps to the next timer"
+    now = 0.
+    def time(self): return self.now
+    def _run_once(self):
+        if not self._ready and self._scheduled: self.now = max(self.now, self._scheduled[0]._when)
+        super()._run_once()
+
+
+def html(message): return None if message['type']=='quiet' else f'<i>{json.dumps(message["data"])}</i>'
+async def html_later(message):
+    await asyncio.sleep(.01)
+    return html(message)
+RENDERERS = dict(json=None, sync=html, slow=html_later)
+
+
+class Tab:
+    "One stream: what it was promised, and whether what came keeps to it"
+    def __init__(self, world, wants, last_id):
+        self.world,self.wants,self.last_id = world,wants,last_id
+        self.events,self.render,self.snapshot,self.until = wants
+        self.stalled = self.lagged = self.leaving = False  # Does it not read; has it not read since all was well; is its end expected?
+        self.taken = self.beats = 0
+        self.own = []                                      # What was put by hand: (number, position when it was put)
+        self.said_farewell = self.said_close = False
+        log = world.log
+        at = world.positions.get(last_id)
+        if last_id and (at is None or at<len(log)-REPLAY): self.covered,self.untold = None,'gap'
+        elif last_id: self.covered,self.untold = at,None
+        else: self.covered,self.untold = len(log),'state' if self.snapshot else None
+
+    def __repr__(self): return f'<{"|".join(self.events)} {self.render} at {self.covered}>'
+
+    def shown(self, n):
+        "Is message `n` something to see in this tab?"
+        event_type,_ = self.world.log[n-1]
+        return any(matches(p, event_type) for p in self.events) and (self.render=='json' or event_type!='quiet')
+
+    def ends(self, n): return self.until and self.world.log[n-1][0]=='end'
+    def due(self, n): return self.shown(n) or self.ends(n)
+
+    def missing(self, upto):
+        "Messages up to number `upto` that it ought to have seen, and that no newer one stands for"
+        log = self.world.log
+        newest = {label: n for n,label in enumerate(log, 1) if label[1] is not None}
+        found = [n for n in range(self.covered+1, upto+1) if self.due(n) and newest.get(log[n-1], n)==n]
+        if self.world.overflow=='drop_oldest' and self.lagged:
+            found = [n for n in found if sum(self.due(o) for o in range(n+1, len(log)+1))<LIMIT]
+        return found
+
+    def cover(self, n):
+        assert self.covered is not None, f'{self}: message {n} before the gap was told'
+        assert not (lost := self.missing(n)), f'{self}: {lost} lost before {n}'
+        self.covered = max(n, self.covered)
+
+    def take(self, e):
+        at,new = self.world.positions.get(e.id),e.id!=self.last_id
+        self.last_id = e.id
+        first,self.taken = self.taken==0,self.taken+1
+        if first: assert e.event==HEARTBEAT and e.retry==RETRY
+        assert not self.said_farewell and (not self.said_close or e.event==HEARTBEAT and e.retry), f'{self}: {e} after the end'
+        if e.event==HEARTBEAT:
+            self.beats += 1
+            if e.retry and not first:
+                assert RETRY/2<=e.retry<=RETRY*1.5
+                self.said_farewell = True
+            elif self.untold and new and self.snapshot: self.told(at)  # An empty state
+            elif new: self.cover(at)
+        elif e.event==GAP:
+            assert not (self.snapshot and self.untold=='state'), f'{self}: a gap on a first visit'
+            self.told(at)
+        elif e.event==CLOSE:
+            assert self.ends(at) and (self.covered==at or not self.shown(at))
+            self.cover(at-1)
+            self.covered,self.said_close = at,True
+        elif 'state' in e.data: self.told(at)
+        else:
+            data = json.loads(re.sub('</?i>', '', e.data))
+            if 'own' in data:
+                number,after = self.own.pop(0)
+                assert data['own']==number and not new
+                self.cover(after)
+                return
+            n = data['n']
+            assert at==n and new, f'{self}: {n} has the id of {at}'
+            assert self.covered is not None and n>self.covered, f'{self}: {n} came twice or out of order'
+            assert self.shown(n) and (self.render!='json' or e.event==self.world.log[n-1][0])
+            # What an async renderer could not keep up with comes from the log, before what still waits for it
+            assert self.render=='slow' or not [o for o,after in self.own if after<n], f'{self}: {n} overtook what was put before it'
+            self.cover(n-1)
+            self.covered = n
+
+    def told(self, at):
+        "The state, or a gap"
+        if not self.untold:  # The log went on while it did not read, or while its renderer was busy
+            lost = range(self.covered+1, len(self.world.log)-REPLAY+1)
+            if self.render!='slow': lost = self.lagged and [n for n in lost if any(matches(p, self.world.log[n-1][0]) for p in self.events)]
+            assert lost, f'{self}: a gap where nothing was lost'
+        self.covered,self.untold = at,None
+
+    def look(self, settled):
+        "Take what has come; where all has settled, nothing may be missing"
+        for e in self.client.events[self.taken:]: self.take(e)
+        ended = self.conn.ended
+        if ended=='evicted': assert self.world.overflow=='evict' and self.lagged, f'{self}: evicted though it reads'
+        elif ended=='done': assert self.until
+        elif ended: assert self.leaving, f'{self}: {ended}'
+        if settled and not self.stalled:
+            if ended is None:
+                assert self.covered is not None and not self.untold, f'{self}: never told {self.untold}'
+                assert not (lost := self.missing(len(self.world.log))), f'{self}: {lost} never came'
+                assert not self.own, f'{self}: {self.own} never came'
+                self.lagged = False
+            else:
+                assert self.client._task.done(), f'{self}: {ended}, but its request goes on'
+                assert self.said_close or ended!='done'
+                assert self.said_farewell or ended not in ('evicted', 'closed'), f'{self}: {ended}, but no farewell'
+
+
+class Delivery(RuleBasedStateMachine):
+    @initialize(overflow=st.sampled_from(['evict', 'drop_oldest']))
+    def begin(self, overflow):
+        self.overflow,self.loop = overflow,Loop()
+        asyncio.set_event_loop(self.loop)
+        logging.getLogger('cjm_fasthtml_sse').setLevel(logging.ERROR)  # That queues which nobody reads are ended is meant
+        self.manager = SSEBroadcastManager(LIMIT, default_timeout=.05, replay_size=REPLAY, heartbeat=HEARTBEAT_SECS, retry=RETRY, overflow=overflow)
+        self.log = []                                # (type, key) of message n at n-1
+        self.positions = {self.manager.cursor: 0}    # Event id -> n
+        self.tabs,self.past,self.queues,self.put = [],[],[],0
+        self.opened,self.closed = [],[]
+        self.manager.on_connect(self.opened.append)
+        self.manager.on_disconnect(self.closed.append)
+        self.settled = True
+
+    def run(self, coro): return self.loop.run_until_complete(asyncio.wait_for(coro, 1000))
+
+    def settle(self, yes=True):
+        "Let everything come to rest, if `yes`, and look at every tab"
+        if yes: self.run(asyncio.sleep(.5))
+        self.settled = yes
+        for t in self.tabs: t.look(yes)
+        for t in [t for t in self.tabs if t.conn.ended and t.client._task.done()]:
+            self.tabs.remove(t)
+            self.past.append(t)
+
+    async def _say(self, event_type, key=None):
+        open_tabs = [t for t in self.tabs if t.conn.ended is None]
+        self.log.append((event_type, key))
+        n = len(self.log)
+        got = await self.manager.broadcast(event_type, dict(n=n), key=key)
+        self.positions[self.manager.cursor] = n
+        want = sum(any(matches(p, event_type) for p in t.events) or t.until and event_type=='end' for t in open_tabs)
+        for q in self.queues:
+            if q['open'] and len(q['due'])<LIMIT:
+                q['due'].append(n)
+                want += 1
+            else: q['open'] = False
+        if self.settled: assert got==want, f'{event_type} is said to have gone to {got}, not {want}'
+        self.settled = False
+
+    def _open(self, wants, last_id=''):
+        events,render,snapshot,until = wants
+        tab = Tab(self, wants, last_id)
+        tab.client = SSEClient(serving(self.manager, render=RENDERERS[render], events=events, until='end' if until else None,
+                                       snapshot=(lambda: f'state {len(self.log)}') if snapshot else None), last_event_id=last_id or None)
+        self.run(tab.client.__aenter__())
+        tab.conn = self.opened[-1]
+        self.tabs.append(tab)
+
+    types = st.sampled_from(['a', 'a:x', 'a:y', 'b', 'b:x:y', 'user:1:n', 'user:2:n', 'quiet', 'end'])
+    keys = st.sampled_from([None, None, None, 'k', 'l'])
+    some = st.integers(0, 50)
+    often = st.sampled_from([True, True, False])
+    def pick(self, i): return self.tabs[i%len(self.tabs)]
+
+    @precondition(lambda self: len(self.tabs)<6)
+    @rule(events=st.sampled_from([('**',), ('a:*',), ('b:**',), ('user:1:**',), ('**:x', 'user:2:*'), ('**', 'a:x')]),
+          render=st.sampled_from([*RENDERERS]), snapshot=st.booleans(), until=st.booleans(), settle=often)
+    def connect(self, events, render, snapshot, until, settle):
+        self._open((events, render, snapshot, until))
+        self.settle(settle)
+
+    @precondition(lambda self: self.past and len(self.tabs)<6)
+    @rule(i=some, settle=often)
+    def come_back(self, i, settle):
+        tab = self.past.pop(i%len(self.past))
+        self._open(tab.wants, tab.last_id)
+        self.settle(settle)
+
+    @precondition(lambda self: self.past and len(self.tabs)<6)
+    @rule(i=some, id=st.sampled_from(['0123456789-3', '{epoch}-999', '{epoch}-0', '{epoch}', 'nonsense']))
+    def come_back_from_elsewhere(self, i, id):
+        self._open(self.past.pop(i%len(self.past)).wants, id.format(epoch=self.manager.cursor.split('-')[0]))
+        self.settle()
+
+    @rule(event_type=types, key=keys, settle=often)
+    def broadcast(self, event_type, key, settle):
+        self.run(self._say(event_type, key))
+        self.settle(settle)
+
+    @rule(messages=st.lists(st.tuples(types, keys), min_size=2, max_size=3*LIMIT), settle=often)
+    def burst(self, messages, settle):
+        async def burst():
+            for event_type,key in messages: await self._say(event_type, key)
+        self.run(burst())
+        self.settle(settle)
+
+    @precondition(lambda self: self.tabs)
+    @rule(i=some)
+    def stall(self, i):
+        tab = self.pick(i)
+        tab.stalled = tab.lagged = True
+        tab.client.stall()
+
+    @precondition(lambda self: any(t.stalled for t in self.tabs))
+    @rule(i=some, settle=often)
+    def resume(self, i, settle):
+        stalled = [t for t in self.tabs if t.stalled]
+        tab = stalled[i%len(stalled)]
+        tab.stalled = False
+        tab.client.resume()
+        self.settle(settle)
+
+    @precondition(lambda self: self.tabs)
+    @rule(i=some)
+    def flood(self, i):
+        "More than one that does not read may keep waiting"
+        tab = self.pick(i)
+        self.settle()
+        if tab not in self.tabs: return
+        live = not tab.stalled
+        self.stall(self.tabs.index(tab))
+        event_type = tab.events[0].replace('**', 'b').replace('*', 'x')
+        async def flood():
+            for _ in range(LIMIT+2):
+                await self._say(event_type)
+                await asyncio.sleep(.1)
+        self.run(flood())
+        if live: assert tab.conn.ended==('evicted' if self.overflow=='evict' else None), f'{tab}: {tab.conn.ended} behind a backlog'
+        self.settle()
+
+    @precondition(lambda self: self.tabs)
+    @rule(i=some)
+    def drop(self, i):
+        tab = self.pick(i)
+        tab.leaving = True
+        self.run(tab.client.disconnect())
+        tab.stalled = False
+        self.look_at_one_that_left(tab)
+        self.settle()
+
+    def look_at_one_that_left(self, tab):
+        tab.look(False)
+        assert tab.conn.ended and tab.client._task.done() and tab.conn not in self.manager.connections
+        self.tabs.remove(tab)
+        self.past.append(tab)
+
+    @precondition(lambda self: self.tabs)
+    @rule(i=some, settle=often)
+    def unregister(self, i, settle):
+        tab = self.pick(i)
+        tab.leaving = True
+        self.run(self.manager.unregister_connection(tab.conn))
+        assert tab.conn not in self.manager.connections
+        self.settle(settle)
+
+    @precondition(lambda self: self.tabs)
+    @rule(i=some, n=st.integers(1, LIMIT+2), settle=often)
+    def put_by_hand(self, i, n, settle):
+        self.run(self._put(self.pick(i), n))
+        self.settle(settle)
+
+    async def _put(self, tab, n):
+        for _ in range(n):
+            self.put += 1
+            try: tab.conn.put_nowait(dict(type='by:hand', data=dict(own=self.put)))
+            except asyncio.QueueFull:
+                assert len(tab.own)>=LIMIT, f'{tab}: full with {tab.own}'
+                return
+            except SSEError:
+                assert tab.conn.ended
+                return
+            tab.own.append((self.put, len(self.log)))
+            assert len(tab.own)<=2*LIMIT or not tab.stalled, f'{tab}: {tab.own} wait'  # As many are being sent, at most
+
+    @rule()
+    def register(self):
+        queue = self.run(self.manager.register_connection())
+        self.queues.append(dict(queue=queue, due=[], open=True))
+
+    @precondition(lambda self: self.queues)
+    @rule(i=some, n=st.integers(1, 6))
+    def read(self, i, n):
+        q = self.queues[i%len(self.queues)]
+        for _ in range(n):
+            try: message = q['queue'].get_nowait()
+            except asyncio.QueueEmpty:
+                assert q['open'] and not q['due']
+                break
+            except StreamEnded:
+                assert not q['open'] and not q['due']
+                break
+            assert message['data']['n']==q['due'].pop(0)
+        assert (q['queue'] in self.manager.connections)==q['open']
+
+    @precondition(lambda self: self.queues)
+    @rule(i=some)
+    def give_back(self, i):
+        q = self.queues.pop(i%len(self.queues))
+        self.run(self.manager.unregister_connection(q['queue']))
+        assert q['queue'] not in self.manager.connections
+
+    @rule(secs=st.sampled_from([1, 16, 40]))
+    def wait(self, secs):
+        self.settle()
+        beats = {t: t.beats for t in self.tabs}
+        self.run(asyncio.sleep(secs))
+        self.settle()
+        if secs>HEARTBEAT_SECS*1.1:
+            for t,n in beats.items(): assert t.stalled or t.conn.ended or t.beats>n, f'{t}: no sign of life in {secs} s'
+
+    @rule(sure=st.sampled_from([True, False, False, False]))
+    def close(self, sure):
+        if not sure: return
+        for t in self.tabs: t.leaving = True
+        self.run(self.manager.close())
+        for q in self.queues: q['open'] = False
+        assert not self.manager.connections
+        self.settle()
+
+    def teardown(self):
+        if not hasattr(self, 'manager'): return
+        try:
+            for t in self.tabs:
+                t.stalled,t.leaving = False,True
+                t.client.resume()
+            self.settle()
+            for t in [*self.tabs]: self.drop(self.tabs.index(t))
+            for _ in range(len(self.queues)): self.give_back(0)
+            self.run(asyncio.sleep(100))
+            m,hub = self.manager,self.manager._hub
+            for o in (m.connections, m._queues, m._late, hub.connections, hub.requests, hub.joining, hub.late, hub.groups, hub._renderers, hub._routes.keys()):
+                assert not o, f'left behind: {o}'
+            assert len(self.opened)==len({*self.opened})==len(self.closed) and {*self.opened}=={*self.closed}
+            assert m.stats()['errors']==0
+            left = [t for t in asyncio.all_tasks(self.loop) if not t.done()]
+            assert not left, left
+        finally:
+            while left := asyncio.all_tasks(self.loop):  # Only where something failed
+                for t in left: t.cancel()
+                self.loop.run_until_complete(asyncio.wait(left))
+            asyncio.set_event_loop(None)
+            self.loop.close()
+
+
+examples = int(os.environ.get('MODEL_EXAMPLES', 0))
+Delivery.TestCase.settings = settings(max_examples=examples or 400, stateful_step_count=50, derandomize=not examples, database=None, deadline=None,
+                                      suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large])
+TestDelivery = pytest.mark.timeout(60 if not examples else 3600)(Delivery.TestCase)
+
+
+WIDE = dict(events=('**',), settle=True, snapshot=False, until=False)
+SIX = [('a', None)]*6
+FOUND = {  # What the machine found, as short as it gets
+    'a close stops the renderer of a replay': ('evict', [
+        ('connect', WIDE|dict(render='slow')), ('burst', dict(messages=SIX, settle=False)), ('broadcast', dict(event_type='a', key=None, settle=False)), ('unregister', dict(i=0, settle=True))]),
+    'a message by hand waits while the stream ends': ('evict', [
+        ('connect', WIDE|dict(render='slow', until=True)), ('unregister', dict(i=0, settle=True)), ('broadcast', dict(event_type='end', key=None, settle=True)),
+        ('come_back', dict(i=0, settle=False)), ('stall', dict(i=0)), ('settle', {}), ('put_by_hand', dict(i=0, n=1, settle=True)), ('resume', dict(i=0, settle=True))]),
+    'a renderer falls behind while a send is under way': ('evict', [
+        ('connect', WIDE|dict(render='slow')), ('stall', dict(i=0)), ('put_by_hand', dict(i=0, n=1, settle=True)), ('burst', dict(messages=SIX, settle=True)),
+        ('broadcast', dict(event_type='b', key=None, settle=True)), ('resume', dict(i=0, settle=True))]),
+    'a close comes while a renderer is behind': ('evict', [
+        ('connect', WIDE|dict(render='slow')), ('stall', dict(i=0)), ('put_by_hand', dict(i=0, n=1, settle=True)), ('burst', dict(messages=SIX, settle=True)),
+        ('unregister', dict(i=0, settle=False)), ('resume', dict(i=0, settle=True))]),
+}
+
+@pytest.mark.parametrize('name', FOUND)
+def test_what_the_machine_found(name):
+    overflow,steps = FOUND[name]
+    machine = Delivery()
+    machine.begin(overflow=overflow)
+    try:
+        for step,args in steps: getattr(machine, step)(**args)
+    finally: machine.teardown()

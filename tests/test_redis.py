@@ -1,0 +1,730 @@
+"The Redis backend, on real servers: two managers in one process are what two workers are, and then there are real workers"
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from contextlib import ExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
+from pathlib import Path
+
+import httpx
+import pytest
+import redis
+from fastcore.basics import NotStr
+from fastcore.xml import Li, Span
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from servers import Server, Stream, free_port, running, uvicorn
+
+from cjm_fasthtml_sse import redis_backend
+from cjm_fasthtml_sse.backend import BackendError, check_backend
+from cjm_fasthtml_sse.core import SSEBroadcastManager
+from cjm_fasthtml_sse.redis_backend import DataError, Publisher, RedisBackend, pack, unpack
+from cjm_fasthtml_sse.render import to_html
+from cjm_fasthtml_sse.wire import GAP, FieldError
+from tests.support import BOUND, eventually, following, gaps, no_task_left, read, read_to, tab
+
+BINARIES = [b for b in ('redis-server', 'valkey-server') if shutil.which(b)]
+pytestmark = [pytest.mark.redis, pytest.mark.skipif(not BINARIES, reason='needs redis-server or valkey-server')]
+
+
+class Redis:
+    "A server of our own; what it keeps over a restart depends on `args`"
+    def __init__(self, folder, *args, binary=None):
+        self.port,self.args,self.folder,self.process = free_port(),args,folder,None
+        self.binary = binary or (BINARIES[0] if BINARIES else '')
+        self.url = f'redis://127.0.0.1:{self.port}'
+        self.client = redis.Redis(port=self.port, socket_timeout=5, password=args[args.index('--requirepass')+1] if '--requirepass' in args else None)
+
+    def start(self):
+        cmd = [self.binary, '--port', self.port, '--bind', '127.0.0.1', '--save', '', '--dir', self.folder, *(self.args or ('--appendonly', 'no'))]
+        with open(self.folder/'redis.log', 'ab') as f: self.process = subprocess.Popen([*map(str, cmd)], stdout=f, stderr=f, start_new_session=True)
+        end = time.monotonic()+10
+        while True:
+            with suppress(redis.RedisError):
+                if self.client.ping(): return self
+            assert time.monotonic()<end and self.process.poll() is None, (self.folder/'redis.log').read_text()
+            time.sleep(.02)
+
+    def kill(self, sig=signal.SIGKILL):
+        if self.process is None: return
+        self.process.send_signal(sig)
+        self.process.wait(10)
+        self.client.close()
+        self.process = None
+
+    def clients(self):
+        "Connections, without the one that asks"
+        return len(self.client.client_list())-1
+
+
+@pytest.fixture
+def redises(tmp_path):
+    "Starts servers, and ends them after the test"
+    with ExitStack() as stack:
+        def start(*args, **kw):
+            folder = tmp_path/f'redis{len([*tmp_path.iterdir()])}'
+            folder.mkdir()
+            r = Redis(folder, *args, **kw)
+            stack.callback(r.kill)
+            return r.start()
+        yield start
+
+
+@pytest.fixture
+def server(redises): return redises()
+
+
+@asynccontextmanager
+async def managers(url, n=2, **kw):
+    "Managers that share a Redis; `kw` goes to their backends"
+    ms = [SSEBroadcastManager(backend=RedisBackend(url, **kw)) for _ in range(n)]
+    try: yield ms
+    finally:
+        for m in ms: await m.close()
+
+
+async def of(queue, n):
+    "The data of the next `n` messages of a queue"
+    return [(await asyncio.wait_for(queue.get(), BOUND))['data'] for _ in range(n)]
+
+
+# What crosses
+
+plain = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(st.characters(codec='utf-8')),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(['$html', '$dict', '$x', 'a']), inner, max_size=3), max_leaves=20)
+
+@given(plain)
+@settings(max_examples=300, deadline=None)
+def test_plain_data_arrives_as_it_was_whatever_its_keys(data):
+    got = unpack(pack(data).encode())
+    assert got==data and 'NotStr' not in repr([type(o) for o in walk(got)])
+
+def walk(o):
+    yield o
+    for x in (o.values() if isinstance(o, dict) else o if isinstance(o, list) else ()): yield from walk(x)
+
+@dataclass
+class Point: x: int; y: date
+
+def test_other_values_cross_as_json_writes_them():
+    class Own:
+        def __ft__(self): return Span('own')
+    class Safe(str):
+        def __html__(self): return str(self)
+    data = dict(p=Point(1, date(2030, 1, 2)), u=uuid.UUID(int=5), d=Decimal('1.50'), path=Path('/a'), s={2, 1}, t=(1,), own=Own(), safe=Safe('<b>'), raw=NotStr('<i>'))
+    got = unpack(pack(data))
+    assert got['p']==dict(x=1, y='2030-01-02') and got['u']==str(uuid.UUID(int=5)) and (got['d'], got['path'], got['s'], got['t'])==('1.50', '/a', [1, 2], [1])
+    assert [to_html([got[k]]) for k in ('own', 'safe', 'raw')]==['<span>own</span>', '<b>', '<i>']
+
+async def test_what_cannot_cross_is_refused_at_the_call_and_nothing_is_sent(server):
+    async with managers(server.url, 1) as (manager,):
+        await manager.open()
+        before = server.client.xlen('sse')
+        loop = {}
+        loop['self'] = loop
+        for data,key,place in [(dict(user=dict(avatar=object())), None, r"`data\['user'\]\['avatar'\]`"), ([1, float('inf')], None, r'`data\[1\]`'),
+                               (loop, None, 'nested too deeply'), (dict(a='\udfff'), None, r"`data\['a'\]`"), (1, (1, object()), r'`key\[1\]`'),
+                               (dict(at=Li('\ud800')), None, r"`data\['at'\]`")]:
+            with pytest.raises(DataError, match=place): await manager.broadcast('n', data, key=key)
+            with pytest.raises(DataError, match=place): Publisher(server.url).broadcast('n', data, key)
+        with pytest.raises(FieldError): Publisher(server.url).broadcast('a\nb', 1)
+        assert server.client.xlen('sse')==before
+
+
+# Carrying
+
+@pytest.mark.parametrize('binary', BINARIES)
+async def test_the_backend_passes_the_check_of_all_backends(redises, binary):
+    r = redises(binary=binary)
+    async with no_task_left(): await check_backend(lambda: RedisBackend(r.url))
+    await eventually(lambda: r.clients()==0)
+
+async def test_a_broadcast_reaches_the_tabs_of_all_workers_in_one_order_under_one_id(server):
+    def render(m): return Li(m['data']['item'] if isinstance(m['data'], dict) else m['data'])
+    async with managers(server.url) as (one, two), following(one, render=render) as a, following(two, render=render) as b:
+        assert await one.broadcast('said', dict(item=Span('<'))) == 1
+        for client in (a, b): assert (await client.next(BOUND)).data=='<li><span>&lt;</span></li>'
+        await asyncio.gather(*[m.broadcast('n', f'{w}{n}') for n in range(50) for w,m in zip('ab', (one, two))])
+        assert [(e.id, e.data) for e in await read(a, 100)]==[(e.id, e.data) for e in await read(b, 100)]
+
+async def test_a_browser_that_comes_back_to_another_worker_gets_what_it_missed(server):
+    async with managers(server.url) as (one, two):
+        async with following(one) as client:
+            await one.broadcast('n', 0)
+            last = (await client.next(BOUND)).id
+        for n in range(1, 6): await (one, two)[n%2].broadcast('n', n)
+        for m in (one, two):
+            async with tab(m, last_event_id=last) as client:
+                assert [e.data for e in await read(client, 5)]==['1', '2', '3', '4', '5'] and not gaps(client)
+
+async def test_a_browser_from_a_quicker_worker_gets_no_gap(server):
+    async with managers(server.url) as (quick, slow):
+        await slow.open()
+        await slow._hub.line.acquire()  # Nothing is delivered meanwhile
+        for n in range(3): await quick.broadcast('n', n)
+        opening = asyncio.create_task(asyncio.sleep(.2))
+        opening.add_done_callback(lambda _: slow._hub.line.release())
+        async with tab(slow, last_event_id=quick.cursor) as client:
+            await slow.broadcast('n', 3)
+            assert [e.data for e in await read(client, 1)]==['3'] and not gaps(client)
+        start = time.monotonic()
+        epoch = slow.cursor.partition(':')[0]
+        for claimed in (f'{epoch}:{10**14}-0', f'{epoch}:1-{10**30}', f'{epoch}:²-0', f'{epoch}:-1', 'x'*3000):
+            async with tab(slow, last_event_id=claimed) as client: assert [e.event for e in await read(client, 1)]==[GAP]
+        assert time.monotonic()-start<3
+
+async def test_history_and_replay_survive_a_restart_of_all_workers(server):
+    async with managers(server.url) as (one, two):
+        at = []
+        for n in range(60):
+            await one.broadcast('n', n)
+            at.append(one.cursor)
+    async with managers(server.url, 1) as (new,):
+        await new.open()
+        assert [m['data'] for m in new.get_history()]==[*range(10, 60)] and new.cursor==at[-1]
+        async with tab(new, last_event_id=at[29]) as client: assert [e.data for e in await read(client, 30)]==[str(n) for n in range(30, 60)]
+    small = SSEBroadcastManager(replay_size=20, backend=server.url)
+    async with tab(small, last_event_id=at[39]) as client: assert len(await read(client, 20))==20 and not gaps(client)
+    async with tab(small, last_event_id=at[38]) as client: assert (await client.next(BOUND)).event==GAP
+    await small.close()
+
+async def test_a_message_sent_before_any_worker_ran_is_in_the_history(server):
+    with Publisher(server.url) as p: p.broadcast('n', 'early')
+    async with managers(server.url, 1) as (m,):
+        await m.open()
+        assert [x['data'] for x in m.get_history()]==['early']
+
+async def test_two_workers_that_begin_on_an_empty_redis_agree_on_the_id_of_nothing(server):
+    async with managers(server.url) as (one, two):
+        await asyncio.gather(one.open(), two.open())
+        assert one.cursor==two.cursor
+        await one.broadcast('n', 1)
+        async with managers(server.url, 1) as (late,):
+            async with tab(late, last_event_id=f"{one.cursor.partition(':')[0]}:0-1") as client: assert (await client.next(BOUND)).data=='1'
+
+async def test_keys_cross_and_keep_the_newest(server):
+    async with managers(server.url) as (one, two):
+        await two.open()
+        start = two.cursor
+        for n in range(5): await one.broadcast('progress', n, key=('job', 1))
+        await one.broadcast('progress', 9, key='other')
+        await eventually(lambda: two.cursor==one.cursor)
+        for m in (one, two):
+            async with tab(m, last_event_id=start) as client: assert [e.data for e in await read(client, 2)]==['4', '9']
+
+async def test_apps_share_a_redis_by_their_names(server):
+    async with managers(server.url, 1, name='shop') as (shop,), managers(server.url, 1, name='blog') as (blog,), shop.subscribe() as q, blog.subscribe() as p:
+        await shop.broadcast('n', 'shop')
+        await blog.broadcast('n', 'blog')
+        Publisher(server.url, name='blog').broadcast('n', 'script')
+        assert await of(p, 2)==['blog', 'script'] and await of(q, 1)==['shop'] and q.empty()
+        assert (await shop.everywhere())['workers']==1
+
+async def test_a_slow_queue_in_one_worker_delays_nobody(server):
+    async with managers(server.url) as (one, two), one.subscribe() as quick:
+        slow = await one.register_connection(asyncio.Queue(maxsize=1))
+        async def sip():
+            while True:
+                await slow.get()
+                await asyncio.sleep(.05)
+        sipping = asyncio.create_task(sip())
+        start = time.monotonic()
+        for n in range(40): await two.broadcast('n', n)
+        await of(quick, 40)
+        assert time.monotonic()-start<1.5
+        sipping.cancel()
+
+async def test_length_and_age_are_bounded(server, monkeypatch):
+    async with managers(server.url, 1, max_length=200) as (m,):
+        await m.open()
+        for n in range(0, 1000, 100): await asyncio.gather(*[m.broadcast('n', n) for _ in range(100)])
+        assert 200<=server.client.xlen('sse')<=400
+    async with managers(server.url, 1, max_age=.2) as (m,):
+        await m.broadcast('n', 'new')
+        await asyncio.sleep(.3)
+        m._backend._trimmed = -1e9
+        monkeypatch.setattr(redis_backend, 'PULSE', .05)
+        await eventually(lambda: server.client.xlen('sse')==1, 'old entries are trimmed, and the newest one stays')
+        assert unpack(server.client.xrevrange('sse', count=1)[0][1][b'm'])['data']=='new'
+        async with managers(server.url, 1) as (later,), tab(later, last_event_id=f"{m.cursor.partition(':')[0]}:0-0") as client:
+            assert (await client.next(BOUND)).event==GAP, 'what was trimmed is missing'
+
+async def test_entries_of_other_programs(server):
+    async with managers(server.url, 1) as (m,), m.subscribe() as q:
+        for bad in (dict(x='1'), dict(m='{'), dict(m='[1]'), dict(m=json.dumps(dict(type='a\nb'))), dict(m='{"type":"n"}', k='{"a":1}'), dict(m=b'\xff')): server.client.xadd('sse', bad)
+        server.client.xadd('sse', dict(m='{"type":"job:done","data":7}'))
+        message = await asyncio.wait_for(q.get(), BOUND)
+        assert (message['type'], message['data'], message['timestamp'][:2])==('job:done', 7, '20')
+
+
+# Without an event loop
+
+def test_a_script_publishes(server, tmp_path):
+    async def listen(*script):
+        async with managers(server.url, 1) as (m,), m.subscribe() as q:
+            (tmp_path/'script.py').write_text('\n'.join(script))
+            p = await asyncio.create_subprocess_exec(sys.executable, tmp_path/'script.py', env={**os.environ, 'URL': server.url}, cwd=tmp_path)
+            assert await asyncio.wait_for(p.wait(), 20)==0
+            return await of(q, 2)
+    got = asyncio.run(listen('import os, sys', 'from cjm_fasthtml_sse.redis_backend import Publisher', 'with Publisher(os.environ["URL"]) as p:',
+        '    for n in range(2): p.broadcast("n", n)', 'assert "fasthtml" not in sys.modules and "cjm_fasthtml_sse.core" not in sys.modules'))
+    assert got==[0, 1]
+    got = asyncio.run(listen('import os', 'from cjm_fasthtml_sse.core import SSEBroadcastManager', 'm = SSEBroadcastManager(backend=os.environ["URL"])',
+        'm.on_broadcast(lambda x: {**x, "data": x["data"]+1})', 'for n in range(2): assert m.broadcast_threadsafe("n", n).result()==0',
+        'assert m._backend.origin is None, "it need not read the past"'))
+    assert got==[1, 2]
+
+def test_a_publisher_says_what_became_of_a_broadcast(redises):
+    r = redises('--appendonly', 'yes')
+    with Publisher(r.url, timeout=.6) as p:
+        p.broadcast('n', 1)
+        r.kill()
+        start = time.monotonic()
+        with pytest.raises(BackendError, match='was not sent'): p.broadcast('n', 2)
+        assert time.monotonic()-start<1
+        r.start()
+        p.broadcast('n', 3)  # The connection that broke does not spoil it
+        r.kill(signal.SIGTERM)
+        r.start()
+        p.broadcast('n', 4)
+        assert [unpack(m[b'm'])['data'] for _,m in r.client.xrange('sse')]==[1, 3, 4]
+        p._used = time.monotonic()+5
+        os.kill(r.process.pid, signal.SIGSTOP)
+        start = time.monotonic()
+        with pytest.raises(BackendError, match='may or may not'): p.broadcast('n', 5)
+        assert time.monotonic()-start<1
+        os.kill(r.process.pid, signal.SIGCONT)
+    manager = SSEBroadcastManager(backend=RedisBackend('redis://127.0.0.1:1', timeout=.2))
+    with pytest.raises(BackendError): manager.broadcast_threadsafe('n', 1)
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
+@pytest.mark.filterwarnings('ignore:.*multi-threaded.*fork')
+def test_a_publisher_survives_a_fork(server):
+    p = Publisher(server.url)
+    p.broadcast('n', 'parent')
+    connection = p._conn
+    if not (pid := os.fork()):
+        try:
+            p.broadcast('n', 'child')
+            os._exit(0 if p._conn is not connection else 2)  # On one connection, each would read the other's answers
+        finally: os._exit(1)
+    assert os.waitpid(pid, 0)[1]==0
+    p.broadcast('n', 'parent again')
+    assert [unpack(m[b'm'])['data'] for _,m in server.client.xrange('sse')]==['parent', 'child', 'parent again'] and p._conn is connection
+
+
+# Redis goes, and comes back
+
+async def test_redis_gone_and_back_with_all_it_had(redises, caplog):
+    r = redises('--appendonly', 'yes')
+    async with managers(r.url, timeout=.5) as (one, two), following(one) as a, following(two) as b:
+        await one.broadcast('n', 0)
+        for c in (a, b): await c.next(BOUND)
+        r.kill()
+        await eventually(lambda: caplog.text.count('Open streams stay open')==2)
+        start = time.monotonic()
+        for m in (one, two):
+            with pytest.raises(BackendError, match='was not sent'): await m.broadcast('n', 'lost')
+        many = await asyncio.gather(*[one.broadcast('n', 'lost') for _ in range(50)], return_exceptions=True)
+        assert {type(e) for e in many}=={BackendError} and time.monotonic()-start<3
+        assert one.connection_count==two.connection_count==1 and one._hub.connections
+        async with tab(two) as c: assert await c.next(BOUND, heartbeats=True)  # A stream may be opened meanwhile
+        r.start()
+        with Publisher(r.url) as p: p.broadcast('n', 1)
+        assert await one.broadcast('n', 2)==1, 'the connections of before do not spoil the first broadcast'
+        await two.broadcast('n', 3)
+        for c in (a, b): assert [e.data for e in await read(c, 3)]==['1', '2', '3'] and not gaps(c)
+    assert len([x for x in caplog.records if 'Open streams stay open' in x.message])==2, 'said once by each'
+    assert 'is back' in caplog.text
+
+async def test_what_was_acknowledged_is_not_lost_and_nothing_comes_twice_while_redis_is_killed_again_and_again(redises):
+    r = redises('--appendonly', 'yes')
+    async with managers(r.url, timeout=1.5) as (one, two), following(one) as a, following(two) as b:
+        acknowledged,uncertain,stop = [],[],False
+        async def write(m, w):
+            n = 0
+            while not stop:
+                data,n = f'{w}{n}',n+1
+                try: await m.broadcast('n', data)
+                except BackendError as e: (uncertain if 'may or may not' in str(e) else []).append(data)
+                else: acknowledged.append(data)
+                await asyncio.sleep(.001)
+        writers = [asyncio.create_task(write(m, w)) for m,w in ((one, 'x'), (two, 'y'))]
+        for _ in range(3):
+            await asyncio.sleep(.3)
+            r.kill()
+            await asyncio.to_thread(r.start)
+        await asyncio.sleep(.3)
+        stop = True
+        await asyncio.gather(*writers)
+        await one.broadcast('end', 0)
+        seen = [[json.loads(e.data) for e in await read_to(c, 'end')] for c in (a, b)]
+        assert seen[0]==seen[1] and not gaps(a) and not gaps(b)
+        assert len({*seen[0]})==len(seen[0]) and {*acknowledged}<={*seen[0]}<={*acknowledged, *uncertain}
+        for w in 'xy': assert (mine := [int(d[1:]) for d in seen[0] if d[0]==w])==sorted(mine)
+        assert len(acknowledged)>50 and len(uncertain)<20
+
+async def test_redis_that_hangs_fails_a_broadcast_in_time_and_repeats_nothing(server):
+    async with managers(server.url, 1, timeout=.5) as (m,), following(m) as a:
+        await m.broadcast('n', 0)
+        os.kill(server.process.pid, signal.SIGSTOP)
+        start = time.monotonic()
+        with pytest.raises(BackendError, match='may or may not'): await m.broadcast('n', 1)
+        with pytest.raises(BackendError): await m.broadcast('n', 2)
+        assert time.monotonic()-start<1.5
+        async with m._backend._lines[1].lock:
+            with pytest.raises(BackendError, match='was not sent'): await asyncio.wait_for(m.broadcast('n', 'late'), 1)
+        os.kill(server.process.pid, signal.SIGCONT)
+        await m.broadcast('n', 3)
+        got = [(await a.next(BOUND)).data]
+        while '3' not in got: got.append((await a.next(BOUND)).data)
+        assert got[:2]==['0', '1'] and len(got)==len({*got}), 'it was in the pipe, so it arrived, once'
+
+@pytest.mark.parametrize('way', ['restarted empty', 'flushed', 'came back without its newest'])
+async def test_what_redis_lost_is_told_to_every_tab_and_all_workers_agree(redises, way, monkeypatch):
+    monkeypatch.setattr(redis_backend, 'PULSE', .2)
+    r = redises()
+    def state(): return Li('state')
+    def render(m): return Li(m['data'])
+    async with managers(r.url, 3) as (one, two, three), following(one) as a, following(two) as b, following(three, render=render, snapshot=state) as c:
+        for n in range(3): await one.broadcast('n', n)
+        if 'without' in way:
+            r.client.save()
+            for n in range(3, 6): await one.broadcast('n', n)
+            sent = 6
+        else: sent = 3
+        for x in (a, b): assert len(await read(x, sent))==sent
+        assert [e.data for e in await read(c, sent+1)][0]=='<li>state</li>'
+        old = one.cursor
+        if way=='flushed': r.client.flushall()
+        else:
+            r.kill()
+            if 'empty' in way: (r.folder/'dump.rdb').unlink(missing_ok=True)
+            r.start()
+        for x in (a, b): assert (await x.next(BOUND)).event==GAP
+        assert (await c.next(BOUND)).data=='<li>state</li>'
+        await eventually(lambda: len({m.cursor.partition(':')[0] for m in (one, two, three)})==1 and one.cursor.partition(':')[0]!=old.partition(':')[0])
+        await two.broadcast('n', 'on')
+        for x in (a, b, c): assert 'on' in (await x.next(BOUND)).data
+        async with tab(three, last_event_id=old) as back: assert (await back.next(BOUND)).event==GAP
+        async with managers(r.url, 1) as (new,):
+            await new.open()
+            assert new.cursor==one.cursor
+        history = [m['data'] for m in one.get_history()]
+        assert history[-1]=='on' and len(history)==len([*dict.fromkeys(history)])
+
+@pytest.mark.parametrize('way', ['away', 'slow'])
+async def test_a_worker_for_which_entries_were_dropped_tells_a_gap_and_the_others_none(server, way):
+    async with managers(server.url, max_length=100) as (one, two), following(one) as a, following(two) as b:
+        await one.broadcast('n', 0)
+        for c in (a, b): await c.next(BOUND)
+        if way=='away':
+            line = two._backend._lines[0]
+            made,line.make = line.make,lambda: (_ for _ in ()).throw(OSError('away'))
+            await line.conn.disconnect(nowait=True)
+        else: await two._hub.line.acquire()
+        for _ in range(6): await asyncio.gather(*[one.broadcast('n', 1) for _ in range(100)])
+        epoch = one.cursor.partition(':')[0]
+        if way=='away': line.make = made
+        else: two._hub.line.release()
+        await read_to(b, GAP)
+        await one.broadcast('end', 0)
+        await read_to(b, 'end')
+        assert len(await read_to(a, 'end'))==600 and not gaps(a) and two.cursor==one.cursor and two.cursor.startswith(epoch)
+
+async def test_the_reader_that_somebody_cancelled_starts_again(server):
+    async with managers(server.url, 1) as (m,), m.subscribe() as q:
+        m._backend._reader.cancel()
+        await asyncio.sleep(0)
+        assert await m.broadcast('n', 1)==1 and await of(q, 1)==[1]
+
+async def test_each_manager_needs_a_backend_of_its_own(server):
+    async with managers(server.url, 1) as (m,):
+        await m.open()
+        with pytest.raises(BackendError, match='each needs one of its own'): await SSEBroadcastManager(backend=m._backend).open()
+        assert await m.broadcast('n', 1)==0
+
+async def test_broadcasts_that_were_cancelled(server):
+    async with managers(server.url, 1) as (m,), m.subscribe() as q:
+        ts = [asyncio.create_task(m.broadcast('n', n)) for n in range(20)]
+        await asyncio.sleep(0)
+        for t in ts[::2]: t.cancel()
+        await asyncio.gather(*ts, return_exceptions=True)
+        await m.broadcast('n', 'end')
+        got = []
+        while 'end' not in got: got += await of(q, 1)
+        assert {*range(1, 20, 2)}<={*got[:-1]} and len(got)==len({*got}) and not m._backend._own
+
+
+# Beginnings that go wrong
+
+@asynccontextmanager
+async def answering(answer):
+    "A server that is no Redis: it answers whatever it is asked with `answer`, or with nothing"
+    async def serve(reader, writer):
+        with suppress(OSError):
+            while await reader.read(4096):
+                if answer: writer.write(answer*5)
+        writer.close()
+    s = await asyncio.start_server(serve, '127.0.0.1', 0)
+    try: yield s.sockets[0].getsockname()[1]
+    finally: s.close()
+
+async def fails_to_start(url, why):
+    start = time.monotonic()
+    async with no_task_left():
+        for begin in ('open', 'broadcast', 'publisher'):
+            m = SSEBroadcastManager(backend=RedisBackend(url, timeout=.25))
+            with pytest.raises(BackendError, match=why) as e:
+                if begin=='open': await m.open()
+                elif begin=='broadcast': await m.broadcast('n', 1)
+                else: await asyncio.to_thread(Publisher(url, timeout=.25).broadcast, 'n', 1)
+            assert 'secret' not in str(e.value) and 'secret' not in repr(m._backend)
+    assert time.monotonic()-start<3
+
+async def test_a_wrong_address_a_wrong_password_tls_and_a_server_that_is_no_redis_are_said_clearly(redises):
+    locked = redises('--requirepass', 'right')
+    locked_up = f'redis://127.0.0.1:{locked.port}'
+    await fails_to_start('redis://:secret@127.0.0.1:1', 'could not be reached')
+    await fails_to_start('redis://no-such-host.invalid', 'could not be reached|no answer')
+    await fails_to_start(f'redis://:secret@127.0.0.1:{locked.port}', 'refused.*(invalid|WRONGPASS)')
+    await fails_to_start(locked_up, 'refused.*Authentication required')
+    await fails_to_start(f'redis://:right@127.0.0.1:{locked.port}/99', 'refused.*out of range')
+    await fails_to_start(f'rediss://:secret@127.0.0.1:{locked.port}', 'could not be reached|broke')
+    await fails_to_start('redis://:sec#ret/secret@x:y', 'makes no sense')
+    await fails_to_start('redis://localhost?nonsense=1', 'unknown.*nonsense')
+    for answer,why in [(b'HTTP/1.1 400 Bad Request\r\n\r\n', 'refused|broke'), (b'', 'no answer|Timeout'), (b'-ERR what?\r\n', r'refused.*what\?')]:
+        async with answering(answer) as port: await fails_to_start(f'redis://127.0.0.1:{port}', why)
+
+async def test_a_key_of_another_kind_and_a_user_without_rights_are_said_clearly(server):
+    server.client.set('sse', 'taken')
+    await fails_to_start_on(server.url, 'refused.*WRONGTYPE|refused.*wrong kind')
+    server.client.execute_command('ACL', 'SETUSER', 'ann', 'on', '>pw', '+@read', '+ping', '~*')
+    server.client.delete('sse')
+    await fails_to_start_on(server.url.replace('//', '//ann:pw@'), 'refused.*permissions')
+
+async def fails_to_start_on(url, why):
+    m = SSEBroadcastManager(backend=RedisBackend(url, timeout=1.))
+    with pytest.raises(BackendError, match=why): await m.open()
+
+async def test_a_full_redis_refuses_a_broadcast_and_says_why(server):
+    async with managers(server.url, 1) as (m,), m.subscribe() as q:
+        await m.broadcast('n', 1)
+        server.client.config_set('maxmemory', 1)
+        with pytest.raises(BackendError, match='refused.*maxmemory.*was not sent'): await m.broadcast('n', 2)
+        with pytest.raises(BackendError, match='refused.*was not sent'): Publisher(server.url).broadcast('n', 2)
+        server.client.config_set('maxmemory', 0)
+        await m.broadcast('n', 3)
+        assert await of(q, 2)==[1, 3]
+
+def test_bad_settings_are_refused_at_once():
+    for bad in (dict(url='http://x'), dict(url=None), dict(name=''), dict(max_length=0), dict(max_length=True), dict(max_age=0), dict(timeout=float('nan')), dict(timeout='2')):
+        with pytest.raises(ValueError): RedisBackend(**{'url': 'redis://x', **bad})
+    for url in ('redis://x', 'rediss://x', 'valkey://x', 'valkeys://x', 'unix:///run/x.sock'): assert isinstance(SSEBroadcastManager(backend=url)._backend, RedisBackend)
+
+async def test_valkey_and_unix_addresses(redises, tmp_path):
+    r = redises('--unixsocket', str(tmp_path/'r.sock'))
+    async with managers(f'valkey://127.0.0.1:{r.port}/0', 1) as (one,), managers(f'unix://{tmp_path}/r.sock', 1) as (two,), two.subscribe() as q:
+        await one.broadcast('n', 1)
+        Publisher(f'unix://{tmp_path}/r.sock').broadcast('n', 2)
+        assert await of(q, 2)==[1, 2]
+
+async def test_tls(redises, tmp_path):
+    if not shutil.which('openssl'): pytest.skip('needs openssl')
+    subprocess.run(['openssl', 'req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes', '-keyout', tmp_path/'key', '-out', tmp_path/'cert',
+        '-days', '2', '-subj', '/CN=localhost', '-addext', 'subjectAltName=DNS:localhost'], check=True, capture_output=True)
+    port = free_port()
+    r = redises('--tls-port', port, '--tls-cert-file', tmp_path/'cert', '--tls-key-file', tmp_path/'key', '--tls-auth-clients', 'no')
+    url = f'rediss://localhost:{port}?ssl_ca_certs={tmp_path}/cert'
+    async with managers(url, 1) as (one,), managers(r.url, 1) as (two,), two.subscribe() as q:
+        await one.broadcast('n', 1)
+        Publisher(url).broadcast('n', 2)
+        assert await of(q, 2)==[1, 2]
+    await fails_to_start(f'rediss://localhost:{port}', 'certificate')
+    await fails_to_start(f'redis://localhost:{port}', 'refused|broke|could not be reached')
+
+async def test_a_stream_that_finds_no_redis_is_answered_503_and_works_once_there_is_one(redises):
+    r = redises()
+    r.kill()
+    m = SSEBroadcastManager(backend=RedisBackend(r.url, timeout=.3))
+    start = time.monotonic()
+    async def visit():
+        async with tab(m) as client: return client.status
+    assert {*await asyncio.gather(*[visit() for _ in range(20)])}=={503} and time.monotonic()-start<2, 'they share one attempt'
+    r.start()
+    await asyncio.sleep(1)
+    async with following(m) as client:
+        await m.broadcast('n', 1)
+        assert (await client.next(BOUND)).data=='1'
+    await m.close()
+
+
+# All processes together
+
+async def test_counters_of_all_workers_and_one_that_was_killed(server, monkeypatch):
+    for k,v in dict(PULSE=.2, EXPIRY=1).items(): monkeypatch.setattr(redis_backend, k, v)
+    async with managers(server.url) as (one, two), following(one, user='ann') as a, following(two, user='ann'), following(two, user=('bob', 1)):
+        await one.broadcast('n', 1)
+        await a.next(BOUND)
+        async def all_say(wanted):
+            async with asyncio.timeout(BOUND):
+                while (got := await one.everywhere())!=wanted and {k: got[k] for k in wanted}!=wanted: await asyncio.sleep(.02)
+        await all_say(dict(workers=2, connections=3, users={'ann': 2, ('bob', 1): 1}))
+        await asyncio.sleep(.3)
+        assert (await one.everywhere())['stats']['broadcasts']==2
+        killed = two._backend
+        for t in [*killed._tasks]: t.cancel()
+        await all_say(dict(workers=1, connections=1, users={'ann': 1}))
+
+async def test_a_worker_that_stops_is_counted_no_more_at_once(server):
+    async with managers(server.url) as (one, two):
+        for m in (one, two): await m.open()
+        assert (await one.everywhere())['workers']==2
+        await two.close()
+        assert (await one.everywhere())['workers']==1
+
+@pytest.mark.parametrize('user', ['ann', 7, ('ann', 1), uuid.UUID(int=3)], ids=str)
+async def test_a_user_is_disconnected_in_every_worker(server, user):
+    async with managers(server.url) as (one, two), following(one, user=user) as a, following(two, user=user) as b, following(two, user='other') as c:
+        assert await one.disconnect(user)==1
+        for x in (a, b): await eventually(lambda x=x: x.conn.ended=='closed')
+        assert not c.conn.ended and two.connection_count==1
+
+
+# The end
+
+async def test_no_task_and_no_connection_survives_the_end(server):
+    async with no_task_left():
+        async with managers(server.url) as (one, two), following(one):
+            await one.broadcast('n', 1)
+            await two.everywhere()
+            assert server.clients()>=3
+    await eventually(lambda: server.clients()==0)
+    async with managers(server.url, 1) as (m,):
+        await m.broadcast('n', 1)
+        await m.close()
+        await m.broadcast('n', 2)  # It lives on
+        assert [x['data'] for x in m.get_history()]==[1, 1, 2]
+
+async def test_the_end_while_redis_is_gone_takes_no_time(redises):
+    r = redises()
+    async with no_task_left():
+        async with managers(r.url, timeout=1.) as (one, two):
+            for m in (one, two): await m.open()
+            r.kill()
+            sending = asyncio.create_task(one.broadcast('n', 1))
+            await asyncio.sleep(.1)
+            start = time.monotonic()
+        assert time.monotonic()-start<1
+        with pytest.raises(BackendError): await sending
+
+def test_event_loops_in_succession(server):
+    manager = SSEBroadcastManager(backend=server.url)
+    async def once(n):
+        async with following(manager) as client:
+            await manager.broadcast('n', n)
+            assert (await client.next(BOUND)).data==str(n)
+    for n in range(3): asyncio.run(once(n))
+    assert manager.broadcast_threadsafe('n', 3).result()==0
+    asyncio.run(once(4))
+    assert [m['data'] for m in manager.get_history()]==[0, 1, 2, 3, 4]
+    for _ in range(100):
+        if not server.clients()-1: break  # The publisher's
+        time.sleep(.02)
+    assert server.clients()==1
+
+
+# Real workers
+
+def get(server, path, **params): return httpx.get(f'{server.url}{path}', params=params, timeout=10)
+
+def data(es): return [json.loads(e.data)['text'] for e in es if e.event=='said']
+
+@pytest.fixture
+def workers(tmp_path):
+    with ExitStack() as stack:
+        def start(*args, env=None, cmd=None):
+            return stack.enter_context(running(cmd or uvicorn('workers:app', *args), tmp_path/'workers.log', env={'HOME': str(tmp_path), **(env or {})}))
+        yield start
+
+def pids(server): return {get(server, '/here').json()['pid'] for _ in range(30)}
+
+def test_two_workers_and_one_of_them_is_killed(server, workers):
+    app = workers('--workers', '2', env=dict(REDIS_URL=server.url))
+    for _ in range(100):
+        if len(both := pids(app))==2: break
+    with ExitStack() as stack:
+        tabs = [stack.enter_context(Stream(app, f'/events?user=u{n%2}')) for n in range(10)]
+        for s in tabs: s.until(lambda es: es)
+        for _ in range(100):
+            if (all_of_them := get(app, '/everywhere').json())['connections']==10: break
+            time.sleep(.1)
+        assert all_of_them['workers']==2 and all_of_them['users']==dict(u0=5, u1=5)
+        for n in range(10): get(app, '/say' if n%2 else '/say_from_a_thread', text=n)
+        with Publisher(server.url) as p: p.broadcast('said', dict(text='script'))
+        for s in tabs: assert data(s.until(lambda es: len(data(es))==11))==[*map(str, range(10)), 'script']
+        ids = [[e.id for e in s.events if e.event=='said'] for s in tabs]
+        assert all(i==ids[0] for i in ids)
+
+        os.kill(both.pop(), signal.SIGKILL)
+        with Publisher(server.url) as p:
+            for n in range(20): p.broadcast('said', dict(text=f'after {n}'))
+        lost = 0
+        for s in tabs:
+            with suppress(ConnectionError):
+                while not s.ended and len(data(s.events))<31: s.read()
+            if len(data(s.events))<31:
+                lost += 1
+                back = stack.enter_context(Stream(app, '/events', last_event_id=s.parser.last_event_id))
+                back.until(lambda es, s=s: len(data(s.events))+len(data(es))==31)
+                s.events += back.events
+            assert data(s.events)[11:]==[f'after {n}' for n in range(20)] and not any(e.event==GAP for e in s.events)
+        assert 0<lost<10, 'both workers had some'
+        assert get(app, '/history').json()[-1]=='after 19'
+        assert 'Traceback' not in app.output.replace('Child process', ''), app.output
+        app.signal()
+        app.ends(15)
+
+def test_a_server_with_a_wrong_redis_does_not_start(tmp_path):
+    port = free_port()
+    server = Server([str(c).replace('{port}', str(port)) for c in uvicorn('workers:app')], port, tmp_path/'log', env=dict(REDIS_URL='redis://127.0.0.1:1', HOME=str(tmp_path)))
+    try:
+        assert server.ends(20)[0] and 'could not be reached' in server.output
+    finally: server.stop()
+
+WARNING = 'processes serve this app and nothing carries'
+
+@pytest.mark.parametrize('args,wanted', [(['--workers', '2'], 2), (['--reload'], 0), ([], 0)], ids=['workers', 'reload', 'alone'])
+def test_several_workers_without_a_backend_say_so_once_each(workers, args, wanted):
+    app = workers(*args, env={'WEB_CONCURRENCY': '4'} if args==['--reload'] else {})
+    for _ in range(100):
+        if len(pids(app))>=min(1, wanted): break
+    end = time.monotonic()+10
+    while app.output.count(WARNING)<wanted and time.monotonic()<end: time.sleep(.05)
+    for _ in range(10): get(app, '/say', text='x')
+    assert app.output.count(WARNING)==wanted, app.output
+
+def _has(module):
+    from importlib.util import find_spec
+    return find_spec(module) is not None
+
+@pytest.mark.parametrize('module,n', [(m, n) for m in ('hypercorn', 'granian', 'gunicorn') for n in (1, 2)])
+def test_other_servers_with_several_workers_say_so_too(workers, module, n):
+    if not _has(module) or module=='gunicorn' and not _has('uvicorn.workers'): pytest.skip(f'{module} is not installed')
+    cmd = dict(hypercorn=['-m', 'hypercorn', 'workers:app', '--bind', '127.0.0.1:{port}', '--workers', n],
+        granian=['-m', 'granian', '--interface', 'asgi', '--host', '127.0.0.1', '--port', '{port}', '--workers', n, 'workers:app'],
+        gunicorn=['-m', 'gunicorn', '-k', 'uvicorn.workers.UvicornWorker', '-b', '127.0.0.1:{port}', '-w', n, 'workers:app'])[module]
+    app = workers(cmd=[sys.executable, *cmd])
+    end = time.monotonic()+10
+    while app.output.count(WARNING)<(n if n>1 else 0) and time.monotonic()<end:
+        with suppress(httpx.HTTPError): get(app, '/say', text='x')
+        time.sleep(.05)
+    assert app.output.count(WARNING)==(n if n>1 else 0), app.output
