@@ -8,9 +8,10 @@ Docs: https://example.github.io/cjm-fasthtml-sse/helpers.html.md"""
 __all__ = ['oob_swap', 'oob_element', 'oob_update', 'sse_element', 'get_htmx_idx', 'insert_htmx_sse_ext', 'setup_sse',
            'cleanup_sse_on_unload']
 
-# %% ../nbs/helpers.ipynb #15d3b3ea
-import hmac,json,logging,re
-from contextvars import ContextVar
+# %% ../nbs/helpers.ipynb #391ce0c2
+import asyncio,hmac,json,logging,re
+from contextlib import contextmanager
+from contextvars import Context,ContextVar
 from functools import cache,partial,wraps
 from hashlib import sha256
 from html import unescape
@@ -27,7 +28,7 @@ from starlette.routing import Route
 from .htmx import ArgumentError,HTMXSSEConnector,client_js,ext_script,morph_js,morph_script,unload_js
 from .wire import SSEError,StreamEnded
 
-# %% ../nbs/helpers.ipynb #012dbd56
+# %% ../nbs/helpers.ipynb #f1c6bfbe
 def oob_swap(
     element: FT,                   # Changed in place
     swap_type: str = 'outerHTML',  # How: `outerHTML`, `innerHTML`, `beforeend`, `delete`, ... as in `hx-swap`; or `morph`
@@ -44,7 +45,7 @@ def _css_escape(ident):
     "`ident` as CSS takes it after a `#`; six digits need no blank after them, and htmx 4 would stumble over blanks and colons"
     return re.sub(r'[^\w-]|^\d|(?<=^-)\d|^-$', lambda m: f'\\{ord(m[0]):06x}', str(ident))
 
-# %% ../nbs/helpers.ipynb #de3ae752
+# %% ../nbs/helpers.ipynb #2176f55e
 def oob_element(
     element_id: str,               # `id` of the element in the page
     content=None,                  # Child or children
@@ -59,7 +60,7 @@ def oob_element(
     children = () if content is None else content if isinstance(content, (tuple, list)) else (content,)
     return oob_swap(element_type(*children, id=element_id, **kwargs), 'innerMorph' if swap_type == 'morph' else swap_type)
 
-# %% ../nbs/helpers.ipynb #1e749a3c
+# %% ../nbs/helpers.ipynb #7a36fe7b
 def oob_update(
     element_id: str,               # `id` of the element in the page
     content=None,                  # Its new child or children
@@ -71,7 +72,7 @@ def oob_update(
     "An element that updates the element `element_id` of the page with `content`"
     return oob_element(element_id, content, swap_type, element_type=element_type, **kwargs)
 
-# %% ../nbs/helpers.ipynb #08a66639
+# %% ../nbs/helpers.ipynb #2f1fd82c
 def sse_element(
     endpoint,                          # Path or route function of the stream
     events: str|list[str]|None = None, # Names of the events to swap in, all of them; beats `swap_type`
@@ -96,7 +97,7 @@ def sse_element(
         return _f
     return decorate
 
-# %% ../nbs/helpers.ipynb #61e7eb35
+# %% ../nbs/helpers.ipynb #b03effeb
 def _srcs(header):
     "Addresses of the scripts that `header` loads"
     return [unescape(o) for o in re.findall(r'<script\b[^>]*?\bsrc=["\']?([^"\'\s>]+)', to_xml((header,), indent=False))]
@@ -111,7 +112,7 @@ def get_htmx_idx(
     "Position of the header that loads htmx"
     return next((i for i,h in enumerate(hdrs) if any(map(_is_htmx, _srcs(h)))), -1)
 
-# %% ../nbs/helpers.ipynb #cce213bf
+# %% ../nbs/helpers.ipynb #cc87b24c
 class _Header:
     "A script element made anew for each page: only then its nonce and the path of the app are known"
     def __init__(self, make, nonce): self.make,self.nonce = make,nonce
@@ -159,7 +160,7 @@ def _own_script(name, nonce=None, src=None, attrs=None):
 
 def _opt_out(share): return {} if share else dict(data_sse_share='false')
 
-# %% ../nbs/helpers.ipynb #dc7ccf87
+# %% ../nbs/helpers.ipynb #a4603925
 @cache
 def _file(name):
     "Path and content of our script `name`"
@@ -182,12 +183,46 @@ def _serve(app, name, i, nonce, share):
     app.hdrs[i] = _Header(lambda nonce: _own_script(name, nonce, _scope.get().get('root_path', '') + path, _sharing(app, share) if name == 'client' else None), nonce)
     app.router.routes.insert(0, Route(path, send, methods=['GET'], name=f'sse_{name}'))
 
-# %% ../nbs/helpers.ipynb #082d1dbf
+# %% ../nbs/helpers.ipynb #d91f2419
 _log = logging.getLogger(__name__)
+
+def _sign(send):
+    "A function that says whether the server behind `send` is stopping; `None` where nothing tells"
+    server = getattr(send, '__self__', None)
+    if (terminated := getattr(getattr(server, 'context', None), 'terminated', None)) is not None: return terminated.is_set  # hypercorn
+    if server is not None and getattr(server, 'keep_alive', False): return lambda: not server.keep_alive                     # uvicorn
+
+class _Watch:
+    "Calls `stop` when the server stops, which not every server is told by a signal that this process sees"
+    def __init__(self, stop): self.stop,self.loops = stop,{}  # Event loop -> signs of the requests under way, and the task that looks at them
+
+    @contextmanager
+    def during(self, send):
+        "While a request is under way; gives the `send` to use"
+        if (sign := _sign(send)) is None:
+            yield send
+            return
+        loop,me = asyncio.get_running_loop(),object()
+        if loop not in self.loops: self.loops[loop] = (signs := {}),loop.create_task(self._look(loop, signs), context=Context())
+        signs = self.loops[loop][0]
+        signs[me] = sign
+        def _send(message):
+            # To uvicorn a response that closes its connection looks as its own end does
+            if message['type'] == 'http.response.start' and any(k.lower() == b'connection' for k,_ in message['headers']): signs.pop(me, None)
+            return send(message)
+        try: yield _send
+        finally: signs.pop(me, None)
+
+    async def _look(self, loop, signs):
+        try:
+            while signs:
+                await asyncio.sleep(.2)
+                if any(sign() for sign in signs.values()): await self.stop()
+        finally: del self.loops[loop]
 
 class _Outer:
     "What is between the server and the app"
-    def __init__(self, app, managers): self.app,self.managers = app,managers
+    def __init__(self, app, managers): self.app,self.managers,self.watch = app,managers,_Watch(self._close)
 
     async def __call__(self, scope, receive, send):
         if scope['type'] == 'lifespan': return await self.app(scope, self._lifespan(receive, send), send)
@@ -195,8 +230,14 @@ class _Outer:
         abort = getattr(getattr(getattr(send, '__self__', None), 'transport', None), 'abort', None)
         if abort: scope['sse.abort'] = abort
         token = _scope.set(scope)
-        try: await self.app(scope, receive, send)
+        try:
+            with self.watch.during(send) as send: await self.app(scope, receive, send)
         finally: _scope.reset(token)
+
+    async def _close(self):
+        for manager in self.managers:
+            try: await manager.close()
+            except Exception: _log.exception('closing %r failed', manager)
 
     def _lifespan(self, receive, send):
         "`receive`, opening the managers at startup and closing them at shutdown"
@@ -208,14 +249,11 @@ class _Outer:
                 except SSEError as e:  # Raised alone, a server would take it for an app that knows no lifespan
                     await send({'type': 'lifespan.startup.failed', 'message': f'{type(e).__name__}: {e}'})
                     raise
-            if message['type'] == 'lifespan.shutdown':
-                for manager in self.managers:
-                    try: await manager.close()
-                    except Exception: _log.exception('closing %r failed', manager)
+            if message['type'] == 'lifespan.shutdown': await self._close()
             return message
         return _receive
 
-# %% ../nbs/helpers.ipynb #bd276015
+# %% ../nbs/helpers.ipynb #5ef4a88b
 def _is_end(e):
     "Whether `e` is nothing but `StreamEnded`"
     return all(map(_is_end, e.exceptions)) if isinstance(e, BaseExceptionGroup) else isinstance(e, StreamEnded)
@@ -236,7 +274,7 @@ class _Inner:
             if not open_body or not _is_end(e): raise
             await send({'type': 'http.response.body', 'body': b'', 'more_body': False})
 
-# %% ../nbs/helpers.ipynb #2fbd7356
+# %% ../nbs/helpers.ipynb #aba74ef0
 def _sharing(app, share):
     "Attributes of the client's script: whether the tabs of a browser share, and for whom this page is"
     scope = _scope.get()
@@ -246,7 +284,7 @@ def _sharing(app, share):
     text = json.dumps(who, sort_keys=True, default=str)
     return dict(data_sse_tag=hmac.new(str(app.secret_key).encode(), text.encode(), sha256).hexdigest()[:16])
 
-# %% ../nbs/helpers.ipynb #a8c84d47
+# %% ../nbs/helpers.ipynb #ae650c07
 def setup_sse(
     app,           # The FastHTML app
     manager=None,  # An `SSEBroadcastManager`, closed when the app shuts down
@@ -267,7 +305,7 @@ def setup_sse(
     _serve_scripts(app, nonce, morph, share)
     if manager is not None and all(o is not manager for o in setup.managers): setup.managers.append(manager)
 
-# %% ../nbs/helpers.ipynb #a55b358f
+# %% ../nbs/helpers.ipynb #dab796b8
 def cleanup_sse_on_unload(
     *,
     nonce: str|None = None  # For a content security policy that wants one

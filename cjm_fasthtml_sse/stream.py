@@ -8,7 +8,7 @@ Docs: https://example.github.io/cjm-fasthtml-sse/stream.html.md"""
 __all__ = ['BATCH', 'TURNS', 'MANY_TURNS', 'LAST_WORDS', 'being_cancelled', 'Entry', 'Chunk', 'Group', 'Turn', 'Connection',
            'Hub', 'patterns', 'EventStreamResponse']
 
-# %% ../nbs/stream.ipynb #533ad188
+# %% ../nbs/stream.ipynb #0da8265e
 import asyncio,logging,random
 from collections import deque
 from contextlib import suppress
@@ -25,7 +25,7 @@ from .dispatcher import Handlers,check_pattern,matches
 from .render import Renderer,to_html
 from .wire import CLOSE,GAP,HEARTBEAT,SSEError,check_event_type,encode
 
-# %% ../nbs/stream.ipynb #9727a959
+# %% ../nbs/stream.ipynb #4af7c86d
 _log = logging.getLogger(__name__)
 
 def being_cancelled() -> bool:
@@ -33,7 +33,7 @@ def being_cancelled() -> bool:
     task = asyncio.current_task()
     return task is not None and task.cancelling()>0
 
-# %% ../nbs/stream.ipynb #bdbcfa6a
+# %% ../nbs/stream.ipynb #32a23a7d
 class Entry(NamedTuple):
     "A rendered message on its way"
     seq: int              # Where it stands in the log
@@ -57,7 +57,7 @@ def _join(entries, seq):
     frames = [e.frame for i,e in enumerate(entries) if e.label is None or newest[e.label]==i or e.last]
     return Chunk(b''.join(frames), seq, len(frames), end is not None, len(entries)-len(frames))
 
-# %% ../nbs/stream.ipynb #7cd86c90
+# %% ../nbs/stream.ipynb #cca27fa8
 class Group:
     "Connections that want the same: one set of patterns, one renderer, one end"
     def __init__(self, hub, events, renderer, until):
@@ -98,7 +98,9 @@ class Group:
         if entry is None: return
         if entry.label is not None:
             old,self._newest[entry.label] = self._newest.get(entry.label),entry
-            if old is not None and not old.last: self.log.remove(old)
+            if old is not None and not old.last:
+                self.log.remove(old)
+                self.hub.counts['coalesced'] += sum(c.cursor<old.seq for c in self.conns)
         self.log.append(entry)
         self.head,self.fresh = entry.seq,self.fresh+1
         self.beat = self.hub.loop.time()
@@ -124,7 +126,7 @@ class Group:
         "Is there nothing that an async renderer has yet to render?"
         return not self._inbox
 
-# %% ../nbs/stream.ipynb #10c54e21
+# %% ../nbs/stream.ipynb #cbadafe5
 class Turn(NamedTuple):
     "A message that waits for an async renderer"
     message: dict
@@ -170,7 +172,7 @@ async def _bytes(frame):
     # Shielded, because others may wait for the same frame
     return await asyncio.shield(frame) if isawaitable(frame) else frame
 
-# %% ../nbs/stream.ipynb #594269fe
+# %% ../nbs/stream.ipynb #583ce2d4
 class Connection:
     "One open stream, with the face of a queue"
     __slots__ = 'hub','group','user','cursor','sending','behind','overdue','receding','since','busy','sends','ended','_own','_rest','_chunk','_send','_snapshot','_untold','_stop','__weakref__'
@@ -200,7 +202,8 @@ class Connection:
         "End the stream; the first reason counts"
         if self.ended: return
         self.ended,sending = why,self.sending
-        if why=='closed' and self in self.group.conns and self.lacking and self.cursor>=self.group.floor: self._rest = self._next_chunk().body
+        live = self in self.group.conns and not self.receding and self.cursor>=self.group.floor
+        if why=='closed' and live and self.lacking: self._rest = self._next_chunk().body
         self.hub.leave(self)
         if not sending: self._wake(None)
         if why=='evicted': self.hub.counts['evicted'] += 1
@@ -211,7 +214,7 @@ class Connection:
         with suppress(RuntimeError):  # It ends already
             if self._stop is not None: self._stop.reschedule(self.hub.loop.time()+delay)
 
-# %% ../nbs/stream.ipynb #3723ff96
+# %% ../nbs/stream.ipynb #90c5a8b7
 @patch
 def put_nowait(self:Connection,
     message: dict  # `type`, and `data` if there is any; rendered as a broadcast would be
@@ -259,7 +262,7 @@ def maxsize(self:Connection) -> int:
     "Messages that may wait"
     return self.hub.limit
 
-# %% ../nbs/stream.ipynb #3bfce54e
+# %% ../nbs/stream.ipynb #3103ad71
 @patch
 def serve(self:Connection):
     "Hand over everything that this connection lacks"
@@ -297,10 +300,11 @@ async def _write(self:Connection):
         await self._send_first()
         while not self.ended:
             await self._catch_up()
-            await self._follow()
+            if not self.ended: await self._follow()
     except OSError: self.end('disconnected')  # How servers of ASGI 2.4 say that the browser has gone
-    except (Exception, asyncio.CancelledError):
+    except (Exception, asyncio.CancelledError) as e:
         if being_cancelled(): raise
+        if self.ended and isinstance(e, asyncio.CancelledError): return  # What it waited for was stopped with it
         self.hub.counts['errors'] += 1
         _log.exception('A stream could not be sent')
         self.end('failed')
@@ -340,7 +344,7 @@ async def _send_chunk(self:Connection, chunk):
     if chunk.last: self.end('done')
     return self.ended
 
-# %% ../nbs/stream.ipynb #ec071c4c
+# %% ../nbs/stream.ipynb #0dc4aa12
 @patch
 async def _send_first(self:Connection):
     # No id yet where something has to be told first: should the connection break before that, it must not be skipped
@@ -357,6 +361,7 @@ async def _catch_up(self:Connection):
         self.since = hub.turns
         if not hub.log.reaches(self.cursor): self._untold = 'gap'
         chunk = await (self._tell_state() if self._untold else self._replay())
+        if self.ended: return  # Its renderer may have been stopped meanwhile, so the chunk may have holes
         self.cursor = chunk.seq
         if chunk.body and await self._send_chunk(chunk): return
     hub.joining.pop(self, None)
@@ -393,7 +398,7 @@ async def _tell_state(self:Connection):
     event = GAP if html is None else None if html else HEARTBEAT  # An empty state is told by an id alone
     return Chunk(encode(html or '', event=event, id=id).encode(), seq, 0, False, 0)
 
-# %% ../nbs/stream.ipynb #68915c18
+# %% ../nbs/stream.ipynb #62de1261
 BATCH = 500  # Connections served in one turn of the event loop
 TURNS = 8    # Turns of the event loop that a broadcast gives to those who are behind, at most
 MANY_TURNS = 200  # Who has had so many is blocked; a send through a deep stack of middleware needs some dozens
@@ -430,7 +435,7 @@ class Hub:
         t.add_done_callback(self._tasks.discard)
         return t
 
-# %% ../nbs/stream.ipynb #c39ff238
+# %% ../nbs/stream.ipynb #8681dbc1
 @patch
 def join(self:Hub,
     events=('**',),      # Patterns, from `patterns`
@@ -500,7 +505,7 @@ def enter_loop(self:Hub):
     self._pump = self._timer = None
     self.loop,self.line = loop,asyncio.Lock()
 
-# %% ../nbs/stream.ipynb #3aaea508
+# %% ../nbs/stream.ipynb #c7787ec7
 @patch
 def publish(self:Hub,
     message: Message,    # Gets its id here
@@ -545,7 +550,7 @@ def wake(self:Hub, group):
     self._pending[group] = None
     if self._pump is None or self._pump.done(): self._pump = self.spawn(self._pump_all(), Context())  # Not in the context of who happens to broadcast
 
-# %% ../nbs/stream.ipynb #5948d44a
+# %% ../nbs/stream.ipynb #9084decc
 @patch
 async def _pump_all(self:Hub):
     "Serve all groups that have something new, until none has"
@@ -574,8 +579,8 @@ def _serve(self:Hub, conn, behind):
     if not conn.behind and conn.cursor>=group.floor:
         conn.behind = True
         self.late[conn] = None
-        # Nothing between its cursor and the first entry it lacks was meant for it. The log may have forgotten that stretch
-        conn.cursor = next(e.seq for e in group.log if e.seq>conn.cursor)-1
+        # Nothing between its cursor and the first entry it lacks was meant for it, unless it recedes. The log may have forgotten that stretch
+        if not conn.receding: conn.cursor = next(e.seq for e in group.log if e.seq>conn.cursor)-1
     if conn.cursor<group.floor and not conn.overdue and self.overflow=='evict':
         conn.overdue = True
         self.loop.call_later(self.patience, self._evict, conn, conn.sends)
@@ -585,7 +590,7 @@ def _evict(self:Hub, conn, sends):
     conn.overdue = False
     if conn.busy and conn.sends==sends: conn.end('evicted')  # Still the same send
 
-# %% ../nbs/stream.ipynb #3c639569
+# %% ../nbs/stream.ipynb #20c0696e
 @patch
 async def _heartbeats(self:Hub):
     while True:
@@ -593,7 +598,7 @@ async def _heartbeats(self:Hub):
         for g in [*self.groups.values()]:
             if now-g.beat>=.9*self.heartbeat: await self._beat(g)  # Rather early than late, as all groups share this timer
         for c in [*self.joining]:  # A replay that nobody reads ends when the log has moved on
-            if c.busy and not c.overdue and not self.log.reaches(c.cursor):
+            if self.overflow=='evict' and c.busy and not c.overdue and not self.log.reaches(c.cursor):
                 c.overdue = True
                 self.loop.call_later(self.patience, self._evict, c, c.sends)
         due = min((g.beat for g in self.groups.values()), default=now)+self.heartbeat
@@ -610,7 +615,7 @@ async def _beat(self:Hub, group):
         c.give(chunk)
         if i%BATCH==0: await asyncio.sleep(0)
 
-# %% ../nbs/stream.ipynb #01fb4c01
+# %% ../nbs/stream.ipynb #79fe59fd
 @patch
 def renew(self:Hub,
     origin: str,     # The id that stands for what came before
@@ -623,7 +628,7 @@ def renew(self:Hub,
         c._untold,c.cursor = 'gap',self.log.seq
         c.recede()
 
-# %% ../nbs/stream.ipynb #6d8cc77e
+# %% ../nbs/stream.ipynb #92316639
 @patch
 def end_all(self:Hub):
     "End every stream, and cut short the farewells to those that do not read"
@@ -644,7 +649,7 @@ async def until_idle(self:Hub, timeout):
     if self._idle is None or self._idle.done(): self._idle = self.loop.create_future()
     await asyncio.wait({self._idle}, timeout=timeout)
 
-# %% ../nbs/stream.ipynb #62430ea0
+# %% ../nbs/stream.ipynb #5d9e34e2
 def patterns(
     events,          # One pattern or several
     name='events'    # For the error message
@@ -713,7 +718,7 @@ def _last_event_id(scope):
         if k==b'last-event-id' and v: return v.decode('latin-1')
     return QueryParams(scope['query_string']).get('last_event_id', '') if b'last_event_id' in scope['query_string'] else ''
 
-# %% ../nbs/stream.ipynb #a0e2bf0b
+# %% ../nbs/stream.ipynb #89e32136
 LAST_WORDS = .5  # Seconds that a closed connection has for the chunk that it is being sent
 
 @patch

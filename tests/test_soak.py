@@ -72,11 +72,11 @@ class Crowd:
                 if not queue.empty(): queue.get_nowait()
 
     async def visit(self, n):
-        "`n` of them, 100 at a time, while somebody speaks"
+        "`n` of them, 200 at a time, while somebody speaks"
         speaker = asyncio.create_task(self._speak())
         done = 0
         while done<n:
-            size = min(100, n-done)
+            size = min(200, n-done)
             await asyncio.gather(*(self.queue() if self.random.random()<.1 else self.tab() for _ in range(size)), return_exceptions=False)
             done += size
         speaker.cancel()
@@ -89,7 +89,7 @@ class Crowd:
             for _ in range(5): await self.manager.broadcast(self.random.choice(['room:1:news', 'room:2:news', f'user:{n%200}:hello', 'other']), 'x'*100, key=self.random.choice([None, 'k', 'k']))
             self.seen.append(self.manager.cursor)
             if n%50==0: await self.manager.broadcast('end', 'x')
-            await asyncio.sleep(.001)
+            await asyncio.sleep(.005)
 
 
 @pytest.mark.timeout(60+SOAK/200)

@@ -2,7 +2,9 @@
 import asyncio, gc, os, sys
 from fasthtml.common import *
 from cjm_fasthtml_sse.core import SSEBroadcastManager
+from cjm_fasthtml_sse.dispatcher import segment
 from cjm_fasthtml_sse.helpers import setup_sse
+from cjm_fasthtml_sse.wire import SSEError
 
 async def lifespan(app):
     yield
@@ -32,6 +34,19 @@ async def say(text: str, times: int = 1):
 
 @rt
 def stats(): return JSONResponse(manager.stats())
+
+@rt
+async def tell(kind: str = ''):
+    "An event type from outside, unchecked"
+    try: await manager.broadcast(kind, 'told')
+    except SSEError as e: return type(e).__name__
+    return 'told'
+
+@rt
+def room(req, name: str): return manager.stream(req, events=f'room:{segment(name)}:**')
+
+@rt
+async def tell_room(name: str): return str(await manager.broadcast(f'room:{segment(name)}:news', name))
 
 @rt
 async def held():

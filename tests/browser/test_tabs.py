@@ -2,13 +2,19 @@
 import asyncio
 import os
 import signal
+import sys
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import httpx
 import pytest
 from fasthtml.common import Div, to_xml
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+
+from handmade import ASSETS
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from servers import running, uvicorn  # noqa: E402
 
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.helpers import insert_htmx_sse_ext, setup_sse
@@ -295,7 +301,7 @@ def test_without_locks(tabs, site, board, until):
     tabs.active(1)
     assert board.open['a'] == 2
     board.say(30)
-    for got in tabs.all("got['/a/events']"): assert got == board.sent['a']
+    complete(tabs, board)
     assert sum('do not share' in o for o in said) == 1
     tabs.all('cjmSSE.reconnect()')
     tabs.active(1)
@@ -416,3 +422,43 @@ def test_users(tabs, make_site, until, setup):
     assert 'secret of ann' not in str(tabs.all('got'))
     tags = tabs.all("document.querySelector('[data-sse-client]').dataset.sseTag ?? ''")
     assert len(set(tags)) == lines
+
+
+def test_older_app(tabs, tmp_path, until):
+    "Three streams written by hand, of which two come and go with a job, nothing set up but the extension: twelve tabs stay usable"
+    with running(uvicorn('jobs_by_hand:app'), tmp_path/'log', env=dict(ASSETS=str(ASSETS))) as server:
+        counted = lambda: httpx.get(f'{server.url}/counted').json()
+        tabs.open(server.url, 6)
+        assert httpx.get(f'{server.url}/start?id=1').text == 'started'
+        tabs.wait("document.querySelector('#jobs').innerText === '0running'")
+        tabs.open(server.url, 6)
+        tabs.active(3)
+        for n in (1, 2, 3):
+            # From within the tabs, because from them it is that a request would hang
+            assert tabs[n].evaluate("async () => await (await fetch('/move?id=1')).text()") == str(n)
+            tabs.wait("n => document.querySelector('#jobs').innerText === `${n}at ${n}`", n)
+        until(lambda: counted()['now'] == {'all': 1, 'progress 1': 1, 'status 1': 1}, 'three connections')
+        assert max(counted()['most'].values()) == 2
+
+
+@pytest.mark.parametrize('flags', [[], ['--htmx4']])
+def test_demo_in_twelve_tabs(tabs, tmp_path, flags):
+    "The demo with five running jobs: one connection, all tabs the same"
+    (tmp_path/'root/long').mkdir(parents=True)
+    for i in range(4):
+        (tmp_path/f'root/long/{i}').touch()
+        os.truncate(tmp_path/f'root/long/{i}', 1<<32)
+    command = [sys.executable, Path(__file__).parents[2]/'demo/main.py', '--root', tmp_path/'root', '--port', '{port}', *flags]
+    with running(command, tmp_path/'log', cwd=tmp_path) as server:
+        tabs.open(server.url, 12)
+        for page in tabs[:5]:
+            page.get_by_label('Folder').fill('long')
+            page.get_by_role('button', name='Start').click()
+        tabs.wait("document.querySelectorAll('#jobs > .running').length === 5")
+        tabs.wait("document.querySelector('#connections').textContent === '1'")
+        was = "[...document.querySelectorAll('#jobs progress')].map(bar => bar.position)"
+        for page in tabs: page.wait_for_function(f'was => {was}.every((at, i) => at > was[i])', arg=page.evaluate(was))
+        for page in tabs[5:10]: page.locator('#jobs > .running button').first.click()
+        tabs.wait("document.querySelectorAll('#jobs > .cancelled').length === 5")
+        rows = tabs.all("document.querySelector('#jobs').innerText")
+        assert len(set(rows)) == 1

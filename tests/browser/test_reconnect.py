@@ -1,0 +1,134 @@
+"Coming back: not all at once, and in all tabs of a browser alike"
+import pytest
+from fasthtml.common import Div, Span
+
+from cjm_fasthtml_sse.helpers import setup_sse
+from cjm_fasthtml_sse.htmx import HTMXSSEConnector
+from cjm_fasthtml_sse.monitoring import SSEMonitorConfig, create_sse_monitor
+
+from handmade import Proxy
+
+
+@pytest.fixture
+def pair(page, site, until):
+    "Two tabs that share a connection, and the site that they come from: who leads, who follows"
+    def pair(origin=None, **config):
+        settings = dict(sse_element_id='sse', reconnect_delay=50) | config
+        site.pages['p'] = lambda: Div(HTMXSSEConnector.create_sse_element(endpoint='/stream/events', element_id='sse', hidden=True),
+                                      Span(id='connection-status'), create_sse_monitor(HTMXSSEConnector, SSEMonitorConfig(**settings), inline=False))
+        page.context.add_init_script("document.addEventListener('DOMContentLoaded', () => cjmSSE.addEventListener('change', e => (window.seen ??= []).push(e.detail)))")
+        tabs = [page, page.context.new_page()]
+        for tab in tabs:
+            tab.goto((origin or site).url('p'))
+            tab.wait_for_function("cjmSSE.state === 'active'")
+        until(lambda: site.count() == 1)
+        page.wait_for_function("async () => !(await navigator.locks.query()).held.some(o => o.name === 'sse:turn')")
+        return sorted(tabs, key=lambda tab: not tab.evaluate('!!cjmSSE.sources[0].own'))
+    return pair
+
+
+def passed(tab): return tab.evaluate("seen.map(c => c.state).join(' ')")
+
+
+def test_all_tabs_show_the_same(pair, site, until):
+    "A loss, an attempt that fails, the return: said in each tab, and only one comes back"
+    tabs = pair()
+    n = len(site.requests)
+    site.stop()
+    for tab in tabs: tab.wait_for_function("seen.filter(c => c.state === 'reconnecting').length > 2")
+    site.start()
+    for tab in tabs: tab.wait_for_function("cjmSSE.state === 'active'")
+    waits = [tab.evaluate("seen.filter(c => c.state === 'reconnecting').map(c => c.retryIn)") for tab in tabs]
+    assert waits[0] == waits[1]
+    assert (len(site.requests), site.count()) == (n+1, 1)
+
+
+def test_whoever_is_looked_at(pair, site, until):
+    "A tab that is shown again, or whose network is back, has the connection checked that another one holds"
+    leader,follower = pair(reconnect_delay=60000)
+    site.send(None)
+    follower.wait_for_function("cjmSSE.state === 'reconnecting'")
+    follower.evaluate("dispatchEvent(new Event('online'))")
+    for tab in (leader, follower): tab.wait_for_function("cjmSSE.state === 'active'")
+    assert site.count() == 1
+
+
+def test_half_open(pair, loop, site, until):
+    "The connection goes silent: the tab that holds it notices, all say so, none misses anything"
+    proxy = Proxy(loop, site.port)
+    try:
+        site.heartbeat['events'] = .2
+        tabs = pair(proxy, heartbeat_timeout=700)
+        for tab in tabs: tab.evaluate("window.got = []; cjmSSE.sources[0].addEventListener('message', e => got.push(e.data))")
+        site.publish('one')
+        tabs[0].wait_for_function('got.length && cjmSSE.sources[0].watchdog.intervals > 1')
+        n = len(site.requests)
+        proxy.fall_silent(idle=False)
+        site.publish('two')
+        for tab in tabs:
+            tab.wait_for_function("got.join(' ') === 'one two' && cjmSSE.state === 'active'")
+            assert passed(tab).endswith('active reconnecting active')
+        assert len(site.requests) == n+1
+    finally: proxy.stop()
+
+
+def test_one_tab_that_does_not_come_back(pair, site, until):
+    "`auto_reconnect=False` is a tab's own wish: it stays away, and if it led, another one leads"
+    leader,follower = pair()
+    leader.evaluate("cjmSSE.sources[0].configure({reconnect: false})")
+    site.send(None)
+    leader.wait_for_function("cjmSSE.state === 'disconnected'")
+    follower.wait_for_function("cjmSSE.sources[0].own && cjmSSE.state === 'active'")
+    until(lambda: site.count() == 1)
+
+
+def test_scripts(pair, site, until):
+    "`close` is for this tab, `reconnect` for the connection that all have"
+    leader,follower = pair()
+    n = len(site.requests)
+    follower.evaluate('cjmSSE.reconnect()')
+    until(lambda: len(site.requests) == n+1 and site.count() == 1)
+    for tab in (leader, follower): tab.wait_for_function("cjmSSE.state === 'active'")
+    leader.evaluate('cjmSSE.close()')
+    follower.wait_for_function("cjmSSE.sources[0].own && cjmSSE.state === 'active'")
+    assert leader.evaluate('cjmSSE.state') == 'disconnected'
+    leader.evaluate('cjmSSE.reconnect()')
+    leader.wait_for_function("cjmSSE.state === 'active'")
+    assert site.count() == 1
+
+
+def test_lost_connections_are_no_errors_of_the_page(page, site, until):
+    "htmx's extension would write each into the console, without a word on what it is"
+    site.pages['p'] = lambda: HTMXSSEConnector.create_sse_element(endpoint='/stream/events', hidden=True)
+    page.goto(site.url('p'))
+    page.evaluate("document.addEventListener('htmx:sseError', e => { window.lost = e.detail.source.reason })")
+    until(site.count)
+    site.send('retry: 20\n\n')
+    site.send(None)
+    until(lambda: len(site.requests) == 2 and site.count())
+    assert page.evaluate('lost') == 'end of stream'
+    assert not [t for k,t in page.console if k == 'error']
+
+
+@pytest.mark.parametrize('down', [0, 10, 60])
+def test_no_thundering_herd(page, site, down):
+    "Two hundred clients of a server that was away for some seconds: they come back one by one, not at a beat"
+    site.pages['p'] = lambda: Div()
+    page.goto(site.url('p'))
+    page.clock.install()
+    # The delays are those of the client; that attempts fail until the server is back is played
+    arrivals = page.evaluate("""down => Array.from({ length: 200 }, (_, i) => {
+        const source = cjmSSE.connect(`/stream/${i}`, { share: false });
+        let at = 0, first = true;
+        source.addEventListener('sse:state', ({ detail }) => { at += detail.retryIn ?? 0; });
+        source.retry = 3000;
+        while (first || at < down * 1000) { first = false; source.lost('network'); }
+        source.close();
+        return at / 1000 - down;
+    })""", down)
+    assert min(arrivals) >= 0 and max(arrivals) <= max(4.5, 1.6*down, 45)
+    window = 3 if down == 0 else max(arrivals)  # After the first loss: from 1.5 to 4.5 s
+    counts = [sum(lo <= a-(1.5 if down == 0 else 0) < lo+window/10 for a in arrivals) for lo in [window*i/10 for i in range(10)]]
+    print(f'down for {down} s: back within {max(arrivals):.1f} s, in tenths of {window:.1f} s', counts)
+    busiest = max(sum(a <= b < a+.1 for b in arrivals) for a in arrivals)
+    assert busiest <= 24, 'of 200, in any tenth of a second'
