@@ -12,7 +12,7 @@ async def lifespan(app):
         with open(name, 'a') as f: f.write('shutdown ran')  # One after another where there are several workers
 
 app, rt = fast_app(lifespan=lifespan)
-manager = SSEBroadcastManager(max_queue_size=int(os.environ.get('MAX_QUEUE', 100)))
+manager = SSEBroadcastManager(max_queue_size=int(os.environ.get('MAX_QUEUE', 100)), heartbeat=float(os.environ.get('HEARTBEAT', 15)))
 if os.environ.get('SETUP', '1') == '1': setup_sse(app, manager)
 
 @rt
