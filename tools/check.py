@@ -92,7 +92,7 @@ def system():
     if not shutil.which('apt-get'): raise Failed(f"not found: {', '.join(lacking)} (Debian's names). Install them and put them on the PATH")
     if os.geteuid(): raise Failed(f"not found. Run: sudo apt-get install {' '.join(lacking)}")
     run('apt-get', 'update', '-qq', secs=180, quiet=True)
-    run('apt-get', 'install', '-y', '-qq', '--no-install-recommends', *lacking, secs=480, quiet=True)
+    run('apt-get', 'install', '-y', '-qq', '--no-install-recommends', *lacking, secs=1500, quiet=True)
     print('installed:', *lacking)
 
 
@@ -155,7 +155,7 @@ def tests():
     with tempfile.TemporaryDirectory() as tmp:
         report = Path(tmp)/'report.xml'
         pytest = sys.executable, '-m', 'pytest', '-q', '--color=no', '--durations=5', f'--junit-xml={report}'
-        run(*pytest, secs=480, ok=(0, 1))  # anything else: it was stopped before its last test
+        run(*pytest, secs=1500, ok=(0, 1))  # anything else: it was stopped before its last test
         total = {k: sum(int(s.get(k, 0)) for s in ET.parse(report).iter('testsuite')) for k in ('tests', 'failures', 'errors', 'skipped')}
     failed = total['failures'] + total['errors']
     return total['tests'] - failed - total['skipped'], failed
