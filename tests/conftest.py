@@ -4,3 +4,15 @@
 def pytest_collection_modifyitems(items):
     "Browser tests run last: Playwright's synchronous browser keeps a loop running in the main thread, and no async test can start its own beside it"
     items.sort(key=lambda item: 'browser' in item.path.parts)
+
+
+@pytest.fixture(autouse=True)
+def loggers_as_they_were():
+    "What a test, or a server in its process, did to the loggers must not reach the next test"
+    import logging
+    logging.disable(logging.NOTSET)
+    for name in [n for n in logging.root.manager.loggerDict if n.startswith('cjm_fasthtml_sse')] + ['cjm_fasthtml_sse']:
+        logger = logging.getLogger(name)
+        logger.disabled,logger.propagate = False,True
+        logger.setLevel(logging.NOTSET)
+    yield

@@ -32,7 +32,7 @@
 class SharedLine extends SSESource {
   /** @param {SharedSource} owner */
   constructor(owner) {
-    super(owner.url, { lastEventId: owner.fresh && owner.after === '' ? '' : owner.lastEventId, delay: owner.delay ?? undefined });
+    super(owner.url, { lastEventId: owner.lastEventId, delay: owner.delay ?? undefined });
     this.owner = owner;
     this.watchdog.learn(owner.guard);
     this.key = Math.random();
@@ -96,9 +96,7 @@ class SharedSource extends SSESource {
     super(url, options);
     this.me = Math.random();
     this.tag = options.tag ?? '';
-    this.fresh = !!options.fresh;      // part of a page that loads, and without a line since
-    this.after = this.lastEventId;     // what that page shows
-    this.start = 0;                    // the line whose first id may be known already: the state as it is
+    this.fresh = !!options.fresh;      // part of a page that loads
     this.born = 0;
     this.line = 0;                     // the line that is followed; 0: none so far
     this.leader = 0;                   // the line of whoever said last to lead
@@ -219,7 +217,6 @@ class SharedSource extends SSESource {
   begin(line) {
     this.own = line;
     this.next = null;
-    if (this.fresh) this.start = line.key;
     this.wanted = this.fresh = false;
     this.line = this.leader = line.key;
     this.guard.stop();
@@ -332,7 +329,7 @@ class SharedSource extends SSESource {
     this.timers.move = setTimeout(() => {
       this.post({ what: 'drop', line: line.key });
       this.done?.();
-    }, this.tag ? 250 : 100);
+    }, 250);
   }
 
   /** @param {boolean} replaces */
@@ -353,7 +350,7 @@ class SharedSource extends SSESource {
       if (open) this.announce(false);
       else this.post({ what: 'state', line: line.key, detail });
     } else if (line === this.trial) {
-      if (open) this.timers.quiet = setTimeout(() => this.move(line), this.tag ? 1000 : 250);
+      if (open) this.timers.quiet = setTimeout(() => this.move(line), 1000);
       else this.failed(line, detail);
     }
   }
@@ -457,19 +454,16 @@ class SharedSource extends SSESource {
   welcome({ line = 0, id = '', missed, detail }) {
     this.leader = line;
     clearTimeout(this.timers.join);
-    const { fresh } = this;
-    // Of pages without a tag nobody knows whose they are. So these hear nothing until they have a line of their own, and have to hurry.
-    if (missed && (!fresh || this.tag)) {
-      this.adopt(line);
-      for (const message of missed) this.show(message);
-      this.lastEventId ||= id;
-      if (detail) this.heed(detail);
-      if (!fresh) return;
-      this.fresh = true;
+    if (this.fresh || !missed) {
+      // If it is about to open, that may do.
+      if (detail?.state === 'active') this.want();
+      else this.timers.join = setTimeout(() => this.want(), 10000);
+      return;
     }
-    // If it is about to open, that may do.
-    if (detail?.state === 'active') this.want();
-    else this.timers.join = setTimeout(() => this.want(), 10000);
+    this.adopt(line);
+    for (const message of missed) this.show(message);
+    this.lastEventId ||= id;
+    if (detail) this.heed(detail);
   }
 
   /** @param {number} line */
@@ -488,21 +482,13 @@ class SharedSource extends SSESource {
    */
   turnTo({ line = 0, id = '', asked = 0, replaces }) {
     this.leader = line;
-    // One that others have opened may be just what is wanted.
-    const wish = this.fresh && !this.after ? '' : this.lastEventId;
-    const suits = id === wish && (!this.fresh || asked >= this.born);
-    if (this.fresh && suits && !id) this.start = line;
     if (!this.line) {
-      if (!suits) return this.fresh ? this.want() : this.join();
+      // One that others have opened may be just what is wanted.
+      if (id !== this.lastEventId || this.fresh && asked < this.born) return this.fresh ? this.want() : this.join();
       this.adopt(line);
     } else if (![this.line, this.next?.line].includes(line)) {
       this.settle(true);
       this.next = { line, id, at: Date.now(), held: [] };
-      if (this.fresh && !this.own) {
-        if (suits) this.settled();
-        else this.want();
-        this.fresh = !suits;
-      }
       // What the former one still brings comes first.
       if (!replaces && !this.own && this.knows(id)) this.settle(true);
       else this.timers.settle = setTimeout(() => this.settle(false), 1000);
@@ -526,7 +512,7 @@ class SharedSource extends SSESource {
     this.next = null;
     if (this.own) return;   // nobody has taken the lead: it was one that had lost it, and did not know
     // Up to what is known here, a replay is for others.
-    const known = this.start === next.line ? -1 : next.held.map(({ own, id = '' }) => own && this.seen.has(id)).lastIndexOf(true);
+    const known = next.held.map(({ own, id = '' }) => own && this.seen.has(id)).lastIndexOf(true);
     if (sure || known >= 0 || this.knows(next.id) || !this.lastEventId) {
       this.line = next.line;
       const twins = this.bare.filter(({ at }) => at > next.at - 500);
@@ -549,8 +535,7 @@ class SharedSource extends SSESource {
     if (own) {
       const key = `${id}\n${type}`;
       const before = this.seen.get(key);
-      if (this.start === line) this.start = 0;
-      else if (type !== HEARTBEAT) {
+      if (type !== HEARTBEAT) {
         if (before !== undefined && before !== line) return;
         if (before === line) this.seen.clear();   // ids that come again tell nothing
       }
