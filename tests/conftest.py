@@ -1,4 +1,7 @@
 "Settings for all tests"
+import logging
+
+import pytest
 
 
 def pytest_collection_modifyitems(items):
@@ -9,7 +12,6 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def loggers_as_they_were():
     "What a test, or a server in its process, did to the loggers must not reach the next test"
-    import logging
     logging.disable(logging.NOTSET)
     for name in [n for n in logging.root.manager.loggerDict if n.startswith('cjm_fasthtml_sse')] + ['cjm_fasthtml_sse']:
         logger = logging.getLogger(name)
