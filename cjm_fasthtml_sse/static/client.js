@@ -18,7 +18,8 @@ class SSEClient extends EventTarget {
     this.processing = null;  // the element that htmx is at
     this.tag = '';           // of the user's session
     this.alone = 'asked for';  // why tabs share no connections
-    this.loading = 0;        // until when what connects is part of a page that loads
+    this.loaded = 0;         // when the page was
+    this.loading = 0;        // until when what connects is part of it
   }
 
   /** The state of all streams together: the one that most wants attention. @returns {SSEState} */
@@ -61,7 +62,7 @@ class SSEClient extends EventTarget {
    * @param {{lastEventId?: string, share?: boolean}} options
    */
   connect(url, { share = true, ...options }) {
-    const source = share && !this.alone ? new SharedSource(url, { ...options, tag: this.tag, fresh: performance.now() < this.loading }) : new SSESource(url, options);
+    const source = share && !this.alone ? new SharedSource(url, { ...options, tag: this.tag, fresh: performance.now() < this.loading ? this.loaded : 0 }) : new SSESource(url, options);
     source.connect();
     return source;
   }
@@ -74,12 +75,15 @@ class SSEClient extends EventTarget {
     const { sseShare, sseTag } = script?.dataset ?? {};
     this.tag = sseTag ?? '';
     this.alone = sseShare === 'false' ? 'share=False' : window.isSecureContext && navigator.locks && window.BroadcastChannel ? '' : 'neither HTTPS nor localhost, or an old browser';
-    this.load();
-    document.addEventListener('DOMContentLoaded', () => this.load());
+    this.load(document.readyState === 'loading' ? Infinity : 1000);
+    // htmx connects what the page holds in the task of this event.
+    document.addEventListener('DOMContentLoaded', () => setTimeout(() => this.load(0)));
   }
 
-  load() {
-    this.loading = performance.now() + (document.readyState === 'loading' ? Infinity : 1000);
+  /** @param {number} ms  What connects in that time is part of a page that loads. */
+  load(ms) {
+    if (ms) this.loaded = Date.now();
+    this.loading = performance.now() + ms;
   }
 
   /**
@@ -141,7 +145,7 @@ class SSEClient extends EventTarget {
       for (const { element, source } of this.entries) if (source.lastEventId) element?.setAttribute('data-sse-after', source.lastEventId);
     });
     // A body that htmx exchanges is another page, perhaps another user's.
-    document.addEventListener('htmx:beforeSwap', e => { if (/** @type {CustomEvent} */ (e).detail.target === document.body) this.load(); });
+    document.addEventListener('htmx:beforeSwap', e => { if (/** @type {CustomEvent} */ (e).detail.target === document.body) this.load(1000); });
     window.addEventListener('online', each(source => source.check()));
     // A moment later, because what arrived while the page slept is read first.
     document.addEventListener('visibilitychange', () => { if (!document.hidden) setTimeout(each(source => source.check()), 250); });

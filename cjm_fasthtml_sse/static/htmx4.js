@@ -89,7 +89,7 @@ function serveHtmx4(htmx, client) {
 
   on('htmx:before:swap', ({ detail }) => {
     for (const { target, swapSpec } of detail.tasks) {
-      if (target === document.body) client.load();
+      if (target === document.body) client.load(1000);
       if (swapSpec.style === 'morph') Object.assign(swapSpec, { style: 'outerMorph', strip: false });
     }
   });

@@ -1,55 +1,69 @@
 // @ts-check
-// One connection for all tabs of the browser. The sources of one URL, in whatever tabs, are a group. One of them leads: it holds a Web Lock and the connection, here called the line,
+// One connection for all tabs of the browser. The sources of one URL, in whatever tabs, are a group. One of them leads: it holds a Web Lock and the connection, here called a line,
 // and tells the others by a BroadcastChannel what it hears.
 //
-// - The lock passes on when its holder closes, is left or crashes. From one that gives no sign of life it is taken.
-// - A page that loads opens a line of its own, as its own user, and sees what that begins with. At its first chunk, or a second after its 200, all move to it, and the former one is
-//   dropped. Ids already seen are not shown again. Such openings take turns, so a browser has one connection more than it needs, at most.
-// - Who comes later, or comes back, joins what is open. Where the leader can't tell what was missed, it opens a line as a page that loads does.
+// - The lock passes on when its holder closes, is left or crashes. From one that gives no answer it is taken.
+// - For a page that loads the leader opens a second line, from the id that the page knows. A moment after the first chunk, or a second after the 200, all move there and the former
+//   line is dropped. So the page sees what a connection of its own would have shown it, as the user that the browser is now.
+// - Who comes later, or comes back, is told by the leader what was missed. Where the leader can't know, it opens a second line for those who ask; they move over when they are even.
+// - Second lines take turns over all URLs, so a browser has one connection more than it needs, at most. Ids already seen are not shown again.
 
 /**
- * What sources tell each other:
- * `hello`, a page loads; `join`, what is open?; `here`, the answer; `lead`, I lead and connect; `open`, move to this line; `message` or `beat`, heard on a line; `state` of a line;
- * `drop` all lines but this; `bye`, nothing more comes on this line; `again`, connect anew; `ping`, is anybody there?; `pong`, yes.
+ * @typedef {object} SharedMessage
+ * @property {string} type
+ * @property {string | null} data
+ * @property {string} id    in force
+ * @property {boolean} own  the id came with this message
+ *
+ * What sources tell each other. A follower: `want`, to follow from an id; `ping`, is anybody there?; `again`, connect anew. The leader: `lead`, I lead now; `here` and `pong`, the
+ * answers; `message`, `beat` and `state` of a line; `move` to another line.
  * @typedef {object} Told
- * @property {'hello' | 'join' | 'here' | 'lead' | 'open' | 'message' | 'beat' | 'state' | 'drop' | 'bye' | 'again' | 'ping' | 'pong'} what
- * @property {string} [tag]          the session of the page
- * @property {number} [who]          the source that asks, or that is answered
+ * @property {'want' | 'ping' | 'again' | 'lead' | 'here' | 'pong' | 'message' | 'beat' | 'state' | 'move'} what
+ * @property {string} [tag]     the session of the page
+ * @property {number} [who]     the source that asks, or that is answered
+ * @property {number} [fresh]   when its page was loaded, if it is part of it
+ * @property {boolean} [eager]  somebody looks at the page
+ * @property {string} [id]
  * @property {number} [line]
- * @property {string} [id]           of a message, of who wants to join, or where a line began
- * @property {boolean} [own]         the id came with this message
- * @property {string} [type]
- * @property {string | null} [data]
- * @property {number} [asked]        when the line was asked for
- * @property {boolean} [replaces]    the line takes the place of another one
- * @property {boolean} [eager]
- * @property {boolean} [sure]        all was told
- * @property {Told[] | null} [missed]  messages; `null`: nobody knows which
+ * @property {number} [to]      the line to move to
+ * @property {number[]} [lines] all that there are
+ * @property {SharedMessage[]} [messages]
  * @property {SSEStateDetail} [detail]
  */
 
-/** The connection of a group, or one that is about to become it. */
+const OVERLAP = 250;   // milliseconds in which what is on its way on the former line may still come
+
+/** A connection of a group. */
 class SharedLine extends SSESource {
-  /** @param {SharedSource} owner */
-  constructor(owner) {
-    super(owner.url, { lastEventId: owner.lastEventId, delay: owner.delay ?? undefined });
+  /**
+   * @param {SharedSource} owner
+   * @param {string} id      where it begins
+   * @param {number} fresh   for a page that loads: when that was
+   */
+  constructor(owner, id, fresh) {
+    super(owner.url, { lastEventId: id, delay: owner.delay ?? undefined });
     this.owner = owner;
-    this.watchdog.learn(owner.guard);
+    this.fresh = fresh;
     this.key = Math.random();
-    this.asked = this.since = 0;
-    this.began = '';                        // the id that it was asked for with
-    /** @type {Told[]} */ this.recent = []; // the newest messages
-    this.before = this.lastEventId;         // the id before these
+    this.asked = Infinity;                                   // when it was asked for
+    this.since = 0;                                          // when it opened
+    this.came = false;                                       // a chunk
+    this.done = () => {};                                    // with its turn
+    /** @type {SharedMessage[]} */ this.recent = [];         // the newest messages
+    this.began = this.before = id;                           // the id before all, and before these
+    /** @type {SharedMessage[] | null} */ this.held = null;  // what came while there are two lines
+    this.watchdog.learn(owner.watchdog);
   }
 
   connect() {
-    this.began = this.lastEventId;
+    this.began = this.before = this.lastEventId;
+    this.recent = [];
     this.asked = Date.now();
     return super.connect();
   }
 
   arrived() {
-    this.owner.move(this);
+    this.owner.heardOn(this);
   }
 
   beat() {
@@ -61,11 +75,12 @@ class SharedLine extends SSESource {
   deliver(type, data, id, own) {
     this.lastEventId = id;
     if (data === null && !own) return;
-    /** @type {Told} */
-    const message = { what: 'message', line: this.key, type, data, id, own };
+    const message = { type, data, id, own };
     if (type !== HEARTBEAT || own && id !== this.recent.at(-1)?.id) this.recent.push(message);
     if (this.recent.length > 100) this.before = this.recent.shift()?.id ?? '';
-    this.owner.post(message);
+    this.held?.push(message);
+    this.owner.post({ what: 'message', line: this.key, messages: [message] });
+    if (own) this.owner.reached(this, id);
   }
 
   /** @type {SSESource['tell']} */
@@ -76,10 +91,13 @@ class SharedLine extends SSESource {
   }
 
   /**
-   * The messages after an id.
+   * What a source has to be told to follow from an id; `null`: nobody knows.
    * @param {string} id
+   * @param {number} fresh
    */
-  after(id) {
+  after(id, fresh) {
+    // A page must be served by a request that is younger than itself.
+    if (fresh) return id === this.began && this.asked >= fresh && this.recent.length < 100 ? this.recent : null;
     // An element that a message brings to all tabs comes to all at about the same time: what its stream begins with is for each.
     if (!id) return Date.now() - this.since < 2000 ? this.recent : [];
     const at = this.recent.map(message => message.own && message.id === id).lastIndexOf(true);
@@ -90,75 +108,63 @@ class SharedLine extends SSESource {
 class SharedSource extends SSESource {
   /**
    * @param {string} url
-   * @param {{lastEventId?: string, fresh?: boolean, tag?: string} & SSESettings} options
+   * @param {{lastEventId?: string, fresh?: number, tag?: string} & SSESettings} options
    */
   constructor(url, options) {
     super(url, options);
     this.me = Math.random();
     this.tag = options.tag ?? '';
-    this.fresh = !!options.fresh;      // part of a page that loads
-    this.born = 0;
-    this.line = 0;                     // the line that is followed; 0: none so far
-    this.leader = 0;                   // the line of whoever said last to lead
-    this.wanted = false;               // a line of its own
-    /** @type {SharedLine | null} */ this.own = null;     // the line, where this source leads
-    /** @type {SharedLine | null} */ this.trial = null;   // it may become the line
-    /** @type {SharedLine | null} */ this.former = null;  // heard to its end; somebody else leads now
-    /** @type {{line: number, id: string, at: number, held: Told[]} | null} */
-    this.next = null;                  // the line to move to, and what came on it
-    /** @type {Map<string, number>} */
-    this.seen = new Map();             // ids, and messages by id and type, with their line
-    this.see(this.lastEventId, 0);
-    /** @type {{at: number, text: string}[]} */
-    this.bare = [];                    // messages without an id of their own that were shown lately
+    this.fresh = options.fresh ?? 0;
+    this.line = 0;                                       // the one that is followed; 0: none so far
+    /** @type {SharedLine | null} */ this.own = null;    // where this source leads: the line that most follow
+    /** @type {SharedLine[]} */ this.seconds = [];       // second lines: the first is open, or about to be
+    /** @type {Map<string, number>} */ this.seen = new Map();   // ids, and messages by id and type, with their line
+    this.see(this.lastEventId);
     /** @type {BroadcastChannel | null} */ this.channel = null;
-    /** @type {(() => void) | undefined} */ this.release = undefined;  // the lock
-    /** @type {(() => void) | undefined} */ this.done = undefined;     // with the turn
+    /** @type {(() => void) | undefined} */ this.release = undefined;   // the lock
     this.queue = new AbortController();
-    /** @type {Record<string, number | undefined>} */
-    this.timers = {};
+    /** @type {Record<string, number | undefined>} */ this.timers = {};
     // The silence of a leader, whatever the stream sends.
-    this.guard = this.watchdog;
-    this.guard.always = true;
-    this.guard.alarm = () => this.doubt();
+    this.watchdog.always = true;
+    this.watchdog.alarm = () => { if (!this.own) this.request({ what: 'ping' }); };
   }
 
   /** @param {SSESettings} settings */
   configure(settings) {
     super.configure(settings);
-    if (!this.guard) return;
-    const { reconnect, delay, heartbeatTimeout = this.guard.timeout } = settings;
-    this.guard.timeout = heartbeatTimeout;
-    this.own?.configure({ delay, heartbeatTimeout });
-    if (reconnect === false && (this.own ? this.own.timer : this.line && this.state === 'reconnecting')) this.stop('disconnected', this.reason);
+    if (!this.timers) return;   // within the constructor
+    this.own?.configure({ ...settings, reconnect: undefined });
+    if (settings.reconnect === false && this.state === 'reconnecting') this.stop('disconnected', this.reason);
   }
 
   async connect() {
     this.leave();
     this.suspended = false;
-    this.born = Date.now();
     const channel = this.channel = new BroadcastChannel(`sse:${this.url}`);
     channel.onmessage = ({ data }) => { if (channel === this.channel) this.receive(data); };
-    if (this.fresh) this.post({ what: 'hello' });
     await this.ask({ ifAvailable: true });
   }
 
   leave() {
     super.leave();
-    if (!this.guard) return;
-    for (const line of [this.own, this.trial, this.former]) line?.leave();
+    this.dropLines();
     for (const timer of Object.values(this.timers)) clearTimeout(timer);
+    this.timers = {};
     this.queue.abort();
     this.channel?.close();
+    this.channel = null;
     this.release?.();
-    this.done?.();
-    this.channel = this.own = this.trial = this.former = this.next = null;
-    this.release = this.done = undefined;
-    this.timers = {};
-    this.line = this.leader = 0;
-    this.wanted = this.patient = false;
-    this.watchdog = this.guard;
-    this.guard.stop();
+    this.release = undefined;
+    this.line = 0;
+  }
+
+  dropLines() {
+    for (const line of [this.own, ...this.seconds]) {
+      line?.leave();
+      line?.done();
+    }
+    this.own = null;
+    this.seconds = [];
   }
 
   /** @type {SSESource['stop']} */
@@ -166,7 +172,7 @@ class SharedSource extends SSESource {
     // Who is next may have to hear first that this is the end.
     if (this.release) setTimeout(this.release, 100);
     this.release = undefined;
-    this.fresh = false;
+    this.fresh = 0;
     super.stop(state, reason, status);
   }
 
@@ -177,8 +183,7 @@ class SharedSource extends SSESource {
 
   check() {
     if (this.own) this.own.check();
-    else if (this.line) this.doubt(true);
-    else if (this.timers.retry && !this.patient) this.want();
+    else if (this.line) this.request({ what: 'ping', eager: true });
   }
 
   // ---- The lock
@@ -190,10 +195,13 @@ class SharedSource extends SSESource {
   async ask(options) {
     const { channel } = this;
     try {
-      await navigator.locks.request(`sse:${this.tag}:${this.url}`, options, lock => channel !== this.channel ? undefined : lock ? this.lead() : this.arrive());
+      await navigator.locks.request(`sse:${this.tag}:${this.url}`, options, lock => channel !== this.channel ? undefined : lock ? this.lead() : this.follow());
     } catch (error) {
       if (channel !== this.channel || options.signal?.aborted) return;
-      if (/** @type {Error} */ (error).name === 'AbortError') return this.deposed();
+      if (/** @type {Error} */ (error).name === 'AbortError') {   // taken away: nothing was heard from here for too long
+        this.dropLines();
+        return this.follow();
+      }
       // Locks are forbidden, as in a frame without storage. So there is nobody to share with.
       channel?.close();
       this.post = this.hear;
@@ -203,173 +211,47 @@ class SharedSource extends SSESource {
 
   /** @returns {Promise<void>} */
   lead() {
-    if (!this.own) {
-      this.settled();
-      const line = new SharedLine(this);
-      this.begin(line);
-      this.post({ what: 'lead', line: line.key });
-      line.connect();
-    }
+    this.answered();
+    const line = this.own = new SharedLine(this, this.lastEventId, 0);
+    this.line = line.key;
+    this.post({ what: 'lead', line: line.key, id: line.began, fresh: this.fresh });
+    this.fresh = 0;
+    line.connect();
     return new Promise(resolve => { this.release = resolve; });
-  }
-
-  /** @param {SharedLine} line */
-  begin(line) {
-    this.own = line;
-    this.next = null;
-    this.wanted = this.fresh = false;
-    this.line = this.leader = line.key;
-    this.guard.stop();
-    this.watchdog = line.watchdog;
-  }
-
-  /** Others lead already. */
-  arrive() {
-    this.follow();
-    this.join();
   }
 
   /** Wait for the lock. */
   follow() {
-    this.guard.start(false);
     this.queue = new AbortController();
     this.ask({ signal: this.queue.signal });
+    this.watchdog.start(false);
+    this.want();
   }
 
-  /** Take the lock. */
-  take() {
-    this.queue.abort();
-    this.ask({ steal: true });
-  }
+  // ---- Following
 
-  /** Somebody has taken the lock: a page that loads, or one that heard nothing from here for too long. */
-  deposed() {
-    const line = this.former = this.own;
-    this.own = null;
-    this.release = undefined;
-    this.watchdog = this.guard;
-    this.follow();
-    if (!line) return;
-    this.guard.learn(line.watchdog);
-    this.timers.drop = setTimeout(() => this.drop(line, true), 1000);
+  want() {
+    this.line = 0;
+    this.request({ what: 'want', id: this.lastEventId, fresh: this.fresh });
   }
 
   /**
-   * @param {SharedLine} line
-   * @param {boolean} sure  all that came on it was told
+   * Ask the leader. One that does not answer has hung, and loses the lock.
+   * @param {Told} told
    */
-  drop(line, sure) {
-    line.leave();
-    if (line !== this.former) return;
-    this.former = null;
-    this.post({ what: 'bye', line: line.key, sure });
-  }
-
-  /** Is the leader still there? */
-  doubt(eager = false) {
-    if (this.timers.doubt && !eager) return;
-    const asked = Date.now();
-    this.post({ what: 'ping', eager });
-    this.timers.doubt ??= setTimeout(() => {
-      this.timers.doubt = undefined;
-      if (this.line && !this.own && this.guard.heardAt < asked) this.take();
+  request(told) {
+    this.post({ ...told, who: this.me });
+    this.timers.answer ??= setTimeout(() => {
+      this.answered();
+      this.queue.abort();
+      this.ask({ steal: true });
     }, 2000 + 1000 * Math.random());   // not all at once
   }
 
-  // ---- A line of its own
-
-  /** Open one, when it is its turn. */
-  want() {
-    if (this.wanted || this.own) return;
-    const { channel } = this;
-    this.wanted = true;
-    let begun = false;
-    const begin = () => {
-      if (begun || !this.wanted || channel !== this.channel) return;
-      begun = true;
-      const line = this.trial = new SharedLine(this);
-      line.tries = this.tries;
-      line.connect();
-      return new Promise(resolve => {
-        this.done = () => resolve(undefined);
-        this.timers.trial = setTimeout(() => { if (line === this.trial) resolve(undefined); }, 3000);   // a slow server keeps nobody waiting
-      });
-    };
-    navigator.locks.request('sse:turn', begin).catch(() => {});
-    // The tab whose turn it is may hang.
-    const look = (/** @type {string | undefined} */ before) => {
-      this.timers.turn = setTimeout(async () => {
-        const holder = (await navigator.locks.query()).held?.find(({ name }) => name === 'sse:turn')?.clientId;
-        if (holder && holder === before) begin();
-        else if (!begun && this.wanted && channel === this.channel) look(holder);
-      }, 5000);
-    };
-    look(undefined);
+  answered() {
+    clearTimeout(this.timers.answer);
+    this.timers.answer = undefined;
   }
-
-  /** No line of its own is wanted any more. */
-  settled() {
-    this.trial?.leave();
-    this.trial = null;
-    this.wanted = false;
-    this.done?.();
-  }
-
-  /**
-   * A line has opened: all move to it.
-   * @param {SharedLine} line
-   */
-  move(line) {
-    if (line !== this.trial) return;
-    this.trial = null;
-    this.begin(line);
-    this.take();
-    this.announce(true);
-    // What is on its way on the former line may still come.
-    this.timers.move = setTimeout(() => {
-      this.post({ what: 'drop', line: line.key });
-      this.done?.();
-    }, 250);
-  }
-
-  /** @param {boolean} replaces */
-  announce(replaces) {
-    const { key: line, began: id, asked } = /** @type {SharedLine} */ (this.own);
-    this.post({ what: 'open', line, id, asked, replaces });
-  }
-
-  /**
-   * A line of this source has changed its state.
-   * @param {SharedLine} line
-   * @param {SSEStateDetail} detail
-   */
-  changed(line, detail) {
-    const open = detail.state === 'active';
-    if (line === this.former) this.drop(line, false);
-    else if (line === this.own) {
-      if (open) this.announce(false);
-      else this.post({ what: 'state', line: line.key, detail });
-    } else if (line === this.trial) {
-      if (open) this.timers.quiet = setTimeout(() => this.move(line), 1000);
-      else this.failed(line, detail);
-    }
-  }
-
-  /**
-   * @param {SharedLine} line
-   * @param {SSEStateDetail} detail
-   */
-  failed(line, detail) {
-    this.settled();
-    this.tries = line.tries;
-    this.patient = line.patient;
-    if (detail.state === 'reconnecting') this.timers.retry = setTimeout(() => this.want(), detail.retryIn);
-    // Who is refused may have logged out, and has not only this tab.
-    if (detail.state === 'error') this.post({ what: 'again', detail });
-    this.heed(detail);
-  }
-
-  // ---- What others say
 
   /** @param {Told} told */
   post(told) {
@@ -382,177 +264,74 @@ class SharedSource extends SSESource {
   receive(told) {
     if (told.tag === this.tag) this.hear(told);
     // Somebody else is logged in now: what is open may be a former user's.
-    else if (told.what === 'hello' && told.tag && this.tag) this.own?.reconnect('another session');
-  }
-
-  /** Ask what is open. */
-  join() {
-    if (this.own) return;
-    this.line = 0;
-    this.post({ what: 'join', who: this.me, id: this.lastEventId });
-    clearTimeout(this.timers.join);
-    this.timers.join = setTimeout(() => { if (!this.line) this.want(); }, 1000);
+    else if (told.fresh && told.tag && this.tag) this.own?.reconnect('another session');
   }
 
   /** @param {Told} told */
   hear(told) {
     const { own } = this;
-    const { what, who, line = 0, detail } = told;
-    if (line && line === this.leader) this.guard.heard(what === 'beat');
-    switch (what) {
-      case 'message':
-        if (line === this.next?.line) this.next.held.push(told);
-        else this.show(told);
-        break;
-      case 'join':
-        if (own && who !== this.me) {
-          const { key, state, reason, lastEventId } = own;
-          this.post({ what: 'here', who, line: key, id: lastEventId, missed: own.after(told.id ?? ''), detail: { state, reason } });
-        }
-        break;
-      case 'here':
-        if (who === this.me && !this.line) this.welcome(told);
-        break;
-      case 'lead':
-        this.leader = line;
-        if (!this.line) this.join();
-        break;
-      case 'open':
-        this.turnTo(told);
-        break;
-      case 'state':
-        if (detail && this.line && [this.leader, own?.key].includes(line)) this.heed(detail);
-        break;
-      case 'drop':
-        // To whom there was no time between that and this: it was asleep, and has things to read.
-        if (this.former && line !== this.former.key) this.drop(this.former, !this.next || Date.now() - this.next.at > 200);
-        break;
-      case 'bye':
-        if (line === this.next?.line) this.next = null;
-        else if (line !== this.line) break;
-        if (this.next) this.settle(!!told.sure);
-        else this.join();
-        break;
-      case 'again':
-        own?.reconnect(detail?.reason);
-        break;
-      case 'ping':
-        if (!own) break;
-        this.post({ what: 'pong', line: own.key });
-        if (told.eager) own.check();
-        else own.watchdog.check();
-        break;
-      case 'pong':
-        if (this.line && !this.next && line !== this.line) this.join();
+    const { what, who, line = 0, id = '', messages = [], detail } = told;
+    // What leaders say
+    if (what === 'lead' && !own) {
+      this.answered();
+      if (this.line && !this.fresh && this.knows(id)) this.line = line;
+      else this.want();
+    } else if (what === 'pong' && !own && this.line && !told.lines?.includes(this.line)) this.want();
+    else if (what === 'here' && who === this.me && !this.line) {
+      this.line = line;
+      messages.forEach(this.show, this);
+      this.lastEventId ||= id;
+    } else if (what === 'message' && line === this.line) messages.forEach(this.show, this);
+    if (line && line === this.line) {
+      this.answered();
+      this.watchdog.heard(what === 'beat');
+      if (told.to) {
+        this.line = told.to;
+        // Up to what is known here, a replay is for others.
+        const known = messages.map(({ own, id, type }) => own && this.seen.has(`${id}\n${type}`)).lastIndexOf(true);
+        messages.slice(known + 1).forEach(this.show, this);
+      }
+      if (detail) this.heed(detail);
+    }
+    // What is asked of them
+    if (!own || who === this.me) return;
+    if (what === 'want') this.serve(told);
+    else if (what === 'again') own.reconnect(detail?.reason);
+    else if (what === 'ping') {
+      this.post({ what: 'pong', line: own.key, lines: [own, ...this.seconds].map(({ key }) => key) });
+      if (told.eager) own.check();
+      else own.watchdog.check();
     }
   }
 
   /**
-   * The leader says what is open.
-   * @param {Told} told
+   * Whether all up to an id was seen.
+   * @param {string} id
    */
-  welcome({ line = 0, id = '', missed, detail }) {
-    this.leader = line;
-    clearTimeout(this.timers.join);
-    if (this.fresh || !missed) {
-      // If it is about to open, that may do.
-      if (detail?.state === 'active') this.want();
-      else this.timers.join = setTimeout(() => this.want(), 10000);
-      return;
-    }
-    this.adopt(line);
-    for (const message of missed) this.show(message);
-    this.lastEventId ||= id;
-    if (detail) this.heed(detail);
-  }
-
-  /** @param {number} line */
-  adopt(line) {
-    this.settled();
-    clearTimeout(this.timers.join);
-    clearTimeout(this.timers.retry);
-    this.line = line;
-    this.fresh = false;
-    this.guard.start(false);
-  }
-
-  /**
-   * A line is open.
-   * @param {Told} told
-   */
-  turnTo({ line = 0, id = '', asked = 0, replaces }) {
-    this.leader = line;
-    if (!this.line) {
-      // One that others have opened may be just what is wanted.
-      if (id !== this.lastEventId || this.fresh && asked < this.born) return this.fresh ? this.want() : this.join();
-      this.adopt(line);
-    } else if (![this.line, this.next?.line].includes(line)) {
-      this.settle(true);
-      this.next = { line, id, at: Date.now(), held: [] };
-      // What the former one still brings comes first.
-      if (!replaces && !this.own && this.knows(id)) this.settle(true);
-      else this.timers.settle = setTimeout(() => this.settle(false), 1000);
-    }
-    this.heed({ state: 'active', reason: '' });
-  }
-
-  /** @param {string} id */
   knows(id) {
     return id ? this.seen.has(id) : !this.lastEventId;
   }
 
-  /**
-   * Go on with the next line.
-   * @param {boolean} sure  the former one was heard to its end
-   */
-  settle(sure) {
-    const { next } = this;
-    if (!next) return;
-    clearTimeout(this.timers.settle);
-    this.next = null;
-    if (this.own) return;   // nobody has taken the lead: it was one that had lost it, and did not know
-    // Up to what is known here, a replay is for others.
-    const known = next.held.map(({ own, id = '' }) => own && this.seen.has(id)).lastIndexOf(true);
-    if (sure || known >= 0 || this.knows(next.id) || !this.lastEventId) {
-      this.line = next.line;
-      const twins = this.bare.filter(({ at }) => at > next.at - 500);
-      for (const message of next.held.slice(known + 1)) {
-        // Without ids: what came on both lines, as long as there were two.
-        const twin = message.own ? -1 : twins.findIndex(({ text }) => text === message.type + '\n' + message.data);
-        if (twin < 0) this.show(message);
-        else twins.splice(twin, 1);
-      }
-    } else {
-      // The former leader was gone, and what it had not told any more is lost for the new one.
-      this.line = 0;
-      this.want();
-    }
-  }
-
-  /** @param {Told} message */
-  show({ line = 0, type = '', data, id = '', own }) {
-    if (line !== this.line) return;
-    if (own) {
-      const key = `${id}\n${type}`;
-      const before = this.seen.get(key);
-      if (type !== HEARTBEAT) {
-        if (before !== undefined && before !== line) return;
-        if (before === line) this.seen.clear();   // ids that come again tell nothing
-      }
-      this.see(id, line);
-      this.see(key, line);
-      this.lastEventId = id;
-    } else this.bare = [...this.bare.slice(-99), { at: Date.now(), text: type + '\n' + data }];
-    if (data != null) this.dispatchEvent(new MessageEvent(type, { data, lastEventId: this.lastEventId, origin: location.origin }));
-  }
-
-  /**
-   * @param {string} key
-   * @param {number} line
-   */
-  see(key, line) {
-    if (key) this.seen.set(key, line);
+  /** @param {string} key */
+  see(key) {
+    if (key) this.seen.set(key, this.line);
     if (this.seen.size > 4000) this.seen.delete(this.seen.keys().next().value ?? '');
+  }
+
+  /** @param {SharedMessage} message */
+  show({ type, data, id, own }) {
+    if (!this.channel && this.post !== this.hear) return;   // closed by a listener
+    if (own) {
+      const before = this.seen.get(`${id}\n${type}`);
+      if (before !== undefined && type !== HEARTBEAT) {
+        if (before !== this.line) return;
+        this.seen.clear();   // ids that come again on one line tell nothing
+      }
+      this.see(id);
+      this.see(`${id}\n${type}`);
+      this.lastEventId = id;
+    }
+    if (data !== null) this.dispatchEvent(new MessageEvent(type, { data, lastEventId: this.lastEventId, origin: location.origin }));
   }
 
   /**
@@ -560,7 +339,9 @@ class SharedSource extends SSESource {
    * @param {SSEStateDetail} detail
    */
   heed({ state, reason, status, retryIn }) {
-    if (state === 'active' && this.state !== 'active') {
+    if (state === 'active') {
+      this.fresh = 0;
+      if (this.state === state) return;
       this.readyState = SSESource.OPEN;
       this.tell(state, this.reason ? 'reconnected' : 'connected');
       this.dispatchEvent(new Event('open'));
@@ -569,6 +350,110 @@ class SharedSource extends SSESource {
       this.readyState = SSESource.CONNECTING;
       this.tell(state, reason, status, retryIn);
       if (retryIn) this.dispatchEvent(new Event('error'));
-    } else if (state === 'disconnected' || state === 'error') this.stop(state, reason, status);
+    } else if (state !== 'connecting') this.stop(state, reason, status);
+  }
+
+  // ---- Leading
+
+  /**
+   * Somebody wants to follow.
+   * @param {Told} told
+   */
+  serve({ who, id = '', fresh = 0 }) {
+    const [own, ...seconds] = [/** @type {SharedLine} */ (this.own), ...this.seconds];
+    let line = [own, ...seconds].find(line => line.after(id, fresh));
+    if (!line && fresh && seconds[0]?.began === id && !seconds[0].came) {
+      [line] = seconds;
+      line.connect();   // it has nothing to lose
+    }
+    if (!line && this.seconds.push(line = new SharedLine(this, id, fresh)) === 1) this.second();
+    const { key, lastEventId, state, reason } = line;
+    this.post({ what: 'here', who, line: key, id: lastEventId, messages: line.after(id, fresh) ?? [], detail: { state, reason } });
+  }
+
+  /** Open the next second line, when it is its turn. */
+  second() {
+    const [line] = this.seconds;
+    if (!line) return;
+    const begin = () => new Promise(resolve => {
+      if (!this.own || line !== this.seconds[0]) return resolve(undefined);
+      line.done = () => resolve(undefined);
+      setTimeout(line.done, 3000);   // a slow server keeps nobody waiting
+      line.held = [];
+      this.own.held = [];
+      line.connect();
+    });
+    // A tab whose turn it is may hang.
+    navigator.locks.request('sse:turn', { signal: AbortSignal.timeout(5000) }, begin).catch(begin);
+  }
+
+  /**
+   * A line has changed its state.
+   * @param {SharedLine} line
+   * @param {SSEStateDetail} detail
+   */
+  changed(line, detail) {
+    this.post({ what: 'state', line: line.key, detail });
+    const { own, seconds: [second] } = this;
+    if (!own || !second || line !== own && line !== second) return;
+    if (detail.state === 'active' && second.since) this.moveIn(1000);   // if it has nothing to say
+    else if (line === second && second.readyState === SSESource.CLOSED) {
+      this.drop(second);
+      // Who is refused may have logged out, and has not only this page.
+      if (detail.state === 'error') own.reconnect(detail.reason);
+    }
+  }
+
+  /** @param {SharedLine} line */
+  heardOn(line) {
+    const { own } = this;
+    if (!own || line !== this.seconds[0] || line.fresh && line.came) return;
+    line.came = true;
+    if (line.fresh && line.began && line.began === own.lastEventId) this.move();   // nothing lies between
+    else this.moveIn(OVERLAP);
+  }
+
+  /**
+   * A line has come to an id. Those who lag behind are even where theirs brings what the other one has brought.
+   * @param {SharedLine} line
+   * @param {string} id
+   */
+  reached(line, id) {
+    if (line === this.seconds[0] && !line.fresh && this.own?.held?.some(message => message.own && message.id === id)) this.move();
+  }
+
+  /** @param {number} ms */
+  moveIn(ms) {
+    clearTimeout(this.timers.move);
+    this.timers.move = setTimeout(() => this.move(), ms);
+  }
+
+  /** There are two lines: make one of them. */
+  move() {
+    const { own, seconds: [second] } = this;
+    if (!own?.held || !second?.held || second.fresh && own.state !== 'active') return;   // then those who follow it miss nothing
+    const [from, to] = second.fresh ? [own, second] : [second, own];
+    const messages = /** @type {SharedMessage[]} */ (to.held);
+    // Without ids: what came on both lines was told, and what came before it is older.
+    const told = from.held?.map(({ type, data }) => type + data);
+    const known = messages.map(({ type, data, own }) => !own && told?.includes(type + data)).lastIndexOf(true);
+    this.own = to;
+    this.post({ what: 'move', line: from.key, to: to.key, messages: messages.slice(known + 1), detail: { state: to.state, reason: to.reason } });
+    this.drop(second, from);
+  }
+
+  /**
+   * There are two lines no more.
+   * @param {SharedLine} second
+   * @param {SharedLine} line    that is dropped
+   */
+  drop(second, line = second) {
+    clearTimeout(this.timers.move);
+    line.leave();
+    second.done();
+    second.held = null;
+    if (this.own) this.own.held = null;
+    if (this.seconds[0] === second) this.seconds.shift();
+    this.second();
   }
 }

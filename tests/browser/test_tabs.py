@@ -184,7 +184,7 @@ def test_twenty_tabs(tabs, site, board, until):
         assert max(answers(tabs)) < 1000
     complete(tabs, board)
     assert board.open == dict(a=1, b=1, c=1)
-    assert max(board.most.values()) == 2
+    assert max(board.most.values()) <= 3  # Two; but of one that is closed the server may learn after it has seen the next
     print(board.most, len(board.requests), answers(tabs))
 
 def test_killed_and_restarted(tabs, site, board, until):
@@ -241,7 +241,7 @@ def test_leader_that_hangs(tabs, site, board, until):
     others = [t for t in tabs if t is not leader]
     pid = renderer(leader)
     tabs.all('cjmSSE.sources.forEach(s => s.configure({heartbeatTimeout: 1500}))')
-    tabs.wait('cjmSSE.sources.every(s => s.guard.armed || s.own)')
+    tabs.wait('cjmSSE.sources.every(s => s.watchdog.armed || s.own)')
     with stopped(pid):
         board.say(30)
         complete(others, board)
@@ -327,14 +327,17 @@ def test_streams_without_ids(tabs, make_site, until):
         tabs.open(site.url('p'))
         tabs.active(2)
         for o in ('loud', 'quiet'): site.send(f'data: {n}\n\n', o)
-        for o in ('loud', 'quiet'): tabs.wait('([url, n]) => got[url].at(-1) === n', [f'/stream/{o}', str(n)])
+        for o in ('loud', 'quiet'): tabs.wait('([url, n]) => got[url].includes(n)', [f'/stream/{o}', str(n)])
+        # What a connection begins with is not shown after what came later on both
+        tabs.rest()
+        for o in ('loud', 'quiet'): assert tabs.all('url => got[url].at(-1)', f'/stream/{o}') == [str(n)]*len(tabs)
     # In tabs that were there before, that the stream begins again is what it is after a loss
     loud = tabs.all("got['/stream/loud']")
     assert [o[0] for o in loud] == ['state']*3
     assert [' '.join(o for o in got if o != 'state') for got in loud] == ['0 1 2', '1 2', '2']
     assert tabs.all("got['/stream/quiet'].join(' ')") == ['0 1 2', '1 2', '2']
     until(lambda: (site.count('loud'), site.count('quiet')) == (1, 1))
-    assert site.most == dict(loud=2, quiet=2)
+    assert max(site.most.values()) <= 3  # As above
 
 
 def test_elements_that_come_later(tabs, make_site, until):
@@ -438,7 +441,7 @@ def test_older_app(tabs, tmp_path, until):
             assert tabs[n].evaluate("async () => await (await fetch('/move?id=1')).text()") == str(n)
             tabs.wait("n => document.querySelector('#jobs').innerText === `${n}at ${n}`", n)
         until(lambda: counted()['now'] == {'all': 1, 'progress 1': 1, 'status 1': 1}, 'three connections')
-        assert max(counted()['most'].values()) == 2
+        assert max(counted()['most'].values()) <= 3  # As above
 
 
 @pytest.mark.parametrize('flags', [[], ['--htmx4']])
@@ -458,7 +461,8 @@ def test_demo_in_twelve_tabs(tabs, tmp_path, flags):
         tabs.wait("document.querySelector('#connections').textContent === '1'")
         was = "[...document.querySelectorAll('#jobs progress')].map(bar => bar.position)"
         for page in tabs: page.wait_for_function(f'was => {was}.every((at, i) => at > was[i])', arg=page.evaluate(was))
-        for page in tabs[5:10]: page.locator('#jobs > .running button').first.click()
+        ids = tabs[0].evaluate("[...document.querySelectorAll('#jobs > .running')].map(job => job.id)")
+        for page,id in zip(tabs[5:10], ids): page.locator(f'[id="{id}"] button').click()
         tabs.wait("document.querySelectorAll('#jobs > .cancelled').length === 5")
         rows = tabs.all("document.querySelector('#jobs').innerText")
         assert len(set(rows)) == 1
