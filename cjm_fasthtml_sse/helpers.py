@@ -12,7 +12,7 @@ __all__ = ['oob_swap', 'oob_element', 'oob_update', 'sse_element', 'get_htmx_idx
 import asyncio,hmac,json,logging,re
 from contextlib import contextmanager
 from contextvars import Context,ContextVar
-from functools import cache,partial,wraps
+from functools import partial,wraps
 from hashlib import sha256
 from html import unescape
 from inspect import iscoroutinefunction
@@ -121,10 +121,10 @@ class _Header:
 def _header(make, nonce): return _Header(make, nonce) if callable(nonce) else make(nonce=nonce)
 
 def _htmx_version(hdrs):
-    "The version of the htmx that `hdrs` load"
+    "The version of the htmx that `hdrs` load, empty where nothing tells"
     src = next((o for h in hdrs for o in _srcs(h) if _is_htmx(o)), '')
     if found := re.search(r'htma?x(?:\.org)?[@/-]v?(\d[\w.-]*?)(?=/|\.min|\.js|[?#]|$)', src): return found[1]
-    return '4.0.1' if any('metaCharacter' in to_xml((h,)) for h in hdrs) else '2'
+    return '4.0.1' if any(re.search('<meta[^>]*metaCharacter', to_xml((h,))) for h in hdrs) else ''
 
 def _has_ext(hdrs): return any(re.search(r'htmx-ext-sse|/htmax\b|(?:^|/)(?:hx-)?sse(?:\.min)?\.js', o) for h in hdrs for o in _srcs(h))
 
@@ -132,7 +132,7 @@ def _script_idx(hdrs, name):
     "Position of our script `name`, -1 where there is none"
     return next((i for i,h in enumerate(hdrs) if f'data-sse-{name}' in to_xml((h,), indent=False)[:2000]), -1)
 
-_SCRIPTS = dict(client=client_js, morph=morph_js)
+_SCRIPTS = dict(client=client_js, morph=lambda htmx_version: morph_js())
 
 def insert_htmx_sse_ext(
     hdrs: list,   # Changed in place, as in `insert_htmx_sse_ext(app.hdrs)`
@@ -145,28 +145,22 @@ def insert_htmx_sse_ext(
     if not isinstance(hdrs, list): raise ArgumentError(f'`hdrs` must be a list such as `app.hdrs`, got {hdrs!r}')
     version,idx = _htmx_version(hdrs),get_htmx_idx(hdrs) + 1
     new = []
-    if not _has_ext(hdrs): new.append(_header(lambda nonce: ext_script(version, nonce), nonce))
+    if not _has_ext(hdrs): new.append(_header(lambda nonce: ext_script(version or '2', nonce), nonce))
     morph = morph and not version.startswith('4')
     if morph and not any('idiomorph' in o for h in hdrs for o in _srcs(h)): new.append(_header(morph_script, nonce))
     for name in ('morph', 'client') if morph else ('client',):
-        if _script_idx(hdrs, name) < 0: new.append(_header(partial(_own_script, name, attrs=_opt_out(share)), nonce))
+        if _script_idx(hdrs, name) < 0: new.append(_header(partial(_own_script, name, _SCRIPTS[name](version), attrs=_opt_out(share)), nonce))
     at = idx or len(hdrs)  # Where htmx isn't found, whatever loads it comes before
     hdrs[at:at] = new
     return hdrs
 
-def _own_script(name, nonce=None, src=None, attrs=None):
+def _own_script(name, code='', nonce=None, src=None, attrs=None):
     "Our script `name`: inline, or from the path `src`"
-    return Script(*([] if src else [_SCRIPTS[name]()]), src=src, nonce=nonce, **{f'data_sse_{name}': True}, **(attrs or {}))
+    return Script(*([] if src else [code]), src=src, nonce=nonce, **{f'data_sse_{name}': True}, **(attrs or {}))
 
 def _opt_out(share): return {} if share else dict(data_sse_share='false')
 
 # %% ../nbs/helpers.ipynb #a4603925
-@cache
-def _file(name):
-    "Path and content of our script `name`"
-    content = _SCRIPTS[name]().encode()
-    return f'/_sse/{name}.{sha256(content).hexdigest()[:16]}.js', content
-
 _scope: ContextVar[dict] = ContextVar('sse_scope', default={})  # Of the present request
 
 def _serve_scripts(app, nonce, morph, share):
@@ -178,9 +172,10 @@ def _serve_scripts(app, nonce, morph, share):
 def _is_served(app, name): return any(getattr(o, 'name', '') == f'sse_{name}' for o in app.routes)
 
 def _serve(app, name, i, nonce, share):
-    path,content = _file(name)
+    content = _SCRIPTS[name](_htmx_version(app.hdrs)).encode()
+    path = f'/_sse/{name}.{sha256(content).hexdigest()[:16]}.js'
     async def send(request): return Response(content, media_type='text/javascript', headers={'Cache-Control': 'public, max-age=31536000, immutable'})
-    app.hdrs[i] = _Header(lambda nonce: _own_script(name, nonce, _scope.get().get('root_path', '') + path, _sharing(app, share) if name == 'client' else None), nonce)
+    app.hdrs[i] = _Header(lambda nonce: _own_script(name, '', nonce, _scope.get().get('root_path', '') + path, _sharing(app, share) if name == 'client' else None), nonce)
     app.router.routes.insert(0, Route(path, send, methods=['GET'], name=f'sse_{name}'))
 
 # %% ../nbs/helpers.ipynb #d91f2419

@@ -162,18 +162,20 @@ def morph_script(
     return _pinned(_MORPH, nonce)
 
 # %% ../nbs/htmx.ipynb #c8d2dad6
-_CLIENT = ('parser', 'watchdog', 'source', 'shared', 'repeated', 'htmx4', 'client', 'monitor')
+_COMMENT = re.compile(r'^[ \t]*(?://[^\n]*|/\*\*(?:(?!\*/).)*\*/)\n', re.DOTALL|re.MULTILINE)
 
 @cache
 def _js(*names):
-    "The scripts `names` as one"
+    "The scripts `names` as one, without the comments that fill lines"
     static = files('cjm_fasthtml_sse')/'static'
-    return '(() => {\n' + '\n'.join((static/f'{o}.js').read_text(encoding='utf-8') for o in names) + '})();\n'
+    return '(() => {\n' + _COMMENT.sub('', '\n'.join((static/f'{o}.js').read_text(encoding='utf-8') for o in names)) + '})();\n'
 
 def client_js(
-) -> str: # JavaScript
+    htmx_version: str = '' # Of the htmx in the page; empty: unknown, which costs a kilobyte more
+) -> str:                  # JavaScript
     "The client, as one script"
-    return _js(*_CLIENT)
+    versions = [f'htmx{o}' for o in '24' if htmx_version[:1] in ('', o)]
+    return _js('parser', 'watchdog', 'source', 'shared', 'htmx', *versions, 'client', 'monitor')
 
 def morph_js(
 ) -> str: # JavaScript
@@ -235,4 +237,4 @@ def create_sse_monitor_script(
     "A script that shows the state of a connection"
     data = json.dumps(monitor_settings(config), ensure_ascii=False)
     if not inline: return Script(type='application/json', data_sse_monitor=data)
-    return Script(_js('watchdog', 'monitor'), data_sse_monitor=data, nonce=nonce)
+    return Script(_js('watchdog', 'native', 'monitor'), data_sse_monitor=data, nonce=nonce)

@@ -1,21 +1,12 @@
 // @ts-check
-// The page's client: gives htmx 2 its event sources, takes them through the life of the page, and shows them to scripts as `window.cjmSSE`.
+// The streams of a page, through its life. Scripts find them as `window.cjmSSE`.
 
-/**
- * @typedef {{url: string, element: Element | null, source: SSESource}} SSEEntry
- * @typedef {SSEStateDetail & SSEEntry} SSEChange
- */
-
-/**
- * `window.cjmSSE`: the streams of this page. A `change` event tells of every change of state; its `detail` is an `SSEChange`.
- */
+/** A `change` event tells of every change of state; its `detail` is an `SSEChange`. */
 class SSEClient extends EventTarget {
   constructor() {
     super();
     /** @type {Set<SSEEntry>} */
     this.entries = new Set();
-    /** @type {Element | null} */
-    this.processing = null;  // the element that htmx is at
     this.tag = '';           // of the user's session
     this.alone = 'asked for';  // why tabs share no connections
     this.loaded = 0;         // when the page was
@@ -34,7 +25,6 @@ class SSEClient extends EventTarget {
     return this.sources.sort((a, b) => heard(b) - heard(a))[0]?.lastEventId ?? '';
   }
 
-  /** The sources of this page. */
   get sources() {
     return [...this.entries].map(entry => entry.source);
   }
@@ -57,7 +47,7 @@ class SSEClient extends EventTarget {
   }
 
   /**
-   * A source for a URL: the only place that makes one.
+   * The only place that makes a source.
    * @param {string} url
    * @param {{lastEventId?: string, share?: boolean}} options
    */
@@ -67,10 +57,7 @@ class SSEClient extends EventTarget {
     return source;
   }
 
-  /**
-   * Whether tabs share, as the script element that brought this file says.
-   * @param {HTMLElement | SVGElement | null} script
-   */
+  /** @param {HTMLElement | SVGElement | null} script  that brought this file */
   configure(script) {
     const { sseShare, sseTag } = script?.dataset ?? {};
     this.tag = sseTag ?? '';
@@ -87,7 +74,6 @@ class SSEClient extends EventTarget {
   }
 
   /**
-   * A source for an element of the page.
    * @param {string} url
    * @param {Element | null} element
    */
@@ -121,61 +107,32 @@ class SSEClient extends EventTarget {
     this.dispatchEvent(new CustomEvent('change', { detail: { ...detail, ...entry } }));
   }
 
-  /** @param {any} htmx */
-  adopt(htmx) {
-    const own = htmx.createEventSource;
-    htmx.createEventSource = (/** @type {string} */ url) => {
-      // Another origin would have to allow our Last-Event-ID header: the browser's own source needs no such thing.
-      if (new URL(url, document.baseURI).origin !== location.origin) return own ? own(url) : new EventSource(url, { withCredentials: true });
-      const element = this.processing;
-      return this.open(url, element && connectURL(element) === url ? element : null);
-    };
-  }
-
-  /** Follow the life of the page and of its elements. */
   follow() {
     const each = (/** @type {(source: SSESource) => void} */ f) => () => this.sources.forEach(f);
-    // The extension makes a source right after this event, and does not say for which element.
-    document.addEventListener('htmx:afterProcessNode', e => { this.processing = /** @type {Element} */ (e.target); }, true);
-    // A page with an open connection would not be kept for Back; a page that was kept wakes up without one.
+    // A page with an open connection is not kept for Back.
     window.addEventListener('pagehide', each(source => source.suspend()));
     window.addEventListener('pageshow', e => { if (e.persisted) each(source => source.resume())(); });
-    // What htmx keeps of the page, to draw it again on Back, goes on from here.
-    document.addEventListener('htmx:beforeHistorySave', () => {
-      for (const { element, source } of this.entries) if (source.lastEventId) element?.setAttribute('data-sse-after', source.lastEventId);
-    });
-    // A body that htmx exchanges is another page, perhaps another user's.
-    document.addEventListener('htmx:beforeSwap', e => { if (/** @type {CustomEvent} */ (e).detail.target === document.body) this.load(1000); });
     window.addEventListener('online', each(source => source.check()));
     // A moment later, because what arrived while the page slept is read first.
     document.addEventListener('visibilitychange', () => { if (!document.hidden) setTimeout(each(source => source.check()), 250); });
-    // An element that leaves the page by other ways than htmx's leaves its connection behind.
+    // An element may leave the page by other ways than htmx's.
     new MutationObserver(() => {
       for (const entry of this.entries) if (entry.element && !entry.element.isConnected) this.release(entry, 'element removed');
     }).observe(document, { childList: true, subtree: true });
   }
 }
 
-/** @param {Element} element */
-function connectURL(element) {
-  return element.getAttribute('sse-connect') ?? element.getAttribute('data-sse-connect');
-}
-
-/** @type {Window & {htmx?: any, cjmSSE?: SSEClient}} */
-const page = window;
-
-if (!page.cjmSSE) {
-  const client = page.cjmSSE = new SSEClient();
+if (!window.cjmSSE) {
+  const client = window.cjmSSE = new SSEClient();
   client.configure(document.currentScript);
   const start = () => {
-    const { htmx } = page;
+    const { htmx } = window;
     if (!htmx) return;
     client.follow();
-    if (htmx.version.startsWith('4')) return serveHtmx4(htmx, client);
-    client.adopt(htmx);
-    replaceRepeated(htmx);
-    spareTargets(htmx);
+    const serve = serveHtmx[parseInt(htmx.version)];
+    if (serve) serve(htmx, client);
+    else console.error(`[sse] this client is not for htmx ${htmx.version}`);
   };
-  if (page.htmx) start();
+  if (window.htmx) start();
   else document.addEventListener('DOMContentLoaded', start);
 }

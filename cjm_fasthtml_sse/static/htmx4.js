@@ -2,11 +2,7 @@
 // htmx 4 does without `sse-swap`, and its extension hx-sse connects by itself. So under htmx 4 the client serves the attributes that Python writes for both: `sse-connect`,
 // `sse-swap`, `sse-close` and `hx-trigger="sse:name"`, with our own sources. htmx swaps. What an app connects by `hx-sse-connect` is left to hx-sse.
 
-/**
- * @param {any} htmx
- * @param {SSEClient} client
- */
-function serveHtmx4(htmx, client) {
+serveHtmx[4] = (htmx, client) => {
   const LISTENERS = '[data-sse-swap], [hx-trigger*="sse:"]';
   const OWNER = '[data-sse-connect]';
   /** @type {WeakMap<Element, {url: string, source: SSESource | EventSource, names: Set<string>}>} */
@@ -96,4 +92,4 @@ function serveHtmx4(htmx, client) {
   on('htmx:before:settle', ({ detail: { task, newContent } }) => {
     if (task.type !== 'main' && /^(before|after)/.test(task.swapSpec.style)) takePlaces(newContent, old => htmx.swap({ target: old, text: '', swap: 'delete' }));
   });
-}
+};

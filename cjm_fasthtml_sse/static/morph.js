@@ -2,8 +2,6 @@
 // Morph swaps under htmx 2, for pages that ask for them: new HTML is merged into what stands there, so a field in use keeps its focus, its caret and what was typed.
 // `morph` (htmx 4 says `outerMorph`) is for a whole element, `innerMorph` for its content. The work is Idiomorph's. htmx 4 has morph swaps of its own.
 {
-  /** @type {Window & {htmx?: any, Idiomorph?: any}} */
-  const page = window;
   const OUTER = ['morph', 'outerMorph'];
   /** What a user may change, and where the server's word on it stands. @type {Record<string, string>} */
   const DEFAULTS = { value: 'defaultValue', checked: 'defaultChecked', selected: 'defaultSelected' };
@@ -17,7 +15,7 @@
     /** Of which the server says nothing new: what the user did stays, as under htmx 4. @type {WeakMap<Element, string[]>} */
     const kept = new WeakMap();
     /** @type {Element[]} */
-    const merged = page.Idiomorph.morph(target, outer ? fragment.children : fragment.childNodes, {
+    const merged = window.Idiomorph.morph(target, outer ? fragment.children : fragment.childNodes, {
       morphStyle: outer ? 'outerHTML' : 'innerHTML',
       ignoreActiveValue: true,
       callbacks: {
@@ -32,8 +30,8 @@
   };
 
   const start = () => {
-    if (!page.htmx || page.htmx.version.startsWith('4')) return;
-    page.htmx.defineExtension('cjm-morph', {
+    if (!window.htmx || window.htmx.version.startsWith('4')) return;
+    window.htmx.defineExtension('cjm-morph', {
       isInlineSwap: (/** @type {string} */ style) => OUTER.includes(style),
       handleSwap(/** @type {string} */ style, /** @type {Element} */ target, /** @type {any} */ fragment) {
         if (style !== 'innerMorph' && !OUTER.includes(style)) return false;
@@ -45,6 +43,6 @@
     const { documentElement } = document;
     documentElement.setAttribute('hx-ext', [documentElement.getAttribute('hx-ext'), 'cjm-morph'].filter(Boolean).join(','));
   };
-  if (page.htmx) start();
+  if (window.htmx) start();
   else document.addEventListener('DOMContentLoaded', start);
 }

@@ -1,16 +1,7 @@
 // @ts-check
-// Parsing an event stream, by the rules of the WHATWG specification ("Interpreting an event stream").
+// Parsing an event stream by the rules of the WHATWG specification.
 
-/**
- * Who is told what was parsed.
- * @typedef {object} StreamReader
- * @property {(type: string, data: string | null, id: string, own: boolean) => void} block  a blank line ended a block; `data` is null where it had none, `own` says whether the
- *   id in force came with this block
- * @property {(text: string) => void} comment
- * @property {(ms: number) => void} retry
- */
-
-/** Parses the text of an event stream, in pieces of any size. */
+/** Takes the text in pieces of any size. */
 class EventStreamParser {
   /**
    * @param {StreamReader} reader
@@ -41,11 +32,9 @@ class EventStreamParser {
   /** @param {string} line */
   line(line) {
     if (!line) return this.end();
-    const colon = line.indexOf(':');
-    if (colon === 0) return this.reader.comment(line.slice(1));
-    const field = colon < 0 ? line : line.slice(0, colon);
-    const value = colon < 0 ? '' : line.slice(line[colon + 1] === ' ' ? colon + 2 : colon + 1);
-    if (field === 'data') this.data.push(value);
+    const [, field, value = ''] = /** @type {string[]} */ (/^([^:]*)(?:: ?([^]*))?/.exec(line));
+    if (!field) this.reader.comment(value);
+    else if (field === 'data') this.data.push(value);
     else if (field === 'event') this.type = value;
     else if (field === 'id' && !value.includes('\0')) [this.id, this.own] = [value, true];
     else if (field === 'retry' && /^[0-9]+$/.test(value)) this.reader.retry(Number(value));

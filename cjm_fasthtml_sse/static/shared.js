@@ -1,57 +1,34 @@
 // @ts-check
-// One connection for all tabs of the browser. The sources of one URL, in whatever tabs, are a group. One of them leads: it holds a Web Lock and the connection, here called a line,
-// and tells the others by a BroadcastChannel what it hears.
+// One connection for all tabs of the browser. The sources of one URL are a group. One leads: it holds a Web Lock and the connection, here called a line, and tells the others what it
+// hears, by a BroadcastChannel. The lock passes on when its holder closes, is left or crashes; from one that gives no answer it is taken.
 //
-// - The lock passes on when its holder closes, is left or crashes. From one that gives no answer it is taken.
-// - For a page that loads the leader opens a second line, from the id that the page knows. A moment after the first chunk, or a second after the 200, all move there and the former
-//   line is dropped. So the page sees what a connection of its own would have shown it, as the user that the browser is now.
-// - Who comes later, or comes back, is told by the leader what was missed. Where the leader can't know, it opens a second line for those who ask; they move over when they are even.
-// - Second lines take turns over all URLs, so a browser has one connection more than it needs, at most. Ids already seen are not shown again.
+// - For a page that loads the leader opens a second line, from the id that the page knows, and soon all move there. So the page sees what a connection of its own would have shown it,
+//   as the user that the browser is now.
+// - Who comes later, or comes back, is told what was missed. Where the leader can't know, it opens a second line until who asked is even.
+// - Second lines take turns over all URLs: a browser has one connection more than it needs, at most. Ids already seen are not shown again.
 
-/**
- * @typedef {object} SharedMessage
- * @property {string} type
- * @property {string | null} data
- * @property {string} id    in force
- * @property {boolean} own  the id came with this message
- *
- * What sources tell each other. A follower: `want`, to follow from an id; `ping`, is anybody there?; `again`, connect anew. The leader: `lead`, I lead now; `here` and `pong`, the
- * answers; `message`, `beat` and `state` of a line; `move` to another line.
- * @typedef {object} Told
- * @property {'want' | 'ping' | 'again' | 'lead' | 'here' | 'pong' | 'message' | 'beat' | 'state' | 'move'} what
- * @property {string} [tag]     the session of the page
- * @property {number} [who]     the source that asks, or that is answered
- * @property {number} [fresh]   when its page was loaded, if it is part of it
- * @property {boolean} [eager]  somebody looks at the page
- * @property {string} [id]
- * @property {number} [line]
- * @property {number} [to]      the line to move to
- * @property {number[]} [lines] all that there are
- * @property {SharedMessage[]} [messages]
- * @property {SSEStateDetail} [detail]
- */
+const OVERLAP = 250;   // milliseconds for what is on its way on the former line
 
-const OVERLAP = 250;   // milliseconds in which what is on its way on the former line may still come
-
-/** A connection of a group. */
 class SharedLine extends SSESource {
   /**
    * @param {SharedSource} owner
-   * @param {string} id      where it begins
-   * @param {number} fresh   for a page that loads: when that was
+   * @param {string} id
+   * @param {number} fresh  when the page was loaded that it is for
    */
   constructor(owner, id, fresh) {
     super(owner.url, { lastEventId: id, delay: owner.delay ?? undefined });
     this.owner = owner;
     this.fresh = fresh;
     this.key = Math.random();
-    this.asked = Infinity;                                   // when it was asked for
-    this.since = 0;                                          // when it opened
-    this.came = false;                                       // a chunk
-    this.done = () => {};                                    // with its turn
-    /** @type {SharedMessage[]} */ this.recent = [];         // the newest messages
-    this.began = this.before = id;                           // the id before all, and before these
-    /** @type {SharedMessage[] | null} */ this.held = null;  // what came while there are two lines
+    this.asked = Infinity;
+    this.since = 0;          // open
+    this.came = false;       // a chunk
+    this.done = () => {};    // with its turn
+    /** @type {SharedMessage[]} */
+    this.recent = [];
+    this.began = this.before = id;   // the id before all, and before the recent ones
+    /** @type {SharedMessage[] | null} */
+    this.held = null;        // what came while there are two lines
     this.watchdog.learn(owner.watchdog);
   }
 
@@ -98,7 +75,7 @@ class SharedLine extends SSESource {
   after(id, fresh) {
     // A page must be served by a request that is younger than itself.
     if (fresh) return id === this.began && this.asked >= fresh && this.recent.length < 100 ? this.recent : null;
-    // An element that a message brings to all tabs comes to all at about the same time: what its stream begins with is for each.
+    // An element that a message brings comes to all tabs at about the same time.
     if (!id) return Date.now() - this.since < 2000 ? this.recent : [];
     const at = this.recent.map(message => message.own && message.id === id).lastIndexOf(true);
     return at >= 0 || id === this.before ? this.recent.slice(at + 1) : null;
@@ -115,17 +92,22 @@ class SharedSource extends SSESource {
     this.me = Math.random();
     this.tag = options.tag ?? '';
     this.fresh = options.fresh ?? 0;
-    this.line = 0;                                       // the one that is followed; 0: none so far
-    /** @type {SharedLine | null} */ this.own = null;    // where this source leads: the line that most follow
-    /** @type {SharedLine[]} */ this.seconds = [];       // second lines: the first is open, or about to be
-    /** @type {Map<string, number>} */ this.seen = new Map();   // ids, and messages by id and type, with their line
+    this.line = 0;           // that is followed
+    /** @type {SharedLine | null} */
+    this.own = null;         // where this source leads
+    /** @type {SharedLine[]} */
+    this.seconds = [];       // the first is open, or about to be
+    /** @type {Map<string, number>} */
+    this.seen = new Map();   // ids, and messages by id and type, with their line
     this.see(this.lastEventId);
-    /** @type {BroadcastChannel | null} */ this.channel = null;
-    /** @type {(() => void) | undefined} */ this.release = undefined;   // the lock
+    /** @type {BroadcastChannel | null} */
+    this.channel = null;
+    /** @type {(() => void) | undefined} */
+    this.release = undefined;   // the lock
     this.queue = new AbortController();
-    /** @type {Record<string, number | undefined>} */ this.timers = {};
-    // The silence of a leader, whatever the stream sends.
-    this.watchdog.always = true;
+    /** @type {Record<string, number | undefined>} */
+    this.timers = {};
+    this.watchdog.always = true;   // what falls silent is the leader
     this.watchdog.alarm = () => { if (!this.own) this.request({ what: 'ping' }); };
   }
 
@@ -169,7 +151,7 @@ class SharedSource extends SSESource {
 
   /** @type {SSESource['stop']} */
   stop(state, reason, status) {
-    // Who is next may have to hear first that this is the end.
+    // Who is next hears first that this is the end.
     if (this.release) setTimeout(this.release, 100);
     this.release = undefined;
     this.fresh = 0;
@@ -186,10 +168,8 @@ class SharedSource extends SSESource {
     else if (this.line) this.request({ what: 'ping', eager: true });
   }
 
-  // ---- The lock
-
   /**
-   * Ask for the lock. Who has it leads, until it is released or taken away.
+   * Ask for the lock. Who has it leads.
    * @param {LockOptions} options
    */
   async ask(options) {
@@ -198,11 +178,11 @@ class SharedSource extends SSESource {
       await navigator.locks.request(`sse:${this.tag}:${this.url}`, options, lock => channel !== this.channel ? undefined : lock ? this.lead() : this.follow());
     } catch (error) {
       if (channel !== this.channel || options.signal?.aborted) return;
-      if (/** @type {Error} */ (error).name === 'AbortError') {   // taken away: nothing was heard from here for too long
+      if (/** @type {Error} */ (error).name === 'AbortError') {   // taken away
         this.dropLines();
         return this.follow();
       }
-      // Locks are forbidden, as in a frame without storage. So there is nobody to share with.
+      // Locks are forbidden, as in a frame without storage: there is nobody to share with.
       channel?.close();
       this.post = this.hear;
       this.lead();
@@ -228,15 +208,13 @@ class SharedSource extends SSESource {
     this.want();
   }
 
-  // ---- Following
-
   want() {
     this.line = 0;
     this.request({ what: 'want', id: this.lastEventId, fresh: this.fresh });
   }
 
   /**
-   * Ask the leader. One that does not answer has hung, and loses the lock.
+   * Ask the leader. One that does not answer loses the lock.
    * @param {Told} told
    */
   request(told) {
@@ -263,7 +241,7 @@ class SharedSource extends SSESource {
   /** @param {Told} told */
   receive(told) {
     if (told.tag === this.tag) this.hear(told);
-    // Somebody else is logged in now: what is open may be a former user's.
+    // Somebody else is logged in now.
     else if (told.fresh && told.tag && this.tag) this.own?.reconnect('another session');
   }
 
@@ -271,7 +249,6 @@ class SharedSource extends SSESource {
   hear(told) {
     const { own } = this;
     const { what, who, line = 0, id = '', messages = [], detail } = told;
-    // What leaders say
     if (what === 'lead' && !own) {
       this.answered();
       if (this.line && !this.fresh && this.knows(id)) this.line = line;
@@ -293,7 +270,6 @@ class SharedSource extends SSESource {
       }
       if (detail) this.heed(detail);
     }
-    // What is asked of them
     if (!own || who === this.me) return;
     if (what === 'want') this.serve(told);
     else if (what === 'again') own.reconnect(detail?.reason);
@@ -304,10 +280,7 @@ class SharedSource extends SSESource {
     }
   }
 
-  /**
-   * Whether all up to an id was seen.
-   * @param {string} id
-   */
+  /** @param {string} id */
   knows(id) {
     return id ? this.seen.has(id) : !this.lastEventId;
   }
@@ -334,10 +307,7 @@ class SharedSource extends SSESource {
     if (data !== null) this.dispatchEvent(new MessageEvent(type, { data, lastEventId: this.lastEventId, origin: location.origin }));
   }
 
-  /**
-   * The line has changed its state, and with it this source.
-   * @param {SSEStateDetail} detail
-   */
+  /** @param {SSEStateDetail} detail  of the line that is followed */
   heed({ state, reason, status, retryIn }) {
     if (state === 'active') {
       this.fresh = 0;
@@ -352,8 +322,6 @@ class SharedSource extends SSESource {
       if (retryIn) this.dispatchEvent(new Event('error'));
     } else if (state !== 'connecting') this.stop(state, reason, status);
   }
-
-  // ---- Leading
 
   /**
    * Somebody wants to follow.
@@ -388,7 +356,6 @@ class SharedSource extends SSESource {
   }
 
   /**
-   * A line has changed its state.
    * @param {SharedLine} line
    * @param {SSEStateDetail} detail
    */
@@ -399,7 +366,7 @@ class SharedSource extends SSESource {
     if (detail.state === 'active' && second.since) this.moveIn(1000);   // if it has nothing to say
     else if (line === second && second.readyState === SSESource.CLOSED) {
       this.drop(second);
-      // Who is refused may have logged out, and has not only this page.
+      // Who is refused may have logged out.
       if (detail.state === 'error') own.reconnect(detail.reason);
     }
   }
@@ -414,7 +381,7 @@ class SharedSource extends SSESource {
   }
 
   /**
-   * A line has come to an id. Those who lag behind are even where theirs brings what the other one has brought.
+   * Who lagged behind is even where its line brings what the other one has brought.
    * @param {SharedLine} line
    * @param {string} id
    */
@@ -428,7 +395,7 @@ class SharedSource extends SSESource {
     this.timers.move = setTimeout(() => this.move(), ms);
   }
 
-  /** There are two lines: make one of them. */
+  /** Make one line of two. */
   move() {
     const { own, seconds: [second] } = this;
     if (!own?.held || !second?.held || second.fresh && own.state !== 'active') return;   // then those who follow it miss nothing
@@ -443,9 +410,8 @@ class SharedSource extends SSESource {
   }
 
   /**
-   * There are two lines no more.
    * @param {SharedLine} second
-   * @param {SharedLine} line    that is dropped
+   * @param {SharedLine} line    one of the two
    */
   drop(second, line = second) {
     clearTimeout(this.timers.move);

@@ -1,26 +1,6 @@
 // @ts-check
-// The connection to one event stream: an EventSource look-alike on `fetch`. Unlike the browser's own it sends a real `Last-Event-ID` from the start,
-// sees comments, unknown event names and the HTTP status, notices silence, and says what it does.
-
-/**
- * What is known of a connection.
- *
- * - `connecting`    it was never open so far
- * - `active`        open
- * - `reconnecting`  lost; it comes back by itself
- * - `disconnected`  ended on purpose; nothing goes on
- * - `error`         refused for good; nothing goes on
- * @typedef {'connecting' | 'active' | 'reconnecting' | 'disconnected' | 'error'} SSEState
- */
-
-/**
- * @typedef {object} SSESettings
- * @property {boolean} [reconnect]        `false`: a connection that is lost stays lost
- * @property {number} [delay]             milliseconds before the first attempt to reconnect; the page's wish, it beats the `retry:` a stream opens with
- * @property {number} [heartbeatTimeout]  milliseconds of silence, at most, on a stream that sends heartbeats
- */
-
-/** @typedef {{state: SSEState, reason: string, status?: number, retryIn?: number}} SSEStateDetail */
+// The connection to one event stream: an EventSource look-alike on `fetch` that sends a `Last-Event-ID` from the start, sees comments and the HTTP status, notices silence,
+// and says what it does.
 
 const HEARTBEAT = 'sse:heartbeat';
 const MAX_DELAY = 30000;
@@ -44,23 +24,28 @@ class SSESource extends EventTarget {
     this.reason = '';
     this.lastEventId = options.lastEventId ?? '';
     this.autoReconnect = true;
-    /** @type {number | null} */ this.delay = null;      // the page's wish
-    /** @type {number | null} */ this.retry = null;      // the stream's usual `retry:`
-    /** @type {number | null} */ this.farewell = null;   // a `retry:` in mid-stream is meant for the next reconnection
+    /** @type {number | null} */
+    this.delay = null;       // the page's wish
+    /** @type {number | null} */
+    this.retry = null;       // the stream's usual one
+    /** @type {number | null} */
+    this.farewell = null;    // one in mid-stream is for the next reconnection
     this.tries = 0;
-    this.turn = 0;           // counts connections: what belongs to a former one is ignored
+    this.turn = 0;           // counts connections
     this.suspended = false;
     this.patient = false;    // the server said when to come back
     this.abort = new AbortController();
     /** @type {number | undefined} */
     this.timer = undefined;
     this.watchdog = new Watchdog(() => this.lost('silence'));
-    /** @type {((e: Event) => void) | null} */ this.onopen = null;
-    /** @type {((e?: Event) => void) | null} */ this.onerror = null;
-    /** @type {((e: Event) => void) | null} */ this.onmessage = null;
-    // Through a listener, because what one throws does not reach the one who dispatches.
+    /** @type {((e: Event) => void) | null} */
+    this.onopen = null;
+    /** @type {((e?: Event) => void) | null} */
+    this.onerror = null;
+    /** @type {((e: Event) => void) | null} */
+    this.onmessage = null;
     this.addEventListener('open', e => this.onopen?.(e));
-    // Without its event, which tells nothing and which htmx's extension would log as an error of the page.
+    // Without the event, which htmx's extension would log.
     this.addEventListener('error', () => this.onerror?.());
     this.addEventListener('message', e => this.onmessage?.(e));
     this.configure(options);
@@ -79,7 +64,6 @@ class SSESource extends EventTarget {
     }
   }
 
-  /** Leave the present connection, if there is one. */
   leave() {
     this.turn++;
     clearTimeout(this.timer);
@@ -96,7 +80,7 @@ class SSESource extends EventTarget {
     const abort = this.abort = new AbortController();
     /** @type {Record<string, string>} */
     const headers = { Accept: 'text/event-stream' };
-    // A header is a string of bytes: as browsers do, the id travels as UTF-8.
+    // As browsers do: a header is a string of bytes, the id travels as UTF-8.
     if (this.lastEventId) headers['Last-Event-ID'] = String.fromCharCode(...new TextEncoder().encode(this.lastEventId));
     this.watchdog.start(false);
     try {
@@ -122,7 +106,7 @@ class SSESource extends EventTarget {
   }
 
   /**
-   * Why this response is no stream, as what to do about it.
+   * What to do about a response that is no stream.
    * @param {Response} response
    * @returns {(() => void) | null}
    */
@@ -176,9 +160,9 @@ class SSESource extends EventTarget {
 
   /**
    * @param {string} type
-   * @param {string | null} data  `null`: an id alone
-   * @param {string} id           in force
-   * @param {boolean} own         whether the id came with this message
+   * @param {string | null} data
+   * @param {string} id
+   * @param {boolean} own
    */
   deliver(type, data, id, own) {
     this.lastEventId = id;
@@ -186,10 +170,10 @@ class SSESource extends EventTarget {
   }
 
   /**
-   * The connection is gone and was not meant to be: come back, later and later, at a moment of our own so that a restarted server is not met by all at once.
+   * Come back, later and later, and at a moment of our own: a restarted server is not met by all at once.
    * @param {string} reason
    * @param {number} [status]
-   * @param {number} [after]  milliseconds that the server asked for
+   * @param {number} [after]  what the server asked for
    */
   lost(reason, status, after = 0) {
     this.leave();
@@ -229,7 +213,6 @@ class SSESource extends EventTarget {
     this.connect();
   }
 
-  /** The page goes into the back/forward cache, or away. */
   suspend() {
     if (this.readyState === SSESource.CLOSED) return;
     this.leave();
@@ -240,7 +223,7 @@ class SSESource extends EventTarget {
     if (this.suspended) this.reconnect('page restored');
   }
 
-  /** Somebody looks at the page again, or the network is back: is the connection what it seems? */
+  /** Is the connection what it seems? */
   check() {
     if (this.timer !== undefined) {
       if (!this.patient) this.connect();
@@ -262,12 +245,10 @@ class SSESource extends EventTarget {
   }
 }
 
-/**
- * Milliseconds that a `Retry-After` header asks for; it holds seconds or a date.
- * @param {Response} response
- */
+/** @param {Response} response */
 function retryAfter(response) {
   const value = response.headers.get('Retry-After') ?? '';
+  // Seconds or a date.
   const ms = /^\d+$/.test(value) ? Number(value) * 1000 : Date.parse(value) - Date.now();
   return ms > 0 ? Math.min(ms, 3600000) : 0;
 }

@@ -2,15 +2,13 @@
 // For pages without our client: close the browser's own event sources when a page is left, and bring them back when Back brings the page back.
 // `beforeunload` would keep the page out of the back/forward cache, or bring it back dead.
 {
-  /** @type {Window & {cjmSSE?: unknown}} */
-  const page = window;
   const sources = () => [...document.querySelectorAll('[sse-connect], [data-sse-connect]')]
     .map(element => /** @type {any} */ (element)['htmx-internal-data']?.sseEventSource)
     .filter(source => source instanceof EventSource);
   /** @type {EventSource[]} */
   let left = [];
   window.addEventListener('pagehide', () => {
-    if (page.cjmSSE) return;   // the client looks after its own
+    if (window.cjmSSE) return;   // the client looks after its own
     left = sources().filter(source => source.readyState !== EventSource.CLOSED);
     for (const source of left) source.close();
   });

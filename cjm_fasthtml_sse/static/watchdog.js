@@ -2,17 +2,14 @@
 // Noticing that a stream has fallen silent: a half-open connection shows no error, for ever.
 
 /**
- * Watches the silence of one stream. It is armed by heartbeats: a stream that was never seen to send any is left in peace.
- *
- * How much silence is too much: `timeout`, or less where the rhythm of the heartbeats is known: 2.5 times the longest time between two, 5 seconds at least.
- * But never less than 1.5 times a silence that a heartbeat has ended before. An alarm on an open stream doubles the patience until a connection has outlived it,
- * so a server whose heartbeats are slower than we think is not left again and again. A request that gets no answer does not.
+ * It is armed by heartbeats: a stream that never sent any is left in peace. Too much silence is `timeout`, or less where the rhythm is known: 2.5 times the longest time between two
+ * heartbeats, 5 seconds at least, and 1.5 times the longest silence that one has ended. An alarm on an open stream doubles that until a connection has outlived it.
  */
 class Watchdog {
   /** @param {() => void} alarm */
   constructor(alarm) {
     this.alarm = alarm;
-    this.timeout = 30000;    // milliseconds
+    this.timeout = 30000;    // milliseconds, as all here
     this.armed = false;
     this.always = false;     // armed or not
     this.patience = 1;
@@ -23,7 +20,6 @@ class Watchdog {
     this.open = false;
     this.beat = 0;
     this.heardAt = 0;
-    this.due = 0;
     this.late = 0;
     /** @type {number | undefined} */
     this.timer = undefined;
@@ -36,7 +32,7 @@ class Watchdog {
 
   /**
    * A connection begins.
-   * @param {boolean} open  `false`: it has been asked for, and there is no answer so far
+   * @param {boolean} open  `false`: there is no answer so far
    */
   start(open) {
     this.open = open;
@@ -64,7 +60,7 @@ class Watchdog {
   heard(heartbeat) {
     const now = Date.now();
     if (heartbeat) {
-      // A heartbeat that opens a stream says nothing of their rhythm, nor does a gap of minutes: that was a computer that slept.
+      // One that opens a stream says nothing of the rhythm, nor does a gap of minutes: that was a computer that slept.
       const greeting = this.beat === this.started && now - this.started < 1000;
       if (!greeting && now - this.beat < 300000) {
         this.intervals++;
@@ -85,17 +81,17 @@ class Watchdog {
     clearTimeout(this.timer);
     if (!(this.armed || this.always) || !this.started) return;
     const wait = Math.min(Math.max(this.limit / 4, 50), 5000);
-    this.due = Date.now() + wait;
+    const due = Date.now() + wait;
     this.timer = setTimeout(() => {
-      // Timers of a hidden tab tick once a second or less, and after a sleep one may run before what has arrived is read: the first late one does not judge.
-      this.late = Date.now() - this.due < 1500 ? 0 : this.late + 1;
+      // After a sleep a timer may run before what has arrived is read: the first late one does not judge. Those of a hidden tab are late by a second.
+      this.late = Date.now() - due < 1500 ? 0 : this.late + 1;
       if (this.late !== 1) this.check();
       if (this.started) this.tick();
     }, wait);
   }
 
   /**
-   * Raise the alarm if the stream has been silent for too long.
+   * Raise the alarm after too long a silence.
    * @param {boolean} eager  half the patience: somebody looks at the page
    */
   check(eager = false) {

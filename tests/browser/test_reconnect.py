@@ -2,7 +2,6 @@
 import pytest
 from fasthtml.common import Div, Span
 
-from cjm_fasthtml_sse.helpers import setup_sse
 from cjm_fasthtml_sse.htmx import HTMXSSEConnector
 from cjm_fasthtml_sse.monitoring import SSEMonitorConfig, create_sse_monitor
 

@@ -432,6 +432,8 @@ def test_older_app(tabs, tmp_path, until):
     with running(uvicorn('jobs_by_hand:app'), tmp_path/'log', env=dict(ASSETS=str(ASSETS))) as server:
         counted = lambda: httpx.get(f'{server.url}/counted').json()
         tabs.open(server.url, 6)
+        tabs.active(1)
+        tabs.rest()
         assert httpx.get(f'{server.url}/start?id=1').text == 'started'
         tabs.wait("document.querySelector('#jobs').innerText === '0running'")
         tabs.open(server.url, 6)

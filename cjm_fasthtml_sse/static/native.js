@@ -1,0 +1,45 @@
+// @ts-check
+// The monitor on pages without our client, where the browser's own EventSource connects: htmx's extension tells of it.
+
+/** @param {ConnectionMonitor} monitor */
+function watchNative(monitor) {
+  const { settings } = monitor;
+  /** @type {MonitoredSource | null} */
+  let known = null;
+  // Our own source watches its silence itself.
+  const watchdog = monitor.watchdog = new Watchdog(() => {
+    // The extension makes a new source when a closed one reports an error.
+    known?.close();
+    known?.dispatchEvent(new Event('error'));
+  });
+  watchdog.timeout = settings.heartbeat_timeout;
+  monitor.end.signal.addEventListener('abort', () => watchdog.stop());
+
+  /** @type {(type: string, f: (source: MonitoredSource, element: Element) => void) => void} */
+  const on = (type, f) => monitor.on(document, `htmx:${type}`, ({ source }, { target }) => {
+    if (source && !source.configure && monitor.concerns(target)) f(source, /** @type {Element} */ (target));
+  });
+  on('sseOpen', (source, element) => {
+    if (source !== known) {
+      known = monitor.source = source;
+      const names = (element.getAttribute('sse-swap') ?? '').split(',').map(name => name.trim());
+      for (const name of new Set(['message', ...names])) if (name) source.addEventListener(name, () => watchdog.heard(false));
+      source.addEventListener('sse:heartbeat', () => watchdog.heard(true));
+    }
+    watchdog.start(true);
+    monitor.show('active', {});
+  });
+  on('sseError', (source, element) => {
+    watchdog.stop();
+    if (settings.auto_reconnect) return monitor.show('reconnecting', {});
+    // Without its address the extension can't make a new source.
+    element.removeAttribute('sse-connect');
+    source.close();
+    monitor.show('disconnected', {});
+  });
+  on('sseClose', () => {
+    watchdog.stop();
+    monitor.show('disconnected', {});
+  });
+  monitor.on(document, 'visibilitychange', () => { if (!document.hidden) watchdog.check(true); });
+}

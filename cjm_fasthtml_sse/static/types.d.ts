@@ -1,0 +1,96 @@
+// What the scripts of this folder say to one another. For tsc alone: browsers never load this file.
+
+/**
+ * What is known of a connection.
+ *
+ * - `connecting`    it was never open so far
+ * - `active`        open
+ * - `reconnecting`  lost; it comes back by itself
+ * - `disconnected`  ended on purpose; nothing goes on
+ * - `error`         refused for good; nothing goes on
+ */
+type SSEState = 'connecting' | 'active' | 'reconnecting' | 'disconnected' | 'error';
+
+interface SSEStateDetail {
+  state: SSEState;
+  reason: string;
+  status?: number;
+  /** Milliseconds until the next attempt. */
+  retryIn?: number;
+}
+
+interface SSESettings {
+  /** `false`: a connection that is lost stays lost. */
+  reconnect?: boolean;
+  /** Milliseconds before the first attempt to reconnect; the page's wish, it beats the `retry:` a stream opens with. */
+  delay?: number;
+  /** Milliseconds of silence, at most, on a stream that sends heartbeats. */
+  heartbeatTimeout?: number;
+}
+
+/** Who is told what was parsed. */
+interface StreamReader {
+  /** A blank line ended a block; `data` is null where it had none, `own` says whether the id in force came with this block. */
+  block(type: string, data: string | null, id: string, own: boolean): void;
+  comment(text: string): void;
+  retry(ms: number): void;
+}
+
+interface SharedMessage {
+  type: string;
+  data: string | null;
+  /** In force. */
+  id: string;
+  /** The id came with this message. */
+  own: boolean;
+}
+
+/**
+ * What the sources of one URL tell each other.
+ *
+ * - A follower: `want`, to follow from an id; `ping`, is anybody there?; `again`, connect anew.
+ * - The leader: `lead`, I lead now; `here` and `pong`, the answers; `message`, `beat` and `state` of a line; `move` to another line.
+ */
+interface Told {
+  what: 'want' | 'ping' | 'again' | 'lead' | 'here' | 'pong' | 'message' | 'beat' | 'state' | 'move';
+  /** The session of the page. */
+  tag?: string;
+  /** The source that asks, or that is answered. */
+  who?: number;
+  /** When its page was loaded, if it is part of it. */
+  fresh?: number;
+  /** Somebody looks at the page. */
+  eager?: boolean;
+  id?: string;
+  line?: number;
+  /** The line to move to. */
+  to?: number;
+  /** All lines that there are. */
+  lines?: number[];
+  messages?: SharedMessage[];
+  detail?: SSEStateDetail;
+}
+
+interface SSEEntry { url: string; element: Element | null; source: SSESource }
+
+type SSEChange = SSEStateDetail & SSEEntry;
+
+type MonitorState = 'active' | 'reconnecting' | 'disconnected' | 'error';
+
+interface MonitorSettings {
+  sse_element_id: string;
+  status_element_id: string;
+  auto_reconnect: boolean;
+  /** Milliseconds. */
+  reconnect_delay: number | null;
+  /** Milliseconds. */
+  heartbeat_timeout: number;
+  debug: boolean;
+  /** HTML. */
+  status_indicators: Record<MonitorState, string>;
+}
+
+/** Our own source, or the browser's. */
+type MonitoredSource = EventTarget & { state?: string; reason?: string; configure?: (settings: SSESettings) => void; own?: unknown; readyState: number; close(): void };
+
+interface Window { htmx?: any; cjmSSE?: SSEClient; Idiomorph?: any }
