@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from datetime import datetime,timezone
 from functools import cache
-from inspect import isawaitable
+from inspect import isawaitable,iscoroutinefunction
 from math import ceil,isfinite
 from numbers import Real
 from typing import Any
@@ -139,6 +139,14 @@ def on_broadcast(self:SSEBroadcastManager, callback):
     return self._hooks.add('broadcast', callback)
 
 @patch
+def on_delivery(self:SSEBroadcastManager,
+    callback  # Plain and quick, as all connections wait for it; it may not change the message
+):
+    "Call `callback(message)` with each message that arrives in this process, whichever process sent it, and with the past that a backend remembers"
+    if not callable(callback) or iscoroutinefunction(callback): raise TypeError(f'`callback` must be a plain function, as it is not awaited, got {callback!r}')
+    return self._hooks.add('delivery', callback)
+
+@patch
 async def _call_hooks(self:SSEBroadcastManager, name, x):
     "Call the hooks one after another; one that returns a message replaces it for the next"
     for f in self._hooks.matching(name):
@@ -193,6 +201,7 @@ def _renew(self:SSEBroadcastManager, origin, records):
     "The backend knows its past, or has lost it"
     messages = [(r.id, Message(r.fields, r.key)) for r in records if 'type' in r.fields]
     self._hub.renew(origin, messages)
+    for _,m in messages: self._heard(m)
     newest = [m for _,m in messages][-(self._history.maxlen or 1):]
     self._history.extend([m for m in newest if m not in self._history])  # By what they say: their ids may be new ones
 
@@ -303,6 +312,7 @@ async def _deliver(self:SSEBroadcastManager, record):
     message = Message(record.fields, record.key)  # From here to the last queue nothing waits, so the order of ids is the order of delivery
     self._history.append(message)
     got,full = self._hub.publish(message, record.id),[]
+    self._heard(message)
     for q,events in [*self._queues.items()]:
         if events and not any(matches(p, message['type']) for p in events): continue
         try:
@@ -317,6 +327,14 @@ async def _deliver(self:SSEBroadcastManager, record):
     timeout = self.default_timeout if record.timeout is None else record.timeout
     # Who waits for full queues is the broadcast, not the message behind it
     return self._wait_for(self._line_up(full, message), timeout, got) if full else got
+
+@patch
+def _heard(self:SSEBroadcastManager, message):
+    for f in self._hooks.matching('delivery'):
+        try: f(message)
+        except Exception:
+            self._hub.counts['errors'] += 1
+            _log.exception('Hook %r failed', f)
 
 @patch
 def _lose(self:SSEBroadcastManager, queue):
