@@ -728,3 +728,35 @@ def test_other_servers_with_several_workers_say_so_too(workers, module, n):
         with suppress(httpx.HTTPError): get(app, '/say', text='x')
         time.sleep(.05)
     assert app.output.count(WARNING)==(n if n>1 else 0), app.output
+
+
+# Jobs
+
+def _job_in_a_script(url):
+    "A process without an event loop, such as the worker of a task queue"
+    code = f"""
+from cjm_fasthtml_sse.core import SSEBroadcastManager
+from cjm_fasthtml_sse.progress import track
+manager = SSEBroadcastManager(backend={url!r})
+with track(manager, range(3), 'a/b', name='elsewhere', every=0) as job:
+    for n in job: pass
+"""
+    subprocess.run([sys.executable, '-c', code], check=True, timeout=30)
+
+async def test_a_job_in_another_process_is_seen_while_it_runs_and_afterwards(server):
+    from fasthtml.common import FastHTML
+
+    from cjm_fasthtml_sse.progress import setup_progress
+    from cjm_fasthtml_sse.testing import SSEClient
+    async with managers(server.url, 2) as (here,there):
+        app,late = FastHTML(secret_key='test'),FastHTML(secret_key='test')
+        setup_progress(app, here, authorise=True)
+        async with SSEClient(app, '/stream_job_progress?job_id=a%2Fb') as page:
+            await page.next(BOUND, heartbeats=True)
+            await asyncio.to_thread(_job_in_a_script, server.url)
+            shown = [e.data for e in await read_to(page, 'sse:close')]
+            assert 'elsewhere' in shown[0] and '0 of 3' in shown[0] and '3 of 3' in shown[-1] and 'completed' in shown[-1]
+        jobs = setup_progress(late, there, authorise=True)  # A process that starts when all is over learns it from what Redis remembers
+        assert 'a/b' not in jobs
+        async with SSEClient(late, '/stream_job_status?job_id=a%2Fb') as page:
+            assert ['Completed' in (await page.next(BOUND)).data, (await page.next(BOUND)).event] == [True, 'sse:close']
