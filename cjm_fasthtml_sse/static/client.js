@@ -78,9 +78,14 @@ class SSEClient extends EventTarget {
    * @param {Element | null} element
    */
   open(url, element) {
-    for (const entry of this.entries) if (element && entry.element === element) this.release(entry, 'replaced');
+    let lastEventId = element?.getAttribute('data-sse-after') ?? '';
+    for (const entry of this.entries) {
+      if (!element || entry.element !== element) continue;
+      if (entry.url === url) lastEventId = entry.source.lastEventId;
+      this.release(entry, 'replaced');
+    }
     const share = element?.closest('[data-sse-share]')?.getAttribute('data-sse-share') !== 'false';
-    const source = this.connect(url, { lastEventId: element?.getAttribute('data-sse-after') ?? '', share });
+    const source = this.connect(url, { lastEventId, share });
     /** @type {SSEEntry} */
     const entry = { url, element, source };
     this.entries.add(entry);

@@ -101,6 +101,19 @@ def test_element_that_comes_later(page, site, until):
     assert len(site.requests) == 1
 
 
+def test_processed_again(page, site, until):
+    "The extension makes a new source for an element that htmx processes again: it goes on where the former one was"
+    for i in (1, 2): site.publish(oob((f'i{i}', i)))
+    site.pages['p'] = lambda: (hidden(after='1'), Ul(Li('1', id='i1'), id='list'))
+    page.goto(site.url('p'))
+    page.wait_for_selector('#i2')
+    page.evaluate("window.shown = 0; document.addEventListener('htmx:sseMessage', () => shown++); htmx.trigger(document.querySelector('#sse'), 'htmx:afterProcessNode')")
+    until(lambda: len(site.requests) == 2 and site.count() == 1)
+    site.publish(oob(('i3', 3)))
+    page.wait_for_selector('#i3')
+    assert (texts(page), page.evaluate('shown'), site.last_ids()) == (['1', '2', '3'], 1, ['1', '2'])
+
+
 def test_repeated_elements_replace(page, site, until):
     "An appended element whose id stands in the page takes the place of the old one; replacing content is left alone"
     site.pages['p'] = lambda: (hidden(), Ul(Li('old', id='a'), Li('b', id='b'), id='list'), Ul(Li('x', id='x'), Li('y', id='y'), id='other'))
@@ -343,4 +356,12 @@ def test_content_security_policy(page, make_site, until):
     page.wait_for_selector('#connection-status[data-sse-state=active]')
     site.send(f'data: {oob(("a", "A"))}\n\n')
     page.wait_for_selector('#a')
+    # A second tab shares, under the same policy
+    other = page.context.new_page()
+    other.on('console', lambda m: page.console.append((m.type, m.text)))
+    other.goto(site.url('p'))
+    other.wait_for_selector('#connection-status[data-sse-state=active]')
+    until(lambda: len(site.requests) == 2 and site.count() == 1)
+    site.send(f'data: {oob(("b", "B"))}\n\n')
+    for tab in (page, other): tab.wait_for_selector('#b')
     assert not [t for k,t in page.console if k in ('error', 'warning')]
