@@ -9,10 +9,11 @@ __all__ = ['BATCH', 'TURNS', 'MANY_TURNS', 'LAST_WORDS', 'being_cancelled', 'Ent
            'Hub', 'patterns', 'EventStreamResponse']
 
 # %% ../nbs/stream.ipynb #0da8265e
-import asyncio,logging,random
+import asyncio,logging,random,sys
 from collections import deque
 from contextlib import suppress
-from contextvars import Context
+from contextvars import Context,copy_context
+from functools import partial
 from inspect import isawaitable
 from typing import Any,NamedTuple
 
@@ -175,7 +176,8 @@ async def _bytes(frame):
 # %% ../nbs/stream.ipynb #583ce2d4
 class Connection:
     "One open stream, with the face of a queue"
-    __slots__ = 'hub','group','user','cursor','sending','behind','overdue','receding','since','busy','sends','ended','_own','_rest','_chunk','_send','_snapshot','_untold','_stop','__weakref__'
+    __slots__ = 'hub','group','user','cursor','sending','behind','overdue','receding','since','busy','sends','ended','_own','_rest','_task','_todo','_parked','_send','_context',\
+        '_snapshot','_untold','_stop','__weakref__'
     def __init__(self, hub, group, snapshot=None, last_event_id='', user=None):
         self.hub,self.group,self._snapshot,self.user = hub,group,snapshot,user
         seen = hub.log.position(last_event_id) if last_event_id else None
@@ -189,9 +191,13 @@ class Connection:
         self.sends = 0                 # How many are through
         self.ended = None              # Why it ended: 'disconnected', 'done', 'evicted', 'closed' or 'failed'
         self._own,self._rest = [],b''  # Messages for this connection alone; what was still to be sent when it was closed
-        # What `run` brings: the future that the writer awaits, the server's `send`, the timeout around `receive`
-        self._chunk: Any = None
+        # What sends, if it waits; before Python 3.12 what it has to do, and the future that it is parked at
+        self._task: Any = None
+        self._todo: Any = None
+        self._parked: Any = None
+        # What `run` brings: the server's `send`, the context to call it in, the timeout around `receive`
         self._send: Any = None
+        self._context: Any = None
         self._stop: Any = None
 
     def __repr__(self): return f"<Connection {'|'.join(self.group.events)} at {self.cursor}{f', {self.ended}' if self.ended else ''}>"
@@ -201,11 +207,10 @@ class Connection:
     ):
         "End the stream; the first reason counts"
         if self.ended: return
-        self.ended,sending = why,self.sending
+        self.ended = why
         live = self in self.group.conns and not self.receding and self.cursor>=self.group.floor
         if why=='closed' and live and self.lacking: self._rest = self._next_chunk().body
         self.hub.leave(self)
-        if not sending: self._wake(None)
         if why=='evicted': self.hub.counts['evicted'] += 1
         self.interrupt()
 
@@ -280,61 +285,81 @@ def _next_chunk(self:Connection):
 
 @patch
 def give(self:Connection, chunk):
-    "Hand `chunk` to the writer"
-    self.sending = True
-    self._wake(chunk)
-
-@patch
-def _wake(self:Connection, chunk):
-    if not self._chunk.done(): self._chunk.set_result(chunk)  # It is done if the writer was cancelled
+    "Send `chunk`"
+    self.sending = self.busy = True
+    self.since = self.hub.turns
+    self._start(chunk)
 
 @patch(as_prop=True)
 def lacking(self:Connection) -> bool:
     "Has anything come that was not handed over?"
     return self.cursor<self.group.head or bool(self._own)
 
-@patch
-async def _write(self:Connection):
-    "Send until the connection ends: first what the log holds, then what comes"
-    try:
-        await self._send_first()
+# %% ../nbs/stream.ipynb #c8de2b38
+def _body(chunk): return dict(type='http.response.body', body=chunk.body, more_body=True)
+
+async def _awaited(awaitable): return await awaitable
+
+if sys.version_info>=(3, 12):
+    @patch
+    def _start(self:Connection, chunk=None):
+        "Send `chunk`, or what the log holds"
+        if chunk is None:
+            self._task = self.hub.loop.create_task(self._write(), context=self._context)
+            return
+        try: coro = self._send(_body(chunk))
+        except Exception as e: return self._broke(e)
+        if not asyncio.iscoroutine(coro): coro = _awaited(coro)  # As servers that are not written in Python give it
+        task = asyncio.Task(coro, loop=self.hub.loop, eager_start=True, context=self._context)
+        if task.done(): return self._sent(chunk, task)
+        self._task = task
+        task.add_done_callback(partial(self._sent, chunk))
+
+    @patch
+    def _sent(self:Connection, chunk, task):
+        if task.cancelled(): self._broke(asyncio.CancelledError())
+        elif (e := task.exception()) is not None: self._broke(e)
+        elif not self._count(chunk): self._go_on()
+else:
+    @patch
+    def _start(self:Connection, chunk=None):
+        "Have the writer send `chunk`, or what the log holds"
+        self._todo = chunk,
+        if self._task is None: self._task = self.hub.loop.create_task(self._writer(), context=self._context)
+        elif self._parked is not None and not self._parked.done(): self._parked.set_result(None)
+
+    @patch
+    async def _writer(self:Connection):
         while not self.ended:
-            await self._catch_up()
-            if not self.ended: await self._follow()
-    except OSError: self.end('disconnected')  # How servers of ASGI 2.4 say that the browser has gone
+            while self._todo is None:
+                self._parked = self.hub.loop.create_future()
+                await self._parked
+            (chunk,),self._todo = self._todo,None
+            await self._write(chunk)
+
+# %% ../nbs/stream.ipynb #9429c24d
+@patch
+async def _write(self:Connection, chunk=None):
+    "Send `chunk`, or what a stream begins with and what the log holds"
+    try:
+        if chunk is not None: await self._send_chunk(chunk)
+        else:
+            if not self.sends: await self._send_first()
+            if not self.ended: await self._catch_up()
     except (Exception, asyncio.CancelledError) as e:
         if being_cancelled(): raise
-        if self.ended and isinstance(e, asyncio.CancelledError): return  # What it waited for was stopped with it
-        self.hub.counts['errors'] += 1
-        _log.exception('A stream could not be sent')
-        self.end('failed')
-
-@patch
-async def _follow(self:Connection):
-    "Send what is handed over, until the connection ends or falls behind its group"
-    while True:
-        self.behind = self.overdue = False
-        self.hub.late.pop(self, None)
-        if self.receding or self.cursor<self.group.floor:
-            if self.receding or self.hub.overflow=='evict': return
-            self.cursor = self.group.floor
-        self._chunk = self.hub.loop.create_future()
-        self.sending = False
-        if self.lacking: self.serve()
-        chunk = await self._chunk
-        if chunk is None or await self._send_chunk(chunk): return
-
-@patch
-def recede(self:Connection):
-    "Stop following; the writer catches up from the log"
-    self.receding = True
-    if self.sending: return  # It will find out when that send is through
-    self.give(None)
+        self._broke(e)
+    if not self.ended: self._go_on()
 
 @patch
 async def _send_chunk(self:Connection, chunk):
     self.since,self.busy = self.hub.turns,True
-    await self._send(dict(type='http.response.body', body=chunk.body, more_body=True))
+    await self._send(_body(chunk))
+    return self._count(chunk)
+
+@patch
+def _count(self:Connection, chunk):
+    "`chunk` is through; was it the last?"
     self.busy = False
     self.sends += 1
     counts = self.hub.counts
@@ -343,6 +368,35 @@ async def _send_chunk(self:Connection, chunk):
     counts['bytes'] += len(chunk.body)
     if chunk.last: self.end('done')
     return self.ended
+
+@patch
+def _broke(self:Connection, e):
+    "A send has raised `e`"
+    if isinstance(e, OSError): self.end('disconnected')  # How servers of ASGI 2.4 say that the browser has gone
+    elif not (self.ended and isinstance(e, asyncio.CancelledError)):  # Else what it waited for was stopped with it
+        self.hub.counts['errors'] += 1
+        _log.error('A stream could not be sent', exc_info=e)
+        self.end('failed')
+
+@patch
+def _go_on(self:Connection):
+    "Send what has come in the meantime; what the group has dropped by now is in the log"
+    self.behind = self.overdue = False
+    self.hub.late.pop(self, None)
+    if not self.receding and self.cursor<self.group.floor:
+        if self.hub.overflow=='evict': self.receding = True
+        else: self.cursor = self.group.floor
+    if self.receding:
+        self.sending = True
+        self._start()
+    elif self.lacking: self.serve()
+    else: self.sending = False
+
+@patch
+def recede(self:Connection):
+    "Stop following; catch up from the log"
+    self.receding = True
+    if not self.sending: self._go_on()  # Else it will find out when that send is through
 
 # %% ../nbs/stream.ipynb #0dc4aa12
 @patch
@@ -725,7 +779,8 @@ LAST_WORDS = .5  # Seconds that a closed connection has for the chunk that it is
 async def run(self:Connection, receive, send):
     "Serve the request until the browser goes away or the stream ends"
     if self.ended: return
-    self._send,writer = send,self.hub.loop.create_task(self._write())
+    self._send,self._context = send,copy_context()
+    self._start()
     try:
         async with asyncio.timeout(None) as self._stop:
             while (await receive())['type']!='http.disconnect': pass
@@ -735,10 +790,11 @@ async def run(self:Connection, receive, send):
         self._stop = None
         self.end('disconnected')
         if not self.hub.loop.is_closed():
-            if self.ended=='closed': await asyncio.wait({writer}, timeout=LAST_WORDS)
-            if not writer.done(): self._rest = b''  # It may not come without what was handed over before it
-            writer.cancel()
-            await asyncio.wait({writer}, timeout=1)
+            task = self._task
+            if self.ended=='closed' and self.busy: await asyncio.wait({task}, timeout=LAST_WORDS)
+            if self.busy and not task.done(): self._rest = b''  # It may not come without what was given away before it
+            task.cancel()
+            await asyncio.wait({task}, timeout=1)
 
 @patch
 async def farewell(self:Connection,
