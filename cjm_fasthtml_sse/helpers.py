@@ -181,38 +181,50 @@ def _serve(app, name, i, nonce, share):
 # %% ../nbs/helpers.ipynb #d91f2419
 _log = logging.getLogger(__name__)
 
-def _sign(send):
-    "A function that says whether the server behind `send` is stopping; `None` where nothing tells"
-    server = getattr(send, '__self__', None)
+def _sign(server):
+    "A function that says whether `server` is stopping; `None` where nothing tells"
     if (terminated := getattr(getattr(server, 'context', None), 'terminated', None)) is not None: return terminated.is_set  # hypercorn
     if server is not None and getattr(server, 'keep_alive', False): return lambda: not server.keep_alive                     # uvicorn
 
+def _tell(server):
+    "Have a request of uvicorn learn that its client has gone"
+    if server.transport.is_closing() and not server.disconnected:
+        server.disconnected = True
+        server.message_event.set()
+
+def _teller(server):
+    if all(hasattr(server, o) for o in ('transport', 'disconnected', 'message_event')): return lambda: _tell(server)
+
 class _Watch:
     "Calls `stop` when the server stops, which not every server is told by a signal that this process sees"
-    def __init__(self, stop): self.stop,self.loops = stop,{}  # Event loop -> signs of the requests under way, and the task that looks at them
+    def __init__(self, stop): self.stop,self.loops = stop,{}  # Event loop -> what to look at for the requests under way, and the task that looks
 
     @contextmanager
     def during(self, send):
         "While a request is under way; gives the `send` to use"
-        if (sign := _sign(send)) is None:
+        server = getattr(send, '__self__', None)
+        sign,tell = _sign(server),_teller(server)
+        if not (sign or tell):
             yield send
             return
         loop,me = asyncio.get_running_loop(),object()
-        if loop not in self.loops: self.loops[loop] = (signs := {}),loop.create_task(self._look(loop, signs), context=Context())
-        signs = self.loops[loop][0]
-        signs[me] = sign
+        if loop not in self.loops: self.loops[loop] = (looks := {}),loop.create_task(self._look(loop, looks), context=Context())
+        looks = self.loops[loop][0]
+        looks[me] = sign,tell
         def _send(message):
             # To uvicorn a response that closes its connection looks as its own end does
-            if message['type'] == 'http.response.start' and any(k.lower() == b'connection' for k,_ in message['headers']): signs.pop(me, None)
+            if message['type'] == 'http.response.start' and any(k.lower() == b'connection' for k,_ in message['headers']): looks[me] = None,tell
+            if tell: tell()  # uvloop raises where something is sent to who has gone
             return send(message)
         try: yield _send
-        finally: signs.pop(me, None)
+        finally: looks.pop(me, None)
 
-    async def _look(self, loop, signs):
+    async def _look(self, loop, looks):
         try:
-            while signs:
+            while looks:
                 await asyncio.sleep(.2)
-                if any(sign() for sign in signs.values()): await self.stop()
+                for _,tell in looks.values(): tell and tell()
+                if any(sign and sign() for sign,_ in looks.values()): await self.stop()
         finally: del self.loops[loop]
 
 class _Outer:

@@ -1,9 +1,10 @@
 "A stream for many clients, with all that a FastHTML app has around it; `LIFESPAN` in the environment names a file that the shutdown writes to"
 import asyncio, gc, os, sys
 from fasthtml.common import *
-from cjm_fasthtml_sse.core import SSEBroadcastManager
+from cjm_fasthtml_sse.core import ConnectionQueue, SSEBroadcastManager
 from cjm_fasthtml_sse.dispatcher import segment
 from cjm_fasthtml_sse.helpers import setup_sse
+from cjm_fasthtml_sse.stream import Connection, EventStreamResponse, Group
 from cjm_fasthtml_sse.wire import SSEError
 
 async def lifespan(app):
@@ -12,7 +13,8 @@ async def lifespan(app):
         with open(name, 'a') as f: f.write('shutdown ran')  # One after another where there are several workers
 
 app, rt = fast_app(lifespan=lifespan)
-manager = SSEBroadcastManager(max_queue_size=int(os.environ.get('MAX_QUEUE', 100)), heartbeat=float(os.environ.get('HEARTBEAT', 15)))
+manager = SSEBroadcastManager(max_queue_size=int(os.environ.get('MAX_QUEUE', 100)), heartbeat=float(os.environ.get('HEARTBEAT', 15)),
+    replay_size=int(os.environ['REPLAY']) if 'REPLAY' in os.environ else None)
 if os.environ.get('SETUP', '1') == '1': setup_sse(app, manager)
 
 @rt
@@ -51,7 +53,9 @@ async def tell_room(name: str): return str(await manager.broadcast(f'room:{segme
 @rt
 async def held():
     "What is open, under way and in use, for who looks for leaks"
-    gc.collect()
-    return JSONResponse(dict(connections=manager.connection_count, tasks=len(asyncio.all_tasks()), blocks=sys.getallocatedblocks()))
+    for _ in range(2): gc.collect()
+    objects = sum(isinstance(o, (Connection, Group, ConnectionQueue, EventStreamResponse)) for o in gc.get_objects())
+    return JSONResponse(dict(connections=manager.connection_count, requests=len(manager._hub.requests), tasks=len(asyncio.all_tasks()), files=len(os.listdir('/proc/self/fd')),
+        objects=objects, blocks=sys.getallocatedblocks()))
 
 serve(host='127.0.0.1')
