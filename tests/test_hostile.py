@@ -82,7 +82,9 @@ def held(server): return httpx.get(f'{server.url}/held', timeout=20).json()
 def resident(server): return int(Path(f'/proc/{server.process.pid}/statm').read_text().split()[1])*MB
 
 
-def at_rest(server, most=dict(connections=0, requests=0, objects=0), secs=15):
+EMPTY = dict(connections=0, requests=0, objects=0)
+
+def at_rest(server, most=EMPTY, secs=15):
     "What the server holds, once all clients have left and it holds `most` at most"
     until = time.monotonic()+secs
     while True:

@@ -284,12 +284,12 @@ def test_a_script_publishes(server, tmp_path):
 
 def test_a_publisher_says_what_became_of_a_broadcast(redises):
     r = redises('--appendonly', 'yes')
-    with Publisher(r.url, timeout=.6) as p:
+    with Publisher(r.url, timeout=3.) as p:
         p.broadcast('n', 1)
         r.kill()
         start = time.monotonic()
         with pytest.raises(BackendError, match='was not sent'): p.broadcast('n', 2)
-        assert time.monotonic()-start<1
+        assert time.monotonic()-start<BOUND
         r.start()
         p.broadcast('n', 3)  # The connection that broke does not spoil it
         r.kill(signal.SIGTERM)
@@ -300,7 +300,7 @@ def test_a_publisher_says_what_became_of_a_broadcast(redises):
         os.kill(r.process.pid, signal.SIGSTOP)
         start = time.monotonic()
         with pytest.raises(BackendError, match='may or may not'): p.broadcast('n', 5)
-        assert time.monotonic()-start<1
+        assert time.monotonic()-start<BOUND
         os.kill(r.process.pid, signal.SIGCONT)
     manager = SSEBroadcastManager(backend=RedisBackend('redis://127.0.0.1:1', timeout=.2))
     with pytest.raises(BackendError): manager.broadcast_threadsafe('n', 1)
@@ -323,26 +323,35 @@ def test_a_publisher_survives_a_fork(server):
 
 # Redis goes, and comes back
 
+def patience(secs, *managers):
+    "How long an answer may take from now on. A busy machine needs more than a test that waits in vain on purpose wants to give"
+    for m in managers:
+        for o in (m._backend, *m._backend._lines): o.timeout = secs
+
+
 async def test_redis_gone_and_back_with_all_it_had(redises, caplog):
     r = redises('--appendonly', 'yes')
-    async with managers(r.url, timeout=.5) as (one, two), following(one) as a, following(two) as b:
+    async with managers(r.url, timeout=BOUND) as (one, two), following(one) as a, following(two) as b:
         await one.broadcast('n', 0)
         for c in (a, b): await c.next(BOUND)
+        patience(.5, one, two)
+        caplog.clear()
         r.kill()
-        await eventually(lambda: caplog.text.count('Open streams stay open')==2)
-        start = time.monotonic()
-        for m in (one, two):
-            with pytest.raises(BackendError, match='was not sent'): await m.broadcast('n', 'lost')
-        many = await asyncio.gather(*[one.broadcast('n', 'lost') for _ in range(50)], return_exceptions=True)
-        assert {type(e) for e in many}=={BackendError} and time.monotonic()-start<3
+        await eventually(lambda: one._backend._gone and two._backend._gone, 'both notice')
+        async with asyncio.timeout(BOUND):
+            for m in (one, two):
+                with pytest.raises(BackendError, match='was not sent'): await m.broadcast('n', 'lost')
+            many = await asyncio.gather(*[one.broadcast('n', 'lost') for _ in range(50)], return_exceptions=True)
+        assert {type(e) for e in many}=={BackendError}
         assert one.connection_count==two.connection_count==1 and one._hub.connections
         async with tab(two) as c: assert await c.next(BOUND, heartbeats=True)  # A stream may be opened meanwhile
+        assert len([x for x in caplog.records if 'Open streams stay open' in x.message])==2, 'said once by each'
+        patience(BOUND, one, two)
         r.start()
-        with Publisher(r.url) as p: p.broadcast('n', 1)
+        with Publisher(r.url, timeout=BOUND) as p: p.broadcast('n', 1)
         assert await one.broadcast('n', 2)==1, 'the connections of before do not spoil the first broadcast'
         await two.broadcast('n', 3)
         for c in (a, b): assert [e.data for e in await read(c, 3)]==['1', '2', '3'] and not gaps(c)
-    assert len([x for x in caplog.records if 'Open streams stay open' in x.message])==2, 'said once by each'
     assert 'is back' in caplog.text
 
 async def test_what_was_acknowledged_is_not_lost_and_nothing_comes_twice_while_redis_is_killed_again_and_again(redises):
@@ -373,15 +382,16 @@ async def test_what_was_acknowledged_is_not_lost_and_nothing_comes_twice_while_r
         assert len(acknowledged)>50 and len(uncertain)<20
 
 async def test_redis_that_hangs_fails_a_broadcast_in_time_and_repeats_nothing(server):
-    async with managers(server.url, 1, timeout=.5) as (m,), following(m) as a:
+    async with managers(server.url, 1, timeout=BOUND) as (m,), following(m) as a:
         await m.broadcast('n', 0)
+        patience(.5, m)
         os.kill(server.process.pid, signal.SIGSTOP)
-        start = time.monotonic()
-        with pytest.raises(BackendError, match='may or may not'): await m.broadcast('n', 1)
-        with pytest.raises(BackendError): await m.broadcast('n', 2)
-        assert time.monotonic()-start<1.5
-        async with m._backend._lines[1].lock:
-            with pytest.raises(BackendError, match='was not sent'): await asyncio.wait_for(m.broadcast('n', 'late'), 1)
+        async with asyncio.timeout(BOUND):
+            with pytest.raises(BackendError, match='may or may not'): await m.broadcast('n', 1)
+            with pytest.raises(BackendError): await m.broadcast('n', 2)
+            async with m._backend._lines[1].lock:
+                with pytest.raises(BackendError, match='was not sent'): await m.broadcast('n', 'late')
+        patience(BOUND, m)
         os.kill(server.process.pid, signal.SIGCONT)
         await m.broadcast('n', 3)
         got = [(await a.next(BOUND)).data]
@@ -560,6 +570,7 @@ async def test_a_stream_that_finds_no_redis_is_answered_503_and_works_once_there
         async with tab(m) as client: return client.status
     assert {*await asyncio.gather(*[visit() for _ in range(20)])}=={503} and time.monotonic()-start<2, 'they share one attempt'
     r.start()
+    patience(BOUND, m)
     await asyncio.sleep(1)
     async with following(m) as client:
         await m.broadcast('n', 1)
