@@ -150,7 +150,7 @@ def _overflow(self:Group):
     first = next(t.seq for t in self._inbox if t.conn is None)
     self._inbox = deque(t for t in self._inbox if t.conn is not None)
     for c in [*self.conns]:
-        if c.cursor>=self.head: c.cursor = max(c.cursor, first-1)  # It has all that came before
+        if c.cursor>=self.head and not c.receding: c.cursor = max(c.cursor, first-1)  # It has all that came before
         c.recede()
 
 @patch

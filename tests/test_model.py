@@ -20,7 +20,7 @@ from cjm_fasthtml_sse.testing import SSEClient
 from cjm_fasthtml_sse.wire import CLOSE, GAP, HEARTBEAT, SSEError, StreamEnded
 
 LIMIT, REPLAY = 4, 12  # Messages that may wait, and that are kept: few, so that a short run goes beyond them
-HEARTBEAT_SECS, RETRY = 15., 3000
+HEARTBEAT_SECS, PATIENCE, RETRY = 15., .05, 3000
 
 
 class Loop(asyncio.SelectorEventLoop):
@@ -39,12 +39,24 @@ async def html_later(message):
 RENDERERS = dict(json=None, sync=html, slow=html_later)
 
 
+class Client(SSEClient):
+    "One that may stop reading after so many messages, the head of the response included"
+    reads = None
+    async def _send(self, message):
+        await super()._send(message)
+        if self.reads is None: return
+        self.reads -= 1
+        if self.reads<=0: self.stall()
+
+
 class Tab:
     "One stream: what it was promised, and whether what came keeps to it"
     def __init__(self, world, wants, last_id):
         self.world,self.wants,self.last_id = world,wants,last_id
         self.events,self.render,self.snapshot,self.until = wants
         self.stalled = self.lagged = self.leaving = False  # Does it not read; has it not read since all was well; is its end expected?
+        self.live = False                                  # Has it ever followed?
+        self.back = False                                  # Did it read again before it was evicted?
         self.taken = self.beats = 0
         self.own = []                                      # What was put by hand: (number, position when it was put)
         self.said_farewell = self.said_close = False
@@ -82,11 +94,11 @@ class Tab:
         at,new = self.world.positions.get(e.id),e.id!=self.last_id
         self.last_id = e.id
         first,self.taken = self.taken==0,self.taken+1
-        if first: assert e.event==HEARTBEAT and e.retry==RETRY
+        if first: assert e.event==HEARTBEAT and e.retry
         assert not self.said_farewell and (not self.said_close or e.event==HEARTBEAT and e.retry), f'{self}: {e} after the end'
         if e.event==HEARTBEAT:
             self.beats += 1
-            if e.retry and not first:
+            if e.retry and not (first and e.retry==RETRY):  # It comes first where nothing else was read
                 assert RETRY/2<=e.retry<=RETRY*1.5
                 self.said_farewell = True
             elif self.untold and new and self.snapshot: self.told(at)  # An empty state
@@ -119,7 +131,7 @@ class Tab:
         "The state, or a gap"
         if not self.untold:  # The log went on while it did not read, or while its renderer was busy
             lost = range(self.covered+1, len(self.world.log)-REPLAY+1)
-            if self.render!='slow': lost = self.lagged and [n for n in lost if any(matches(p, self.world.log[n-1][0]) for p in self.events)]
+            if self.live and self.render!='slow': lost = self.lagged and [n for n in lost if any(matches(p, self.world.log[n-1][0]) for p in self.events)]
             assert lost, f'{self}: a gap where nothing was lost'
         self.covered,self.untold = at,None
 
@@ -127,7 +139,7 @@ class Tab:
         "Take what has come; where all has settled, nothing may be missing"
         for e in self.client.events[self.taken:]: self.take(e)
         ended = self.conn.ended
-        if ended=='evicted': assert self.world.overflow=='evict' and self.lagged, f'{self}: evicted though it reads'
+        if ended=='evicted': assert self.world.overflow=='evict' and self.lagged and not self.back, f'{self}: evicted though it reads'
         elif ended=='done': assert self.until
         elif ended: assert self.leaving, f'{self}: {ended}'
         if settled and not self.stalled:
@@ -135,7 +147,7 @@ class Tab:
                 assert self.covered is not None and not self.untold, f'{self}: never told {self.untold}'
                 assert not (lost := self.missing(len(self.world.log))), f'{self}: {lost} never came'
                 assert not self.own, f'{self}: {self.own} never came'
-                self.lagged = False
+                self.lagged,self.live = False,True
             else:
                 assert self.client._task.done(), f'{self}: {ended}, but its request goes on'
                 assert self.said_close or ended!='done'
@@ -148,7 +160,7 @@ class Delivery(RuleBasedStateMachine):
         self.overflow,self.loop = overflow,Loop()
         asyncio.set_event_loop(self.loop)
         logging.getLogger('cjm_fasthtml_sse').setLevel(logging.ERROR)  # That queues which nobody reads are ended is meant
-        self.manager = SSEBroadcastManager(LIMIT, default_timeout=.05, replay_size=REPLAY, heartbeat=HEARTBEAT_SECS, retry=RETRY, overflow=overflow)
+        self.manager = SSEBroadcastManager(LIMIT, default_timeout=PATIENCE, replay_size=REPLAY, heartbeat=HEARTBEAT_SECS, retry=RETRY, overflow=overflow)
         self.log = []                                # (type, key) of message n at n-1
         self.positions = {self.manager.cursor: 0}    # Event id -> n
         self.tabs,self.past,self.queues,self.put = [],[],[],0
@@ -183,11 +195,12 @@ class Delivery(RuleBasedStateMachine):
         if self.settled: assert got==want, f'{event_type} is said to have gone to {got}, not {want}'
         self.settled = False
 
-    def _open(self, wants, last_id=''):
+    def _open(self, wants, last_id='', reads=None):
         events,render,snapshot,until = wants
         tab = Tab(self, wants, last_id)
-        tab.client = SSEClient(serving(self.manager, render=RENDERERS[render], events=events, until='end' if until else None,
+        tab.client = Client(serving(self.manager, render=RENDERERS[render], events=events, until='end' if until else None,
                                        snapshot=(lambda: f'state {len(self.log)}') if snapshot else None), last_event_id=last_id or None)
+        if reads is not None: tab.client.reads,tab.stalled,tab.lagged = reads,True,True
         self.run(tab.client.__aenter__())
         tab.conn = self.opened[-1]
         self.tabs.append(tab)
@@ -195,21 +208,22 @@ class Delivery(RuleBasedStateMachine):
     types = st.sampled_from(['a', 'a:x', 'a:y', 'b', 'b:x:y', 'user:1:n', 'user:2:n', 'quiet', 'end'])
     keys = st.sampled_from([None, None, None, 'k', 'l'])
     some = st.integers(0, 50)
+    reads = st.sampled_from([None, None, None, 1, 2, 3])
     often = st.sampled_from([True, True, False])
     def pick(self, i): return self.tabs[i%len(self.tabs)]
 
     @precondition(lambda self: len(self.tabs)<6)
     @rule(events=st.sampled_from([('**',), ('a:*',), ('b:**',), ('user:1:**',), ('**:x', 'user:2:*'), ('**', 'a:x')]),
-          render=st.sampled_from([*RENDERERS]), snapshot=st.booleans(), until=st.booleans(), settle=often)
-    def connect(self, events, render, snapshot, until, settle):
-        self._open((events, render, snapshot, until))
+          render=st.sampled_from([*RENDERERS]), snapshot=st.booleans(), until=st.booleans(), reads=reads, settle=often)
+    def connect(self, events, render, snapshot, until, settle, reads=None):
+        self._open((events, render, snapshot, until), reads=reads)
         self.settle(settle)
 
     @precondition(lambda self: self.past and len(self.tabs)<6)
-    @rule(i=some, settle=often)
-    def come_back(self, i, settle):
+    @rule(i=some, reads=reads, settle=often)
+    def come_back(self, i, settle, reads=None):
         tab = self.past.pop(i%len(self.past))
-        self._open(tab.wants, tab.last_id)
+        self._open(tab.wants, tab.last_id, reads)
         self.settle(settle)
 
     @precondition(lambda self: self.past and len(self.tabs)<6)
@@ -234,7 +248,7 @@ class Delivery(RuleBasedStateMachine):
     @rule(i=some)
     def stall(self, i):
         tab = self.pick(i)
-        tab.stalled = tab.lagged = True
+        tab.stalled,tab.lagged,tab.back = True,True,False
         tab.client.stall()
 
     @precondition(lambda self: any(t.stalled for t in self.tabs))
@@ -242,7 +256,7 @@ class Delivery(RuleBasedStateMachine):
     def resume(self, i, settle):
         stalled = [t for t in self.tabs if t.stalled]
         tab = stalled[i%len(stalled)]
-        tab.stalled = False
+        tab.stalled,tab.back,tab.client.reads = False,tab.conn.ended is None,None
         tab.client.resume()
         self.settle(settle)
 
@@ -265,10 +279,33 @@ class Delivery(RuleBasedStateMachine):
         self.settle()
 
     @precondition(lambda self: self.tabs)
+    @rule(i=some, messages=st.lists(st.tuples(types, keys), min_size=LIMIT, max_size=3*LIMIT))
+    def stutter(self, i, messages):
+        "Not to read for less than the time that a send may take"
+        self.settle()
+        if not self.tabs: return
+        tab = self.pick(i)
+        if tab.stalled: return
+        self.stall(self.tabs.index(tab))
+        self.burst(messages, settle=False)
+        self.run(asyncio.sleep(PATIENCE/3))
+        tab.stalled,tab.back = False,True
+        tab.client.resume()
+        self.settle()
+
+    @precondition(lambda self: self.tabs)
+    @rule(before=st.sampled_from([0, .005, .02]), event_type=types, key=keys)
+    def speak_as_the_heartbeat_is_due(self, before, event_type, key):
+        self.settle()
+        due = min((g.beat for g in self.manager._hub.groups.values()), default=0)+HEARTBEAT_SECS-before
+        self.run(asyncio.sleep(max(0, due-self.loop.now)))
+        self.broadcast(event_type, key, settle=True)
+
+    @precondition(lambda self: self.tabs)
     @rule(i=some)
     def drop(self, i):
         tab = self.pick(i)
-        tab.leaving = True
+        tab.leaving,tab.client.reads = True,None
         self.run(tab.client.disconnect())
         tab.stalled = False
         self.look_at_one_that_left(tab)
@@ -357,7 +394,7 @@ class Delivery(RuleBasedStateMachine):
         if not hasattr(self, 'manager'): return
         try:
             for t in self.tabs:
-                t.stalled,t.leaving = False,True
+                t.stalled,t.leaving,t.client.reads = False,True,None
                 t.client.resume()
             self.settle()
             for t in [*self.tabs]: self.drop(self.tabs.index(t))
@@ -395,6 +432,9 @@ FOUND = {  # What the machine found, as short as it gets
     'a renderer falls behind while a send is under way': ('evict', [
         ('connect', WIDE|dict(render='slow')), ('stall', dict(i=0)), ('put_by_hand', dict(i=0, n=1, settle=True)), ('burst', dict(messages=SIX, settle=True)),
         ('broadcast', dict(event_type='b', key=None, settle=True)), ('resume', dict(i=0, settle=True))]),
+    'a renderer falls behind twice while a send is under way': ('evict', [
+        ('connect', WIDE|dict(render='slow')), ('stall', dict(i=0)), ('wait', dict(secs=16)), ('burst', dict(messages=SIX, settle=False)), ('burst', dict(messages=SIX, settle=True)),
+        ('resume', dict(i=0, settle=True))]),
     'a close comes while a renderer is behind': ('evict', [
         ('connect', WIDE|dict(render='slow')), ('stall', dict(i=0)), ('put_by_hand', dict(i=0, n=1, settle=True)), ('burst', dict(messages=SIX, settle=True)),
         ('unregister', dict(i=0, settle=False)), ('resume', dict(i=0, settle=True))]),
