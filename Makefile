@@ -16,6 +16,9 @@ test: .venv/dev ## Check everything that CI checks: notebooks, lint, types, test
 chaos: .venv/dev ## Two minutes in which all goes wrong: workers killed, Redis restarted, clients that stall and die
 	@$(BIN)/python tests/chaos.py --seconds 120
 
+soak: .venv/dev ## 200,000 tabs come and go, and 40,000 over sockets: does anything stay?
+	@SOAK=200000 $(BIN)/python -m pytest tests/test_soak.py -q -s
+
 docs: .venv/dev ## Render the documentation into _docs/
 	@$(BIN)/python tools/docs.py
 
@@ -43,4 +46,4 @@ clean: ## Remove the environment and all that the tools made
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@ .venv/app
 
-.PHONY: help demo test chaos docs readme prepare clean
+.PHONY: help demo test chaos soak docs readme prepare clean

@@ -9,6 +9,8 @@ import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import httpx
+
 from cjm_fasthtml_sse.wire import Parser
 
 APPS = Path(__file__).parent/'apps'
@@ -74,6 +76,26 @@ def running(cmd, log, port=None, **kw):
 def uvicorn(app, *args):
     "The command that serves `app`, such as `board:app` out of tests/apps"
     return [sys.executable, '-m', 'uvicorn', app, '--host', '127.0.0.1', '--port', '{port}', *args]
+
+
+def held(server):
+    "What a server of the app `many` holds: connections, tasks, files, objects of ours, blocks of memory"
+    return httpx.get(f'{server.url}/held', timeout=20).json()
+
+def resident(server):
+    "MB of memory that a server takes"
+    return int(Path(f'/proc/{server.process.pid}/statm').read_text().split()[1])*os.sysconf('SC_PAGE_SIZE')/2**20
+
+EMPTY = dict(connections=0, requests=0, objects=0)
+
+def at_rest(server, most=EMPTY, secs=15):
+    "What a server of the app `many` holds, once all clients have left and it holds `most` at most"
+    until = time.monotonic()+secs
+    while True:
+        state = held(server)
+        if not (more := {k: v for k,v in state.items() if v>most.get(k, v)}): return state
+        assert time.monotonic()<until, f'left behind: {more} where {most} is right'
+        time.sleep(.05)
 
 
 class Stream:

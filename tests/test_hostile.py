@@ -11,17 +11,13 @@ import threading
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from pathlib import Path
 from urllib.parse import quote
 
 import httpx
 import pytest
-from servers import Stream, many_files, running, uvicorn
+from servers import Stream, at_rest, held, many_files, resident, running, uvicorn
 
 from cjm_fasthtml_sse.wire import Parser
-
-MB = os.sysconf('SC_PAGE_SIZE')/2**20
-
 
 class Healthy(threading.Thread):
     "A client that is told things all the time, and must hear each of them"
@@ -76,22 +72,6 @@ def serving(log, *args):
 @pytest.fixture(scope='module')
 def server(tmp_path_factory):
     with serving(tmp_path_factory.mktemp('hostile')/'log') as server: yield server
-
-
-def held(server): return httpx.get(f'{server.url}/held', timeout=20).json()
-def resident(server): return int(Path(f'/proc/{server.process.pid}/statm').read_text().split()[1])*MB
-
-
-EMPTY = dict(connections=0, requests=0, objects=0)
-
-def at_rest(server, most=EMPTY, secs=15):
-    "What the server holds, once all clients have left and it holds `most` at most"
-    until = time.monotonic()+secs
-    while True:
-        state = held(server)
-        if not (more := {k: v for k,v in state.items() if v>most.get(k, v)}): return state
-        assert time.monotonic()<until, f'left behind: {more} where {most} is right'
-        time.sleep(.05)
 
 
 @contextmanager
