@@ -88,6 +88,31 @@ async def test_promise_2_there_is_no_hole_and_no_repetition_at_the_moment_of_reg
         assert [e.data for e in await read(client, 30)] == [str(i) for i in range(30)]
         await client.disconnect()
 
+@pytest.mark.parametrize('slow', ['send', 'render'])
+async def test_promise_2_what_comes_while_the_replay_is_under_way_comes_behind_it(slow):
+    manager, gate, sends = SSEBroadcastManager(), asyncio.Event(), []
+    def gated(app):
+        async def run(scope, receive, send):
+            async def wait_and_send(m):
+                sends.append(m)
+                if slow == 'send' and len(sends) == 3: await gate.wait()  # The head, the first heartbeat, and then the replay
+                await send(m)
+            await app(scope, receive, wait_and_send)
+        return run
+    async def render(m):
+        if slow == 'render': await gate.wait()
+        return str(m['data'])
+    at = manager.cursor
+    for i in range(5): await manager.broadcast('x', i)
+    async with tab(manager, last_event_id=at, render=render, wrap=gated) as client:
+        await turns()
+        for i in range(5, 10): await manager.broadcast('x', i)
+        await turns()
+        assert not [e for e in client.events if e.event == 'message']
+        gate.set()
+        await manager.broadcast('x', 10)
+        assert [e.data for e in await read(client, 11)] == [str(i) for i in range(11)]
+
 async def test_promise_2_holds_on_sockets_while_a_writer_never_rests():
     manager, done = SSEBroadcastManager(replay_size=5000), asyncio.Event()
     async def write():
@@ -146,6 +171,20 @@ async def test_promise_3_a_narrow_tab_that_was_quiet_for_long_comes_back_without
     async with tab(manager, events='mine', last_event_id=last) as client:
         assert (await client.next(BOUND)).event == 'mine'
     assert manager.stats()['gaps'] == 0
+
+async def test_promise_3_a_heartbeat_is_not_ahead_of_what_its_renderer_has_still_to_render():
+    manager, gate = SSEBroadcastManager(heartbeat=.02), asyncio.Event()
+    async def render(m):
+        await gate.wait()
+        return str(m['data'])
+    async with following(manager, render=render) as client:
+        start = manager.cursor
+        await manager.broadcast('x', 1)
+        n = len(client.events)
+        await eventually(lambda: len(client.events) > n+1, 'heartbeats come meanwhile')
+        assert {e.id for e in client.events} <= {'', start}
+        gate.set()
+        assert ((e := await client.next(BOUND)).data, e.id) == ('1', manager.cursor)
 
 async def test_promise_3_whatever_id_a_tab_breaks_off_with_it_gets_exactly_the_rest():
     "Heartbeats and messages alike: no id is ever ahead of what was sent before it"

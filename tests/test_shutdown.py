@@ -59,7 +59,7 @@ def farewells(streams):
 
 @pytest.mark.parametrize('sig', ['SIGTERM', 'Ctrl-C'])
 @pytest.mark.parametrize('name', SERVERS)
-def test_a_server_that_is_told_to_stop_stops(name, sig, table, tmp_path):
+def test_promise_8_a_server_that_is_told_to_stop_stops(name, sig, table, tmp_path):
     n = 1000 if name in ('uvicorn', 'hypercorn', 'granian') and sig=='SIGTERM' else 20
     port,done = free_port(),tmp_path/'done'
     with running(SERVERS[name], tmp_path/'log', port=port, env={'LIFESPAN': str(done), 'PORT': str(port), 'HOME': str(tmp_path)}) as server:
@@ -133,7 +133,7 @@ def in_a_thread(request):
 
 
 @pytest.mark.parametrize('path', ['/events', '/by_hand'])
-def test_a_server_in_a_thread_stops(in_a_thread, path, table, caplog):
+def test_promise_8_a_server_in_a_thread_stops(in_a_thread, path, table, caplog):
     it = in_a_thread
     with open_streams(it, 20, path) as streams:
         httpx.get(f'http://127.0.0.1:{it.port}/say', params=dict(text='hello'), timeout=10)
