@@ -1,5 +1,9 @@
-"Promise 8: with streams open, a server that is told to stop stops at once, in order, and every browser knows when to come back"
+"""Promise 8: with streams open, a server that is told to stop stops at once, in order, and every browser knows when to come back
+
+Some of the servers have 1,000 streams open here, the others 20. `STREAMS=1000 pytest tests/test_shutdown.py` opens so many on each.
+"""
 import asyncio
+import os
 import signal
 import sys
 import threading
@@ -16,6 +20,7 @@ from servers import Stream, free_port, many_files, running, uvicorn
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.helpers import setup_sse
 
+STREAMS = int(os.environ.get('STREAMS', 0))
 BOUND = 5  # Seconds to the end of the process; "about a second" on a machine that does nothing else
 RUN = 'import uvicorn, many; uvicorn.run(many.app, host="127.0.0.1", port={port}, log_level="info")'
 SERVERS = {
@@ -60,7 +65,7 @@ def farewells(streams):
 @pytest.mark.parametrize('sig', ['SIGTERM', 'Ctrl-C'])
 @pytest.mark.parametrize('name', SERVERS)
 def test_promise_8_a_server_that_is_told_to_stop_stops(name, sig, table, tmp_path):
-    n = 1000 if name in ('uvicorn', 'hypercorn', 'granian') and sig=='SIGTERM' else 20
+    n = STREAMS or (1000 if name in ('uvicorn', 'hypercorn', 'granian') and sig=='SIGTERM' else 20)
     port,done = free_port(),tmp_path/'done'
     with running(SERVERS[name], tmp_path/'log', port=port, env={'LIFESPAN': str(done), 'PORT': str(port), 'HOME': str(tmp_path)}) as server:
         if 'workers' in name: time.sleep(1)  # Both have to be there for the streams to be spread
@@ -134,8 +139,8 @@ def in_a_thread(request):
 
 @pytest.mark.parametrize('path', ['/events', '/by_hand'])
 def test_promise_8_a_server_in_a_thread_stops(in_a_thread, path, table, caplog):
-    it = in_a_thread
-    with open_streams(it, 20, path) as streams:
+    it,n = in_a_thread,STREAMS or 20
+    with open_streams(it, n, path) as streams:
         httpx.get(f'http://127.0.0.1:{it.port}/say', params=dict(text='hello'), timeout=10)
         for s in streams: s.until(lambda es: 'hello' in str(es))
         start = time.monotonic()
@@ -144,8 +149,8 @@ def test_promise_8_a_server_in_a_thread_stops(in_a_thread, path, table, caplog):
         it.thread.join(BOUND)
         secs = time.monotonic()-start
     told = farewells(streams)
-    if path=='/events': table.append((f'thread, {it.http}', 'should_exit', 20, f'{secs:.2f}', f'{len(it.ran)} run', f'{told}/20'))
-    assert not it.thread.is_alive() and secs<BOUND and it.ran==['shutdown ran'] and told==(20 if path=='/events' else 0)
+    if path=='/events': table.append((f'thread, {it.http}', 'should_exit', n, f'{secs:.2f}', f'{len(it.ran)} run', f'{told}/{n}'))
+    assert not it.thread.is_alive() and secs<BOUND and it.ran==['shutdown ran'] and told==(n if path=='/events' else 0)
     assert not [r for r in caplog.records if r.levelname in ('ERROR', 'CRITICAL') or r.exc_info], caplog.text
 
 
