@@ -168,22 +168,25 @@ async def faults(server, store, secs, rnd, tally):
         tally[what.__name__] += 1
 
 
+def place(id):
+    "What of an id can be compared: the number of its entry in the stream"
+    return tuple(map(int, id.rpartition(':')[2].split('-')))
+
+
 def judge(clients, truth, acknowledged):
     "What is wrong with what the clients saw, as sentences"
-    order = {id: i for i,(id,_) in enumerate(truth)}
-    numbers,found = {n for _,n in truth},[]
+    published,numbers,found = [place(id) for id,_ in truth],{n for _,n in truth},[]
     lost = [n for n in acknowledged if n not in numbers]
     if lost: found.append(f'{len(lost)} messages were acknowledged and are not in the stream, the first is {lost[0]}')
     for i,c in enumerate(clients):
         if c.first is None: found.append(f'client {i} never connected'); continue
-        def place(id): return tuple(map(int, id.split(':')[-1].split('-')))
-        ids = [id.split(':')[-1] for id,_ in c.seen]
         places = [place(id) for id,_ in c.seen]
-        if len({*ids})<len(ids): found.append(f'client {i} saw a message twice')
+        saw = {*places}
+        if len(saw)<len(places): found.append(f'client {i} saw a message twice')
         if places!=sorted(places): found.append(f'client {i} saw messages out of order')
-        told = [(place(a) if a else (0, 0), place(b)) for a,b in c.gaps]
-        want = [id for id in order if place(id)>place(c.first) and not any(a<place(id)<=b for a,b in told)]
-        if missing := [id for id in want if id not in {*ids}]:
+        first,told = place(c.first),[(place(a) if a else (0, 0), place(b)) for a,b in c.gaps]
+        want = [p for p in published if p>first and not any(a<p<=b for a,b in told)]
+        if missing := [p for p in want if p not in saw]:
             found.append(f'client {i} lost {len(missing)} of {len(want)} messages, the first is {missing[0]}; it was told of {len(told)} gaps')
     return found
 
