@@ -26,7 +26,8 @@ from servers import Server, Stream, free_port, running, uvicorn
 from cjm_fasthtml_sse import redis_backend
 from cjm_fasthtml_sse.backend import BackendError, check_backend
 from cjm_fasthtml_sse.core import SSEBroadcastManager
-from cjm_fasthtml_sse.redis_backend import DataError, Publisher, RedisBackend, pack, unpack
+from cjm_fasthtml_sse.packing import DataError, pack, unpack
+from cjm_fasthtml_sse.redis_backend import Publisher, RedisBackend
 from cjm_fasthtml_sse.render import to_html
 from cjm_fasthtml_sse.wire import GAP, FieldError
 from tests.support import BOUND, eventually, following, gaps, no_task_left, read, read_to, tab

