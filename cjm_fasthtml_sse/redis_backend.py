@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from fastcore.basics import patch
 
 from .backend import BackendError,Record
-from .packing import DataError,pack,unpack
+from .packing import pack,unpack
 from .wire import check_event_type
 
 # %% ../nbs/redis_backend.ipynb #5498c949
