@@ -15,6 +15,7 @@ from contextlib import suppress
 from contextvars import Context,copy_context
 from functools import partial
 from inspect import isawaitable
+from types import CoroutineType
 from typing import Any,NamedTuple
 
 from fastcore.basics import patch
@@ -309,7 +310,7 @@ if sys.version_info>=(3, 12):
             return
         try: coro = self._send(_body(chunk))
         except Exception as e: return self._broke(e)
-        if not asyncio.iscoroutine(coro): coro = _awaited(coro)  # As servers that are not written in Python give it
+        if type(coro) is not CoroutineType: coro = _awaited(coro)  # As servers that are not written in Python give it
         task = asyncio.Task(coro, loop=self.hub.loop, eager_start=True, context=self._context)
         if task.done(): return self._sent(chunk, task)
         self._task = task
@@ -364,7 +365,7 @@ def _count(self:Connection, chunk):
     self.sends += 1
     counts = self.hub.counts
     counts['deliveries'] += chunk.count
-    counts['coalesced'] += chunk.skipped
+    if chunk.skipped: counts['coalesced'] += chunk.skipped
     counts['bytes'] += len(chunk.body)
     if chunk.last: self.end('done')
     return self.ended
@@ -381,15 +382,17 @@ def _broke(self:Connection, e):
 @patch
 def _go_on(self:Connection):
     "Send what has come in the meantime; what the group has dropped by now is in the log"
-    self.behind = self.overdue = False
-    self.hub.late.pop(self, None)
-    if not self.receding and self.cursor<self.group.floor:
+    if self.behind or self.overdue:
+        self.behind = self.overdue = False
+        self.hub.late.pop(self, None)
+    group = self.group
+    if not self.receding and self.cursor<group.floor:
         if self.hub.overflow=='evict': self.receding = True
-        else: self.cursor = self.group.floor
+        else: self.cursor = group.floor
     if self.receding:
         self.sending = True
         self._start()
-    elif self.lacking: self.serve()
+    elif self.cursor<group.head or self._own: self.serve()
     else: self.sending = False
 
 @patch
