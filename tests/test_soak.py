@@ -129,7 +129,7 @@ def test_thousands_come_and_go_over_sockets(tmp_path):
         visit()
         start,size = at_rest(server),resident(server)
         visit()
-        end,grown = at_rest(server, start | dict(blocks=start['blocks']+n/2)),resident(server)-size
+        end,grown = at_rest(server, start | dict(blocks=start['blocks']+n*3/4)),resident(server)-size
         print(f'{n} connections over sockets: {start} -> {end}, {grown:+.1f} MB')
         assert grown<20
         assert 'Traceback' not in server.output and 'ERROR' not in server.output, server.output
