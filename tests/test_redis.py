@@ -772,3 +772,27 @@ async def test_a_job_in_another_process_is_seen_while_it_runs_and_afterwards(ser
         assert 'a/b' not in jobs
         async with SSEClient(late, '/stream_job_status?job_id=a%2Fb') as page:
             assert ['Completed' in (await page.next(BOUND)).data, (await page.next(BOUND)).event] == [True, 'sse:close']
+
+
+# The dashboard
+
+async def test_the_dashboard_shows_each_process_and_goes_on_without_redis(server):
+    from fasthtml.common import FastHTML
+
+    from cjm_fasthtml_sse.core import worker_name
+    from cjm_fasthtml_sse.dashboard import setup_dashboard
+    from cjm_fasthtml_sse.testing import SSEClient
+    async with managers(server.url, 2) as (here,there):
+        app = FastHTML(secret_key='test')
+        board = setup_dashboard(app, here, authorise=True, every=.05)
+        async with following(there), following(there), SSEClient(app, '/_sse/dashboard/events') as page:
+            await here.broadcast('a:b', 1)
+            async with asyncio.timeout(BOUND):
+                while 'All</th><td class="n">2</td>' not in (html := (await page.next(BOUND)).data): pass
+            assert html.count(f'<code>{worker_name()}</code>') == 2 and html.count('(this one)') == 1 and 'Counters of each process' in html
+            assert (here.stats()['broadcasts'], board.own.stats()['broadcasts']>0, 'looked' in str(here.get_history())) == (1, True, False)
+            server.kill()
+            board.asked = 0.
+            async with asyncio.timeout(BOUND):
+                while 'The backend does not answer' not in (await page.next(BOUND)).data: pass
+            for _ in range(3): assert 'now 0, least 0' in (await page.next(BOUND)).data  # The charts went on meanwhile

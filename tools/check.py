@@ -164,7 +164,7 @@ def tests():
 @check
 def wheel():
     "sdist and wheel build from a clean copy, hold the package and nothing else, and import"
-    own = {f.relative_to(ROOT).as_posix() for pat in ('*.py', 'static/*.js') for f in PACKAGE.glob(pat)}
+    own = {f.relative_to(ROOT).as_posix() for pat in ('*.py', 'static/*.js', 'static/*.css') for f in PACKAGE.glob(pat)}
     with tempfile.TemporaryDirectory() as tmp:
         tmp = Path(tmp)
         files = git_files() or [f for f in (*ROOT.glob('*.*'), ROOT/'LICENSE', *PACKAGE.rglob('*')) if f.is_file()]

@@ -1,0 +1,396 @@
+"The live dashboard: who may look, what it shows, and that it does not disturb what it looks at"
+import asyncio
+import gc
+import logging
+import re
+import weakref
+from html import unescape
+
+import pytest
+from fasthtml.common import Beforeware, Div, FastHTML, Redirect, to_xml
+from starlette.responses import Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from cjm_fasthtml_sse import core, dashboard, monitoring
+from cjm_fasthtml_sse.core import SSEBroadcastManager
+from cjm_fasthtml_sse.dashboard import SAMPLES, TYPES, Dashboard, Sample, setup_dashboard, sse_dashboard
+from cjm_fasthtml_sse.htmx import ArgumentError
+from cjm_fasthtml_sse.testing import SSEClient
+from cjm_fasthtml_sse.wire import StreamEnded
+from tests.support import BOUND, Hooks, eventually, following, no_task_left, tasks
+
+PATH = '/_sse/dashboard'
+EVENTS = f'{PATH}/events'
+
+
+def site(manager, authorise=True, every=.05, **kw):
+    app = FastHTML(secret_key='test')
+    return app,setup_dashboard(app, manager, authorise=authorise, every=every, **kw)
+
+def part(board, html, name):
+    "What one part of the dashboard is replaced with"
+    found = re.search(rf'<div [^>]*id="{board.id}-{name}"[^>]*>(.*?)</div>(?=<div [^>]*id="{board.id}-|$)', html, re.S)
+    assert found, (name, html)
+    return found[1]
+
+def text(html): return unescape(' '.join(re.sub('<[^>]*>', ' ', html).split()))
+
+def counters(board, html):
+    "label -> value"
+    return {k: v for k,v in re.findall(r'<dt>(.*?)</dt>\s*<dd>(.*?)<small>', part(board, html, 'counters'))}
+
+async def shown(page, board, *wanted, name=None):
+    "Read until a dashboard shows all of `wanted`; its HTML"
+    html = ''
+    try:
+        async with asyncio.timeout(BOUND):
+            while True:
+                html = (await page.next(BOUND)).data
+                if all(w in text(part(board, html, name) if name else html) for w in wanted): return html
+    except TimeoutError: raise AssertionError(f'{wanted} never came; last was {text(html)}') from None
+
+
+@pytest.fixture
+def manager(): return SSEBroadcastManager(history_size=100)
+
+
+# Who may look
+
+@pytest.mark.parametrize('kind', ['plain', 'async'])
+@pytest.mark.parametrize('path', [PATH, EVENTS, f'{PATH}/live', f'{PATH}/live?paused'])
+async def test_strangers_get_403_and_no_figure(manager, path, kind):
+    asked = []
+    def plain(req):
+        asked.append(req.url.path)
+        return req.headers.get('x-role') == 'admin'
+    async def later(req): return plain(req)
+    app,board = site(manager, plain if kind == 'plain' else later)
+    async with SSEClient(app, path) as stranger: assert (stranger.status, stranger.body) == (403, b'Not for you')
+    assert not board.own.connections and board.task is None
+    async with SSEClient(app, path, {'x-role': 'admin'}) as admin: assert admin.status == 200
+    assert asked == [path.partition('?')[0]]*2
+
+
+async def test_authorise_may_answer_itself_and_an_error_in_it_lets_nobody_in(manager):
+    app,_ = site(manager, lambda req: Response('log in', 401))
+    async with SSEClient(app, PATH) as page: assert (page.status, page.body) == (401, b'log in')
+    app,board = site(SSEBroadcastManager(), lambda req: 1/0)
+    with pytest.raises(ZeroDivisionError):
+        async with SSEClient(app, EVENTS): pass
+    assert not board.own.connections
+
+
+async def test_beforeware_comes_first(manager):
+    app = FastHTML(secret_key='test', before=Beforeware(lambda req: Redirect('/login')))
+    setup_dashboard(app, manager, authorise=lambda req: pytest.fail('asked'))
+    async with SSEClient(app, EVENTS) as page: assert page.status == 303
+
+
+@pytest.mark.parametrize('authorise', [None, False, 'admin', 1])
+async def test_nobody_is_let_in_by_default(manager, authorise):
+    app = FastHTML(secret_key='test')
+    with pytest.raises(ArgumentError, match='`authorise` must say who may look'): setup_dashboard(app, manager, authorise=authorise)
+    with pytest.raises(ArgumentError, match='must say who'): setup_dashboard(app, manager)
+    async with SSEClient(app, PATH) as page: assert page.status == 404
+
+
+async def test_the_element_holds_no_figures(manager):
+    app,_ = site(manager, lambda req: False)
+    @app.get('/public')
+    def public(): return Div(sse_dashboard(manager))
+    await manager.broadcast('secret:type', 'secret data')
+    async with SSEClient(app, '/public') as page:
+        await eventually(lambda: page._task.done())
+        assert page.status == 200 and b'sse-connect' in page.body and b'secret' not in page.body
+    async with SSEClient(app, EVENTS) as page: assert page.status == 403
+
+
+# What is refused
+
+@pytest.mark.parametrize('path', ['', 'x', '/', '/x/', '//x', '/a//b', '/{x}', '/a?b', '/a#b', '/a b', '/a\nb', '/a/../b', '/%2e', '/a"b', '/<x>', '\\x', None, 7])
+async def test_bad_paths(manager, path):
+    app = FastHTML(secret_key='test')
+    before = len(app.routes)
+    with pytest.raises(ArgumentError, match='`path` must be a plain path') as e: setup_dashboard(app, manager, path, True)
+    assert repr(path) in str(e.value) and len(app.routes) == before and not hasattr(manager, '_dashboard')
+
+
+async def _any(request): return Response('mine')
+
+@pytest.mark.parametrize('route', [Route(PATH, _any), Route(EVENTS, _any), Route('/{rest:path}', _any), Route('/_sse/{x}/{y}', _any), Mount('/', StaticFiles(directory='.')),
+    Mount('/_sse', _any)], ids=lambda r: f'{type(r).__name__} {r.path}')
+async def test_a_route_that_would_answer_instead(manager, route):
+    app = FastHTML(secret_key='test', routes=[route])
+    with pytest.raises(ArgumentError, match='has a route for .* already'): setup_dashboard(app, manager, authorise=True)
+
+
+async def test_one_dashboard_for_a_manager_and_one_manager_for_a_path(manager):
+    app,_ = site(manager)
+    with pytest.raises(ArgumentError, match=f'already, at {PATH}'): setup_dashboard(FastHTML(secret_key='test'), manager, '/other', True)
+    with pytest.raises(ArgumentError, match='would answer instead'): setup_dashboard(app, SSEBroadcastManager(), authorise=lambda req: False)
+    other = setup_dashboard(app, SSEBroadcastManager(), '/other', True)
+    assert other.id != manager._dashboard.id
+    for board in (other, manager._dashboard):
+        async with SSEClient(app, f'{board.path}/events') as page: await shown(page, board, '0 open', name='connections')
+
+
+@pytest.mark.parametrize('kw', [dict(every=0), dict(every='1'), dict(every=True), dict(every=float('nan')), dict(data=1)])
+async def test_bad_settings(manager, kw):
+    with pytest.raises(ArgumentError, match=f'`{[*kw][0]}` must be'): site(manager, **{'every': 1} | kw)
+    for level in (0, 6, True, '2', None):
+        app,_ = site(own := SSEBroadcastManager())
+        with pytest.raises(ArgumentError, match='`level` must be'): sse_dashboard(own, level=level)
+    for other in (None, manager):
+        with pytest.raises(ArgumentError, match='`setup_dashboard'): sse_dashboard(other)
+
+
+# What it shows
+
+async def test_it_shows_what_the_app_does(manager):
+    app,board = site(manager)
+    def fails(message): raise ValueError('on purpose')
+    async with following(manager) as one, following(manager), SSEClient(app, EVENTS) as page:
+        html = await shown(page, board, '2 open', name='connections')
+        assert set(counters(board, html).values()) == {'0', '0 B'} or counters(board, html)['Sent'] != '0 B'
+        for i in range(5): await manager.broadcast('todo:added', dict(title='x'*i))
+        await manager.broadcast('todo:done', None)
+        html = await shown(page, board, 'todo:done')
+        assert text(part(board, html, 'types')) == 'Messages by event type Type Share Messages todo:added 5 todo:done 1'
+        rows = re.findall(r'<tr><th scope="row">([\d:.]+)</th><td><code>(.*?)</code></td><td class="n">(\d+) B</td></tr>', part(board, html, 'messages'))
+        assert [t for _,t,_ in rows] == ['todo:done'] + ['todo:added']*5  # The newest first
+        sizes = [int(n) for *_,n in rows[1:]]
+        assert [a-b for a,b in zip(sizes, sizes[1:])] == [1, 1, 1, 1] and sizes[-1] == len(re.search(rb'id: \S+\nevent: todo:added.*?\n\n|event: todo:added.*?\n\n', one.body, re.S)[0])
+        manager.on_broadcast(fails)
+        await manager.broadcast('todo:added', 1)
+        html = await shown(page, board, 'Errors 1 +1', name='counters')
+        assert 'class="alarm"' in part(board, html, 'counters')
+        async with following(manager, last_event_id='of-a-former-life-1'): await shown(page, board, 'Gaps 1', '3 open')
+        async with following(manager, last_event_id=[e.id for e in one.events if e.event == 'todo:added'][0]): await shown(page, board, 'Replayed 6', '3 open')
+        await shown(page, board, '2 open', name='connections')
+
+
+async def test_rates_are_by_the_second(manager):
+    _,board = site(manager, every=1.)
+    stats = manager.stats()
+    board.samples += [Sample(t, stats | dict(connections=7, broadcasts=b, deliveries=d)) for t,b,d in [(100., 0, 0), (102., 50, 9000), (103., 60, 9001)]]
+    html = ''.join(to_xml(o, indent=False) for o in board.draw())
+    assert [text(part(board, html, k)).split(' ')[0] for k in ('connections', 'broadcasts', 'deliveries')] == ['7', '10', '1.0']
+    assert 'now 10, least 10, most 25"' in part(board, html, 'broadcasts') and 'now 1.0, least 1.0, most 4,500"' in part(board, html, 'deliveries')
+    assert '0 to 10 s ago 10 25' in text(part(board, html, 'broadcasts-table'))
+
+
+async def test_the_slowest_queue(manager):
+    app,board = site(manager)
+    queue = await manager.register_connection()
+    for i in range(7): await manager.broadcast('n', i)
+    async with SSEClient(app, EVENTS) as page: await shown(page, board, '7 messages wait', name='backlog')
+    await manager.unregister_connection(queue)
+
+
+async def test_data_only_when_asked_for(manager):
+    html = {}
+    for data in (False, True):
+        app,board = site(own := SSEBroadcastManager(), data=data)
+        await own.broadcast('note', dict(a='a secret', html='<img src=x onerror=alert(1)>', zeros=['y'*1000]*1000))
+        async with SSEClient(app, EVENTS) as page: html[data] = await shown(page, board, 'note', name='messages')
+    assert 'secret' not in html[False] and 'Data' not in html[False]
+    assert 'a secret' in html[True] and '<img' not in html[True] and '&lt;img src=x onerror=alert(1)&gt;' in html[True]
+    assert len(html[True]) < len(html[False]) + 1000
+
+
+HOSTILE = ['<script>alert(1)</script>', '"><img src=x onerror=alert(1)>', '&lt;b&gt;', "'--><svg onload=alert(1)>", '</td></table></div><div id="other" hx-swap-oob="true">', '\u202eevil', 'x'*5000, 'ü*[.']
+
+async def test_types_are_text(manager):
+    app,board = site(manager, data=True)
+    for t in HOSTILE: await manager.broadcast(t, t)
+    async with SSEClient(app, EVENTS) as page: html = await shown(page, board, 'ü*[.')
+    for tag in ('<script', '<img', '<svg onload', 'onload=alert(1)>', '<div id="other"'): assert tag not in html
+    shown_types = [unescape(o) for o in re.findall(r'<th scope="row"><code>(.*?)</code>', part(board, html, 'types'))]
+    assert sorted(shown_types) == sorted(t if len(t) <= 100 else f'{t[:100]}…' for t in HOSTILE)
+    assert len(html) < 40_000
+
+
+class Broken:
+    def __repr__(self): raise RuntimeError('no')
+
+class Rude(dict):
+    def get(self, *args): raise RuntimeError('no')
+
+class Half:
+    def __repr__(self): return 'half \ud800'
+
+async def test_whatever_a_message_holds_is_drawn(manager, caplog):
+    app,board = site(manager, data=True)
+    loop = []
+    loop.append(loop)
+    for o in (Broken(), [Broken()], Rude(), Half(), loop, 10**5000, object, 'x'*10**6, {'a': {1, 'b', None}}, Div('x'), float('nan')): await manager.broadcast('odd', o)
+    def late(message): return dict(message, timestamp=Broken) if message['type'] == 'when' else None
+    manager.on_broadcast(late)
+    await manager.broadcast('when', 0)
+    async with SSEClient(app, EVENTS) as page: html = await shown(page, board, 'when', name='messages')
+    assert not [r for r in caplog.records if r.name.endswith('dashboard')] and html.count('<code>odd</code>') == 12
+
+
+async def test_types_without_bound(manager):
+    app,board = site(manager)
+    for i in range(TYPES+50): await manager.broadcast(f'user:{i}:news', i)
+    assert len(board.types) == TYPES
+    async with SSEClient(app, EVENTS) as page: html = await shown(page, board, 'Others', name='types')
+    assert text(part(board, html, 'types')).endswith(f'Others {TYPES+50-20}')
+    for _ in range(SAMPLES+5): board.look()
+    assert len(board.samples) == SAMPLES
+
+
+# It does not disturb
+
+async def test_its_own_traffic_is_not_the_apps(manager):
+    app,board = site(manager)
+    hooks,heard = Hooks(manager),[]
+    manager.on_delivery(heard.append)
+    before = manager.stats()
+    async with SSEClient(app, EVENTS) as page, SSEClient(app, EVENTS):
+        for _ in range(5): await page.next(BOUND)
+        assert board.own.connection_count == 2 and manager.stats() == before
+    assert (manager.connection_count, hooks.opened, heard, manager.get_history(), manager.stats()) == (0, [], [], [], before)
+
+
+async def test_one_task_however_many_look_and_none_when_nobody_does(manager):
+    app,board = site(manager)
+    looks = []
+    look = board.look
+    board.look = lambda: (looks.append(asyncio.current_task()), look())
+    async with no_task_left():
+        async with SSEClient(app, EVENTS) as one:
+            await one.next(BOUND)
+            first = board.task
+            before = tasks()
+            async with SSEClient(app, EVENTS) as two, SSEClient(app, EVENTS) as three:
+                for page in (one, two, three):
+                    for _ in range(3): await page.next(BOUND)
+                assert board.task is first and len({t for t in looks if t is first}) == 1
+                ids = [{e.id for e in page.events if not e.event.startswith('sse:')} for page in (one, two, three)]
+                assert len(ids[0] & ids[1] & ids[2]) >= 2  # The same messages, and so the same looks
+            await eventually(lambda: board.own.connection_count == 1)
+            assert not board.task.done() and tasks() <= before
+        await eventually(lambda: first.done(), 'the task ends with the last one')
+        assert board.task is None
+        n = len(looks)
+        async with SSEClient(app, EVENTS) as page:
+            for _ in range(3): await page.next(BOUND)
+            assert board.task is not first and len(looks) > n
+    assert len({t for t in looks}) <= 4  # Two tasks, and the two requests that started them
+
+
+async def test_who_comes_while_the_last_one_leaves_is_served(manager):
+    app,board = site(manager)
+    for _ in range(10):
+        one = SSEClient(app, EVENTS)
+        await one.__aenter__()
+        leaving = asyncio.create_task(one.disconnect())
+        async with SSEClient(app, EVENTS) as page:
+            await leaving
+            for _ in range(3): await page.next(BOUND)
+
+
+async def test_what_was_seen_survives_a_reload_of_the_page(manager):
+    app,board = site(manager)
+    async with SSEClient(app, EVENTS) as page:
+        for _ in range(4): await page.next(BOUND)
+    n = len(board.samples)
+    async with SSEClient(app, EVENTS) as page: await page.next(BOUND)
+    assert len(board.samples) > n >= 3
+
+
+async def test_a_look_that_fails_is_logged_and_the_next_one_comes(manager, caplog):
+    app,board = site(manager)
+    stats,times = manager.stats,iter([True, False])
+    def sometimes():
+        if next(times, True): return stats()
+        raise RuntimeError('no figures')
+    manager.stats = sometimes
+    with caplog.at_level(logging.ERROR):
+        async with SSEClient(app, EVENTS) as page:
+            for _ in range(5): await page.next(BOUND)
+    assert [r.getMessage() for r in caplog.records] == [f'The dashboard at {PATH} could not be drawn']
+
+
+async def test_a_tab_that_does_not_read_costs_nothing(manager):
+    app,board = site(manager)
+    async with SSEClient(app, EVENTS) as stalled, SSEClient(app, EVENTS) as page:
+        await stalled.next(BOUND)
+        stalled.stall()
+        for _ in range(30): await page.next(BOUND)
+        assert board.own.stats()['backlog'] <= 1 and len(board.own._hub.log._messages) <= 2
+        n = len(stalled.events)
+        stalled.resume()
+        await eventually(lambda: len(stalled.events) > n)
+
+
+async def test_it_ends_with_the_app_and_goes_with_it(manager):
+    app,board = site(manager)
+    async with SSEClient(app, EVENTS) as page:
+        await page.next(BOUND)
+        await board.own.close()
+        with pytest.raises(StreamEnded):
+            while True: await page.next(BOUND)
+    assert board.own in app._sse_setup.managers
+    ref = weakref.ref(board)
+    del app,board,page
+    manager.__dict__.pop('_dashboard')
+    manager._hooks.clear('delivery')
+    gc.collect()
+    assert ref() is None
+
+
+# Several processes
+
+async def test_no_warning_that_each_process_speaks_for_itself(monkeypatch, caplog):
+    monkeypatch.setattr(core, 'processes', lambda: 4)
+    core._warn_of_several.cache_clear()
+    board = Dashboard(manager := SSEBroadcastManager(), '/x')
+    await board.own.open()
+    assert not caplog.records
+    await manager.open()
+    assert 'processes serve this app' in caplog.text
+    core._warn_of_several.cache_clear()
+
+
+async def test_the_pages_of_all_processes_have_the_same_ids():
+    def make(): return setup_dashboard(FastHTML(secret_key='test'), SSEBroadcastManager(), authorise=True).id
+    assert make() == make()
+
+
+# The page
+
+async def test_the_page_and_its_style(manager):
+    app,board = site(manager)
+    async with SSEClient(app, PATH) as page: await eventually(lambda: page._task.done())
+    html = page.body.decode()
+    assert html.count('<h1') == 1 and '<h2' in html and f'sse-connect="{EVENTS}"' in html and 'name="viewport"' in html
+    ids = re.findall(r'\bid="(.*?)"', html)
+    assert len(ids) == len({*ids})
+    href = re.search(rf'href="({PATH}/\w+\.css)"', html)[1]
+    async with SSEClient(app, href) as style: await eventually(lambda: style._task.done())
+    assert style.status == 200 and style.headers['content-type'].startswith('text/css') and 'immutable' in style.headers['cache-control'] and b'prefers-color-scheme' in style.body
+    assert 'style=' not in re.search(r'<section.*</section>', html, re.S)[0] and '<style' not in re.search(r'<section.*</section>', html, re.S)[0]  # As a content security policy wants it
+    async with SSEClient(app, EVENTS) as events:
+        places = re.findall(r'<div [^>]*?id="(.*?)"', html) + re.findall(r'<dl [^>]*?id="(.*?)"', html)
+        moved = re.findall(r'hx-swap-oob="innerHTML"[^>]*? id="(.*?)"|id="([^"]*?)"[^>]*? hx-swap-oob="innerHTML"', (await events.next(BOUND)).data)
+    assert {a or b for a,b in moved} and {a or b for a,b in moved} <= {*places}, (moved, places)
+
+
+async def test_under_a_prefix(manager):
+    inner,_ = site(manager)
+    outer = FastHTML(secret_key='test', routes=[Mount('/admin', inner)])
+    async with SSEClient(outer, f'/admin{PATH}') as page: await eventually(lambda: page._task.done())
+    html = page.body.decode()
+    urls = re.findall(rf'(?:sse-connect|hx-get|href)="(/[^"]*{PATH}[^"]*)"', html)
+    assert len(urls) == 3 and all(u.startswith(f'/admin{PATH}/') for u in urls)
+    for u in urls:
+        async with SSEClient(outer, unescape(u)) as found: assert found.status == 200
+
+
+async def test_names():
+    assert (monitoring.sse_dashboard, monitoring.setup_dashboard) == (dashboard.sse_dashboard, dashboard.setup_dashboard)
+    assert {'sse_dashboard', 'setup_dashboard'} <= {*monitoring.__all__}
