@@ -796,3 +796,16 @@ async def test_the_dashboard_shows_each_process_and_goes_on_without_redis(server
             async with asyncio.timeout(BOUND):
                 while 'The backend does not answer' not in (await page.next(BOUND)).data: pass
             for _ in range(3): assert 'now 0, least 0' in (await page.next(BOUND)).data  # The charts went on meanwhile
+
+async def test_the_dashboard_does_not_count_what_redis_remembers(server):
+    from cjm_fasthtml_sse.dashboard import Dashboard
+    async with managers(server.url, 1) as (here,):
+        for i in range(3): await here.broadcast('before', i)
+        late = SSEBroadcastManager(backend=server.url)
+        board = Dashboard(late, '/x')
+        try:
+            await late.open()
+            assert (late.get_history(1)[0]['type'], board.types, [*board.last]) == ('before', {}, [])
+            await late.broadcast('after', 0)
+            assert board.types == dict(after=1)
+        finally: await late.close()
