@@ -165,7 +165,7 @@ def _figure(
     if isinstance(x, int) or x>=10: return f'{x:,.0f}'
     return f'{x:.1f}' if x else '0'
 
-def _span(seconds): return f'{seconds:g} s' if seconds<120 else f'{seconds/60:g} min'
+def _span(seconds): return f'{seconds:.3g} s' if seconds<120 else f'{seconds/60:.3g} min'
 
 _WIDTH,_HEIGHT = 600,80  # Of the drawing, in units of its own
 
@@ -222,7 +222,7 @@ def chart_table(points, label, now, seconds) -> NotStr:
     step,rows = seconds/_ROWS,[]
     for i in range(_ROWS):
         values = [v for at,v in points if v is not None and i*step<=now-at<(i+1)*step]
-        if values: rows.append((f'{i*step:g} to {_span((i+1)*step)} ago', _figure(min(values)), _figure(max(values))))
+        if values: rows.append((f'{i*step:.3g} to {_span((i+1)*step)} ago', _figure(min(values)), _figure(max(values))))
     return _table(('When', 'Least', 'Most'), rows, label, {1: 'n', 2: 'n'})
 
 # %% ../nbs/dashboard.ipynb #6b1f0a29
@@ -277,8 +277,8 @@ def _types(self:Dashboard):
 @patch
 def _messages(self:Dashboard):
     if not self.last: return P('No message yet', cls='note')
-    rows = [(_time(m), _code(_short(m['type'])), _size(m), *[_code(_data(m))]*self.data) for m in reversed(self.last)]
-    return _table(('Time (UTC)', 'Type', 'Size') + ('Data',)*self.data, rows, 'The last messages, newest first', {2: 'n'})
+    rows = [(_time(m), _code(_short(m['type'])), _size(m), *[_code(_data(m))]*self.data) for m in reversed([*self.last])]  # A copy, as another thread may broadcast
+    return _table(('Time (UTC)', 'Type', 'Size') + ('Data',)*self.data, rows, 'The last messages, newest first', {1: 'type', 2: 'n', 3: 'data'})
 
 def _time(message):
     "Of a timestamp, which a hook may have changed"
@@ -287,7 +287,7 @@ def _time(message):
 
 def _data(message):
     "The data, shortened before it is written out"
-    try: return _short(_repr.repr(message.get('data')), 400).encode('utf-8', 'replace').decode()
+    try: return _short(_repr.repr(message.get('data')), 200).encode('utf-8', 'replace').decode()
     except Exception as e: return f'{type(message["data"]).__name__}, which raises {type(e).__name__}'
 
 def _size(message):
@@ -335,8 +335,8 @@ def sse_dashboard(
     def heading(text, **kw): return ft(small, text, cls='name', **kw)
     def one(key, label):
         return Figure(Figcaption(heading(label)), place(key, cls='view'), Details(Summary('Values', Span(f' of {label.lower()} as a table', cls='unseen')), place(f'{key}-table')))
-    def frame(name, label): # Can be scrolled with the keyboard
-        return Section(heading(label), Div(place(name), role='region', tabindex='0', aria_label=label, cls='frame'), cls='card')
+    def frame(name, label, cls='card'): # Can be scrolled with the keyboard
+        return Section(heading(label), Div(place(name), role='region', tabindex='0', aria_label=label, cls='frame'), cls=cls)
     monitor = HTMXSSEConnector.create_sse_monitor_script(dict(sse_element_id=f'{i}-live', status_element_id=f'{i}-state',
         status_indicators=dict(active='Live', disconnected='Paused')), inline=False)
     return Section(Link(rel='stylesheet', href=_url(board, _style_name())),
@@ -345,7 +345,7 @@ def sse_dashboard(
         Div(*[one(key, label) for key,(label,*_) in _CHARTS.items()], cls='charts'),
         Dl(id=f'{i}-counters', aria_label='Since the start'),
         frame('workers', 'Processes') if board.several else None,
-        Div(frame('types', 'Event types'), frame('messages', 'Last messages'), cls='lists'),
+        Div(frame('types', 'Event types'), frame('messages', 'Last messages', 'card wide' if board.data else 'card'), cls='lists'),
         monitor, cls='sse-dash', id=i, lang='en', aria_labelledby=f'{i}-title')
 
 # %% ../nbs/dashboard.ipynb #6b1f0a35

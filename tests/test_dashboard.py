@@ -157,7 +157,7 @@ async def test_it_shows_what_the_app_does(manager):
         await manager.broadcast('todo:done', None)
         html = await shown(page, board, 'todo:done')
         assert text(part(board, html, 'types')) == 'Messages by event type Type Share Messages todo:added 5 todo:done 1'
-        rows = re.findall(r'<tr><th scope="row">([\d:.]+)</th><td><code>(.*?)</code></td><td class="n">(\d+) B</td></tr>', part(board, html, 'messages'))
+        rows = re.findall(r'<tr><th scope="row">([\d:.]+)</th><td class="type"><code>(.*?)</code></td><td class="n">(\d+) B</td></tr>', part(board, html, 'messages'))
         assert [t for _,t,_ in rows] == ['todo:done'] + ['todo:added']*5  # The newest first
         sizes = [int(n) for *_,n in rows[1:]]
         assert [a-b for a,b in zip(sizes, sizes[1:])] == [1, 1, 1, 1] and sizes[-1] == len(re.search(rb'id: \S+\nevent: todo:added.*?\n\n|event: todo:added.*?\n\n', one.body, re.S)[0])

@@ -245,5 +245,6 @@ def summary(path):
     "What a Python file or a script says about itself in its first sentence or line"
     text = path.read_text(encoding='utf-8')
     if path.suffix == '.py': return (ast.get_docstring(ast.parse(text)) or '').split('\n')[0]
+    if path.suffix == '.css': return re.match(r'(?:/\* (.*?)(?:\.| \*/))?', text)[1] or ''
     said = re.search(r'(?:^//(?! @ts-check).*\n)+', text, re.M)
     return re.split(r'(?<=[.]) ', re.sub(r'^// ?', '', said[0], flags=re.M).replace('\n', ' ').strip())[0].rstrip('.') if said else ''

@@ -41,8 +41,8 @@ def structure():
     lines = []
     for folder in dict.fromkeys(f.parent for f in notebooks):
         lines += rows(folder.relative_to(p.ROOT).as_posix(), [f for f in notebooks if f.parent == folder], notebooks.get)
-    for folder, pattern in ((f'{p.PACKAGE}/static', '*.js'), ('demo', '*.py')):
-        if files := sorted((p.ROOT/folder).glob(pattern)): lines += rows(folder, files, p.summary)
+    for folder, kinds in ((f'{p.PACKAGE}/static', ('.js', '.css')), ('demo', ('.py',))):
+        if files := sorted(f for f in (p.ROOT/folder).glob('*') if f.suffix in kinds): lines += rows(folder, files, p.summary)
     return ('## Project Structure\n\n```\n' + '\n'.join(lines) +
             f'\n```\n\n{len(notebooks)} notebooks, of which {len(p.modules())} are exported to `{p.PACKAGE}/`, one module each.')
 

@@ -203,6 +203,8 @@ def test_for_everybody(page, board, width, scheme):
     res = page.evaluate(CHECK)
     assert not res['found'], res
     assert res['least'] < 21 and res['width'] == width  # It has looked; nothing is wider than the screen
+    boxes = [o.bounding_box() for o in page.locator('.sse-dash > :is(header, .charts, dl, .card, .lists)').all()]
+    assert len(boxes) == 5 and len({(round(b['x']), round(b['width'])) for b in boxes}) == 1, boxes  # All in one column
     frame = page.get_by_role('region', name='Processes')
     expect(frame).to_have_css('overflow-x', 'auto')
     if width < 400: assert frame.evaluate('e => e.scrollWidth > e.clientWidth')
