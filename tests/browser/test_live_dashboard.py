@@ -1,6 +1,4 @@
 "The live dashboard in a browser: values that move in every tab, what a reader has opened stays open, and what people need who can't see, or have no mouse"
-import threading
-
 import pytest
 from fasthtml.common import Div, Header, Main
 from handmade import MAJORS
