@@ -84,7 +84,8 @@ async def main(clients, rounds, seconds):
         print(f'{name:7} against none: median ratio {statistics.median(ratios):.3f}, of the medians {statistics.median(costs[name])/statistics.median(costs["none"]):.3f}, from {min(ratios):.3f} to {max(ratios):.3f}')
     ratios = [a/b for a,b in zip(costs['open'], costs['set up'])]
     print(f'open    against set up: median ratio {statistics.median(ratios):.3f}')
-    board,begin = boards['open'],time.process_time()
+    board = boards['open']
+    board.every,begin = 0,time.process_time()  # Each of these looks counts
     for _ in range(50): board.look()
     print(f'one look: {(time.process_time()-begin)/50*1e3:.1f} ms for {clients} streams and {len(board.samples)} samples, {len(board.html):,} characters')
     begin = time.process_time()

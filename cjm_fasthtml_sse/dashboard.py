@@ -58,7 +58,7 @@ def _values(samples, key, longest=None):
 
 def _rates(samples, key, longest):
     "How much a counter grew in a second; `None` where more than `longest` seconds lie between two looks"
-    return [(b.at, (b.stats[key]-a.stats[key])/(b.at-a.at) if b.at-a.at<=longest else None) for a,b in zip(samples, samples[1:])]
+    return [(b.at, (b.stats[key]-a.stats[key])/(b.at-a.at) if 0<b.at-a.at<=longest else None) for a,b in zip(samples, samples[1:])]
 
 # %% ../nbs/dashboard.ipynb #6b1f0a14
 class Dashboard:
@@ -118,7 +118,9 @@ def look(self:Dashboard):
     "Look at the manager, and draw what is seen"
     try:
         self._ask()
-        self.samples.append(Sample(monotonic(), self.manager.stats()))
+        now = monotonic()
+        # A page that is loaded again makes for a look out of turn, too short after the last one to tell a rate from
+        if not self.samples or now-self.samples[-1].at>self.every/2: self.samples.append(Sample(now, self.manager.stats()))
         self.html = to_html(self.draw())
     except Exception: _log.exception('The dashboard at %s could not be drawn', self.path)
 
