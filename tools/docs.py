@@ -242,7 +242,8 @@ def home_parts():
     "What stands on the home page in place of the README's generated parts"
     rows = [(f'[{m}]({o.path})', o.description) for m, o in p.modules().items()]
     n = sum(map(len, p.imports().values()))
-    return (f"## Modules\n\n{readme.table(('Module', 'What it does'), rows)}\n\n### Module graph\n\n{module_graph()}\n\n"
+    learn = [(f'[{o.title}]({o.path})', o.description) for o in p.tutorials()]
+    return (f"## Tutorials\n\n{readme.table(('Tutorial', 'What it is about'), learn)}\n\n## Modules\n\n{readme.table(('Module', 'What it does'), rows)}\n\n### Module graph\n\n{module_graph()}\n\n"
             f'{len(rows)} modules, {n} arrows: each points from a module to one that it imports.')
 
 
@@ -386,7 +387,7 @@ def main():
     for page in p.pages():
         nb = json.loads((proc/page.path).read_text(encoding='utf-8'))
         md = without_repeats('\n\n'.join(filter(None, map(cell_md, in_order(nb['cells'], page.module)))))
-        md = p.without_missing_images(md)
+        md = p.without_missing_images(md, (p.NBS/page.path).parent)
         if page is p.home(): md = md.replace(p.MARK, home_parts())
         entries += write(out, address(page.path), page.title, page.description, md, (PurePosixPath('nbs')/page.path).parent.as_posix(), f'nbs/{page.path}', facts(page))
     for page, (source, title, desc) in EXTRA.items():

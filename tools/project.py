@@ -38,9 +38,9 @@ class Page:
 MARK = '<!-- generated -->'  # The cell of index.ipynb in whose place the generated parts stand
 
 
-def without_missing_images(md):
+def without_missing_images(md, folder=NBS):
     "A picture that is not there yet leaves no broken frame"
-    return re.sub(r'!\[[^\]]*\]\(([^)\s]+)\)', lambda m: m[0] if ':' in m[1] or (NBS/m[1]).exists() else '', md)
+    return re.sub(r'!\[[^\]]*\]\(([^)\s]+)\)', lambda m: m[0] if ':' in m[1] or (folder/m[1]).exists() else '', md)
 
 
 def cells(path):
@@ -68,7 +68,8 @@ def listed():
             if isinstance(o, dict): yield from walk(o['contents'], o['section'])
             elif '*' in o: yield from ((f.relative_to(NBS).as_posix(), section) for f in sorted(NBS.glob(o)))
             else: yield o, section
-    return list(walk(yaml.safe_load((NBS/'sidebar.yml').read_text(encoding='utf-8'))['website']['sidebar']['contents'], ''))
+    entries = list(walk(yaml.safe_load((NBS/'sidebar.yml').read_text(encoding='utf-8'))['website']['sidebar']['contents'], ''))
+    return [o for i, o in enumerate(entries) if o[0] not in {path for path, _ in entries[:i]}]  # `*` stands for those not named before it
 
 
 @cache
@@ -76,12 +77,15 @@ def pages(): return [read_page(NBS/p, s) for p, s in listed() if (NBS/p).exists(
 
 def home(): return next(p for p in pages() if p.path == 'index.ipynb')
 
+def tutorials(): return [p for p in pages() if p.path.startswith('tutorials/')]
+
 @cache
 def modules(): return {p.module: p for p in pages() if p.module and source_path(p.module).exists()}
 
 
 def mixed_cells(page):
-    "Cells that import and do something else besides: rendering the docs would run them"
+    "Cells that import and do something else besides: rendering the docs would run them. A page without a module is not run"
+    if not page.module: return
     for kind, src in cells(NBS/page.path):
         d = directives(src)
         if kind != 'code' or d.keys() & {'export', 'exporti', 'exports'} or d.get('eval') == 'false' or src.lstrip().startswith('%'): continue

@@ -9,6 +9,8 @@ import sys
 from pathlib import PurePosixPath
 from posixpath import normpath
 
+from nbdev.config import nbpath2html
+
 import project as p
 
 README = p.ROOT/'README.md'
@@ -29,6 +31,12 @@ def hand_written():
         elif kind == 'code':
             code = re.sub(r'^\s*#\|.*\n?', '', src, flags=re.M).strip()
             if code: yield f'```python\n{code}\n```'
+
+
+def tutorials():
+    "The tutorials, on the site"
+    rows = [(f'[{o.title}]({p.DOCS}{nbpath2html(o.path).as_posix()})', o.description) for o in p.tutorials()]
+    return f"## Tutorials\n\nEach is a notebook in [nbs/tutorials](nbs/tutorials) that the tests run.\n\n{table(('Tutorial', 'What it is about'), rows)}"
 
 
 def structure():
@@ -94,7 +102,7 @@ def module(name, page):
 
 
 def generated():
-    return [structure(), graph(), cli(), '## Module Overview', *(module(*o) for o in p.modules().items())]
+    return [tutorials(), structure(), graph(), cli(), '## Module Overview', *(module(*o) for o in p.modules().items())]
 
 
 def build():
