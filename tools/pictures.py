@@ -1,0 +1,138 @@
+"""Start the apps of the tutorials as a reader would, use them in two tabs of Chromium, and take the pictures
+
+    python tools/pictures.py            all of them, into nbs/images/
+    python tools/pictures.py chat       one of them
+
+Each app is what its notebook says: the cell that ends with `serve()`, alone in a `main.py` in an empty folder. A page that
+complains in its console, or that doesn't show what its tutorial says, makes this fail.
+"""
+import base64
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from playwright.sync_api import sync_playwright
+
+import assets
+import project as p
+
+FLAGS = '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'.split()
+FILES = {'npm/htmx.org@2': 'htmx.org/dist/htmx.js', 'npm/htmx-ext-sse@': 'htmx-ext-sse/dist/sse.min.js', 'npm/@anyblades/pico@': '@anyblades/pico/css/pico.min.css'}
+WALKS = {}  # Tutorial -> what is done with its app
+
+
+def walk(f):
+    WALKS[f.__name__] = f
+    return f
+
+
+def app_of(name):
+    "The `main.py` of a tutorial"
+    apps = [src for kind, src in p.cells(p.NBS/'tutorials'/f'{name}.ipynb') if kind == 'code' and src.rstrip().endswith('serve()')]
+    assert apps, f'{name} has no cell that ends with serve()'
+    return apps[-1]
+
+
+@contextmanager
+def running(code):
+    "Run `code` as main.py in an empty folder; gives the address"
+    with socket.create_server(('127.0.0.1', 0)) as s: port = s.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile('w+') as log:
+        (Path(folder)/'main.py').write_text(code, encoding='utf-8')
+        proc = subprocess.Popen([sys.executable, 'main.py'], cwd=folder, env={**os.environ, 'PORT': str(port)}, stdout=log, stderr=log, start_new_session=True)
+        try:
+            for _ in range(300):
+                with suppress(OSError):
+                    socket.create_connection(('127.0.0.1', port), 1).close()
+                    break
+                time.sleep(.05)
+            yield f'http://localhost:{port}'
+        finally:
+            os.killpg(proc.pid, signal.SIGINT)
+            try: proc.wait(10)
+            except subprocess.TimeoutExpired: os.killpg(proc.pid, signal.SIGKILL)
+            log.seek(0)
+            said = log.read()
+            if any(o in said for o in ('Traceback', 'ERROR', 'WARNING:  ')): print(said)
+
+
+class Tabs:
+    "Tabs of one browser, and what else a walk needs"
+    def __init__(self, browser, url, size):
+        self.browser,self.url,self.size,self.complaints = browser,url,size,[]
+        self.context = self.person()
+
+    def person(self):
+        "A browser of somebody else, without any cookie"
+        context = self.browser.new_context(viewport=self.size, device_scale_factor=2)
+        def fulfil(route):
+            there = next((f for start, f in FILES.items() if start in route.request.url), None)
+            if there: route.fulfill(path=assets.folder()/there)
+            else: route.fulfill(body='', content_type='text/javascript')  # What the tutorials make no use of
+        context.route('https://cdn.jsdelivr.net/**', fulfil)
+        return context
+
+    def open(self, path='/', context=None):
+        page = (context or self.context).new_page()
+        page.set_default_timeout(10000)
+        page.on('pageerror', lambda e: self.complaints.append(str(e)))
+        page.on('console', lambda m: m.type in ('warning', 'error') and 'favicon' not in str(m.location) and self.complaints.append(m.text))
+        page.goto(self.url + path)
+        page.wait_for_function('() => !window.cjmSSE || cjmSSE.sources.every(s => s.state === "active")')
+        return page
+
+    def picture(self, name, **tabs):
+        "Put tabs side by side, each with its title, into nbs/images/"
+        w, h = self.size['width'], self.size['height']
+        frames = ''.join(f'''<figure><figcaption><i></i><i></i><i></i><b>{title.replace("_", " ")}</b></figcaption>
+            <img src="data:image/png;base64,{base64.b64encode(page.screenshot()).decode()}" width={w} height={h}></figure>''' for title, page in tabs.items())
+        page = self.browser.new_page(viewport=dict(width=(w + 18)*len(tabs) + 16, height=h + 60), device_scale_factor=1.5)
+        page.set_content(f'''<style>body {{ margin: 16px; display: flex; gap: 16px; background: #dde3ea; font: 13px sans-serif }} img {{ display: block }}
+            figure {{ margin: 0; background: #fff; border: 1px solid #aeb8c4; border-radius: 8px; overflow: hidden; box-shadow: 0 2px 8px #0002 }}
+            figcaption {{ padding: 6px 10px; background: #f2f4f7; border-bottom: 1px solid #d5dbe2; display: flex; gap: 6px; align-items: center }}
+            i {{ width: 9px; height: 9px; border-radius: 9px; background: #c3ccd6 }} b {{ margin-left: 6px; font-weight: 500; color: #445 }}</style>{frames}''')
+        out = p.NBS/'images'/f'{name}.png'
+        page.screenshot(path=out, full_page=True)
+        page.close()
+        print(out.relative_to(p.ROOT))
+
+
+@walk
+def first_app(tabs):
+    one, two = tabs.open(), tabs.open()
+    for what, where in ('Milk', one), ('Bread', two), ('Call Grandma', one):
+        where.fill('[name=title]', what)
+        where.press('[name=title]', 'Enter')
+        for tab in one, two: tab.wait_for_selector(f'#todos > li:text-is("{what}")')
+    tabs.picture('tutorial-first-app', Tab_1=one, Tab_2=two)
+    one.reload()
+    one.wait_for_selector('#todos > li:nth-child(3)')
+    assert one.locator('#todos > li').count() == 3, one.inner_html('#todos')
+
+
+def main(names):
+    if unknown := set(names) - WALKS.keys(): sys.exit(f"no pictures of {', '.join(unknown)}. There are: {', '.join(WALKS)}")
+    if not assets.fetch(dev=True): sys.exit('npm is needed, to fetch htmx')
+    bad = []
+    with sync_playwright() as pw:
+        browser = pw.chromium.launch(executable_path=shutil.which('chromium'), args=FLAGS)
+        for name, f in WALKS.items():
+            if names and name not in names: continue
+            with running(app_of(name)) as url:
+                tabs = Tabs(browser, url, getattr(f, 'size', dict(width=460, height=300)))
+                f(tabs)
+                bad += [f'{name}: {o}' for o in tabs.complaints]
+                for c in browser.contexts: c.close()
+        browser.close()
+    print(*bad, sep='\n')
+    return bool(bad)
+
+
+if __name__ == '__main__': sys.exit(main(sys.argv[1:]))
