@@ -190,18 +190,39 @@ def oob_elements(
 
 # %% ../nbs/testing.ipynb #t0000011
 def assert_oob(
-    html,           # An event, HTML, or elements
+    html,           # An event, HTML, or elements; a list of events, of which one must
     target,         # `id` of the element in the page
     contains=None,  # Text that people must be able to read in it; or elements that must be in it
     swap=None       # How it must get there, as in `hx-swap`
 ) -> OOBElement:    # The first that fits
     "Assert that `html` brings something to the element `target` of the page"
-    found = oob_elements(html)
+    parts = html if isinstance(html, list) and all(isinstance(o, ServerSentEvent) for o in html) else [html]
     def fits(o):
         there = contains is None or (contains in o.text if isinstance(contains, str) else to_html(contains) in o.html)
         return o.target==target and (swap is None or o.swap==swap) and there
-    for o in found:
+    for o in [o for part in parts for o in oob_elements(part)]:
         if fits(o): return o
     wanted = f'{target!r}' + (f' by {swap}' if swap else '') + (f' with {to_html(contains)!r}' if contains is not None else '')
-    came = '; '.join(f'{o.target!r} by {o.swap}: {o.html}' for o in found) or repr(html.data if isinstance(html, ServerSentEvent) else to_html(html))
-    raise AssertionError(f'Nothing for {wanted}. What came: {came}')
+    raise AssertionError(f'Nothing for {wanted}. What came: ' + ('; '.join(map(_brought, parts)) or 'nothing'))
+
+def _brought(part):
+    "What `part` brings, for those who read why a test failed"
+    if found := oob_elements(part): return '; '.join(f'{o.target!r} by {o.swap}: {o.html}' for o in found)
+    return f'{part.event} {part.data!r}' if isinstance(part, ServerSentEvent) else repr(to_html(part))
+
+# %% ../nbs/testing.ipynb #t0000018
+@patch
+async def until_oob(self:SSEClient,
+    target,         # As for `assert_oob`
+    contains=None,  # As for `assert_oob`
+    swap=None,      # As for `assert_oob`
+    timeout=1.      # Seconds for all that is read; then `AssertionError`
+) -> OOBElement:    # The first that fits
+    "Read on until an event brings something to the element `target`"
+    read = []
+    with suppress(TimeoutError, StreamEnded):
+        async with asyncio.timeout(timeout):
+            while True:
+                read.append(await self.next(None))
+                with suppress(AssertionError): return assert_oob(read[-1], target, contains, swap)
+    return assert_oob(read, target, contains, swap)  # It isn't there: this says what came instead
