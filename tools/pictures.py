@@ -60,7 +60,7 @@ def running(code):
             except subprocess.TimeoutExpired: os.killpg(proc.pid, signal.SIGKILL)
             log.seek(0)
             said = log.read()
-            if any(o in said for o in ('Traceback', 'ERROR', 'WARNING:  ')): print(said)
+            if any(o in said for o in ('Traceback', 'ERROR', 'WARNING:  ')): print(said[-3000:])
 
 
 class Tabs:
@@ -115,6 +115,35 @@ def first_app(tabs):
     one.reload()
     one.wait_for_selector('#todos > li:nth-child(3)')
     assert one.locator('#todos > li').count() == 3, one.inner_html('#todos')
+
+
+@walk
+def job_board(tabs):
+    one, two = tabs.open(), tabs.open()
+    def start(tab, name, rows, broken=''):
+        for k, v in dict(name=name, rows=rows, broken=broken).items(): tab.fill(f'[name={k}]', str(v))
+        tab.click('button')
+        for o in one, two: o.wait_for_selector(f'#jobs > li:has-text("{name}")')
+    def shows(tab, text, n=1): tab.wait_for_function('([text, n]) => [...document.querySelectorAll("#jobs > li")].filter(o => o.innerText.includes(text)).length === n', arg=[text, n])
+    start(one, 'Prices', 30)
+    start(two, 'Customers', 400, 10)
+    start(one, 'Suppliers', 500)
+    start(one, 'Orders', 500)
+    for tab in one, two:
+        shows(tab, 'Completed')
+        shows(tab, 'Failed: row 10')
+    two.click('#jobs > li:has-text("Suppliers") >> text=Stop')
+    for tab in one, two: shows(tab, 'Cancelled')
+    one.wait_for_function('document.querySelector("#jobs > li:last-child progress").value > 100')
+    tabs.picture('tutorial-job-board', Tab_1=one, Tab_2=two)
+    job = tabs.open(one.get_attribute('#jobs > li:last-child > a', 'href'))
+    job.wait_for_selector('[id^=progress-span] progress')
+    two.click('#jobs > li:last-child >> text=Stop')
+    job.wait_for_selector('[id^=status-span] >> text=Cancelled')
+    late = tabs.open()
+    shows(late, 'Cancelled', 2)
+
+job_board.size = dict(width=560, height=460)
 
 
 def main(names):
