@@ -136,7 +136,7 @@ def job_board(tabs):
     for tab in one, two: shows(tab, 'Cancelled')
     one.wait_for_function('document.querySelector("#jobs > li:last-child progress").value > 100')
     tabs.picture('tutorial-job-board', Tab_1=one, Tab_2=two)
-    job = tabs.open(one.get_attribute('#jobs > li:last-child > a', 'href'))
+    job = tabs.open(one.get_attribute('#jobs > li:last-child > a:text-is("Page")', 'href'))
     job.wait_for_selector('[id^=progress-span] progress')
     two.click('#jobs > li:last-child >> text=Stop')
     job.wait_for_selector('[id^=status-span] >> text=Cancelled')
