@@ -146,6 +146,38 @@ def job_board(tabs):
 job_board.size = dict(width=560, height=460)
 
 
+@walk
+def chat(tabs):
+    def enter(name, room='lobby'):
+        context = tabs.context if name == 'Ann' else tabs.person()
+        page = tabs.open('/', context)
+        page.fill('[name=name]', name)
+        page.click('button')
+        page.wait_for_selector('#talk', state='attached')
+        if room != 'lobby': page.click(f'nav >> text={room}')
+        page.wait_for_function('cjmSSE.sources.length && cjmSSE.sources.every(s => s.state === "active")')
+        return page
+    def say(page, text, *readers):
+        page.fill('[name=text]', text)
+        page.press('[name=text]', 'Enter')
+        for o in readers: o.wait_for_selector(f'#talk > li:has-text("{text.rpartition("@Ben ")[2]}")')
+    ann, ben, carl = enter('Ann'), enter('Ben'), enter('Carl', 'coffee break')
+    again = tabs.open('/room/lobby')
+    for page in ann, ben, carl: page.wait_for_selector('#online:text-is("Ann, Ben, Carl")')
+    say(ann, 'Good morning!', ann, again, ben)
+    say(ben, 'Morning. Is there cake?', ann, ben)
+    say(carl, 'Is anybody here?', carl)
+    say(ann, '@Ben There is, but not for everybody', ann, again, ben)
+    assert carl.locator('#talk > li').count() == 1
+    tabs.picture('tutorial-chat', Ann=ann, Ben=ben, Carl=carl)
+    ann.click('text=Log out')
+    ann.wait_for_selector('[name=name]')
+    ben.wait_for_selector('#online:text-is("Ben, Carl")')
+    tabs.complaints = [o for o in tabs.complaints if '401' not in o]  # Her other tab asked once more, and was told no
+
+chat.size = dict(width=440, height=440)
+
+
 def main(names):
     if unknown := set(names) - WALKS.keys(): sys.exit(f"no pictures of {', '.join(unknown)}. There are: {', '.join(WALKS)}")
     if not assets.fetch(dev=True): sys.exit('npm is needed, to fetch htmx')
