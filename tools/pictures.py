@@ -18,7 +18,7 @@ import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import TimeoutError, sync_playwright
 
 import assets
 import project as p
@@ -79,9 +79,9 @@ class Tabs:
         context.route('https://cdn.jsdelivr.net/**', fulfil)
         return context
 
-    def open(self, path='/', context=None):
+    def open(self, path='/', context=None, secs=10):
         page = (context or self.context).new_page()
-        page.set_default_timeout(10000)
+        page.set_default_timeout(secs*1000)
         page.on('pageerror', lambda e: self.complaints.append(str(e)))
         page.on('console', lambda m: m.type in ('warning', 'error') and 'favicon' not in str(m.location) and self.complaints.append(m.text))
         page.goto(self.url + path)
@@ -176,6 +176,34 @@ def chat(tabs):
     tabs.complaints = [o for o in tabs.complaints if '401' not in o]  # Her other tab asked once more, and was told no
 
 chat.size = dict(width=440, height=440)
+
+
+@walk
+def tabs(tabs):
+    def says(n, *pages):
+        for o in pages: o.wait_for_selector(f'#connections:text-is("{n}")')
+    one = tabs.open()
+    says(1, one)
+    two = tabs.open()
+    says(1, one, two)
+    own = tabs.open('/?share=False')
+    says(2, one, two, own)
+    for o in one, two, own: o.wait_for_selector('#connection-status:has-text("Connected")')
+    tabs.picture('tutorial-tabs', Tab_1=one, Tab_2=two, Tab_3=own)
+    one.close()
+    more = [tabs.open() for _ in range(11)]
+    says(2, two, own, *more)
+    for o in more: o.close()
+    # What the tutorial says of the seventh connection
+    page = tabs.open('/?share=False', tabs.person())
+    full = [page, *(tabs.open('/?share=False', page.context) for _ in range(5))]
+    try: tabs.open('/?share=False', page.context, secs=2)
+    except TimeoutError: pass
+    else: raise AssertionError('the seventh tab loaded')
+    full[0].close()
+    tabs.complaints = [o for o in tabs.complaints if 'net::ERR_ABORTED' not in o]
+
+tabs.size = dict(width=400, height=300)
 
 
 def main(names):
