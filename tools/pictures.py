@@ -33,11 +33,11 @@ def walk(f):
     return f
 
 
-def app_of(name):
-    "The `main.py` of a tutorial"
+def apps_of(name):
+    "The `main.py` of a tutorial; each of them, where it has several"
     apps = [src for kind, src in p.cells(p.NBS/'tutorials'/f'{name}.ipynb') if kind == 'code' and src.rstrip().endswith('serve()')]
     assert apps, f'{name} has no cell that ends with serve()'
-    return apps[-1]
+    return apps
 
 
 @contextmanager
@@ -206,6 +206,15 @@ def tabs(tabs):
 tabs.size = dict(width=400, height=300)
 
 
+@walk
+def from_hand_written(tabs):
+    one, two = tabs.open(), tabs.open()
+    for tab, drink, n in (one, 'tea', 1), (two, 'coffee', 1), (two, 'tea', 2), (one, 'tea', 3):
+        tab.click(f'button:text-is("{drink}")')
+        for o in one, two: o.wait_for_selector(f'#{drink}:text-is("{n}")')
+    tabs.picture('tutorial-from-hand-written', Tab_1=one, Tab_2=two)
+
+
 def main(names):
     if unknown := set(names) - WALKS.keys(): sys.exit(f"no pictures of {', '.join(unknown)}. There are: {', '.join(WALKS)}")
     if not assets.fetch(dev=True): sys.exit('npm is needed, to fetch htmx')
@@ -214,11 +223,12 @@ def main(names):
         browser = pw.chromium.launch(executable_path=shutil.which('chromium'), args=FLAGS)
         for name, f in WALKS.items():
             if names and name not in names: continue
-            with running(app_of(name)) as url:
-                tabs = Tabs(browser, url, getattr(f, 'size', dict(width=460, height=300)))
-                f(tabs)
-                bad += [f'{name}: {o}' for o in tabs.complaints]
-                for c in browser.contexts: c.close()
+            for code in apps_of(name):
+                with running(code) as url:
+                    tabs = Tabs(browser, url, getattr(f, 'size', dict(width=460, height=300)))
+                    f(tabs)
+                    bad += [f'{name}: {o}' for o in tabs.complaints]
+                    for c in browser.contexts: c.close()
         browser.close()
     print(*bad, sep='\n')
     return bool(bad)
