@@ -215,6 +215,18 @@ def from_hand_written(tabs):
     tabs.picture('tutorial-from-hand-written', Tab_1=one, Tab_2=two)
 
 
+@walk
+def testing(tabs):
+    tabs.open().fill('[name=name]', 'Ann')
+    one = tabs.context.pages[0]
+    one.press('[name=name]', 'Enter')
+    one.wait_for_selector('#todos', state='attached')
+    two = tabs.open()
+    two.fill('[name=title]', 'Milk')
+    two.press('[name=title]', 'Enter')
+    for o in one, two: o.wait_for_selector('#todos > li:text-is("Milk by Ann")')
+
+
 def main(names):
     if unknown := set(names) - WALKS.keys(): sys.exit(f"no pictures of {', '.join(unknown)}. There are: {', '.join(WALKS)}")
     if not assets.fetch(dev=True): sys.exit('npm is needed, to fetch htmx')
