@@ -29,7 +29,8 @@ PACKAGE = ROOT/'cjm_fasthtml_sse'
 BIN = Path(sys.executable).parent
 ENV = {**os.environ, 'PATH': f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}", 'PYTHONUNBUFFERED': '1', 'DEBIAN_FRONTEND': 'noninteractive'}
 COUNTS = re.compile(r'(\d+) passed, (\d+) failed')
-DEBIAN = {'chromium': 'chromium', 'redis-server': 'redis-server', 'node': 'nodejs', 'npm': 'npm'}  # command: its package
+DEBIAN = {'chromium': 'chromium', 'redis-server': 'redis-server', 'node': 'nodejs', 'npm': 'npm',
+          'nginx': 'nginx', 'caddy': 'caddy', 'openssl': 'openssl'}  # command: its package
 CHECKS = {}
 
 
@@ -87,8 +88,9 @@ def fingerprints():
 @check
 def system():
     "Programs from Debian that the tests drive"
-    lacking = [p for cmd, p in DEBIAN.items() if not shutil.which(cmd)]
-    if not lacking: return print(*(shutil.which(c) for c in DEBIAN), sep='\n')
+    where = {cmd: shutil.which(cmd, path=f"{ENV['PATH']}:/usr/sbin:/sbin") for cmd in DEBIAN}  # Servers are not on everybody's PATH
+    lacking = [DEBIAN[cmd] for cmd, path in where.items() if not path]
+    if not lacking: return print(*where.values(), sep='\n')
     if not shutil.which('apt-get'): raise Failed(f"not found: {', '.join(lacking)} (Debian's names). Install them and put them on the PATH")
     if os.geteuid(): raise Failed(f"not found. Run: sudo apt-get install {' '.join(lacking)}")
     run('apt-get', 'update', '-qq', secs=180, quiet=True)

@@ -1,0 +1,189 @@
+"The configurations in examples/deploy, before a real app, in real nginx and Caddy: they hold nothing back, and end what has to end"
+import asyncio
+import contextlib
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+
+import httpx
+import pytest
+from h2.connection import H2Connection
+from h2.errors import ErrorCodes
+from proxies import DEPLOY, browsing, lacking, listening, proxying, replaced, serving, trusting
+from servers import running, uvicorn
+from support import BOUND
+
+needs = {o: pytest.mark.skipif(bool(lacking(o, 'openssl')), reason=f"needs Debian's packages: {', '.join(lacking(o, 'openssl'))}") for o in ('nginx', 'caddy')}
+both = pytest.mark.parametrize('name', [pytest.param(o, marks=m) for o,m in needs.items()])
+
+
+@pytest.fixture
+def app(tmp_path):
+    with serving(tmp_path) as server: yield server
+
+
+def item(n): return lambda e: f'item {n}<' in e.data
+
+async def in_step(client, stream, n):
+    "Add `n` items, each one only when the one before has come; seconds that each took"
+    took = []
+    for i in range(n):
+        start = time.perf_counter()
+        assert (await client.post('/add', data=dict(text=f'item {i}'))).text=='1'
+        async with asyncio.timeout(BOUND): await stream.until(item(i))
+        took.append(time.perf_counter()-start)
+    return took
+
+
+@both
+@pytest.mark.parametrize('version', ['HTTP/1.1', 'HTTP/2'])
+async def test_each_event_comes_at_once(app, tmp_path, name, version):
+    "Whoever holds back one event here never gets the next one"
+    with proxying(name, app.port, tmp_path) as proxy:
+        async with browsing(proxy, http2=version=='HTTP/2') as client, listening(client) as stream:
+            assert (stream.response.http_version, stream.response.headers.get('content-encoding'))==(version, None)
+            took = await in_step(client, stream, 50)
+    print(f'{name}, {version}: {1000*statistics.median(took):.1f} ms from the POST to the event, at most {1000*max(took):.0f}')
+
+
+@both
+async def test_scripts_are_compressed_and_streams_are_not(app, tmp_path, name):
+    with proxying(name, app.port, tmp_path) as proxy:
+        async with browsing(proxy) as client, listening(client) as stream:
+            page = (await client.get('/')).text
+            script = await client.get(re.search(r'src="(/_sse/client[^"]+)"', page)[1])
+            assert 'content-encoding' in script.headers and 'content-encoding' not in stream.response.headers
+
+
+@both
+async def test_many_streams_need_one_connection(app, tmp_path, name):
+    "HTTP/2; over HTTP/1.1 the seventh request would wait"
+    with proxying(name, app.port, tmp_path) as proxy:
+        async with browsing(proxy, connections=1) as client, contextlib.AsyncExitStack() as stack:
+            streams = [await stack.enter_async_context(listening(client)) for _ in range(80)]  # More this client does not do
+            assert (await client.post('/add', data=dict(text='item 1'))).text=='80'
+            for s in streams: await s.until(item(1))
+        async with browsing(proxy, http2=False) as client, contextlib.AsyncExitStack() as stack:
+            for _ in range(6): await stack.enter_async_context(listening(client))
+            with pytest.raises(httpx.PoolTimeout): await client.get('/health')
+
+
+@both
+async def test_a_tab_that_is_closed_is_noticed_behind_the_proxy(app, tmp_path, name):
+    "A browser ends one stream of its HTTP/2 connection, and keeps the connection"
+    with proxying(name, app.port, tmp_path) as proxy:
+        async with browsing(app, http2=False) as direct, asyncio.timeout(BOUND):
+            async def until(n):
+                while (await direct.get('/health')).json()['connections']!=n: await asyncio.sleep(.05)
+            reader,writer = await asyncio.open_connection('127.0.0.1', proxy.port, ssl=trusting(proxy, ['h2']), server_hostname='localhost')
+            h2 = H2Connection()
+            h2.initiate_connection()
+            for stream in (1, 3): h2.send_headers(stream, [(':method', 'GET'), (':path', '/events'), (':scheme', 'https'), (':authority', f'localhost:{proxy.port}')], end_stream=True)
+            writer.write(h2.data_to_send())
+            await until(2)
+            h2.reset_stream(1, ErrorCodes.CANCEL)
+            writer.write(h2.data_to_send())
+            await until(1)
+            writer.close()
+            await until(0)
+
+
+@needs['nginx']
+async def test_heartbeats_keep_a_stream_alive_for_longer_than_the_timeout(tmp_path):
+    with serving(tmp_path, HEARTBEAT='.2') as app, proxying('nginx', app.port, tmp_path, changes={'proxy_read_timeout 60s': 'proxy_read_timeout 1s'}) as proxy:
+        async with browsing(proxy) as client, listening(client) as stream:
+            start = time.monotonic()
+            while time.monotonic()<start+3: assert await stream.until(lambda e: e.event=='sse:heartbeat')
+
+
+@needs['nginx']
+async def test_without_heartbeats_the_proxy_ends_a_silent_stream(tmp_path):
+    with serving(tmp_path, HEARTBEAT='0') as app, proxying('nginx', app.port, tmp_path, changes={'proxy_read_timeout 60s': 'proxy_read_timeout 1s'}) as proxy:
+        async with browsing(proxy) as client, listening(client) as stream, asyncio.timeout(BOUND):
+            while await stream.next() is not None: pass
+
+
+@needs['nginx']
+async def test_a_proxy_that_ignores_what_the_stream_asks_for_holds_it_back(app, tmp_path):
+    "What the test of each event would see, were the configuration wrong"
+    with proxying('nginx', app.port, tmp_path, changes={'proxy_buffering on;': 'proxy_buffering on; proxy_ignore_headers X-Accel-Buffering;'}) as proxy:
+        async with browsing(app, http2=False) as direct, browsing(proxy) as client:
+            task = asyncio.create_task(client.get('/events'))
+            async with asyncio.timeout(BOUND):
+                while not (await direct.get('/health')).json()['connections']: await asyncio.sleep(.05)
+            for i in range(5): await direct.post('/add', data=dict(text=f'item {i}'))
+            done,_ = await asyncio.wait({task}, timeout=.5)
+            assert not done
+            app.signal()
+            text = (await asyncio.wait_for(task, BOUND)).text
+            assert 'item 0<' in text and 'item 4<' in text
+
+
+@both
+async def test_a_deploy_behind_the_proxy(tmp_path, name):
+    "The streams end with a farewell, the proxy says 502, and who comes back is told the state"
+    with serving(tmp_path) as app, proxying(name, app.port, tmp_path) as proxy:
+        async with browsing(proxy) as client:
+            async with listening(client) as stream:
+                await in_step(client, stream, 3)
+                app.signal(signal.SIGTERM)
+                last = None
+                async with asyncio.timeout(BOUND):
+                    while (e := await stream.next()) is not None: last = e
+            assert last.event=='sse:heartbeat' and last.retry
+            assert app.ends()[0] in (0, -signal.SIGTERM), app.output
+            assert (await client.get('/health')).status_code==502
+            with serving(tmp_path, PORT=app.port):
+                async with listening(client, **{'Last-Event-ID': last.id}) as stream:
+                    assert stream.response.status_code==200
+                    async with asyncio.timeout(BOUND): assert 'id="items"' in (await stream.until(lambda e: e.data)).data
+
+
+@both
+async def test_a_proxy_that_is_stopped_does_not_wait_for_streams(app, tmp_path, name):
+    "nginx is reloaded, Caddy stopped"
+    changes = {'nginx': {'worker_shutdown_timeout 10s': 'worker_shutdown_timeout 1s'}, 'caddy': {'grace_period 10s': 'grace_period 1s'}}[name]
+    with proxying(name, app.port, tmp_path, changes=changes) as proxy:
+        async with browsing(proxy) as client, listening(client) as stream:
+            await in_step(client, stream, 1)
+            if name=='nginx': subprocess.run([*proxy.cmd, '-s', 'reload'], check=True, timeout=10, cwd=proxy.folder, capture_output=True)
+            else: proxy.signal(signal.SIGTERM)
+            async with asyncio.timeout(BOUND):
+                while await stream.next() is not None: pass
+        if name=='nginx':
+            async with browsing(proxy) as client, listening(client) as stream: assert stream.response.status_code==200
+        else: assert proxy.ends()[0]==0
+
+
+@pytest.mark.skipif(not shutil.which('systemd-analyze'), reason="needs Debian's package systemd")
+def test_the_unit_is_what_systemd_understands(tmp_path):
+    def complaints(**changes):
+        unit = tmp_path/'app.service'
+        unit.write_text(replaced((DEPLOY/'app.service').read_text(), {'/srv/app/.venv/bin/uvicorn': sys.executable, **changes}))
+        done = subprocess.run(['systemd-analyze', 'verify', '--man=no', unit], capture_output=True, text=True, timeout=30)
+        return [o for o in (done.stdout+done.stderr).splitlines() if 'app.service' in o]
+    assert complaints()==[]
+    for wrong in ('KillMode=some', 'KilMode=mixed'): assert complaints(**{'KillMode=mixed': wrong})
+
+
+async def test_too_few_files_cut_tabs_off_and_a_limit_sends_them_away(tmp_path):
+    "Why LimitNOFILE stands in the unit, and `max_connections` in the app"
+    env = dict(SECRET_KEY='only here')
+    with running(['bash', '-c', 'ulimit -n 64; exec "$@"', '-', *uvicorn('app:app')], tmp_path/'few', cwd=DEPLOY, env=env) as server:
+        async with browsing(server, http2=False, connections=200) as client, contextlib.AsyncExitStack() as stack:
+            tabs = [asyncio.create_task(stack.enter_async_context(listening(client))) for _ in range(80)]
+            await asyncio.wait(tabs, timeout=2)
+            served = [t for t in tabs if t.done() and not t.exception()]
+            for t in tabs: t.cancel()
+            await asyncio.gather(*tabs, return_exceptions=True)
+            assert 20<len(served)<64
+    with running(uvicorn('app:app'), tmp_path/'limit', cwd=DEPLOY, env=dict(env, MAX_CONNECTIONS='30')) as server:
+        async with browsing(server, http2=False, connections=200) as client, contextlib.AsyncExitStack() as stack:
+            for _ in range(30): await stack.enter_async_context(listening(client))
+            r = await client.get('/events')
+            assert r.status_code==503 and int(r.headers['retry-after'])>0
+            assert (await client.get('/health')).json()==dict(connections=30)
