@@ -52,7 +52,9 @@ async def test_each_event_comes_at_once(app, tmp_path, name, version):
 
 @both
 async def test_scripts_are_compressed_and_streams_are_not(app, tmp_path, name):
+    "Not even a stream whose first event is long enough to be worth it"
     with proxying(name, app.port, tmp_path) as proxy:
+        async with browsing(app, http2=False) as direct: await direct.post('/add', data=dict(text='long '*1000))
         async with browsing(proxy) as client, listening(client) as stream:
             page = (await client.get('/')).text
             script = await client.get(re.search(r'src="(/_sse/client[^"]+)"', page)[1])
@@ -148,7 +150,7 @@ async def test_a_proxy_that_is_stopped_does_not_wait_for_streams(app, tmp_path, 
     "nginx is reloaded, Caddy stopped"
     changes = {'nginx': {'worker_shutdown_timeout 10s': 'worker_shutdown_timeout 1s'}, 'caddy': {'grace_period 10s': 'grace_period 1s'}}[name]
     with proxying(name, app.port, tmp_path, changes=changes) as proxy:
-        async with browsing(proxy) as client, listening(client) as stream:
+        async with browsing(proxy, http2=False) as client, listening(client) as stream:
             await in_step(client, stream, 1)
             if name=='nginx': subprocess.run([*proxy.cmd, '-s', 'reload'], check=True, timeout=10, cwd=proxy.folder, capture_output=True)
             else: proxy.signal(signal.SIGTERM)
