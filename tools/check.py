@@ -18,6 +18,7 @@ import threading
 import time
 import xml.etree.ElementTree as ET
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from email.parser import Parser
 from pathlib import Path
@@ -154,11 +155,17 @@ def notebooks():
 @check
 def tests():
     "pytest: what needs a browser, a server process, Redis, or time"
-    with tempfile.TemporaryDirectory() as tmp:
-        report = Path(tmp)/'report.xml'
-        pytest = sys.executable, '-m', 'pytest', '-q', '--color=no', '--durations=5', f'--junit-xml={report}'
-        run(*pytest, secs=1500, ok=(0, 1))  # anything else: it was stopped before its last test
-        total = {k: sum(int(s.get(k, 0)) for s in ET.parse(report).iter('testsuite')) for k in ('tests', 'failures', 'errors', 'skipped')}
+    # Side by side, because both mostly wait
+    with tempfile.TemporaryDirectory() as tmp, ThreadPoolExecutor() as pool:
+        def part(name, *args, **kw):
+            report = Path(tmp)/f'{name}.xml'
+            out = run(sys.executable, '-m', 'pytest', '-q', '--color=no', '--durations=5', f'--junit-xml={report}', *args, secs=1500, ok=(0, 1), **kw)
+            return out, ET.parse(report).iter('testsuite')
+        browser = pool.submit(part, 'browser', 'tests/browser', quiet=True)
+        suites = [*part('others', '--ignore=tests/browser')[1]]
+        out, found = browser.result()
+        print('\nIn the browser:\n' + out)
+    total = {k: sum(int(s.get(k, 0)) for s in [*suites, *found]) for k in ('tests', 'failures', 'errors', 'skipped')}
     failed = total['failures'] + total['errors']
     return total['tests'] - failed - total['skipped'], failed
 
