@@ -7,7 +7,16 @@
 // - Who comes later, or comes back, is told what was missed. Where the leader can't know, it opens a second line until who asked is even.
 // - Second lines take turns over all URLs: a browser has one connection more than it needs, at most. Ids already seen are not shown again.
 
-const OVERLAP = 250;   // milliseconds for what is on its way on the former line
+// Milliseconds
+const OVERLAP = 250;     // for what is on its way on the other line
+const QUIET = 500;       // then a line has said what it had to say; four times that where a replay is awaited
+const PATIENCE = 5000;   // with a second line that gets no answer, while others wait
+const LIMIT = 60000;     // for two lines that never meet
+
+const REPLAY = 100;      // messages a leader keeps for those who come later
+
+/** @param {SharedMessage} message */
+const keyOf = ({ id, type }) => `${id}\n${type}`;
 
 class SharedLine extends SSESource {
   /**
@@ -28,7 +37,10 @@ class SharedLine extends SSESource {
     this.recent = [];
     this.began = this.before = id;   // the id before all, and before the recent ones
     /** @type {SharedMessage[] | null} */
-    this.held = null;        // what came while there are two lines
+    this.held = null;        // what came since the second line was asked for
+    this.from = '';          // the id before that
+    this.patience = PATIENCE;
+    this.quiet = fresh ? QUIET : 4 * QUIET;
     this.watchdog.learn(owner.watchdog);
   }
 
@@ -36,6 +48,7 @@ class SharedLine extends SSESource {
     this.began = this.before = this.lastEventId;
     this.recent = [];
     this.asked = Date.now();
+    if (this === this.owner.seconds[0]) this.owner.hold(true);
     return super.connect();
   }
 
@@ -51,13 +64,18 @@ class SharedLine extends SSESource {
   /** @type {SSESource['deliver']} */
   deliver(type, data, id, own) {
     this.lastEventId = id;
-    if (data === null && !own) return;
-    const message = { type, data, id, own };
-    if (type !== HEARTBEAT || own && id !== this.recent.at(-1)?.id) this.recent.push(message);
-    if (this.recent.length > 100) this.before = this.recent.shift()?.id ?? '';
+    if (data === null) {
+      if (!own) return;
+      type = HEARTBEAT;   // an id alone is no more
+    }
+    const { owner, recent } = this;
+    if (own && type !== HEARTBEAT) owner.repeats ||= recent.some(message => message.own && keyOf(message) === keyOf({ ...message, id, type }));
+    const message = { type, data, id, own: own && !owner.repeats };
+    if (type !== HEARTBEAT || own && id !== recent.at(-1)?.id) recent.push(message);
+    if (recent.length > REPLAY) this.before = recent.shift()?.id ?? '';
     this.held?.push(message);
-    this.owner.post({ what: 'message', line: this.key, messages: [message] });
-    if (own) this.owner.reached(this, id);
+    owner.post({ what: 'message', line: this.key, messages: [message] });
+    owner.move(false);
   }
 
   /** @type {SSESource['tell']} */
@@ -74,9 +92,9 @@ class SharedLine extends SSESource {
    */
   after(id, fresh) {
     // A page must be served by a request that is younger than itself.
-    if (fresh) return id === this.began && this.asked >= fresh && this.recent.length < 100 ? this.recent : null;
+    if (fresh) return id === this.began && this.asked >= fresh && this.recent.length < REPLAY ? this.recent : null;
     // An element that a message brings comes to all tabs at about the same time.
-    if (!id) return Date.now() - this.since < 2000 ? this.recent : [];
+    if (!id || this.owner.repeats) return Date.now() - this.since < 2000 ? this.recent : [];
     const at = this.recent.map(message => message.own && message.id === id).lastIndexOf(true);
     return at >= 0 || id === this.before ? this.recent.slice(at + 1) : null;
   }
@@ -97,9 +115,11 @@ class SharedSource extends SSESource {
     this.own = null;         // where this source leads
     /** @type {SharedLine[]} */
     this.seconds = [];       // the first is open, or about to be
-    /** @type {Map<string, number>} */
-    this.seen = new Map();   // ids, and messages by id and type, with their line
-    this.see(this.lastEventId);
+    /** @type {Map<string, string>} */
+    this.seen = new Map([['', this.lastEventId]]);   // the keys of messages with their ids, and the id before all
+    /** @type {Set<string>} */
+    this.ahead = new Set();  // keys seen already of what the line is about to bring
+    this.repeats = false;    // ids come again on one connection, and tell nothing
     /** @type {BroadcastChannel | null} */
     this.channel = null;
     /** @type {(() => void) | undefined} */
@@ -251,13 +271,16 @@ class SharedSource extends SSESource {
     const { what, who, line = 0, id = '', messages = [], detail } = told;
     if (what === 'lead' && !own) {
       this.answered();
-      if (this.line && !this.fresh && this.knows(id)) this.line = line;
-      else this.want();
+      const ids = [...this.seen.values()];
+      if (this.line && !this.fresh && (id === this.lastEventId || ids.includes(id))) {
+        this.line = line;
+        this.ahead = new Set([...this.seen.keys()].slice(ids.lastIndexOf(id) + 1 || ids.length));
+      } else this.want();
     } else if (what === 'pong' && !own && this.line && !told.lines?.includes(this.line)) this.want();
     else if (what === 'here' && who === this.me && !this.line) {
       this.line = line;
       messages.forEach(this.show, this);
-      this.lastEventId ||= id;
+      if (!this.lastEventId) this.seen.set('', this.lastEventId = id);
     } else if (what === 'message' && line === this.line) messages.forEach(this.show, this);
     if (line && line === this.line) {
       this.answered();
@@ -265,7 +288,7 @@ class SharedSource extends SSESource {
       if (told.to) {
         this.line = told.to;
         // Up to what is known here, a replay is for others.
-        const known = messages.map(({ own, id, type }) => own && this.seen.has(`${id}\n${type}`)).lastIndexOf(true);
+        const known = messages.map(message => message.own && this.seen.has(keyOf(message))).lastIndexOf(true);
         messages.slice(known + 1).forEach(this.show, this);
       }
       if (detail) this.heed(detail);
@@ -280,31 +303,19 @@ class SharedSource extends SSESource {
     }
   }
 
-  /** @param {string} id */
-  knows(id) {
-    return id ? this.seen.has(id) : !this.lastEventId;
-  }
-
-  /** @param {string} key */
-  see(key) {
-    if (key) this.seen.set(key, this.line);
-    if (this.seen.size > 4000) this.seen.delete(this.seen.keys().next().value ?? '');
-  }
-
   /** @param {SharedMessage} message */
-  show({ type, data, id, own }) {
+  show(message) {
     if (!this.channel && this.post !== this.hear) return;   // closed by a listener
+    const { type, data, id, own } = message;
     if (own) {
-      const before = this.seen.get(`${id}\n${type}`);
-      if (before !== undefined && type !== HEARTBEAT) {
-        if (before !== this.line) return;
-        this.seen.clear();   // ids that come again on one line tell nothing
-      }
-      this.see(id);
-      this.see(`${id}\n${type}`);
-      this.lastEventId = id;
+      const key = keyOf(message);
+      if (this.ahead.delete(key) || this.ahead.size && type === HEARTBEAT) return;
+      this.ahead.clear();
+      this.seen.delete(key);   // to the end
+      this.seen.set(key, this.lastEventId = id);
+      if (this.seen.size > 2000) this.seen.delete(this.seen.keys().next().value ?? '');
     }
-    if (data !== null) this.dispatchEvent(new MessageEvent(type, { data, lastEventId: this.lastEventId, origin: location.origin }));
+    if (data !== null) this.dispatchEvent(new MessageEvent(type, { data, lastEventId: id, origin: location.origin }));
   }
 
   /** @param {SSEStateDetail} detail  of the line that is followed */
@@ -346,13 +357,10 @@ class SharedSource extends SSESource {
     const begin = () => new Promise(resolve => {
       if (!this.own || line !== this.seconds[0]) return resolve(undefined);
       line.done = () => resolve(undefined);
-      setTimeout(line.done, 3000);   // a slow server keeps nobody waiting
-      line.held = [];
-      this.own.held = [];
       line.connect();
     });
     // A tab whose turn it is may hang.
-    navigator.locks.request('sse:turn', { signal: AbortSignal.timeout(5000) }, begin).catch(begin);
+    navigator.locks.request('sse:turn', { signal: AbortSignal.timeout(2 * PATIENCE) }, begin).catch(begin);
   }
 
   /**
@@ -363,49 +371,84 @@ class SharedSource extends SSESource {
     this.post({ what: 'state', line: line.key, detail });
     const { own, seconds: [second] } = this;
     if (!own || !second || line !== own && line !== second) return;
-    if (detail.state === 'active' && second.since) this.moveIn(1000);   // if it has nothing to say
-    else if (line === second && second.readyState === SSESource.CLOSED) {
+    if (detail.state === 'active' && second.readyState === SSESource.OPEN) this.moveIn(2 * second.quiet);   // if it has nothing to say
+    else if (second.readyState === SSESource.CLOSED) {
       this.drop(second);
       // Who is refused may have logged out.
       if (detail.state === 'error') own.reconnect(detail.reason);
+    } else if (line === second) {   // lost: it waits by itself
+      this.hold(false);
+      second.done();
     }
+  }
+
+  /**
+   * Keep what comes on the two lines, from when the second is asked for.
+   * @param {boolean} on
+   */
+  hold(on) {
+    const { own, timers, seconds: [second] } = this;
+    clearTimeout(timers.move);
+    clearTimeout(timers.patience);
+    for (const line of [own, second]) if (line) [line.held, line.from] = [on ? [] : null, line.lastEventId];
+    if (on) timers.patience = setTimeout(() => {
+      second.done();
+      if (second.readyState !== SSESource.CONNECTING || second.timer !== undefined) return;
+      // No answer: the others first. A slow server is given more time then.
+      second.leave();
+      second.patience *= 2;
+      this.hold(false);
+      this.seconds.push(...this.seconds.splice(0, 1));
+      this.second();
+    }, second.patience);
   }
 
   /** @param {SharedLine} line */
   heardOn(line) {
-    const { own } = this;
-    if (!own || line !== this.seconds[0] || line.fresh && line.came) return;
-    line.came = true;
-    if (line.fresh && line.began && line.began === own.lastEventId) this.move();   // nothing lies between
-    else this.moveIn(OVERLAP);
-  }
-
-  /**
-   * Who lagged behind is even where its line brings what the other one has brought.
-   * @param {SharedLine} line
-   * @param {string} id
-   */
-  reached(line, id) {
-    if (line === this.seconds[0] && !line.fresh && this.own?.held?.some(message => message.own && message.id === id)) this.move();
+    const { own, seconds: [second] } = this;
+    if (!own || second?.readyState !== SSESource.OPEN) return;
+    const first = line === second && !second.came;
+    if (first) second.came = true;
+    if (first || this.compares(own)) this.moveIn(first && second.fresh ? OVERLAP : second.quiet);
+    this.move(false);
   }
 
   /** @param {number} ms */
   moveIn(ms) {
     clearTimeout(this.timers.move);
-    this.timers.move = setTimeout(() => this.move(), ms);
+    this.timers.move = setTimeout(() => this.move(true), Math.min(ms, this.seconds[0].since + LIMIT - Date.now()));
   }
 
-  /** Make one line of two. */
-  move() {
+  /**
+   * Do ids tell how far a line is?
+   * @param {SharedLine} line
+   */
+  compares(line) {
+    return line.lastEventId !== '' && !this.repeats;
+  }
+
+  /**
+   * Make one line of two: where they meet, or where ids don't tell, when nothing is on its way any more.
+   * @param {boolean} rest
+   */
+  move(rest) {
     const { own, seconds: [second] } = this;
-    if (!own?.held || !second?.held || second.fresh && own.state !== 'active') return;   // then those who follow it miss nothing
+    if (!own?.held || second?.readyState !== SSESource.OPEN || !rest && !second.came) return;
     const [from, to] = second.fresh ? [own, second] : [second, own];
-    const messages = /** @type {SharedMessage[]} */ (to.held);
+    const held = /** @type {SharedMessage[]} */ (to.held);
+    // What the one has brought last, the other one has brought too, or begins after it.
+    const met = this.compares(from) ? [to.from, ...held.map(({ id, own }) => own ? id : null)].lastIndexOf(from.lastEventId) : -1;
+    if (met < 0 && !rest) return;
+    if (met < 0 && this.compares(own) && (own.readyState !== SSESource.OPEN || own.watchdog.heardAt < second.since)) {
+      // A line that is lost, or half-open and does not know, lacks what came before the other one began.
+      if (own.readyState === SSESource.OPEN || own.timer !== undefined) own.connect();
+      return;
+    }
     // Without ids: what came on both lines was told, and what came before it is older.
-    const told = from.held?.map(({ type, data }) => type + data);
-    const known = messages.map(({ type, data, own }) => !own && told?.includes(type + data)).lastIndexOf(true);
+    const told = held.map(({ type, data }) => type !== HEARTBEAT && from.held?.some(message => message.type === type && message.data === data));
+    const messages = met < 0 ? held.slice(told.lastIndexOf(true) + 1) : held.filter(({ own }, i) => i >= met && (own || !told[i]));
     this.own = to;
-    this.post({ what: 'move', line: from.key, to: to.key, messages: messages.slice(known + 1), detail: { state: to.state, reason: to.reason } });
+    this.post({ what: 'move', line: from.key, to: to.key, messages, detail: { state: to.state, reason: to.reason } });
     this.drop(second, from);
   }
 
@@ -414,12 +457,10 @@ class SharedSource extends SSESource {
    * @param {SharedLine} line    one of the two
    */
   drop(second, line = second) {
-    clearTimeout(this.timers.move);
+    this.hold(false);
     line.leave();
     second.done();
-    second.held = null;
-    if (this.own) this.own.held = null;
-    if (this.seconds[0] === second) this.seconds.shift();
+    this.seconds.shift();
     this.second();
   }
 }

@@ -10,6 +10,7 @@ from playwright.sync_api import sync_playwright
 sys.path.insert(0, str(Path(__file__).parents[2]/'tools'))
 import assets  # noqa: E402
 from handmade import Loop, Proxy, Site  # noqa: E402
+from tabs import board, tabs  # noqa: E402, F401
 
 from cjm_fasthtml_sse.helpers import setup_sse  # noqa: E402
 

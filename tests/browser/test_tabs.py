@@ -1,177 +1,22 @@
 "Many tabs of one browser: one connection for each stream, and the same messages in all"
 import asyncio
 import os
-import signal
 import sys
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
 import pytest
 from fasthtml.common import Div, to_xml
-from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from handmade import ASSETS
+from tabs import answers, complete, connect, crash, renderer, stopped
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from servers import running, uvicorn  # noqa: E402
 
-from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.helpers import insert_htmx_sse_ext, setup_sse
 from cjm_fasthtml_sse.htmx import HTMXSSEConnector
 from cjm_fasthtml_sse.monitoring import SSEMonitorConfig, create_sse_monitor
-
-# What each stream of a tab has brought, from the first message on
-RECORD = """
-    window.got = {};
-    document.addEventListener('DOMContentLoaded', () => window.cjmSSE?.addEventListener('change', ({ detail: { source, url } }) => {
-        window.drawn ??= document.querySelector('[data-sse-after]')?.dataset.sseAfter;
-        (window.shown ??= []).push(source.state);
-        if (got[url]) return;
-        const seen = got[url] = [];
-        source.addEventListener('message', e => seen.push(e.data));
-    }));"""
-LEADS = 'url => cjmSSE.sources.some(s => s.own && s.url.endsWith(url))'
-
-
-def connect(url, **kw): return HTMXSSEConnector.create_sse_element(endpoint=url, hidden=True, **kw)
-
-
-class Tabs(list):
-    "Tabs of one browser context"
-    def __init__(self, page):
-        self.context,self.errors = page.context,page.errors
-        page.context.add_init_script(RECORD)
-        self.wait_for_timeout = page.wait_for_timeout
-
-    def open(self, url, n=1):
-        "Open `n` tabs"
-        for _ in range(n):
-            page = self.context.new_page()
-            page.set_default_timeout(10000)
-            page.on('pageerror', lambda e: self.errors.append(str(e)))
-            self.append(page)
-            page.goto(url)
-        return self[-1]
-
-    def all(self, script, *args):
-        "What `script` gives in each tab"
-        return [page.evaluate(script, *args) for page in self]
-
-    def wait(self, script, arg=None):
-        "Wait until `script` is true in all tabs"
-        for page in self: page.wait_for_function(script, arg=arg)
-
-    def active(self, n):
-        "Wait until all tabs have `n` streams that are open"
-        self.wait('n => cjmSSE.sources.length === n && cjmSSE.sources.every(s => s.state === "active")', n)
-
-    def rest(self):
-        "Wait until no page opens a connection of its own any more"
-        self.wait("async () => !(await navigator.locks.query()).held.some(o => o.name === 'sse:turn')")
-
-    def leader(self, url):
-        "Wait until one tab leads"
-        for _ in range(200):
-            if any(leads := self.all(LEADS, url)): return self[leads.index(True)]
-            self.wait_for_timeout(20)
-        raise AssertionError(f'no tab leads {url}')
-
-
-@pytest.fixture
-def tabs(page): return Tabs(page)
-
-
-@pytest.fixture
-def board(site):
-    "Three streams of one manager"
-    class Board:
-        manager,open,most,requests = SSEBroadcastManager(heartbeat=1., retry=100, replay_size=2000),dict.fromkeys('abc', 0),dict.fromkeys('abc', 0),[]
-        sent = {o: [] for o in 'abc'}
-
-        def say(self, n):
-            "Broadcast the next `n` messages, one stream after another"
-            async def say():
-                for _ in range(n): await self.say_one()
-            site.loop.run(say())
-
-        async def say_one(self):
-            name = 'abc'[sum(map(len, self.sent.values())) % 3]
-            text = f'{name}{len(self.sent[name])}'
-            self.sent[name].append(text)
-            await self.manager.broadcast(f'{name}:said', text)
-
-        @contextmanager
-        def flow(self):
-            "Broadcast a message each few milliseconds inside the `with` block"
-            async def flow():
-                while flowing:
-                    await self.say_one()
-                    await asyncio.sleep(.005)
-            flowing = [True]
-            task = asyncio.run_coroutine_threadsafe(flow(), site.loop.loop)
-            try: yield
-            finally:
-                flowing.clear()
-                task.result(10)
-
-        def expected(self, name, after):
-            "What a page shows that was drawn at the cursor `after`"
-            seen = int(after.rpartition('-')[2])
-            return self.sent[name][(seen+2-'abc'.index(name))//3:]
-    board = Board()
-    setup_sse(site.app, board.manager)
-
-    @board.manager.on_connect
-    def opened(conn):
-        name = conn.group.events[0][0]
-        board.open[name] += 1
-        board.most[name] = max(board.most[name], board.open[name])
-
-    @board.manager.on_disconnect
-    def closed(conn): board.open[conn.group.events[0][0]] -= 1
-
-    @site.app.route('/{name}/events')
-    def events(req: Request, name: str):
-        board.requests.append(name)
-        return board.manager.stream(req, render=lambda m: m['data'], events=f'{name}:*')
-    site.pages['p'] = lambda: Div(*[connect(f'/{o}/events', after=board.manager.cursor) for o in 'abc'])
-    site.pages['two'] = lambda: Div(*[connect(f'/{o}/events', after=board.manager.cursor) for o in 'ab'])
-    site.pages['none'] = lambda: 'none'
-    return board
-
-
-def answers(tabs):
-    "The milliseconds that a further request takes, in each tab"
-    return tabs.all("async () => { const start = performance.now(); await (await fetch('/pages/none', {cache: 'no-store'})).text(); return performance.now() - start }")
-
-
-def complete(tabs, board):
-    "Every tab has got all that was sent since it was drawn, in order and once"
-    for i,page in enumerate(tabs):
-        for name in page.evaluate("Object.keys(got).map(url => url[1])"):
-            want = board.expected(name, page.evaluate('drawn'))
-            with suppress(TimeoutError): page.wait_for_function("([url, last]) => !last || got[url].at(-1) === last", arg=[f'/{name}/events', want and want[-1]])
-            assert page.evaluate('url => got[url]', f'/{name}/events') == want, f'tab {i}, {name}'
-
-
-def renderer(page):
-    "The process id of a tab: the one that is busy when the tab is, twice in a row"
-    cdp = page.context.browser.new_browser_cdp_session()
-    pids = [o['id'] for o in cdp.send('SystemInfo.getProcessInfo')['processInfo'] if o['type'] == 'renderer']
-    cdp.detach()
-    def ticks(pid): return sum(map(int, Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[11:13]))
-    found = []
-    while len(found) < 2 or found[-1] != found[-2]:
-        before = {pid: ticks(pid) for pid in pids}
-        page.evaluate('() => { const end = performance.now() + 300; while (performance.now() < end); }')
-        found.append(max(pids, key=lambda pid: ticks(pid)-before[pid]))
-    return found[-1]
-
-
-def crash(page):
-    "Kill the process of a tab"
-    with page.expect_event('crash'): os.kill(renderer(page), signal.SIGKILL)
 
 
 def test_twenty_tabs(tabs, site, board, until):
@@ -186,6 +31,7 @@ def test_twenty_tabs(tabs, site, board, until):
     assert board.open == dict(a=1, b=1, c=1)
     assert max(board.most.values()) <= 3  # Two; but of one that is closed the server may learn after it has seen the next
     print(board.most, len(board.requests), answers(tabs))
+
 
 def test_killed_and_restarted(tabs, site, board, until):
     "Two tabs crash, and the server restarts, while messages come: those who live on miss nothing"
@@ -220,14 +66,6 @@ def test_tabs_come_and_go(tabs, site, board, until):
         tabs.active(3)
     complete(tabs, board)
     until(lambda: board.open == dict(a=1, b=1, c=1), 'three connections')
-
-
-@contextmanager
-def stopped(pid):
-    "The process of a tab is stopped inside the `with` block: it holds its connection and its lock, and does nothing"
-    os.kill(pid, signal.SIGSTOP)
-    try: yield
-    finally: os.kill(pid, signal.SIGCONT)
 
 
 def test_leader_that_hangs(tabs, site, board, until):
