@@ -1,6 +1,8 @@
 "The configurations in examples/deploy, before a real app, in real nginx and Caddy: they hold nothing back, and end what has to end"
 import asyncio
 import contextlib
+import itertools
+import json
 import re
 import shutil
 import signal
@@ -14,7 +16,7 @@ import pytest
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from proxies import DEPLOY, browsing, lacking, listening, proxying, replaced, serving, trusting
-from servers import running, uvicorn
+from servers import free_port, running, uvicorn
 from support import BOUND
 
 needs = {o: pytest.mark.skipif(bool(lacking(o, 'openssl')), reason=f"needs Debian's packages: {', '.join(lacking(o, 'openssl'))}") for o in ('nginx', 'caddy')}
@@ -159,6 +161,62 @@ async def test_a_proxy_that_is_stopped_does_not_wait_for_streams(app, tmp_path, 
         if name=='nginx':
             async with browsing(proxy) as client, listening(client) as stream: assert stream.response.status_code==200
         else: assert proxy.ends()[0]==0
+
+
+def of_the_page(language):
+    "The block in `language` of the tutorial on deployment: what people copy from there is what is tried here"
+    cells = json.loads((DEPLOY.parent.parent/'nbs/tutorials/deployment.ipynb').read_text(encoding='utf-8'))['cells']
+    return re.search(rf'```{language}\n(.+?)```', '\n'.join(''.join(c['source']) for c in cells if c['cell_type']=='markdown'), re.S)[1]
+
+
+@pytest.mark.redis
+@pytest.mark.skipif(bool(lacking('redis-server')), reason="needs Debian's package redis-server")
+@both
+async def test_two_processes_take_turns_and_nobody_notices(tmp_path, name):
+    "The deploy of the tutorial: no page fails, and no tab misses or repeats anything. Of the forms, Caddy may refuse one that comes at the very moment; it can't tell whether it was heard"
+    ports = free_port(), free_port()
+    old = dict(nginx=re.search(r'upstream app .+?\n    }', (DEPLOY/'nginx.conf').read_text(), re.S)[0], caddy='reverse_proxy 127.0.0.1:8000')[name]
+    changes = {old: of_the_page(name).replace('8001', str(ports[1]))}
+    pages,added,refused,heard = [],[],[],[]
+    with running(['redis-server', '--port', '{port}', '--save', '', '--bind', '127.0.0.1', '--dir', str(tmp_path)], tmp_path/'redis') as redis, contextlib.ExitStack() as stack:
+        def start(port): return stack.enter_context(serving(tmp_path, PORT=port, REDIS_URL=f'redis://127.0.0.1:{redis.port}'))
+        apps = [start(o) for o in ports]
+        with proxying(name, ports[0], tmp_path, changes=changes) as proxy:
+            async with browsing(proxy) as client, browsing(proxy) as other:
+                async def follow():
+                    last = {}
+                    while True:
+                        async with listening(other, **last) as stream:
+                            while stream.response.status_code==200 and (e := await stream.next()) is not None:
+                                if e.id: last = {'Last-Event-ID': e.id}
+                                if 'beforeend' in e.data: heard.append(int(re.search(r'item (\d+)', e.data)[1]))
+                        await asyncio.sleep(.05)
+                async def use():
+                    for n in itertools.count():
+                        (added if (await client.post('/add', data=dict(text=f'item {n}<'))).status_code==200 else refused).append(n)
+                        pages.append((await client.get('/')).status_code)
+                async def until(condition):
+                    while not condition(): await asyncio.sleep(.05)
+                def listens(app): return httpx.get(f'{app.url}/health').json()['connections']
+                async with asyncio.timeout(6*BOUND):
+                    following = asyncio.create_task(follow())
+                    await until(lambda: any(map(listens, apps)))
+                    using = asyncio.create_task(use())
+                    for app,port in zip(apps, ports, strict=True):
+                        goal = len(heard)+20
+                        await until(lambda goal=goal: len(heard)>goal)
+                        app.signal(signal.SIGTERM)
+                        await asyncio.to_thread(app.ends)
+                        await asyncio.to_thread(start, port)
+                    goal = len(heard)+20
+                    await until(lambda: len(heard)>goal)
+                    using.cancel()
+                    await asyncio.wait({using})
+                    await until(lambda: heard[-1]>=added[-1])
+                    following.cancel()
+                    await asyncio.wait({following})
+    assert {*pages}=={200} and heard==sorted({*heard}) and {*added}<={*heard}
+    assert len(refused)<=(0 if name=='nginx' else 4), refused
 
 
 @pytest.mark.skipif(not shutil.which('systemd-analyze'), reason="needs Debian's package systemd")
