@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from playwright.sync_api import TimeoutError, sync_playwright
@@ -41,12 +41,12 @@ def apps_of(name):
 
 
 @contextmanager
-def running(code):
+def running(code, **env):
     "Run `code` as main.py in an empty folder; gives the address"
     with socket.create_server(('127.0.0.1', 0)) as s: port = s.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile('w+') as log:
         (Path(folder)/'main.py').write_text(code, encoding='utf-8')
-        proc = subprocess.Popen([sys.executable, 'main.py'], cwd=folder, env={**os.environ, 'PORT': str(port)}, stdout=log, stderr=log, start_new_session=True)
+        proc = subprocess.Popen([sys.executable, 'main.py'], cwd=folder, env={**os.environ, 'PORT': str(port), **env}, stdout=log, stderr=log, start_new_session=True)
         try:
             for _ in range(300):
                 with suppress(OSError):
@@ -63,10 +63,27 @@ def running(code):
             if any(o in said for o in ('Traceback', 'ERROR', 'WARNING:  ')): print(said[-3000:])
 
 
+@contextmanager
+def a_redis():
+    "A Redis, and the setting by which an app finds it"
+    with socket.create_server(('127.0.0.1', 0)) as s: port = s.getsockname()[1]
+    server = subprocess.Popen(['redis-server', '--port', str(port), '--bind', '127.0.0.1', '--save', '', '--dir', '/'], stdout=subprocess.DEVNULL)
+    try:
+        for _ in range(100):
+            with suppress(OSError):
+                socket.create_connection(('127.0.0.1', port), 1).close()
+                break
+            time.sleep(.05)
+        yield dict(REDIS_URL=f'redis://127.0.0.1:{port}')
+    finally:
+        server.kill()
+        server.wait(10)
+
+
 class Tabs:
     "Tabs of one browser, and what else a walk needs"
-    def __init__(self, browser, url, size):
-        self.browser,self.url,self.size,self.complaints = browser,url,size,[]
+    def __init__(self, browser, url, size, code, env):
+        self.browser,self.url,self.size,self.code,self.env,self.complaints = browser,url,size,code,env,[]
         self.context = self.person()
 
     def person(self):
@@ -84,7 +101,7 @@ class Tabs:
         page.set_default_timeout(secs*1000)
         page.on('pageerror', lambda e: self.complaints.append(str(e)))
         page.on('console', lambda m: m.type in ('warning', 'error') and 'favicon' not in str(m.location) and self.complaints.append(m.text))
-        page.goto(self.url + path)
+        page.goto(path if '://' in path else self.url + path)
         page.wait_for_function('() => !window.cjmSSE || cjmSSE.sources.every(s => s.state === "active")')
         return page
 
@@ -227,6 +244,24 @@ def testing(tabs):
     for o in one, two: o.wait_for_selector('#todos > li:text-is("Milk by Ann")')
 
 
+@walk
+def redis(tabs):
+    from cjm_fasthtml_sse.redis_backend import Publisher
+    with running(tabs.code, **tabs.env) as other, Publisher(tabs.env['REDIS_URL']) as script:
+        one, two = tabs.open(), tabs.open(other)
+        def says(n): [tab.wait_for_selector(f'#notes > li:nth-child({n})') for tab in (one, two)]
+        for n, tab in (1, one), (2, two):
+            tab.fill('[name=text]', ('The kettle is on', 'There is cake')[n-1])
+            tab.press('[name=text]', 'Enter')
+            says(n)
+        script.broadcast('note:added', dict(text='The report is ready', by='cron'))
+        says(3)
+        assert len({tab.inner_text('main > p') for tab in (one, two)}) == 2 and one.inner_text('#notes') == two.inner_text('#notes')
+        tabs.picture('tutorial-redis', Process_1=one, Process_2=two)
+
+redis.size, redis.around = dict(width=460, height=330), a_redis
+
+
 def main(names):
     if unknown := set(names) - WALKS.keys(): sys.exit(f"no pictures of {', '.join(unknown)}. There are: {', '.join(WALKS)}")
     if not assets.fetch(dev=True): sys.exit('npm is needed, to fetch htmx')
@@ -236,8 +271,8 @@ def main(names):
         for name, f in WALKS.items():
             if names and name not in names: continue
             for code in apps_of(name):
-                with running(code) as url:
-                    tabs = Tabs(browser, url, getattr(f, 'size', dict(width=460, height=300)))
+                with getattr(f, 'around', lambda: nullcontext({}))() as env, running(code, **env) as url:
+                    tabs = Tabs(browser, url, getattr(f, 'size', dict(width=460, height=300)), code, env)
                     f(tabs)
                     bad += [f'{name}: {o}' for o in tabs.complaints]
                     for c in browser.contexts: c.close()
