@@ -31,6 +31,7 @@ class SharedLine extends SSESource {
     this.key = Math.random();
     this.asked = Infinity;
     this.since = 0;          // open
+    this.until = Infinity;   // for a second line
     this.came = false;       // a chunk
     this.done = () => {};    // with its turn
     /** @type {SharedMessage[]} */
@@ -48,6 +49,7 @@ class SharedLine extends SSESource {
     this.began = this.before = this.lastEventId;
     this.recent = [];
     this.asked = Date.now();
+    this.until = Math.min(this.until, this.asked + LIMIT);
     if (this === this.owner.seconds[0]) this.owner.hold(true);
     return super.connect();
   }
@@ -416,7 +418,7 @@ class SharedSource extends SSESource {
   /** @param {number} ms */
   moveIn(ms) {
     clearTimeout(this.timers.move);
-    this.timers.move = setTimeout(() => this.move(true), Math.min(ms, this.seconds[0].since + LIMIT - Date.now()));
+    this.timers.move = setTimeout(() => this.move(true), Math.min(ms, this.seconds[0].until - Date.now()));
   }
 
   /**
@@ -439,13 +441,20 @@ class SharedSource extends SSESource {
     // What the one has brought last, the other one has brought too, or begins after it.
     const met = this.compares(from) ? [to.from, ...held.map(({ id, own }) => own ? id : null)].lastIndexOf(from.lastEventId) : -1;
     if (met < 0 && !rest) return;
-    if (met < 0 && this.compares(own) && (own.readyState !== SSESource.OPEN || own.watchdog.heardAt < second.since)) {
-      // A line that is lost, or half-open and does not know, lacks what came before the other one began.
-      if (own.readyState === SSESource.OPEN || own.timer !== undefined) own.connect();
-      return;
-    }
     // Without ids: what came on both lines was told, and what came before it is older.
     const told = held.map(({ type, data }) => type !== HEARTBEAT && from.held?.some(message => message.type === type && message.data === data));
+    if (met < 0 && this.compares(own) && Date.now() < second.until) {
+      // A line that is lost, or half-open and does not know, lacks what came before the other one began, or since.
+      const news = (/** @type {SharedLine} */ line) => line.held?.some(({ own, type }) => own && type !== HEARTBEAT);
+      if (own.readyState !== SSESource.OPEN || own.watchdog.heardAt < second.since) {
+        if (own.readyState === SSESource.OPEN || own.timer !== undefined) own.connect();
+        return;
+      }
+      if (news(own) && !(second.fresh && news(second)) && !told.includes(true)) {
+        second.connect();
+        return;
+      }
+    }
     const messages = met < 0 ? held.slice(told.lastIndexOf(true) + 1) : held.filter(({ own }, i) => i >= met && (own || !told[i]));
     this.own = to;
     this.post({ what: 'move', line: from.key, to: to.key, messages, detail: { state: to.state, reason: to.reason } });

@@ -149,6 +149,13 @@ class Proxy:
             if idle or pair['stream']: pair['silent'] = True
             else: self.loop.run(close(pair['writers']))
 
+    def cut(self):
+        "All connections that there are are gone"
+        async def abort():
+            for pair in self.pairs:
+                for w in pair['writers']: w.transport.abort()
+        self.loop.run(abort())
+
     def stop(self):
         async def close():
             self.server.close()

@@ -78,7 +78,7 @@ def tabs(page): return Tabs(page)
 def board(site):
     "Three streams of one manager"
     class Board:
-        manager,open,most,requests = SSEBroadcastManager(heartbeat=1., retry=100, replay_size=2000),dict.fromkeys('abc', 0),dict.fromkeys('abc', 0),[]
+        manager,open,most,requests = SSEBroadcastManager(heartbeat=1., retry=100, replay_size=20000),dict.fromkeys('abc', 0),dict.fromkeys('abc', 0),[]
         sent = {o: [] for o in 'abc'}
 
         def say(self, n):

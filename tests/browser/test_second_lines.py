@@ -5,7 +5,7 @@ import pytest
 from starlette.responses import Response, StreamingResponse
 
 from handmade import Proxy
-from tabs import connect
+from tabs import complete, connect
 
 GOT = "(window.got['/stream/events'] ?? []).join(' ')"
 
@@ -57,6 +57,22 @@ def test_first_line_is_half_open(tabs, log, loop, until):
         log.publish(6)
         got(tabs, '3 4 5 6', '6')
     finally: proxy.stop()
+
+
+def test_second_line_is_half_open(tabs, site, board, proxy):
+    "It has told nothing that the first one has told: it is asked for again, before any tab follows it"
+    site.pages['one'] = lambda: connect('/a/events', after=board.manager.cursor)
+    tabs.open(proxy.url('one'))
+    tabs.active(1)
+    board.say(3)
+    complete(tabs, board)
+    tabs.open(proxy.url('one'))  # It knows an id that no message of its stream has
+    tabs[1].wait_for_function("cjmSSE.state === 'active'")
+    proxy.fall_silent(idle=False)
+    for _ in range(2):
+        board.say(3)
+        complete(tabs, board)
+        tabs.rest()
 
 
 @pytest.mark.parametrize('ids', [True, False])
