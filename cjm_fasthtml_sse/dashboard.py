@@ -369,7 +369,7 @@ def setup_dashboard(
     if not isinstance(data, bool): raise ArgumentError(f'`data` must be True or False, got {data!r}')
     _check_path(path)
     setup_sse(app, manager)
-    for name in ('', '/events', '/live', _style_name()):
+    for name in ('', '/events', '/live'):  # The style sheet comes first of all: `fast_app` has a route for files that would take it
         scope = dict(type='http', method='GET', path=path+name, root_path='', headers=[])
         if any(r.matches(scope)[0]==Match.FULL for r in app.routes): raise ArgumentError(f'The app has a route for {path+name} already, which would answer instead')
     board = manager._dashboard = Dashboard(manager, path, every, data)
