@@ -102,7 +102,10 @@ class Tabs:
         page.on('pageerror', lambda e: self.complaints.append(str(e)))
         page.on('console', lambda m: m.type in ('warning', 'error') and 'favicon' not in str(m.location) and self.complaints.append(m.text))
         page.goto(path if '://' in path else self.url + path)
-        page.wait_for_function('() => !window.cjmSSE || cjmSSE.sources.every(s => s.state === "active")')
+        until = time.monotonic() + secs  # `wait_for_function` needs `eval`, which the policy of a page may forbid
+        while not page.evaluate('() => !window.cjmSSE || cjmSSE.sources.every(s => s.state === "active")'):
+            if time.monotonic() > until: raise TimeoutError(f'{path} has no connection')
+            page.wait_for_timeout(20)
         return page
 
     def picture(self, name, **tabs):
@@ -242,6 +245,35 @@ def testing(tabs):
     two.fill('[name=title]', 'Milk')
     two.press('[name=title]', 'Enter')
     for o in one, two: o.wait_for_selector('#todos > li:text-is("Milk by Ann")')
+
+
+@walk
+def security(tabs):
+    pages = {}
+    for name in 'Ann', 'Ben':
+        page = pages[name] = tabs.open('/', tabs.person())
+        page.on('dialog', lambda d: tabs.complaints.append(f'ran: {d.message}'))
+        page.fill('[name=name]', name)
+        page.click('button')
+        page.wait_for_selector('#notes', state='attached')
+        while page.evaluate('cjmSSE.state') != 'active': page.wait_for_timeout(20)
+    ann, ben = pages.values()
+    def say(page, text, to, *readers):
+        page.fill('[name=text]', text)
+        page.fill('[name=to]', to)
+        page.press('[name=text]', 'Enter')
+        for o in readers: o.wait_for_selector(f'#notes > li:has-text("{text}")')
+    say(ann, 'Good morning', '', ann, ben)
+    say(ben, '<script>alert(1)</script>', '', ann, ben)
+    say(ben, 'Sorry. Lunch?', 'Ann', ann)
+    assert (ann.locator('#notes > li').count(), ben.locator('#notes > li').count()) == (3, 2)
+    assert ann.input_value('[name=text]') == ben.input_value('[name=text]') == ''
+    tabs.picture('tutorial-security', Ann=ann, Ben=ben)
+    ben.click('button.secondary')
+    ben.wait_for_selector('[name=name]')
+    say(ann, 'Gone?', '', ann)
+
+security.size = dict(width=440, height=400)
 
 
 @walk
