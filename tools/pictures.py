@@ -24,7 +24,8 @@ import assets
 import project as p
 
 FLAGS = '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'.split()
-FILES = {'npm/htmx.org@2': 'htmx.org/dist/htmx.js', 'npm/htmx-ext-sse@': 'htmx-ext-sse/dist/sse.min.js', 'npm/@anyblades/pico@': '@anyblades/pico/css/pico.min.css'}
+FILES = {'npm/htmx.org@2': 'htmx.org/dist/htmx.js', 'npm/htmx.org@4.0.0/dist/htmx.': 'htmx4-0/dist/htmx.min.js', 'npm/htmx.org@4.0.0/dist/ext/hx-sse.': 'htmx4-0/dist/ext/hx-sse.min.js',
+         'npm/idiomorph@': 'idiomorph/dist/idiomorph.min.js', 'npm/htmx-ext-sse@': 'htmx-ext-sse/dist/sse.min.js', 'npm/@anyblades/pico@': '@anyblades/pico/css/pico.min.css'}
 WALKS = {}  # Tutorial -> what is done with its app
 
 
@@ -292,6 +293,33 @@ def redis(tabs):
         tabs.picture('tutorial-redis', Process_1=one, Process_2=two)
 
 redis.size, redis.around = dict(width=460, height=330), a_redis
+
+
+@walk
+def htmx4(tabs):
+    old, new = tabs.open('/2/'), tabs.open('/4/')
+    assert [o.evaluate('htmx.version')[0] for o in (old, new)] == ['2', '4']
+    for tab in old, new: tab.wait_for_selector('#connection-status:has-text("Connected")')
+    def holds(tab, name, value): tab.wait_for_function('([name, value]) => document.getElementById(name).value === value', arg=[name, value])
+    def say(tab, text):
+        tab.fill('[name=text]', text)
+        tab.press('[name=text]', 'Enter')
+        for o in old, new: o.wait_for_selector(f'#talk > li:text-is("{text}")')
+        tab.wait_for_function('document.querySelector("[name=text]").value === ""')
+    say(old, 'Is there cake?')
+    say(new, 'There is')
+    for here, there, place, food in (old, new, 'In the wood', 'Bread and c'), (new, old, 'By the lake', 'Bread and cake'):
+        there.fill('#bring', food)  # Not sent yet: the field has the focus
+        here.fill('#where', place)
+        here.click('h1')
+        holds(there, 'where', place)
+        holds(there, 'bring', food)
+        assert there.evaluate('document.activeElement.id') == 'bring'
+    old.click('h1')
+    for o in old, new: holds(o, 'bring', 'Bread and cake')
+    tabs.picture('tutorial-htmx4', htmx_2=old, htmx_4=new)
+
+htmx4.size = dict(width=440, height=450)
 
 
 def main(names):
