@@ -227,7 +227,7 @@ def relink(html, page, base):
             elif path.startswith('nbs/'): url = here(path.removeprefix('nbs/'), page)
             else: url = BLOB + path + frag
         return f'{attr}="{escape(url)}"'
-    return re.sub(r'\b(href|src)="([^"]*)"', fix, html)
+    return re.sub(r'<[a-z][^>]*>', lambda tag: re.sub(r'\b(href|src)="([^"]*)"', fix, tag[0]), html)  # In tags alone: code may show such attributes
 
 
 # Pages
