@@ -19,6 +19,15 @@ chaos: .venv/dev ## Two minutes in which all goes wrong: workers killed, Redis r
 soak: .venv/dev ## 200,000 tabs come and go, and 40,000 over sockets: does anything stay?
 	@SOAK=200000 $(BIN)/python -m pytest tests/test_soak.py -q -s
 
+bench: .venv/dev ## Measure what a broadcast costs, beside peers, and write it into the page "Speed": five minutes
+	@$(PYTHON) bench/run.py
+	@$(BIN)/python bench/pages.py
+
+bench-all: .venv/dev ## The whole table: 10,000 clients, sizes, servers, the garbage collector, the page "Comparison": twenty minutes
+	@$(PYTHON) bench/run.py all
+	@$(PYTHON) bench/compare.py
+	@$(BIN)/python bench/pages.py
+
 docs: .venv/dev ## Render the documentation into _docs/
 	@$(BIN)/python tools/docs.py
 
@@ -46,4 +55,4 @@ clean: ## Remove the environment and all that the tools made
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@ .venv/app
 
-.PHONY: help demo test chaos soak docs readme prepare clean
+.PHONY: help demo test chaos soak bench bench-all docs readme prepare clean

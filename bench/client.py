@@ -1,0 +1,188 @@
+"""The clients of a benchmark, in a process of their own: reads a plan from stdin, writes what it measured to stdout, both as JSON
+
+A plan names the server (`port`, `pids`) and `steps`, each a method of `Clients` with its arguments. A message is text of which the last character is `@`,
+which nothing else that a server sends contains: so a message counts once it is there to its end, however the bytes were split.
+
+What counts is the processor time of the server (user and system, all its processes), because server and clients share the machine.
+"""
+import gc
+import json
+import os
+import random
+import resource
+import select
+import socket
+import struct
+import sys
+import time
+from errno import EINPROGRESS
+from string import ascii_lowercase
+
+MARK = b'@'
+IN_FLIGHT = 200  # Connections that are being opened at a time
+PERCENT = [1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98, 99, 99.9, 100]
+
+
+def cpu(pids):
+    "Seconds of processor time that these processes have used; the clock of another process has a number, see clock_getcpuclockid(3)"
+    return sum(time.clock_gettime(~pid<<3 | 2) for pid in pids)
+
+
+def memory(pids):
+    "Kilobytes that these processes have in memory"
+    def rss(pid):
+        with open(f'/proc/{pid}/statm') as f: return int(f.read().split()[1])*resource.getpagesize()//1024
+    return sum(map(rss, pids))
+
+
+class Clients:
+    def __init__(self, port, pids, path='/events?n={n}', headers='', poll=False, whole=False, size=200, own_times=True, patience=60):
+        self.port,self.pids,self.path,self.headers,self.poll = port,pids,path,headers,poll  # `poll`: a client asks for each message
+        self.own_times = own_times  # Does the server repeat a message by itself?
+        self.whole = whole          # Is all that is read at once one message? So it is where messages are compressed, and sent one at a time
+        self.text,self.patience = ''.join(random.Random(0).choices(ascii_lowercase+' ', k=size-1)).encode()+MARK,patience
+        self.room = 2*size+2048     # Bytes to read at once
+        self.ready,self.socks,self.waiting = select.epoll(),{},{}
+        self.wanted = self.got = 0
+        self.control = self.dial()
+        self.control.setblocking(True)
+
+    def dial(self, buffer=0):
+        sock = socket.socket()
+        sock.setblocking(False)
+        if buffer: sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))  # Closing leaves no port behind that waits
+        if sock.connect_ex(('127.0.0.1', self.port)) not in (0, EINPROGRESS): raise OSError('the server does not take connections')
+        return sock
+
+    def request(self, n): return f'GET {self.path.format(n=n)} HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n{self.headers}\r\n'.encode()
+
+    def publish(self, times=1):
+        "Have the message sent, `times` times"
+        def post(k): return f'POST /publish?times={k} HTTP/1.1\r\nHost: localhost\r\nX-EventSource-Event: tick\r\nContent-Type: text/plain\r\nContent-Length: {len(self.text)}\r\n\r\n'.encode()+self.text
+        if self.poll:
+            for fd,sock in self.socks.items(): sock.send(self.request(fd))
+        elif self.own_times: self.control.sendall(post(times))
+        else: self.control.sendall(post(1)*times)
+
+    def until(self, done, at=None):
+        "Read until `done()`, adding the time of each message to `at`"
+        end,mark,read,clock = time.monotonic()+self.patience,MARK,os.read,time.perf_counter
+        while not done():
+            for fd,_ in self.ready.poll(1, 1024):
+                if fd in self.waiting:
+                    self.answered(fd)
+                    continue
+                data = read(fd, self.room)
+                if not data: raise OSError('the server has closed a connection')
+                if k := self.whole or data.count(mark):
+                    self.got += k
+                    if at is not None: at.append(clock())
+            if time.monotonic()>end: raise TimeoutError(f'{self.got} of {self.wanted} messages after {self.patience} s, {len(self.waiting)} connections not open')
+
+    def answered(self, fd):
+        "A connection that is being opened: it can be written to, or has got the beginning of its answer"
+        sock,n,asked = self.waiting[fd]
+        if not asked:
+            sock.send(self.request(n))
+            self.waiting[fd] = sock,n,True
+            self.ready.modify(fd, select.EPOLLIN)
+            return
+        answer = os.read(fd, 65536)
+        if answer[9:12] not in (b'200', b'101'): raise OSError(f'answered {answer[:80]!r}')
+        self.socks[fd] = sock
+        del self.waiting[fd]
+
+    def calm(self):
+        "Wait until the server has nothing to do; a second is enough for it"
+        for _ in range(20):
+            before = cpu(self.pids)
+            time.sleep(.05)
+            if cpu(self.pids)-before<.0005: return
+
+    # Steps of a plan
+
+    def open(self, n):
+        "Have `n` connections open: microseconds and kilobytes that each of the new ones cost the server"
+        self.calm()
+        begin,held,old = cpu(self.pids),memory(self.pids),len(self.socks)
+        for i in range(old, n):
+            self.until(lambda: len(self.waiting)<IN_FLIGHT)
+            sock = self.dial()
+            self.waiting[sock.fileno()] = sock,i,False
+            self.ready.register(sock.fileno(), select.EPOLLOUT)
+        self.until(lambda: not self.waiting)
+        self.calm()
+        return dict(connect_us=(cpu(self.pids)-begin)*1e6/(n-old), kb=(memory(self.pids)-held)/(n-old))
+
+    def stall(self, n):
+        "Have `n` connections more, which never read"
+        self.deaf = [self.dial(4096) for _ in range(n)]
+        for i,sock in enumerate(self.deaf):
+            sock.setblocking(True)
+            sock.sendall(self.request(-1-i))
+        self.calm()
+
+    def one_by_one(self, times, warm=10):
+        "Publish and wait until everybody has it: microseconds of the server for each delivery, those of this client, and how long each took in ms"
+        for _ in range(warm): self.round()
+        self.calm()
+        delays,begin,own = [],cpu(self.pids),time.process_time()
+        for _ in range(times):
+            at = []
+            start = self.round(at)
+            delays += [t-start for t in at]
+        own = time.process_time()-own
+        self.calm()
+        delays.sort()
+        return dict(us=(cpu(self.pids)-begin)*1e6/(times*len(self.socks)), client_us=own*1e6/len(delays),
+            ms=[round(delays[min(len(delays)-1, int(len(delays)*p/100))]*1000, 3) for p in PERCENT])
+
+    def round(self, at=None):
+        self.wanted += len(self.socks)
+        start = time.perf_counter()
+        self.publish()
+        self.until(lambda: self.got>=self.wanted, at)
+        return start
+
+    def beside_stalled(self, times):
+        "Publish and wait until all that read have it, while some don't: how many messages came through, megabytes the server gained"
+        held,through = memory(self.pids),0
+        try:
+            for through in range(1, times+1): self.round()
+        except TimeoutError: through -= 1
+        return dict(through=through, mb=(memory(self.pids)-held)/1000)
+
+    def burst(self, times):
+        "Publish `times` messages back to back: deliveries a second, and microseconds of the server for each"
+        self.wanted += times*len(self.socks)
+        begin,start = cpu(self.pids),time.perf_counter()
+        self.publish(times)
+        self.until(lambda: self.got>=self.wanted)
+        took = time.perf_counter()-start
+        self.calm()
+        return dict(burst_rate=times*len(self.socks)/took, burst_us=(cpu(self.pids)-begin)*1e6/(times*len(self.socks)))
+
+    def addressed(self, times):
+        "Publish `times` messages, each to one connection: microseconds of the server for each"
+        self.calm()
+        self.wanted += times
+        begin = cpu(self.pids)
+        self.publish(times)
+        self.until(lambda: self.got>=self.wanted)
+        self.calm()
+        return dict(us=(cpu(self.pids)-begin)*1e6/times)
+
+
+def main():
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],)*2)
+    plan = json.load(sys.stdin)
+    gc.disable()
+    clients,steps = Clients(**plan['server']),plan['steps']
+    json.dump([getattr(clients, name)(*args) for name,*args in steps], sys.stdout)
+    sys.stdout.flush()
+    os._exit(0)  # The kernel closes thousands of sockets faster than Python does
+
+
+if __name__=='__main__': main()

@@ -1,0 +1,18 @@
+"""Put what was measured into the pages that show it: runs their notebooks anew, which read results/, and keeps what they print
+
+    python bench/pages.py
+"""
+import subprocess
+import sys
+from pathlib import Path
+
+from execnb.shell import CaptureShell
+
+NBS = Path(__file__).resolve().parent.parent/'nbs'
+PAGES = NBS/'speed.ipynb', NBS/'tutorials'/'comparison.ipynb'
+
+for path in PAGES:
+    if not path.exists(): continue
+    CaptureShell().execute(path, path, exc_stop=True)
+    subprocess.run([Path(sys.executable).parent/'nbdev-clean', '--fname', path], check=True)
+    print('->', path.relative_to(NBS.parent))
