@@ -82,15 +82,18 @@ class Clients:
             if time.monotonic()>end: raise TimeoutError(f'{self.got} of {self.wanted} messages after {self.patience} s, {len(self.waiting)} connections not open')
 
     def answered(self, fd):
-        "A connection that is being opened: it can be written to, or has got the beginning of its answer"
-        sock,n,asked = self.waiting[fd]
-        if not asked:
+        "A connection that is being opened: it can be written to, or has got an answer"
+        sock,n,stage = self.waiting[fd]
+        if stage=='dialled':
             sock.send(self.request(n))
-            self.waiting[fd] = sock,n,True
+            self.waiting[fd] = sock,n,'asked'
             self.ready.modify(fd, select.EPOLLIN)
             return
         answer = os.read(fd, 65536)
-        if answer[9:12] not in (b'200', b'101'): raise OSError(f'answered {answer[:80]!r}')
+        if stage=='asked' and answer[9:12] not in (b'200', b'101'): raise OSError(f'answered {answer[:80]!r}')
+        if self.poll and MARK not in answer:  # This answer has an end, and must not count as the next one's
+            self.waiting[fd] = sock,n,'answered'
+            return
         self.socks[fd] = sock
         del self.waiting[fd]
 
@@ -110,7 +113,7 @@ class Clients:
         for i in range(old, n):
             self.until(lambda: len(self.waiting)<IN_FLIGHT)
             sock = self.dial()
-            self.waiting[sock.fileno()] = sock,i,False
+            self.waiting[sock.fileno()] = sock,i,'dialled'
             self.ready.register(sock.fileno(), select.EPOLLOUT)
         self.until(lambda: not self.waiting)
         self.calm()

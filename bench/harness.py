@@ -1,11 +1,12 @@
 """Servers, clients and rounds: how everything in this folder measures
 
-Servers take turns within each round, and each round begins with another one, so that whatever else the machine does hits all alike. What is told is the median
-of the rounds, with the least and the most. A run that failed is named, never left out in silence.
+Servers take turns within each round, and each round begins with another one, so that whatever else the machine does hits all alike. What is kept is what each
+round found; what is told is the median, with the least and the most. A round that failed is kept as `None`, never left out in silence.
 """
 import json
 import os
 import platform
+import re
 import resource
 import signal
 import socket
@@ -37,9 +38,9 @@ class Server:
 
 class Servers:
     "What can be measured with this interpreter"
-    def __init__(self):
-        self.python = environment.python()
-        self.lacking = []
+    def __init__(self, python=None):
+        self.python = python or environment.python()
+        self.lacking = []  # What could not be measured here, and why
 
     def asgi(self, name, app, under='uvicorn', client=None, **env):
         py,listen = str(self.python),'127.0.0.1:{port}'
@@ -128,9 +129,9 @@ def measure(python, server, steps, **client):
 
 
 def rounds(n, cases):
-    """Run each case `n` times, taking turns: name -> list of what it returned
+    """Run each case `n` times, taking turns: name -> figure -> what each round found, in order
 
-    `cases` maps names to functions without arguments, which return a dict of figures.
+    `cases` maps names to functions without arguments, which return a dict of figures: numbers, or a list of them, of which the medians are kept.
     """
     found,names = {name: [] for name in cases},[*cases]
     for i in range(n):
@@ -139,23 +140,24 @@ def rounds(n, cases):
             try: got = cases[name]()
             except (OSError, TimeoutError, subprocess.TimeoutExpired) as e:
                 print(f'  round {i+1}: {name} FAILED: {e}', flush=True)
-                continue
+                got = {}
             found[name].append(got)
             print(f'  round {i+1}: {name:28} ' + '  '.join(f'{k} {v:.4g}' for k,v in got.items() if isinstance(v, float|int)) + f'  ({time.monotonic()-start:.1f} s)', flush=True)
-    return {name: summary(rows)|dict(failed=n-len(rows)) for name,rows in found.items() if rows}
+    return {name: by_figure(rows) for name,rows in found.items() if any(rows)}
 
 
-def summary(rows):
-    "Of each figure the median, the least and the most"
+def by_figure(rows):
     def of(values):
-        if isinstance(values[0], list): return [round(statistics.median(o), 3) for o in zip(*values, strict=True)]
-        return [float(f'{o:.4g}') for o in (statistics.median(values), min(values), max(values))]
-    return dict(rounds=len(rows)) | {k: of([r[k] for r in rows]) for k in rows[0]}
+        there = [v for v in values if v is not None]
+        if isinstance(there[0], list): return [round(statistics.median(o), 3) for o in zip(*there, strict=True)]
+        return [v if v is None else float(f'{v:.4g}') for v in values]
+    return {k: of([r.get(k) for r in rows]) for k in dict.fromkeys(k for r in rows for k in r)}
 
 
-def ratios(found, base, figure='us'):
-    "name -> the median of the ratios to `base`"
-    return {name: row[figure][0]/found[base][figure][0] for name,row in found.items()}
+def middle(values):
+    "Median, least and most"
+    there = [v for v in values if v is not None]
+    return statistics.median(there),min(there),max(there)
 
 
 def raise_limit():
@@ -177,5 +179,5 @@ def save(section, servers, found, n, **more):
     RESULTS.mkdir(exist_ok=True)
     data = json.loads(path.read_text()) if path.exists() else {}
     data[section] = dict(date=date.today().isoformat(), machine=machine(), versions=environment.versions(servers.python), rounds=n, lacking=servers.lacking, **more, found=found)
-    path.write_text(json.dumps(data, indent=1, sort_keys=True)+'\n')
+    path.write_text(re.sub(r'\[[^][{}]*\]', lambda m: ' '.join(m[0].split()), json.dumps(data, indent=1))+'\n')
     print(f'-> {path.relative_to(HERE.parent)}, {section}', flush=True)

@@ -3,7 +3,7 @@ import json
 
 import matplotlib
 from client import PERCENT
-from harness import RESULTS, ROOT
+from harness import RESULTS, ROOT, middle
 
 matplotlib.use('svg')
 import matplotlib.pyplot as plt  # noqa: E402
@@ -34,7 +34,7 @@ def picture(name, draw, xlabel, ylabel):
 def style(name): return dict(color=COLOURS[name], label='this library' if name=='ours' else name, linewidth=2.6 if name=='ours' else 1.6, linestyle='--' if 'floor' in name else '-')
 
 
-def by_cost(found): return sorted(found.items(), key=lambda o: -o[1]['us_5000'][0])
+def by_cost(found): return sorted(found.items(), key=lambda o: -middle(o[1]['us_5000'])[0])
 
 
 def cost(data):
@@ -42,7 +42,7 @@ def cost(data):
     def draw(ax):
         for name,row in by_cost(data['fanout']['found']):
             rows = row | data.get('large', dict(found={}))['found'].get(name, {})
-            points = sorted((int(k[3:]), v) for k,v in rows.items() if k.startswith('us_'))
+            points = sorted((int(k[3:]), middle(v)) for k,v in rows.items() if k.startswith('us_'))
             xs,ys = zip(*points, strict=True)
             ax.plot(xs, [y[0] for y in ys], marker='o', markersize=4, **style(name))
             ax.fill_between(xs, [y[1] for y in ys], [y[2] for y in ys], color=COLOURS[name], alpha=.12, linewidth=0)

@@ -123,8 +123,9 @@ def inside(servers, n):
 
 def table(found):
     "Figures as text: medians, with the least and the most of the rounds"
-    keys = list(dict.fromkeys(k for row in found.values() for k,v in row.items() if isinstance(v, list) and len(v)==3))
-    rows = [['', *keys]]+[[name, *(f'{m:.4g} ({lo:.3g}-{hi:.3g})' if (v := row.get(k)) and (m := v[0]) is not None and (lo := v[1]) is not None and (hi := v[2]) is not None else '' for k in keys)] for name,row in found.items()]
+    keys = list(dict.fromkeys(k for row in found.values() for k in row if not k.startswith('ms_')))
+    def told(values): return '{:.4g} ({:.3g}-{:.3g})'.format(*harness.middle(values)) if values else ''
+    rows = [['', *keys]]+[[name, *(told(row.get(k)) for k in keys)] for name,row in found.items()]
     widths = [max(len(r[i]) for r in rows) for i in range(len(keys)+1)]
     return '\n'.join('  '.join(c.ljust(w) for c,w in zip(r, widths, strict=True)).rstrip() for r in rows)
 

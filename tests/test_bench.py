@@ -1,0 +1,47 @@
+"The benchmark measures what it says: every server that needs nothing but the dev extra, with a few clients"
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).resolve().parent.parent/'bench'))
+import harness  # noqa: E402
+
+SERVERS = harness.Servers(Path(sys.executable))
+
+
+@pytest.mark.parametrize('server', [SERVERS.ours(), SERVERS.ours('own', WHO='own'), SERVERS.by_hand(), SERVERS.starlette(), SERVERS.floor(),
+    SERVERS.websocket(), SERVERS.websocket('compressed', compress=True), SERVERS.polling()], ids=lambda s: s.name)
+def test_every_server_delivers(server):
+    opened,got = harness.measure(sys.executable, server, [['open', 20], ['one_by_one', 5]])
+    assert opened['connect_us']>0 and got['us']>0
+    assert got['ms']==sorted(got['ms']) and got['ms'][0]>0
+
+
+def test_a_burst_is_counted_to_its_end():
+    *_,got = harness.measure(sys.executable, SERVERS.ours(), [['open', 20], ['burst', 90]])
+    assert got['burst_rate']>0 and got['burst_us']>0
+
+
+def test_a_message_to_one():
+    _,got = harness.measure(sys.executable, SERVERS.ours(WHO='one'), [['open', 20], ['addressed', 40]])
+    assert got['us']>0
+
+
+def test_messages_that_do_not_come_are_an_error():
+    one = SERVERS.ours(WHO='one')  # Each message is for one of them
+    with pytest.raises(OSError, match='1 of 20 messages'): harness.measure(sys.executable, one, [['open', 20], ['one_by_one', 1]], patience=1)
+
+
+def test_rounds_take_turns_and_keep_what_failed():
+    order = []
+    def case(name, fails=()):
+        def f():
+            order.append(name)
+            if len(order) in fails: raise OSError('gone')
+            return dict(us=float(len(order)))
+        return f
+    found = harness.rounds(2, dict(a=case('a'), b=case('b', fails=[3])))
+    assert order==['a', 'b', 'b', 'a']
+    assert found==dict(a=dict(us=[1, 4]), b=dict(us=[2, None]))
+    assert harness.middle(found['b']['us'])==(2, 2, 2)
