@@ -82,8 +82,8 @@ def groups(servers, n):
 
 @section
 def by_hand(servers, n):
-    "`register_connection` and a stream written by hand, against Starlette with a queue"
-    return ladders(servers, n, [servers.by_hand(), servers.starlette()], {1000: 20, 5000: 8})
+    "`register_connection` and a stream written by hand, against Starlette with a queue; and `stream` without FastHTML"
+    return ladders(servers, n, [servers.by_hand(), servers.starlette(), servers.ours(), servers.ours('ours, without FastHTML', HOST='starlette')], {1000: 20, 5000: 8})
 
 
 @section

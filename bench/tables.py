@@ -58,20 +58,22 @@ def ahead(figures):
 
 RATIOS = [  # What, where it stands, ours and what it is compared with
     ('processor time of a delivery, 1,000 clients', 'fanout', ('ours', 'us_1000'), [('uvloop floor', 'us_1000'), ('nchan', 'us_1000'), ('better-sse', 'us_1000'), ('Starlette', 'us_1000'), ('sse-starlette', 'us_1000')]),
-    ('the same, 5,000', 'fanout', ('ours', 'us_5000'), [('uvloop floor', 'us_5000'), ('nchan', 'us_5000'), ('better-sse', 'us_5000'), ('Starlette', 'us_5000'), ('sse-starlette', 'us_5000')]),
-    ('the same, 10,000', 'large', ('ours', 'us_10000'), [('uvloop floor', 'us_10000'), ('nchan', 'us_10000'), ('better-sse', 'us_10000')]),
+    ('processor time of a delivery, 5,000 clients', 'fanout', ('ours', 'us_5000'), [('uvloop floor', 'us_5000'), ('nchan', 'us_5000'), ('better-sse', 'us_5000'), ('Starlette', 'us_5000'), ('sse-starlette', 'us_5000')]),
+    ('processor time of a delivery, 10,000 clients', 'large', ('ours', 'us_10000'), [('uvloop floor', 'us_10000'), ('nchan', 'us_10000'), ('better-sse', 'us_10000')]),
     ('deliveries/s in a burst of 90, 1,000 clients', 'fanout', ('ours', 'burst_rate'), [('uvloop floor', 'burst_rate'), ('nchan', 'burst_rate'), ('better-sse', 'burst_rate')]),
     ('time until 99 % of 5,000 have it', 'fanout', ('ours', 'p99_5000'), [('nchan', 'p99_5000'), ('better-sse', 'p99_5000'), ('Starlette', 'p99_5000')]),
     ('memory of a connection', 'fanout', ('ours', 'kb'), [('nchan', 'kb'), ('better-sse', 'kb'), ('Starlette', 'kb')]),
     ('processor time to connect', 'fanout', ('ours', 'connect_us'), [('better-sse', 'connect_us'), ('Starlette', 'connect_us')]),
-    ('patterns of its own for each of 1,000', 'groups', ('own', 'us_1000'), [('shared', 'us_1000')]),
-    ('the same, 5,000', 'groups', ('own', 'us_5000'), [('shared', 'us_5000')]),
+    ('patterns of its own for each, 1,000 clients', 'groups', ('own', 'us_1000'), [('shared', 'us_1000')]),
+    ('patterns of its own for each, 5,000 clients', 'groups', ('own', 'us_5000'), [('shared', 'us_5000')]),
     ('a call of `broadcast`, 1,000 of 10,000 stalled', 'inside', ('ours', 'call_tenth'), [('ours', 'call_none')]),
     ('time until 99 % have it, 5 of 105 stalled', 'stalled', ('5 stalled', 'p99'), [('none stalled', 'p99')]),
     ('a message to one of 10,000', 'addressed', ('ours', 'us_10000'), [('ours', 'us_10')]),
+    ('without FastHTML, 1,000 clients', 'by_hand', ('ours, without FastHTML', 'us_1000'), [('ours', 'us_1000')]),
+    ('without FastHTML, to connect', 'by_hand', ('ours, without FastHTML', 'connect_us'), [('ours', 'connect_us'), ('Starlette', 'connect_us')]),
     ('streams by hand, 1,000 clients', 'by_hand', ('ours, by hand', 'us_1000'), [('Starlette', 'us_1000')]),
-    ('the same, 5,000', 'by_hand', ('ours, by hand', 'us_5000'), [('Starlette', 'us_5000')])]
-BESIDE = dict(call_none='none stalled', us_10='one of 10')
+    ('streams by hand, 5,000 clients', 'by_hand', ('ours, by hand', 'us_5000'), [('Starlette', 'us_5000')])]
+BESIDE = dict(call_none='none stalled', us_10='one of 10')  # Where it is compared with itself
 
 
 def ratio(section, one, other):
@@ -83,9 +85,13 @@ def ratio(section, one, other):
 
 def ratios():
     "Ours as a multiple of theirs, round by round, under each Python"
-    body = [[f'{title}: {called(one[0]) if one[0]=="ours" else one[0]} / {BESIDE.get(other[1], other[0])}', *(ratio(data[section], one, other) if section in data else '' for data in reversed(measured))]
-        for title,section,one,others in RATIOS for other in others]
-    return rows(['', *(f"Python {next(iter(data.values()))['versions']['python']}" for data in reversed(measured))], [o for o in body if any(o[1:])])
+    newest_first,body = measured[::-1],[]
+    for title,section,one,others in RATIOS:
+        for other in others:
+            found = [ratio(data[section], one, other) if section in data else '' for data in newest_first]
+            if any(found): body.append([title, BESIDE.get(other[1], other[0]), *found])
+            title = title if not any(found) else ''
+    return rows(['this library', 'beside', *(f"Python {next(iter(data.values()))['versions']['python']}" for data in newest_first)], body)
 
 
 def capacity(share=.25):

@@ -8,6 +8,7 @@ from cjm_fasthtml_sse.dispatcher import segment
 from cjm_fasthtml_sse.helpers import oob_update
 from cjm_fasthtml_sse.updater import SSEElementUpdater
 from fasthtml.common import FastHTML
+from starlette.applications import Starlette
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -36,6 +37,11 @@ async def publish(req):
 # As the peers have it, so that the request that publishes costs all of them the same
 app.router.routes.insert(0, Route('/publish', publish, methods=['POST']))
 
+
+# What of it is FastHTML's: the same without it
+if os.environ.get('HOST')=='starlette':
+    async def bare(req): return sse.stream(req, render=updater)
+    app = Starlette(routes=[Route('/events', bare), Route('/publish', publish, methods=['POST'])])
 
 # What the page says about the garbage collector is measured here
 match os.environ.get('GC'):
