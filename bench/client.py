@@ -44,8 +44,7 @@ class Clients:
         self.room = 2*size+2048     # Bytes to read at once
         self.ready,self.socks,self.waiting = select.epoll(),{},{}
         self.wanted = self.got = 0
-        self.control = self.dial()
-        self.control.setblocking(True)
+        self.control = None         # The connection that publishes
 
     def dial(self, buffer=0):
         sock = socket.socket()
@@ -117,6 +116,9 @@ class Clients:
             self.ready.register(sock.fileno(), select.EPOLLOUT)
         self.until(lambda: not self.waiting)
         self.calm()
+        if self.control: self.control.close()
+        self.control = self.dial()  # A new one each time: servers close those that were silent for some seconds
+        self.control.setblocking(True)
         return dict(connect_us=(cpu(self.pids)-begin)*1e6/(n-old), kb=(memory(self.pids)-held)/(n-old))
 
     def stall(self, n):
