@@ -26,6 +26,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from .htmx import ArgumentError,HTMXSSEConnector,client_js,ext_script,morph_js,morph_script,unload_js
+from .multiplex import Multiplexer
 from .wire import SSEError,StreamEnded
 
 # %% ../nbs/helpers.ipynb #f1c6bfbe
@@ -163,19 +164,20 @@ def _opt_out(share): return {} if share else dict(data_sse_share='false')
 # %% ../nbs/helpers.ipynb #a4603925
 _scope: ContextVar[dict] = ContextVar('sse_scope', default={})  # Of the present request
 
-def _serve_scripts(app, nonce, morph, share):
+def _serve_scripts(app, nonce, morph):
     "Serve our scripts as files and load them from there"
     insert_htmx_sse_ext(app.hdrs, nonce=nonce, morph=morph)
     for name in _SCRIPTS:
-        if (i := _script_idx(app.hdrs, name)) >= 0 and not _is_served(app, name): _serve(app, name, i, nonce, share)
+        if (i := _script_idx(app.hdrs, name)) >= 0 and not _is_served(app, name): _serve(app, name, i, nonce)
 
 def _is_served(app, name): return any(getattr(o, 'name', '') == f'sse_{name}' for o in app.routes)
 
-def _serve(app, name, i, nonce, share):
-    content = _SCRIPTS[name](_htmx_version(app.hdrs)).encode()
+def _serve(app, name, i, nonce):
+    options = dict(multiplex=True) if name == 'client' and app._sse_setup.multiplexer else {}
+    content = _SCRIPTS[name](_htmx_version(app.hdrs), **options).encode()
     path = f'/_sse/{name}.{sha256(content).hexdigest()[:16]}.js'
     async def send(request): return Response(content, media_type='text/javascript', headers={'Cache-Control': 'public, max-age=31536000, immutable'})
-    app.hdrs[i] = _Header(lambda nonce: _own_script(name, '', nonce, _scope.get().get('root_path', '') + path, _sharing(app, share) if name == 'client' else None), nonce)
+    app.hdrs[i] = _Header(lambda nonce: _own_script(name, '', nonce, _scope.get().get('root_path', '') + path, _sharing(app) if name == 'client' else None), nonce)
     app.router.routes.insert(0, Route(path, send, methods=['GET'], name=f'sse_{name}'))
 
 # %% ../nbs/helpers.ipynb #d91f2419
@@ -267,10 +269,13 @@ def _is_end(e):
 
 class _Inner:
     "Ends the body of a response whose stream was ended"
-    def __init__(self, app): self.app = app
+    def __init__(self, app, tag): self.app,self.tag = app,tag
 
     async def __call__(self, scope, receive, send):
         if scope['type'] != 'http': return await self.app(scope, receive, send)
+        if tell := scope.get('sse.identify'):
+            tell(self.tag(scope))
+            return await Response(status_code=204)(scope, receive, send)
         open_body = False
         def _send(message):
             nonlocal open_body
@@ -282,14 +287,19 @@ class _Inner:
             await send({'type': 'http.response.body', 'body': b'', 'more_body': False})
 
 # %% ../nbs/helpers.ipynb #aba74ef0
-def _sharing(app, share):
-    "Attributes of the client's script: whether the tabs of a browser share, and for whom this page is"
-    scope = _scope.get()
-    if not share or not scope: return _opt_out(share)
-    session = dict(scope.get('session') or {})
+def _tag(app, scope):
+    "What stands for the user of a request"
+    share,session = app._sse_setup.share,dict(scope.get('session') or {})
     who = share(Request(scope)) if callable(share) else session.get('auth') or {k: v for k,v in session.items() if k != 'toasts'}
     text = json.dumps(who, sort_keys=True, default=str)
-    return dict(data_sse_tag=hmac.new(str(app.secret_key).encode(), text.encode(), sha256).hexdigest()[:16])
+    return hmac.new(str(app.secret_key).encode(), text.encode(), sha256).hexdigest()[:16]
+
+def _sharing(app):
+    "Attributes of the client's script: whether the tabs of a browser share, for whom this page is, and where the multiplexer is"
+    scope,setup = _scope.get(),app._sse_setup
+    if not setup.share or not scope: return _opt_out(setup.share)
+    mux = setup.multiplexer and dict(data_sse_mux=scope.get('root_path', '')+setup.multiplexer.path)
+    return dict(data_sse_tag=_tag(app, scope)) | (mux or {})
 
 # %% ../nbs/helpers.ipynb #ae650c07
 def setup_sse(
@@ -298,19 +308,25 @@ def setup_sse(
     *,
     nonce=None,    # For a content security policy that wants one: a string, or a function called for each page
     morph=False,   # Add what morph swaps need; htmx 4 needs nothing
-    share=True     # `False`: each tab has connections of its own. A function of the request: what tells one user from another
+    share=True,    # `False`: each tab has connections of its own. A function of the request: what tells one user from another
+    multiplex=False # `True`: one connection for all streams of a browser; a list of paths: for these. Rules that a proxy applies by path don't reach them, see `multiplex`
 ):
     "Make `app` ready for event streams; a second call does no harm"
     if not (isinstance(getattr(app, 'hdrs', None), list) and hasattr(app, 'router')): raise ArgumentError(f'`app` must be a FastHTML app, got {app!r}')
     if manager is not None and not all(callable(getattr(manager, o, None)) for o in ('open', 'close')): raise ArgumentError(f'`manager` must be an SSEBroadcastManager, got {manager!r}')
+    if multiplex and not share: raise ArgumentError('`multiplex` needs `share`: it is for all tabs together')
     if not (setup := getattr(app, '_sse_setup', None)):
-        setup = app._sse_setup = SimpleNamespace(managers=[])
+        setup = app._sse_setup = SimpleNamespace(managers=[], multiplexer=None, share=share)
         build = app.build_middleware_stack
-        app.build_middleware_stack = lambda: _Outer(build(), setup.managers)
-        app.user_middleware.append(Middleware(_Inner))
+        app.build_middleware_stack = lambda: _Outer(setup.multiplexer.around(build()) if setup.multiplexer else build(), setup.managers)
+        app.user_middleware.append(Middleware(_Inner, tag=partial(_tag, app)))
         app.middleware_stack = None  # Built at the first request, or anew if there was one
-    _serve_scripts(app, nonce, morph, share)
-    if manager is not None and all(o is not manager for o in setup.managers): setup.managers.append(manager)
+    if multiplex and not setup.multiplexer:
+        setup.multiplexer,app.middleware_stack = Multiplexer(multiplex),None
+        setup.managers.append(setup.multiplexer)  # The last that is closed: it carries the farewells
+        app.router.routes[:] = [o for o in app.routes if getattr(o, 'name', '') != 'sse_client']  # A client without it may be served already
+    _serve_scripts(app, nonce, morph)
+    if manager is not None and all(o is not manager for o in setup.managers): setup.managers.insert(0, manager)
 
 # %% ../nbs/helpers.ipynb #dab796b8
 def cleanup_sse_on_unload(

@@ -757,6 +757,7 @@ class EventStreamResponse(Response):
             _log.error('A stream was refused: %s', e)
             return await PlainTextResponse('Not ready yet', 503, headers={'Retry-After': '3'})(scope, receive, send)
         conn = self.hub.join(last_event_id=last_event_id, **self._wants)
+        if (channel := scope.get('sse.channel')) is not None: return await self._hand_over(conn, channel, start, send)
         try:
             try:
                 await self.opened(conn)
@@ -768,6 +769,28 @@ class EventStreamResponse(Response):
                 await self.closed(conn)
             await conn.farewell(receive, send, scope.get('sse.abort'))
         finally: self.hub.forget(conn)
+        if self.background is not None: await self.background()
+
+    async def _hand_over(self, conn, channel, start, send):
+        "On a channel the request is soon over, and the hub goes on alone"
+        try:
+            await self.opened(conn)
+            await send(start)
+            if channel.open and not conn.ended: channel.connection = conn
+        finally:
+            finish = partial(self._finish, conn, channel)
+            if channel.connection is conn: conn.run_alone(channel.deliver, finish)
+            else:
+                conn.end('disconnected')
+                await finish()
+
+    async def _finish(self, conn, channel):
+        try:
+            await self.closed(conn)
+            await conn.farewell(channel.receive, channel.deliver)
+        finally:
+            self.hub.forget(conn)
+            channel.end(end=True)
         if self.background is not None: await self.background()
 
 def _last_event_id(scope):
@@ -792,12 +815,32 @@ async def run(self:Connection, receive, send):
     finally:
         self._stop = None
         self.end('disconnected')
-        if not self.hub.loop.is_closed():
-            task = self._task
-            if self.ended=='closed' and self.busy: await asyncio.wait({task}, timeout=LAST_WORDS)
-            if self.busy and not task.done(): self._rest = b''  # It may not come without what was given away before it
-            task.cancel()
-            await asyncio.wait({task}, timeout=1)
+        if not self.hub.loop.is_closed(): await self._settle()
+
+@patch
+async def _settle(self:Connection):
+    "See the send that is under way through, or stop it"
+    task = self._task
+    if self.ended=='closed' and self.busy: await asyncio.wait({task}, timeout=LAST_WORDS)
+    if self.busy and not task.done(): self._rest = b''  # It may not come without what was given away before it
+    task.cancel()
+    await asyncio.wait({task}, timeout=1)
+
+@patch
+def run_alone(self:Connection, send, finish):
+    "Serve a channel, of which no request's task knows; `finish` is awaited at the end"
+    async def end():
+        self._stop = None
+        await self._settle()
+        await finish()
+    self._send,self._context = send,copy_context()
+    self._stop = _AtEnd(lambda: self.hub.spawn(end(), Context()))
+    self._start()
+
+class _AtEnd:
+    "Stands where the request's timeout would"
+    def __init__(self, call): self.call = call
+    def reschedule(self, when): self.call()
 
 @patch
 async def farewell(self:Connection,

@@ -11,6 +11,8 @@ class SSEClient extends EventTarget {
     this.alone = 'asked for';  // why tabs share no connections
     this.loaded = 0;         // when the page was
     this.loading = 0;        // until when what connects is part of it
+    /** @type {Multiplexer | null} */
+    this.mux = null;         // where the app has one
   }
 
   /** The state of all streams together: the one that most wants attention. @returns {SSEState} */
@@ -52,16 +54,25 @@ class SSEClient extends EventTarget {
    * @param {{lastEventId?: string, share?: boolean}} options
    */
   connect(url, { share = true, ...options }) {
-    const source = share && !this.alone ? new SharedSource(url, { ...options, tag: this.tag, fresh: performance.now() < this.loading ? this.loaded : 0 }) : new SSESource(url, options);
+    const source = share && !this.alone ? this.shared(url, { ...options, tag: this.tag, fresh: performance.now() < this.loading ? this.loaded : 0 }) : new SSESource(url, options);
     source.connect();
     return source;
   }
 
+  /**
+   * @param {string} url
+   * @param {ConstructorParameters<typeof SharedSource>[1]} options
+   */
+  shared(url, options) {
+    return this.mux ? new ChannelSource(url, options, this.mux) : new SharedSource(url, options);
+  }
+
   /** @param {HTMLElement | SVGElement | null} script  that brought this file */
   configure(script) {
-    const { sseShare, sseTag } = script?.dataset ?? {};
+    const { sseShare, sseTag, sseMux } = script?.dataset ?? {};
     this.tag = sseTag ?? '';
     this.alone = sseShare === 'false' ? 'share=False' : window.isSecureContext && navigator.locks && window.BroadcastChannel ? '' : 'neither HTTPS nor localhost, or an old browser';
+    if (sseMux && !this.alone) this.mux = new Multiplexer(sseMux, this.tag);
     this.load(document.readyState === 'loading' ? Infinity : 1000);
     // htmx connects what the page holds in the task of this event.
     document.addEventListener('DOMContentLoaded', () => setTimeout(() => this.load(0)));
@@ -115,11 +126,18 @@ class SSEClient extends EventTarget {
   follow() {
     const each = (/** @type {(source: SSESource) => void} */ f) => () => this.sources.forEach(f);
     // A page with an open connection is not kept for Back.
-    window.addEventListener('pagehide', each(source => source.suspend()));
+    window.addEventListener('pagehide', () => {
+      each(source => source.suspend())();
+      this.mux?.leave();
+    });
     window.addEventListener('pageshow', e => { if (e.persisted) each(source => source.resume())(); });
-    window.addEventListener('online', each(source => source.check()));
+    const check = () => {
+      this.mux?.check();
+      each(source => source.check())();
+    };
+    window.addEventListener('online', check);
     // A moment later, because what arrived while the page slept is read first.
-    document.addEventListener('visibilitychange', () => { if (!document.hidden) setTimeout(each(source => source.check()), 250); });
+    document.addEventListener('visibilitychange', () => { if (!document.hidden) setTimeout(check, 250); });
     // An element may leave the page by other ways than htmx's.
     new MutationObserver(() => {
       for (const entry of this.entries) if (entry.element && !entry.element.isConnected) this.release(entry, 'element removed');

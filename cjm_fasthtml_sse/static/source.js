@@ -84,7 +84,7 @@ class SSESource extends EventTarget {
     if (this.lastEventId) headers['Last-Event-ID'] = String.fromCharCode(...new TextEncoder().encode(this.lastEventId));
     this.watchdog.start(false);
     try {
-      const response = await fetch(this.url, { headers, credentials: 'include', cache: 'no-store', signal: abort.signal });
+      const response = await this.fetch(headers, abort.signal);
       if (turn !== this.turn) return;
       const problem = this.judge(response);
       if (problem) return problem();
@@ -101,8 +101,21 @@ class SSESource extends EventTarget {
         this.watchdog.heard(false);
       }
     } catch (error) {
-      if (turn === this.turn) this.lost('network');
+      if (turn === this.turn) this.failed(error);
     }
+  }
+
+  /**
+   * @param {Record<string, string>} headers
+   * @param {AbortSignal} signal
+   */
+  fetch(headers, signal) {
+    return fetch(this.url, { headers, credentials: 'include', cache: 'no-store', signal });
+  }
+
+  /** @param {unknown} _error */
+  failed(_error) {
+    this.lost('network');
   }
 
   /**

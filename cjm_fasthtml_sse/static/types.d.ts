@@ -94,3 +94,58 @@ interface MonitorSettings {
 type MonitoredSource = EventTarget & { state?: string; reason?: string; configure?: (settings: SSESettings) => void; own?: unknown; readyState: number; close(): void };
 
 interface Window { htmx?: any; cjmSSE?: SSEClient; Idiomorph?: any }
+
+/** A stream on a carrier. */
+interface MuxChannel {
+  number: number;
+  tab: number;
+  key: string;
+  path: string;
+  /** The last event id. */
+  id: string;
+  /** Where it is open. */
+  carrier: MuxCarrier | null;
+}
+
+interface MuxCarrier { id: string; identity: string; abort: AbortController; watchdog: Watchdog }
+
+/** A channel that a tab wants, or has. */
+interface MuxWish { key: string; path: string; id: string }
+
+interface MuxOpen extends MuxWish {
+  resolve(response: Response): void;
+  reject(error: unknown): void;
+  /** Where what comes goes, once there was an answer. */
+  controller: ReadableStreamDefaultController<Uint8Array> | null;
+}
+
+/**
+ * What becomes of a channel: `bytes` that came, the `status` of the answer, its `end`; `direct`, ask without a channel; `moved`, ask again; `lost`, with the status of what refused it.
+ */
+interface MuxWord {
+  bytes?: Uint8Array;
+  status?: number;
+  type?: string;
+  retry?: string | null;
+  end?: boolean;
+  direct?: boolean;
+  moved?: boolean;
+  lost?: number;
+}
+
+type MuxNews = [key: string, word: MuxWord];
+
+/**
+ * What the tabs tell each other.
+ *
+ * - A tab: `fresh`, a page that begins; `hello`, I follow; `open` and `close` channels; `ping`, is anybody there?; `check`, somebody looks; `bye`.
+ * - The leader: `lead`, I lead. Anybody: `broken`, this can't work here.
+ */
+interface MuxTold {
+  what: 'fresh' | 'hello' | 'open' | 'close' | 'ping' | 'check' | 'bye' | 'lead' | 'broken';
+  tag?: string;
+  who?: number;
+  key?: string;
+  wishes?: MuxWish[];
+  reason?: string;
+}

@@ -1,0 +1,296 @@
+// @ts-check
+// What the leading tab does for all tabs of the browser: it holds the carriers, the connections whose frames belong to channels, opens and closes channels there, and hands out what comes.
+//
+// A carrier lives in one process of the server. A request that meets another process, which knows none of our carriers, becomes one itself. So there are as many as processes met.
+
+const MAX_CARRIERS = 3;
+const ABOUT = 2 ** 31;   // added to the number of a channel: what follows is about it
+
+/** The number of a channel, from all that there were: one that was closed may still be spoken of. */
+let channels = 0;
+
+class Carriers {
+  /** @param {Multiplexer} owner */
+  constructor(owner) {
+    this.owner = owner;
+    /** @type {Map<string, MuxCarrier>} */
+    this.carriers = new Map();
+    /** @type {Map<number, MuxChannel>} */
+    this.channels = new Map();
+    /** @type {Map<string, MuxChannel>} */
+    this.keys = new Map();
+    /** @type {Set<MuxChannel>} to be opened */
+    this.wanted = new Set();
+    /** @type {Map<number, MuxCarrier>} to be closed, there */
+    this.gone = new Map();
+    /** @type {Map<number, MuxNews[]>} what has come, by tab */
+    this.news = new Map();
+    this.asking = false;
+    this.ended = false;
+    this.misses = 0;         // answers in a row from a process where there is no place
+    this.works = false;      // has a carrier ever spoken?
+    this.silent = 0;         // requests without an answer, before that
+    /** @type {number | undefined} */
+    this.timer = undefined;
+  }
+
+  /**
+   * @param {number} tab
+   * @param {{key: string, path: string, id: string}} wish
+   */
+  open(tab, { key, path, id }) {
+    if (this.keys.has(key)) return;
+    /** @type {MuxChannel} */
+    const channel = { number: ++channels, tab, key, path, id, carrier: null };
+    this.keys.set(key, channel);
+    this.channels.set(channel.number, channel);
+    this.wanted.add(channel);
+    this.askIn(0);
+  }
+
+  /** @param {string} key */
+  close(key) {
+    const channel = this.keys.get(key);
+    if (!channel) return;
+    this.forget(channel);
+    const { carrier, number } = channel;
+    if (!carrier) return;
+    this.gone.set(number, carrier);
+    this.askIn(100);
+    this.tidy();
+  }
+
+  /** A carrier without channels is closed. */
+  tidy() {
+    if (this.asking || this.wanted.size) return;
+    const used = new Set([...this.channels.values()].map(({ carrier }) => carrier));
+    for (const carrier of [...this.carriers.values()]) if (!used.has(carrier)) this.drop(carrier);
+  }
+
+  /** @param {MuxChannel} channel */
+  forget(channel) {
+    this.keys.delete(channel.key);
+    this.channels.delete(channel.number);
+    this.wanted.delete(channel);
+  }
+
+  /** @param {number} tab */
+  left(tab) {
+    for (const channel of [...this.channels.values()]) if (channel.tab === tab) this.close(channel.key);
+  }
+
+  /** @param {number} ms */
+  askIn(ms) {
+    if (ms && this.timer !== undefined) return;
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => this.ask(), ms);
+  }
+
+  /** Somebody else may be logged in now. */
+  renew() {
+    this.ask(true);
+  }
+
+  async ask(anyway = false) {
+    this.timer = undefined;
+    if (this.asking) return this.askIn(5);
+    for (const [number, carrier] of this.gone) if (!this.carriers.has(carrier.id)) this.gone.delete(number);
+    const [open, close] = [[...this.wanted], [...this.gone.keys()]];
+    if (this.ended || !anyway && !open.length && !close.length) return;
+    this.asking = true;
+    this.wanted.clear();
+    const abort = new AbortController();
+    // A carrier says at once that it is one.
+    const patience = setTimeout(() => abort.abort(), 10000);
+    try {
+      const response = await fetch(this.owner.url, {
+        method: 'POST', credentials: 'same-origin', cache: 'no-store', signal: abort.signal,
+        headers: { 'Content-Type': 'application/json', 'SSE-Mux': '1' },
+        body: JSON.stringify({
+          carriers: [...this.carriers.keys()],
+          open: open.map(({ number, path, id }) => [number, path, id]),
+          close,
+          become: this.carriers.size < MAX_CARRIERS,
+        }),
+      });
+      if (!this.ended) this.answered(response, open, abort);
+    } catch {
+      if (!this.works && abort.signal.aborted && ++this.silent > 1) this.owner.breakDown('no answer');
+      else this.fail(open, 0);
+    }
+    clearTimeout(patience);
+    this.asking = false;
+    this.tidy();
+  }
+
+  /**
+   * @param {Response} response
+   * @param {MuxChannel[]} open
+   * @param {AbortController} abort
+   */
+  answered(response, open, abort) {
+    const { status, headers } = response;
+    const [id, identity] = [headers.get('SSE-Carrier') ?? '', headers.get('SSE-Identity')];
+    // Another process. Its answer closes the connection, and the next one may lead elsewhere.
+    if (status === 409 && ++this.misses < 10) return this.again(open);
+    if (status !== 200 && status !== 204 || !identity) {
+      if (status >= 500 || status === 408) return this.fail(open, status, headers.get('Retry-After'));
+      return this.owner.breakDown(`status ${status}`);
+    }
+    for (const carrier of [...this.carriers.values()]) if (carrier.identity !== identity) this.drop(carrier, 'moved');
+    let carrier = this.carriers.get(id);
+    if (status === 200 && response.body) {
+      const fresh = carrier = { id, identity, abort, watchdog: new Watchdog(() => this.drop(fresh, 'lost')) };
+      carrier.watchdog.timeout = 40000;
+      carrier.watchdog.always = true;
+      this.carriers.set(id, carrier);
+      this.read(carrier, response.body.getReader());
+    }
+    if (!carrier) return open.length && ++this.misses < 10 ? this.again(open) : this.fail(open, 0);   // it has ended in the meantime
+    this.misses = 0;
+    for (const [number, where] of this.gone) if (where === carrier) this.gone.delete(number);
+    if (this.gone.size) this.askIn(6000);   // when a server has dropped the connection that this went over
+    for (const channel of open) {
+      if (this.channels.has(channel.number)) channel.carrier = carrier;
+      else this.gone.set(channel.number, carrier);   // closed in the meantime
+    }
+    if (open.length) this.expect(carrier);
+    this.flush();
+  }
+
+  /** @param {MuxChannel[]} open */
+  again(open) {
+    for (const channel of open) if (this.channels.has(channel.number)) this.wanted.add(channel);
+    this.askIn(20);
+  }
+
+  /**
+   * A carrier that takes up channels says so at once, on itself.
+   * @param {MuxCarrier} carrier
+   */
+  expect(carrier) {
+    const { heardAt } = carrier.watchdog;
+    setTimeout(() => {
+      if (carrier.watchdog.heardAt > heardAt || this.carriers.get(carrier.id) !== carrier) return;
+      if (this.works) this.drop(carrier, 'lost');
+      else this.owner.breakDown('nothing comes');   // something on the way collects what should flow
+    }, 10000);
+  }
+
+  /**
+   * @param {MuxChannel[]} open
+   * @param {number} status
+   * @param {string | null} [retry]
+   */
+  fail(open, status, retry = null) {
+    for (const channel of open) this.say(channel, { lost: status, retry });
+    this.flush();
+  }
+
+  /**
+   * @param {MuxCarrier} carrier
+   * @param {ReadableStreamDefaultReader<Uint8Array>} reader
+   */
+  async read(carrier, reader) {
+    /** @type {Uint8Array} */
+    let rest = new Uint8Array(0);
+    carrier.watchdog.start(true);
+    try {
+      for (;;) {
+        const { done, value } = await reader.read();
+        if (done || this.carriers.get(carrier.id) !== carrier) break;
+        carrier.watchdog.heard(false);
+        this.works = true;
+        rest = this.frames(join(rest, value));
+        this.flush();
+      }
+    } catch { /* as an end */ }
+    this.drop(carrier, 'lost');
+  }
+
+  /**
+   * @param {Uint8Array} bytes
+   * @returns {Uint8Array} what is no whole frame yet
+   */
+  frames(bytes) {
+    const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+    let at = 0;
+    while (bytes.length - at >= 8) {
+      const [number, end] = [view.getUint32(at), at + 8 + view.getUint32(at + 4)];
+      if (end > bytes.length) break;
+      this.frame(number, bytes.subarray(at + 8, end));
+      at = end;
+    }
+    return bytes.subarray(at);
+  }
+
+  /**
+   * @param {number} number
+   * @param {Uint8Array} body
+   */
+  frame(number, body) {
+    if (number === ABOUT) this.owner.send({ what: 'lead' });   // the carrier's own sign of life
+    const channel = this.channels.get(number % ABOUT);
+    if (!channel) return;
+    if (number < ABOUT) this.say(channel, { bytes: body.slice() });
+    else this.say(channel, JSON.parse(new TextDecoder().decode(body)));
+  }
+
+  /**
+   * @param {MuxChannel} channel
+   * @param {MuxWord} word
+   */
+  say(channel, word) {
+    if (!this.channels.has(channel.number)) return;
+    const news = this.news.get(channel.tab) ?? [];
+    this.news.set(channel.tab, news);
+    news.push([channel.key, word]);
+    if (word.bytes || word.status === 200) return;
+    this.forget(channel);   // that was its last word
+    this.tidy();
+  }
+
+  flush() {
+    const { news } = this;
+    this.news = new Map();
+    for (const [tab, each] of news) this.owner.tell(tab, each);
+  }
+
+  /**
+   * @param {MuxCarrier} carrier
+   * @param {'lost' | 'moved'} [why]
+   */
+  drop(carrier, why) {
+    if (this.carriers.get(carrier.id) !== carrier) return;
+    this.carriers.delete(carrier.id);
+    carrier.watchdog.stop();
+    carrier.abort.abort();
+    for (const channel of [...this.channels.values()]) if (channel.carrier === carrier) this.say(channel, why === 'moved' ? { moved: true } : { lost: 0 });
+    this.flush();
+  }
+
+  /** Somebody looks at a page, or the network is back. */
+  check() {
+    if (this.carriers.size) this.ask(true);
+    for (const carrier of this.carriers.values()) carrier.watchdog.check(true);
+  }
+
+  end() {
+    this.ended = true;
+    clearTimeout(this.timer);
+    this.channels.clear();
+    for (const carrier of [...this.carriers.values()]) this.drop(carrier);
+  }
+}
+
+/**
+ * @param {Uint8Array} a
+ * @param {Uint8Array} b
+ */
+function join(a, b) {
+  if (!a.length) return b;
+  const both = new Uint8Array(a.length + b.length);
+  both.set(a);
+  both.set(b, a.length);
+  return both;
+}
