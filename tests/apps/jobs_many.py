@@ -1,5 +1,4 @@
 "A page with a global stream and as many as asked for beside it, some written by hand; one connection for all"
-import asyncio
 import os
 from collections import Counter
 from fasthtml.common import *
@@ -12,7 +11,7 @@ from cjm_fasthtml_sse.htmx import HTMXSSEConnector
 files = ('htmx4/dist/htmx.min.js', 'htmx4/dist/ext/hx-sse.min.js') if os.environ.get('HTMX') == '4' else ('htmx.org/dist/htmx.min.js', 'htmx-ext-sse/dist/sse.min.js')
 app = FastHTML(hdrs=[Script(src=f'/assets/{o}') for o in files], default_hdrs=False, secret_key='test')
 app.mount('/assets', StaticFiles(directory=os.environ['ASSETS']))
-manager,counts,posts,streams = SSEBroadcastManager(retry=200, heartbeat=2., backend=os.environ.get('BACKEND') or None),Counter(),Counter(),int(os.environ.get('STREAMS', 20))
+manager,counts,streams = SSEBroadcastManager(retry=200, heartbeat=2., backend=os.environ.get('BACKEND') or None),Counter(),int(os.environ.get('STREAMS', 20))
 setup_sse(app, manager, multiplex=True)
 
 class Counting:
@@ -20,7 +19,7 @@ class Counting:
     def __init__(self, app): self.app = app
     async def __call__(self, scope, receive, send):
         if scope['type'] != 'http': return await self.app(scope, receive, send)
-        path,kind = scope['path'],[]
+        kind = []
         def _send(message):
             if message['type'] == 'http.response.start':
                 kind[:] = [v for k,v in message['headers'] if k == b'content-type' and v.split(b';')[0] in (b'text/event-stream', b'application/octet-stream')]
