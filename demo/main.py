@@ -12,14 +12,14 @@ from time import monotonic
 
 import uvicorn
 from fasthtml.common import *
-from starlette.staticfiles import StaticFiles
 from cjm_fasthtml_sse.core import SSEBroadcastManager
-from cjm_fasthtml_sse.dispatcher import SSEEventDispatcher
+from cjm_fasthtml_sse.dispatcher import SSEEventDispatcher,segment
 from cjm_fasthtml_sse.helpers import oob_element,oob_swap,oob_update,setup_sse
 from cjm_fasthtml_sse.htmx import HTMXSSEConnector
 from cjm_fasthtml_sse.monitoring import SSEMonitorConfig,create_sse_monitor
 from cjm_fasthtml_sse.updater import SSEElementUpdater
 from hashing import Report,folder_in,hash_folder,shown
+from scripts import ICON,htmx
 
 parser = argparse.ArgumentParser(description='A job board: the same in every tab')
 parser.add_argument('--root', default=sysconfig.get_path('purelib'), help='nothing outside this folder is read (default: %(default)s)')
@@ -31,15 +31,7 @@ args = parser.parse_args()
 root,rate,here = Path(args.root).resolve(),args.rate*1e6 or float('inf'),Path(__file__).resolve().parent
 if not root.is_dir(): parser.error(f'there is no folder {root}')
 
-# --- The app. Scripts come from .assets if `make demo` put them there, else from their CDN; `setup_sse` adds the SSE extension if it is missing
-assets = here.parent/'.assets/node_modules'
-files = ('htmx4/dist/htmx.min.js', 'htmx4/dist/ext/hx-sse.min.js') if args.htmx4 else ('htmx.org/dist/htmx.min.js', 'htmx-ext-sse/dist/sse.min.js')
-local = [Script(src=f'/assets/{o}') for o in files if (assets/o).exists()]
-version,digest = ('4.0.1', 'Qp9rdC8H7EqOoX+nR0P3RPG2Noji+qdwJlGpfzwQJsfOpp3sGwIdSP9xO3+UlEhn') if args.htmx4 else \
-    ('2.0.7', 'ZBXiYtYQ6hJ2Y0ZNoYuI+Nq5MqWBr+chMrS/RkXpNzQCApHEhOt2aY8EJgqwHLkJ')
-cdn = Script(src=f'https://cdn.jsdelivr.net/npm/htmx.org@{version}/dist/htmx.min.js', crossorigin='anonymous', integrity=f'sha384-{digest}')
-icon = "data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 8 8'><circle cx='4' cy='4' r='3' fill='royalblue'/></svg>"
-
+# --- The app
 sse,updater,books = SSEBroadcastManager(retry=1000),SSEElementUpdater(),SSEEventDispatcher()
 
 async def stop_all():
@@ -49,11 +41,11 @@ async def stop_all():
         async with asyncio.timeout(1):
             while running(): await asyncio.sleep(.01)
 
-app = FastHTML(default_hdrs=False, secret_key=secrets.token_hex(), on_shutdown=[stop_all], htmlkw=dict(lang='en'), hdrs=(
-    Meta(charset='utf-8'), Meta(name='viewport', content='width=device-width, initial-scale=1'), Link(rel='icon', href=icon),
-    Style((here/'style.css').read_text(encoding='utf-8')), *(local or [cdn])))
-if local: app.mount('/assets', StaticFiles(directory=assets))
-setup_sse(app, sse)
+scripts,routes = htmx(4 if args.htmx4 else 2)
+app = FastHTML(default_hdrs=False, routes=routes, secret_key=secrets.token_hex(), on_shutdown=[stop_all], htmlkw=dict(lang='en'), hdrs=(
+    Meta(charset='utf-8'), Meta(name='viewport', content='width=device-width, initial-scale=1'), Link(rel='icon', href=ICON),
+    Style((here/'style.css').read_text(encoding='utf-8')), *scripts))
+setup_sse(app, sse, multiplex=True)
 
 # --- The server's books: kept by the events that everybody gets, so they can't differ from what the tabs show
 jobs,stops = {},{}  # By job id, the oldest first: its newest report; what stops it
@@ -63,18 +55,18 @@ def running(): return [o for o in jobs.values() if o.state=='running']
 @sse.on_broadcast
 async def enter(message): await books.dispatch(message)
 
-@books.on('job:*', priority=1)
+@books.on('job:*:*', priority=1)
 def keep(event): jobs[event.data.id] = event.data
 
-@books.on('job:cleared')
+@books.on('job:*:cleared')
 def forget(event): del jobs[event.data.id], stops[event.data.id]
 
-@books.on('job:*')
+@books.on('job:*:*')
 async def add_up(event): await sse.broadcast('board:totals', totals(), key='totals')
 
 @sse.on_connect
 @sse.on_disconnect
-async def count(connection): await sse.broadcast('board:connections', sse.connection_count, key='connections')
+async def count(connection): await sse.broadcast('board:tabs', len(sse.present(0)), key='tabs')
 
 def totals():
     now,every = running(),jobs.values()
@@ -83,7 +75,7 @@ def totals():
 # --- A job, in a thread of its own
 def run(job, stop):
     began,told = monotonic(),0.
-    def tell(what, key=None): sse.broadcast_threadsafe(f'job:{what}', job, key=key)
+    def tell(what, key=None): sse.broadcast_threadsafe(f'job:{job.id}:{what}', job, key=key)
     try:
         for job in hash_folder(job, root):
             stopped = stop.wait(max(0, job.bytes/rate - (monotonic()-began)))  # A job must not take the disk for itself, and wants to be watched
@@ -91,32 +83,32 @@ def run(job, stop):
             if job.state!='running': break
             if job.seconds-told > .15:
                 told = job.seconds
-                tell('progress', key=job.id)  # Of the progress that waits for a slow tab, only the newest is sent
+                tell('progress', key='newest')  # Of the progress that waits for a slow tab, only the newest is sent
     except Exception as e: job = replace(job, state='failed', text=f'Nothing could be read: {getattr(e, "strerror", None) or repr(e)}')
     tell('ended')
 
 # --- What happened, as elements
-@updater.register('job:started')
+@updater.register('job:*:started')
 def started(job): return oob_element('jobs', row(job), 'afterbegin', element_type=Ul),say(f'{job.name} started')
 
-@updater.register('job:progress')
+@updater.register('job:*:progress')
 def progressed(job): return oob_swap(progress(job))
 
-@updater.register('job:ended')
+@updater.register('job:*:ended')
 def ended(job): return oob_swap(row(job)),say(f'{job.name} {job.state}')
 
-@updater.register('job:cleared')
+@updater.register('job:*:cleared')
 def cleared(job): return oob_swap(Li(id=f'job-{job.id}'), 'delete')
 
 @updater.register('board:totals')
 def total(values): return oob_update('totals', tiles(**values), element_type=Dl)
 
-@updater.register('board:connections')
-def connected(n): return oob_update('connections', f'{n:,}', element_type=Span)
+@updater.register('board:tabs')
+def looking(n): return oob_update('tabs', f'{n:,}', element_type=Span)
 
 def board():
     "The state as it is, for a tab that can't know what it missed"
-    return oob_update('jobs', rows(), element_type=Ul),total(totals()),connected(sse.connection_count)
+    return oob_update('jobs', rows(), element_type=Ul),total(totals()),looking(len(sse.present(0)))
 
 # --- The elements
 def say(text): return oob_update('news', text)
@@ -132,7 +124,11 @@ def row(job):
     name,route = ('Cancel',cancel) if job.state=='running' else ('Clear',clear)
     return Li(Div(H3(job.name), Span(job.state.title(), cls='chip'),
         Button(name, id=f'act-{job.id}', hx_post=route.to(id=job.id), hx_swap='none', aria_label=f'{name} {job.name}'), cls='head'),
-        progress(job), unread(job), id=f'job-{job.id}', cls=job.state)
+        progress(job), unread(job), moves(job), id=f'job-{job.id}', cls=job.state)
+
+def moves(job):
+    "What a running job says meanwhile comes by a stream of its own, which goes with the row"
+    if job.state=='running': return HTMXSSEConnector.create_sse_element(endpoint=job_events.to(id=job.id), hidden=True, auto_reconnect=False)
 
 def progress(job):
     "The part of a row that moves. Nothing in it can have the focus or be open, as it would lose that"
@@ -141,7 +137,7 @@ def progress(job):
         Div(Label(f'{job.found:,} files found' if looking else f'{files} files', fr=f'bar-{job.id}'), Span(of(size(job.bytes), size(job.size))),
             Span(f'{job.speed:,.0f} files/s'), Span(f'{job.seconds:,.1f} s'),
             Span(f'{job.unread:,} unread', cls='unread') if job.unread else None, cls='figures'),
-        Code(job.text) if job.state in ('running', 'finished') else P(job.text), id=f'progress-{job.id}')
+        Code(job.text) if job.state in ('running', 'finished') else P(job.text), id=f'progress-{job.id}' if job.state=='running' else None)
 
 def unread(job):
     if job.state=='running' or not job.unread: return None
@@ -150,14 +146,16 @@ def unread(job):
 
 # --- The routes
 @app.get
-def events(req): return sse.stream(req, render=updater, snapshot=board)
+def events(req): return sse.stream(req, render=updater, events=['board:*', *(f'job:*:{o}' for o in ('started', 'ended', 'cleared'))], snapshot=board, user=secrets.token_hex(4))
+
+@app.get
+def job_events(req, id: str): return sse.stream(req, render=updater, events=f'job:{segment(id)}:progress', until=f'job:{segment(id)}:ended')
 
 @app.get('/')
 def index():
     names = sorted(shown(o, root) for o in root.iterdir() if o.is_dir() and o.name[0] not in '._' and not o.name.endswith('.dist-info'))
     return Title('Job board'),Main(
-        Header(Div(H1('Job board'), P('The SHA-256 of every file in a folder. Open this page in two tabs: both move.')),
-            P('Connecting …', id='connection-status')),
+        Header(Div(H1('Job board'), P('The SHA-256 of every file in a folder. Open this page in two tabs: both move.')), P('Connecting …', id='connection-status')),
         Form(Label('Folder', fr='folder'), Input(id='folder', name='folder', list='folders', placeholder=f'all of {root.name}',
                 autocomplete='off', spellcheck='false', aria_describedby='where problem'), Button('Start'),
             Datalist(*map(Option, names), id='folders'), P(f'In {root}', id='where'), P(id='problem', role='alert'),
@@ -165,7 +163,7 @@ def index():
         Dl(*tiles(**totals()), id='totals'),
         Section(Header(H2('Jobs'), Button('Clear ended', hx_post=clear, hx_swap='none')),
             Ul(*rows(), id='jobs'), P('Nothing yet. Start a job above.')),
-        Footer('Open connections: ', Span(f'{sse.connection_count:,}', id='connections'), '. Tabs that share one are counted once.'),
+        Footer('Tabs that look at this: ', Span(f'{len(sse.present(0)):,}', id='tabs'), '. Each browser has one connection for all of its streams.'),
         Div(id='news', role='status'),
         HTMXSSEConnector.create_sse_element(endpoint=events, element_id='sse-connection', hidden=True, after=sse.cursor),
         create_sse_monitor(HTMXSSEConnector, SSEMonitorConfig(reconnect_delay=1000), inline=False))
@@ -176,7 +174,7 @@ async def start(folder: str = ''):
     except (OSError, ValueError) as e: return Span(getattr(e, 'strerror', None) or str(e))  # An element, because a string would be taken for HTML
     job,stop = Report(secrets.token_hex(4), path, shown(path, root.parent)),threading.Event()
     stops[job.id] = stop
-    await sse.broadcast('job:started', job)
+    await sse.broadcast(f'job:{job.id}:started', job)
     threading.Thread(target=run, args=(job, stop), daemon=True).start()
     return ''
 
@@ -186,7 +184,7 @@ def cancel(id: str):
 
 @app.post
 async def clear(id: str = None):
-    for job in [o for o in jobs.values() if o.state!='running' and id in (None, o.id)]: await sse.broadcast('job:cleared', job)
+    for job in [o for o in jobs.values() if o.state!='running' and id in (None, o.id)]: await sse.broadcast(f'job:{job.id}:cleared', job)
 
 # --- The server
 def listen(host, ports):

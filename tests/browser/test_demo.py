@@ -109,7 +109,7 @@ def same(*tabs):
 def test_two_tabs(tab, root):
     "Start, progress, cancel, finish and clear, each in one tab and seen in both"
     a,b = tab(),tab()
-    for t in (a, b): expect(t.page.locator('#connections')).to_have_text('1')  # They share it
+    for t in (a, b): expect(t.page.locator('#tabs')).to_have_text('2')
     a.start('long')
     for t in (a, b):
         expect(t.rows('running')).to_have_count(1)
@@ -148,7 +148,7 @@ def test_late_tab(tab, root):
     assert b.page.evaluate('document.documentElement.scrollWidth <= innerWidth')
     b.page.close()
     a.moves()
-    expect(a.page.locator('#connections')).to_have_text('1')
+    expect(a.page.locator('#tabs')).to_have_text('1')
 
 
 def test_many_jobs(tab):
@@ -182,7 +182,7 @@ def test_restart(tab, server, serve):
             t.is_('active')
             expect(t.rows()).to_have_count(0)
             expect(t.page.locator('#totals')).to_have_text(re.compile(r'Running0.*Files read0'))
-            expect(t.page.locator('#connections')).to_have_text('1')
+            expect(t.page.locator('#tabs')).to_have_text('2')
         b.start('quick')
         for t in (a, b): expect(t.rows('finished')).to_have_count(1)
         same(a, b)

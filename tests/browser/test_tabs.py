@@ -298,7 +298,8 @@ def test_demo_in_twelve_tabs(tabs, tmp_path, flags):
             page.get_by_label('Folder').fill('long')
             page.get_by_role('button', name='Start').click()
         tabs.wait("document.querySelectorAll('#jobs > .running').length === 5")
-        tabs.wait("document.querySelector('#connections').textContent === '1'")
+        tabs.wait("document.querySelector('#tabs').textContent === '12'")
+        assert sum(tabs.all('cjmSSE.mux.carriers?.carriers.size ?? 0')) == 1
         was = "[...document.querySelectorAll('#jobs progress')].map(bar => bar.position)"
         for page in tabs: page.wait_for_function(f'was => {was}.every((at, i) => at > was[i])', arg=page.evaluate(was))
         ids = tabs[0].evaluate("[...document.querySelectorAll('#jobs > .running')].map(job => job.id)")
