@@ -32,7 +32,7 @@ def frame(
 # %% ../nbs/multiplex.ipynb #335ef8d1
 TURN = 1<<14     # Bytes of one channel in one turn
 BUFFER = 1<<16   # Bytes that may wait in a channel before its stream has to wait
-FLOOD = 64       # Turns in a row in which a channel may have more to say than it is given, while others wait
+FLOOD = 64       # Turns in a row in which a channel may have more to say than it is given, before it is sent away for others to have theirs
 GRACE = 10       # Seconds that a request has to notice that its channel was closed
 
 _log = logging.getLogger(__name__)
@@ -100,8 +100,8 @@ class Channel:
             size += len(data)
         self._size -= size
         if self._size<=BUFFER: _done(self._room)
-        self._turns = self._turns+1 if self._frames and crowded else 0
-        if self._turns>=FLOOD: self.end(direct=True)
+        self._turns = self._turns+1 if self._frames else 0
+        if crowded and self._turns>=FLOOD: self.end(direct=True)
 
     @property
     def waits(self): return bool(self._frames)

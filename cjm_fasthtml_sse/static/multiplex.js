@@ -272,15 +272,24 @@ class ChannelSource extends SharedSource {
   constructor(url, options, mux) {
     super(url, options);
     this.mux = mux;
-    this.direct = false;
+    this.shares = false;
     this.sharedAlarm = this.watchdog.alarm;
+    this.watchdog.always = false;
+    this.watchdog.alarm = () => this.lost('silence');
   }
 
   async connect() {
-    const shared = this.direct || !!this.mux.broken;
-    this.watchdog.always = shared;
-    this.watchdog.alarm = shared ? this.sharedAlarm : () => this.lost('silence');
-    return shared ? super.connect() : SSESource.prototype.connect.call(this);
+    if (this.shares || this.mux.broken) return this.share();
+    return SSESource.prototype.connect.call(this);
+  }
+
+  share() {
+    if (!this.shares) {
+      this.shares = this.watchdog.always = true;
+      this.watchdog.alarm = this.sharedAlarm;
+      this.seen = new Map([['', this.lastEventId]]);   // as of a page that begins here
+    }
+    return super.connect();
   }
 
   /** @type {SSESource['fetch']} */
@@ -290,19 +299,13 @@ class ChannelSource extends SharedSource {
 
   /** @type {SSESource['failed']} */
   failed(error) {
-    if (error === DIRECT) this.direct = true;
-    if (error === DIRECT || error === MOVED) this.connect();
+    if (error === DIRECT) this.share();
+    else if (error === MOVED) this.connect();
     else super.failed(error);
   }
 
-  /** @type {SSESource['deliver']} */
-  deliver(type, data, id, own) {
-    if (own) for (const key of [id, `${id}\n${type}`]) this.see(key);   // should the stream be shared later
-    super.deliver(type, data, id, own);
-  }
-
   check() {
-    if (this.channel) super.check();
+    if (this.shares) super.check();
     else SSESource.prototype.check.call(this);
   }
 }

@@ -1,0 +1,304 @@
+"Any number of streams in any number of tabs: one connection, and each stream what it would be on its own"
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+from fasthtml.common import Div
+from starlette.responses import Response, StreamingResponse
+
+from handmade import ASSETS
+from tabs import Tabs, answers, board, complete, connect, crash, renderer, stopped  # noqa: F401
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from servers import free_port, running, uvicorn  # noqa: E402
+
+from cjm_fasthtml_sse.helpers import setup_sse
+
+BROKEN = 'cjmSSE.mux.broken'
+CARRIERS = 'cjmSSE.mux.carriers?.carriers.size ?? 0'
+
+
+def open_at(site): return [len(c.channels) for c in site.app._sse_setup.multiplexer.carriers.values()]
+
+
+@pytest.fixture
+def site(make_site): return make_site(lambda app: setup_sse(app, multiplex=True))
+
+
+@pytest.fixture
+def tabs(page): return Tabs(page)
+
+
+def works(tabs, site, until, carriers=1):
+    "All is on as many carriers as it should be, one tab holds them, and nothing has broken down"
+    until(lambda: len(open_at(site)) == carriers, f'{carriers} carriers')
+    assert sorted(tabs.all(CARRIERS)) == [0]*(len(tabs)-1)+[carriers]
+    assert tabs.all(BROKEN) == ['']*len(tabs)
+
+
+@pytest.mark.parametrize('htmx', ['2', '4'])
+def test_twelve_tabs_with_21_streams(tabs, tmp_path, until, htmx):
+    "One connection, every tab right, a further request answers at once; and again after a restart, and after the server was killed"
+    port,log = free_port(),tmp_path/'log'
+    def serve(): return running(uvicorn('jobs_many:served', '--log-level', 'warning'), log, port=port, env=dict(ASSETS=str(ASSETS), HTMX=htmx))
+    url = f'http://127.0.0.1:{port}'
+    def right(n):
+        counted = lambda: httpx.get(f'{url}/counted').json()
+        until(lambda: (counted()['counts'], counted()['connections']) == ({'application/octet-stream': 1}, 12*21), 'one connection')
+        for type,data in [('all:x', f'all {n}'), ('job:3', f'job {n}'), ('hand:4', f'hand {n}')]:
+            assert int(httpx.get(f'{url}/say', params=dict(type=type, data=data)).text) >= 12
+        tabs.wait("n => document.querySelector('#all').innerText === `all ${n}` && document.querySelector('#job-3').innerText === `job ${n}` && document.querySelector('#job-4').innerText === `hand ${n}`", n)
+        tabs.wait("document.querySelector('#job-5').innerText === 'state of 5' && document.querySelector('#job-9').innerText === 'hello 9'")
+        return tabs.all("async () => { const start = performance.now(); await (await fetch('/counted', {cache: 'no-store'})).text(); return performance.now() - start }")
+    with serve() as server:
+        tabs.open(url, 12)
+        tabs.active(21)
+        took = right(1)
+        server.signal(signal.SIGTERM)
+        assert server.ends()[0] in (0, -signal.SIGTERM)
+    tabs.wait("cjmSSE.state === 'reconnecting'")
+    with serve() as server:
+        tabs.active(21)
+        took += right(2)
+        server.signal(signal.SIGKILL)
+    tabs.wait("cjmSSE.state === 'reconnecting'")
+    with serve():
+        tabs.active(21)
+        took += right(3)
+    assert tabs.all(BROKEN) == ['']*12
+    assert max(took) < 5000  # Not one of them had to wait for a connection
+
+
+def test_messages_in_order_and_once(tabs, site, board, until):  # noqa: F811
+    "While tabs are opened, closed, crash, hang and leave for another page"
+    tabs.open(site.url('p'), 4)
+    tabs.active(3)
+    works(tabs, site, until)
+    board.say(30)
+    complete(tabs, board)
+    with board.flow():
+        tabs.open(site.url('p'), 2)
+        tabs.active(3)
+        leader = tabs.all('!!cjmSSE.mux.carriers').index(True)
+        tabs.pop(leader).close()
+        tabs.active(3)
+        leader = tabs.all('!!cjmSSE.mux.carriers').index(True)
+        crash(tabs.pop(leader))
+        tabs.open(site.url('two'))
+        tabs.wait('cjmSSE.sources.length > 1 && cjmSSE.sources.every(s => s.state === "active")')
+    complete(tabs, board)
+    works(tabs, site, until)
+    until(lambda: board.open == dict(a=len(tabs), b=len(tabs), c=len(tabs)-1), 'a channel for each element')
+
+
+def test_a_leader_that_hangs(tabs, site, board, until):  # noqa: F811
+    "It is stopped for as long as its lock is not taken away: the others go on, and so does it, once it wakes up"
+    tabs.open(site.url('p'), 3)
+    tabs.active(3)
+    leader = tabs[tabs.all('!!cjmSSE.mux.carriers').index(True)]
+    others = Tabs.__new__(Tabs)
+    list.__init__(others, [t for t in tabs if t is not leader])
+    with stopped(renderer(leader)):
+        was = others[0].evaluate('cjmSSE.mux.leader')
+        board.say(30)
+        others[0].evaluate('cjmSSE.mux.check()')
+        for t in others: t.wait_for_function('n => cjmSSE.mux.leader !== n', arg=was)
+        board.say(30)
+        complete(others, board)
+    board.say(30)
+    complete(tabs, board)
+    works(tabs, site, until)
+
+
+def test_navigations(tabs, site, board, until):  # noqa: F811
+    "Ten navigations in one tab leave one carrier with its channels, and Back brings a live page"
+    tabs.open(site.url('p'), 2)
+    for i in range(10): tabs[1].goto(site.url('p') + f'?{i}')
+    tabs.active(3)
+    until(lambda: open_at(site) == [6])
+    tabs[1].evaluate('window.kept = true')
+    tabs[1].goto(site.url('none'))
+    board.say(30)
+    tabs[1].go_back(wait_until='commit')
+    tabs.active(3)
+    board.say(30)
+    complete(tabs, board)
+    assert tabs[1].evaluate('window.kept')
+    until(lambda: open_at(site) == [6])
+    # The one that leads leaves: the other one leads, and it comes back as one that follows
+    tabs[0].goto(site.url('none'))
+    board.say(30)
+    tabs[0].go_back(wait_until='commit')
+    tabs.active(3)
+    board.say(30)
+    complete(tabs, board)
+    until(lambda: open_at(site) == [6])
+
+
+def test_an_element_that_goes_takes_its_stream_along(tabs, site, until):
+    site.pages['p'] = lambda: Div(connect('/stream/one', element_id='one'), connect('/stream/two'))
+    tabs.open(site.url('p'))
+    tabs.active(2)
+    until(lambda: (site.count('one'), site.count('two')) == (1, 1))
+    tabs[0].evaluate("document.querySelector('#one').remove()")
+    until(lambda: (site.count('one'), site.count('two')) == (0, 1))
+    tabs[0].evaluate('cjmSSE.close()')
+    until(lambda: (site.count('two'), open_at(site)) == (0, []))
+
+
+def test_each_its_own_status(tabs, site, until):
+    "One is refused, one not ready, one sends to the login, one sets a cookie, and the others go on"
+    site.answers = dict(no=lambda n: Response(status_code=403), later=lambda n: Response(status_code=503, headers={'Retry-After': '1'}) if n < 2 else None,
+                        login=lambda n: Response(status_code=302, headers={'Location': '/pages/none'}), done=lambda n: Response(status_code=204),
+                        html=lambda n: Response('<p>login</p>', media_type='text/html') if n < 2 else None)
+    site.pages['none'] = lambda: 'log in'
+    names = ['no', 'later', 'login', 'done', 'html', 'fine']
+    site.pages['p'] = lambda: Div(*[connect(f'/stream/{o}', element_id=o) for o in names])
+    tabs.open(site.url('p'))
+    state = "name => cjmSSE.sources.find(s => s.url.endsWith(name))?.state"
+    for name,want in dict(no='error', later='active', done='disconnected', html='active', fine='active', login='reconnecting').items():
+        tabs[0].wait_for_function(f'([name, want]) => ({state})(name) === want', arg=[name, want])
+    site.send('data: hello\n\n', 'fine')
+    tabs.wait("got['/stream/fine']?.at(-1) === 'hello'")
+    assert 'log in' not in tabs[0].inner_text('body')
+    assert site.last_ids('no') == ['']
+    works(tabs, site, until)
+
+
+def test_a_stream_that_sets_a_cookie(tabs, site, until):
+    "It has a connection of its own, so that the browser gets the cookie"
+    @site.app.route('/visits')
+    async def visits(sess):
+        sess['visits'] = 1
+        async def frames():
+            yield 'data: once\n\n'
+        return StreamingResponse(frames(), media_type='text/event-stream')
+    site.pages['p'] = lambda: Div(connect('/visits'), connect('/stream/events'))
+    tabs.open(site.url('p'))
+    tabs.wait("got['/visits']?.[0] === 'once'")
+    assert any(o['name'] == 'session_' for o in tabs.context.cookies())
+
+
+def test_an_app_that_allows_some(tabs, make_site, until):
+    site = make_site(lambda app: setup_sse(app, multiplex=['/stream/in*']))
+    site.pages['p'] = lambda: Div(connect('/stream/inside'), connect('/stream/outside'))
+    tabs.open(site.url('p'), 2)
+    tabs.active(2)
+    until(lambda: (site.count('inside'), site.count('outside'), open_at(site)) == (2, 1, [2]), 'two channels, and one stream that is shared')
+    for name in ('inside', 'outside'):
+        site.publish('hello', name)
+        tabs.wait("url => got[url].join() === 'hello'", f'/stream/{name}')
+
+
+@pytest.mark.parametrize('status', [403, 404, 405, 413])
+def test_falling_back(tabs, site, until, status):
+    "A proxy lets nothing through: streams are shared by URL, and nothing is lost"
+    site.pages['p'] = lambda: Div(connect('/stream/one'), connect('/stream/two'))
+    tabs.context.route('**/_sse/mux', lambda route: route.fulfill(status=status))
+    tabs.open(site.url('p'), 2)
+    tabs.active(2)
+    assert all(o == f'status {status}' for o in tabs.all(BROKEN))
+    until(lambda: (site.count('one'), site.count('two'), open_at(site)) == (1, 1, []))
+    site.publish('hello', 'one')
+    tabs.wait("got['/stream/one'].join() === 'hello'")
+
+
+def test_falling_back_in_the_middle(tabs, site, board, until):  # noqa: F811
+    "What worked works no more: each tab goes on from where it was"
+    tabs.open(site.url('p'), 3)
+    tabs.active(3)
+    board.say(30)
+    complete(tabs, board)
+    site.app._sse_setup.multiplexer.path = '/moved'
+    with board.flow():
+        async def cut():
+            for o in [*site.app._sse_setup.multiplexer.carriers.values()]: o.close()
+        site.loop.run(cut())
+        tabs.wait(BROKEN)
+        tabs.active(3)
+    complete(tabs, board)
+    until(lambda: (board.open, open_at(site)) == (dict(a=1, b=1, c=1), []))
+
+
+def test_a_flood_moves_out(tabs, site, until):
+    "A stream that never lets the others have their turn gets a connection of its own; the others do not notice"
+    flooding = []
+    @site.app.route('/flood')
+    async def flood(req):
+        flooding.append('sse.channel' in req.scope)
+        async def frames():
+            for n in range(200):
+                yield f'id: {n}\ndata: {"x"*200_000}\n\n'
+                await asyncio.sleep(0)
+            await asyncio.Event().wait()
+        return StreamingResponse(frames(), media_type='text/event-stream')
+    @site.app.route('/ticks')
+    async def ticks():
+        async def frames():
+            for n in range(10_000):
+                yield f'data: {n}\n\n'
+                await asyncio.sleep(.002)
+        return StreamingResponse(frames(), media_type='text/event-stream')
+    site.pages['none'] = lambda: 'none'
+    site.pages['p'] = lambda: Div(connect('/ticks'), connect('/flood', element_id='flood'))
+    tabs.open(site.url('none'))
+    line = tabs.context.new_cdp_session(tabs[0])
+    line.send('Network.enable')
+    line.send('Network.emulateNetworkConditions', dict(offline=False, latency=0, downloadThroughput=1<<20, uploadThroughput=-1))
+    tabs[0].goto(site.url('p'))
+    until(lambda: flooding == [True, False], 'the flood has a connection of its own')
+    tabs[0].evaluate("cjmSSE.get('flood').close()")
+    now = tabs[0].evaluate("got['/ticks'].length")
+    tabs[0].wait_for_function("now => got['/ticks'].length > now", arg=now)
+    assert tabs[0].evaluate("got['/ticks'].every((n, i) => n === `${i}`)")
+    works(tabs, site, until)
+
+
+def test_another_user(tabs, site, until):
+    "After a log-out and log-in as someone else no tab gets the former user's stream"
+    seen = []
+    @site.app.route('/mine')
+    async def mine(sess):
+        name = sess.get('auth', 'nobody')
+        async def frames():
+            seen.append(name)
+            try:
+                yield f'data: hello {name}\n\n'
+                while True:
+                    await asyncio.sleep(.05)
+                    yield f'data: secret of {name}\n\n'
+            finally: seen.remove(name)
+        return StreamingResponse(frames(), media_type='text/event-stream')
+    @site.app.route('/login/{name}')
+    def login(sess, name: str):
+        sess['auth'] = name
+        return connect('/mine')
+    home = site.url('').removesuffix('pages/')
+    tabs.open(f'{home}login/ann', 3)
+    tabs.wait("got['/mine']?.at(-1) === 'secret of ann'")
+    until(lambda: seen == ['ann']*3)
+    tabs[0].goto(f'{home}login/bob')
+    until(lambda: seen == ['bob']*3, "ann's streams have ended")
+    tabs.wait("got['/mine'].at(-1) === 'secret of bob'")
+    assert 'ann' not in str(tabs[0].evaluate('got'))
+    assert tabs.all(BROKEN) == ['']*3
+
+
+def test_two_workers(tabs, tmp_path, until):
+    "A browser has a carrier for each process that it meets, and all is right"
+    with running(uvicorn('jobs_many:served', '--workers', '2', '--log-level', 'warning'), tmp_path/'log', env=dict(ASSETS=str(ASSETS), STREAMS='10')) as server:
+        tabs.open(server.url, 6)
+        tabs.active(11)
+        assert 1 <= sum(tabs.all(CARRIERS)) <= 2
+        tabs.wait("document.querySelector('#job-5').innerText === 'state of 5' && document.querySelector('#job-9').innerText === 'hello 9'")
+        pids = set()
+        for _ in range(20):
+            with httpx.Client() as web: pids.add(web.get(f'{server.url}/counted').json()['pid'])
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)   # The other one is started by uvicorn
+            tabs.wait("cjmSSE.state === 'active' && cjmSSE.sources.length === 11")
+        tabs.active(11)
+        assert tabs.all(BROKEN) == ['']*6
