@@ -25,7 +25,7 @@ class Carriers {
     this.gone = new Map();
     /** @type {Map<number, MuxNews[]>} what has come, by tab */
     this.news = new Map();
-    this.asking = false;
+    this.asking = this.anyway = false;
     this.ended = false;
     this.misses = 0;         // answers in a row from a process where there is no place
     this.works = false;      // has a carrier ever spoken?
@@ -45,7 +45,8 @@ class Carriers {
     this.keys.set(key, channel);
     this.channels.set(channel.number, channel);
     this.wanted.add(channel);
-    this.askIn(0);
+    // All that come in one go. Not by a timer: those of a hidden tab may take a second.
+    if (!this.asking && this.wanted.size === 1) queueMicrotask(() => this.ask());
   }
 
   /** @param {string} key */
@@ -81,23 +82,21 @@ class Carriers {
 
   /** @param {number} ms */
   askIn(ms) {
-    if (ms && this.timer !== undefined) return;
-    clearTimeout(this.timer);
-    this.timer = setTimeout(() => this.ask(), ms);
+    this.timer ??= setTimeout(() => {
+      this.timer = undefined;
+      this.ask();
+    }, ms);
   }
 
-  /** Somebody else may be logged in now. */
-  renew() {
-    this.ask(true);
-  }
-
+  /** @param {boolean} [anyway]  just to hear who is logged in */
   async ask(anyway = false) {
-    this.timer = undefined;
-    if (this.asking) return this.askIn(5);
+    this.anyway ||= anyway;
+    if (this.asking) return;
     for (const [number, carrier] of this.gone) if (!this.carriers.has(carrier.id)) this.gone.delete(number);
     const [open, close] = [[...this.wanted], [...this.gone.keys()]];
-    if (this.ended || !anyway && !open.length && !close.length) return;
+    if (this.ended || !this.anyway && !open.length && !close.length) return;
     this.asking = true;
+    this.anyway = false;
     this.wanted.clear();
     const abort = new AbortController();
     // A carrier says at once that it is one.
@@ -121,6 +120,7 @@ class Carriers {
     clearTimeout(patience);
     this.asking = false;
     this.tidy();
+    if (this.wanted.size && this.timer === undefined || this.anyway) this.ask();
   }
 
   /**

@@ -188,7 +188,7 @@ class Multiplexer {
   receive(told) {
     const { what, who = 0 } = told;
     if (told.tag !== this.tag) {
-      if (what === 'fresh') this.carriers?.renew();   // somebody else is logged in now
+      if (what === 'fresh') this.carriers?.ask(true);   // somebody else is logged in now
     } else if (what === 'lead') {
       if (this.carriers) return;
       this.settled();
