@@ -27,6 +27,8 @@ class Multiplexer {
     this.inbox = null;
     /** @type {Map<number, BroadcastChannel>} those of the tabs that this one leads */
     this.inboxes = new Map();
+    /** @type {Set<number>} */
+    this.watched = new Set();   // and who they are
     /** @type {(() => void) | undefined} */
     this.part = undefined;   // from the lock that tells others that this tab is there
     /** @type {(() => void) | undefined} */
@@ -91,6 +93,7 @@ class Multiplexer {
     this.carriers = null;
     for (const inbox of this.inboxes.values()) inbox.close();
     this.inboxes.clear();
+    this.watched.clear();
   }
 
   /**
@@ -190,7 +193,7 @@ class Multiplexer {
     if (told.tag !== this.tag) {
       if (what === 'fresh') this.carriers?.ask(true);   // somebody else is logged in now
     } else if (what === 'lead') {
-      if (this.carriers) return;
+      if (this.carriers || !this.part) return;
       this.settled();
       this.watchdog.heard(true);
       if (who !== this.leader) this.led(who);
@@ -210,8 +213,14 @@ class Multiplexer {
     else if (what === 'bye') carriers.left(who);
     else if (what === 'check') carriers.check();
     if (who === this.me) return;
-    // A tab that is gone without a word leaves its lock.
-    if (what === 'hello') navigator.locks.request(`sse:tab:${who}`, () => carriers.left(who));
+    if ((what === 'hello' || what === 'open') && !this.watched.has(who)) {
+      // A tab that is gone without a word leaves its lock.
+      this.watched.add(who);
+      navigator.locks.request(`sse:tab:${who}`, () => {
+        this.watched.delete(who);
+        carriers.left(who);
+      });
+    }
     if (what === 'hello' || what === 'open' || what === 'ping') this.send({ what: 'lead' });
   }
 

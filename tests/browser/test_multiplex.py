@@ -92,6 +92,10 @@ def test_messages_in_order_and_once(tabs, site, board, until):  # noqa: F811
     complete(tabs, board)
     works(tabs, site, until)
     until(lambda: board.open == dict(a=len(tabs), b=len(tabs), c=len(tabs)-1), 'a channel for each element')
+    crash(tabs.pop(tabs.all('!!cjmSSE.mux.carriers').index(False)))
+    until(lambda: board.open['a'] == len(tabs), 'that of a tab that has crashed is closed')
+    board.say(30)
+    complete(tabs, board)
 
 
 def test_a_leader_that_hangs(tabs, site, board, until):  # noqa: F811
