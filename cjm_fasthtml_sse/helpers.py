@@ -175,7 +175,7 @@ def _is_served(app, name): return any(getattr(o, 'name', '') == f'sse_{name}' fo
 def _serve(app, name, i, nonce):
     options = dict(multiplex=True) if name == 'client' and app._sse_setup.multiplexer else {}
     content = _SCRIPTS[name](_htmx_version(app.hdrs), **options).encode()
-    path = f'/_sse/{name}.{sha256(content).hexdigest()[:16]}.js'
+    path = f'/_sse/{name}-{sha256(content).hexdigest()[:16]}'
     async def send(request): return Response(content, media_type='text/javascript', headers={'Cache-Control': 'public, max-age=31536000, immutable'})
     app.hdrs[i] = _Header(lambda nonce: _own_script(name, '', nonce, _scope.get().get('root_path', '') + path, _sharing(app) if name == 'client' else None), nonce)
     app.router.routes.insert(0, Route(path, send, methods=['GET'], name=f'sse_{name}'))
