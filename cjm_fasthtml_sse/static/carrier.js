@@ -174,7 +174,7 @@ class Carriers {
       if (carrier.watchdog.heardAt > heardAt || this.carriers.get(carrier.id) !== carrier) return;
       if (this.works) this.drop(carrier, 'lost');
       else this.owner.breakDown('nothing comes');   // something on the way collects what should flow
-    }, 10000);
+    }, this.works ? 3000 : 10000);
   }
 
   /**

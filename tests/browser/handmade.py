@@ -136,7 +136,7 @@ class Proxy:
     async def _pass(self, reader, writer, pair):
         try:
             while data := await reader.read(65536):
-                if b'content-type: text/event-stream' in data: pair['stream'] = True
+                if b'content-type: text/event-stream' in data or b'content-type: application/octet-stream' in data: pair['stream'] = True
                 if not pair['silent']: writer.write(data)
         except OSError: pass
         finally:

@@ -10,7 +10,7 @@ import pytest
 from fasthtml.common import Div
 from starlette.responses import Response, StreamingResponse
 
-from handmade import ASSETS
+from handmade import ASSETS, Proxy
 from tabs import Tabs, answers, board, complete, connect, crash, renderer, stopped  # noqa: F401
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from servers import free_port, running, uvicorn  # noqa: E402
@@ -115,6 +115,25 @@ def test_a_leader_that_hangs(tabs, site, board, until):  # noqa: F811
     board.say(30)
     complete(tabs, board)
     works(tabs, site, until)
+
+
+def test_half_open(tabs, loop, site, board, until):  # noqa: F811
+    "The carrier goes silent: what is sent meanwhile comes on a new one"
+    proxy = Proxy(loop, site.port)
+    try:
+        tabs.open(proxy.url('p'), 2)
+        tabs.active(3)
+        board.say(30)
+        complete(tabs, board)
+        # So long that the rhythm of the heartbeats is known
+        tabs.wait('cjmSSE.sources.every(s => s.watchdog.intervals > 2)')
+        proxy.fall_silent(idle=False)
+        board.say(30)
+        for t in tabs: t.wait_for_function("cjmSSE.sources.every(s => s.state === 'reconnecting' || s.turn > 2)", timeout=20000)
+        for t in tabs: t.wait_for_function("cjmSSE.sources.every(s => s.state === 'active')", timeout=20000)
+        complete(tabs, board)
+        assert tabs.all(BROKEN) == ['']*2
+    finally: proxy.stop()
 
 
 def test_navigations(tabs, site, board, until):  # noqa: F811
