@@ -269,12 +269,12 @@ def _is_end(e):
 
 class _Inner:
     "Ends the body of a response whose stream was ended"
-    def __init__(self, app, tag): self.app,self.tag = app,tag
+    def __init__(self, app, tag, who): self.app,self.tag,self.who = app,tag,who
 
     async def __call__(self, scope, receive, send):
         if scope['type'] != 'http': return await self.app(scope, receive, send)
         if tell := scope.get('sse.identify'):
-            tell(self.tag(scope))
+            tell(self.tag(scope), bool(self.who(scope)))
             return await Response(status_code=204)(scope, receive, send)
         open_body = False
         def _send(message):
@@ -287,11 +287,14 @@ class _Inner:
             await send({'type': 'http.response.body', 'body': b'', 'more_body': False})
 
 # %% ../nbs/helpers.ipynb #aba74ef0
+def _who(app, scope):
+    "The user of a request; nothing, if it is a stranger"
+    share,session = app._sse_setup.share,dict(scope.get('session') or {})
+    return share(Request(scope)) if callable(share) else session.get('auth') or {k: v for k,v in session.items() if k != 'toasts'}
+
 def _tag(app, scope):
     "What stands for the user of a request"
-    share,session = app._sse_setup.share,dict(scope.get('session') or {})
-    who = share(Request(scope)) if callable(share) else session.get('auth') or {k: v for k,v in session.items() if k != 'toasts'}
-    text = json.dumps(who, sort_keys=True, default=str)
+    text = json.dumps(_who(app, scope), sort_keys=True, default=str)
     return hmac.new(str(app.secret_key).encode(), text.encode(), sha256).hexdigest()[:16]
 
 def _sharing(app):
@@ -319,7 +322,7 @@ def setup_sse(
         setup = app._sse_setup = SimpleNamespace(managers=[], multiplexer=None, share=share)
         build = app.build_middleware_stack
         app.build_middleware_stack = lambda: _Outer(setup.multiplexer.around(build()) if setup.multiplexer else build(), setup.managers)
-        app.user_middleware.append(Middleware(_Inner, tag=partial(_tag, app)))
+        app.user_middleware.append(Middleware(_Inner, tag=partial(_tag, app), who=partial(_who, app)))
         app.middleware_stack = None  # Built at the first request, or anew if there was one
     if multiplex and not setup.multiplexer:
         setup.multiplexer,app.middleware_stack = Multiplexer(multiplex),None

@@ -757,41 +757,25 @@ class EventStreamResponse(Response):
             _log.error('A stream was refused: %s', e)
             return await PlainTextResponse('Not ready yet', 503, headers={'Retry-After': '3'})(scope, receive, send)
         conn = self.hub.join(last_event_id=last_event_id, **self._wants)
-        if (channel := scope.get('sse.channel')) is not None: return await self._hand_over(conn, channel, start, send)
-        try:
-            try:
-                await self.opened(conn)
-                await send(start)
-                await conn.run(receive, send)
-            except OSError: pass  # Gone before the stream began
-            finally:
-                conn.end('disconnected')
-                await self.closed(conn)
-            await conn.farewell(receive, send, scope.get('sse.abort'))
-        finally: self.hub.forget(conn)
-        if self.background is not None: await self.background()
-
-    async def _hand_over(self, conn, channel, start, send):
-        "On a channel the request is soon over, and the hub goes on alone"
         try:
             await self.opened(conn)
             await send(start)
-            if channel.open and not conn.ended: channel.connection = conn
-        finally:
-            finish = partial(self._finish, conn, channel)
-            if channel.connection is conn: conn.run_alone(channel.deliver, finish)
-            else:
-                conn.end('disconnected')
-                await finish()
+            if (channel := scope.get('sse.channel')) is None: await conn.run(receive, send)
+            elif await conn.comes_through(channel, send): return conn.run_alone(channel, self._end)
+        except OSError: pass  # Gone before the stream began
+        except BaseException:
+            await self._end(conn)
+            raise
+        await self._end(conn, receive, send, scope.get('sse.abort'))
 
-    async def _finish(self, conn, channel):
+    async def _end(self, conn, receive=None, send=None, abort=None):
+        "What comes after the stream; without `send`, after an error"
         try:
+            conn.end('disconnected')
             await self.closed(conn)
-            await conn.farewell(channel.receive, channel.deliver)
-        finally:
-            self.hub.forget(conn)
-            channel.end(end=True)
-        if self.background is not None: await self.background()
+            if send is not None: await conn.farewell(receive, send, abort)
+        finally: self.hub.forget(conn)
+        if send is not None and self.background is not None: await self.background()
 
 def _last_event_id(scope):
     for k,v in scope['headers']:
@@ -827,20 +811,35 @@ async def _settle(self:Connection):
     await asyncio.wait({task}, timeout=1)
 
 @patch
-def run_alone(self:Connection, send, finish):
-    "Serve a channel, of which no request's task knows; `finish` is awaited at the end"
-    async def end():
-        self._stop = None
-        await self._settle()
-        await finish()
-    self._send,self._context = send,copy_context()
-    self._stop = _AtEnd(lambda: self.hub.spawn(end(), Context()))
+async def comes_through(self:Connection, channel, send):
+    "Send the first chunk as any response does: can the hub go on alone with `channel`?"
+    if self.ended: return False
+    self._send = send
+    await self._send_first()  # Some middleware keeps the start of a response until its body begins, some changes it after a while
+    return await channel.flows() and not self.ended
+
+@patch
+def run_alone(self:Connection, channel, finish):
+    "Serve `channel`, of which no request's task knows any more; `finish` is awaited at the end, as `finish(connection, receive, send)`"
+    channel.connection = self
+    self._send,self._context,self._stop = channel.deliver,copy_context(),_Alone(self, channel, finish)
     self._start()
 
-class _AtEnd:
-    "Stands where the request's timeout would"
-    def __init__(self, call): self.call = call
-    def reschedule(self, when): self.call()
+class _Alone:
+    "Stands where the request's timeout would, and does what the request's task would do after it"
+    __slots__ = 'conn','channel','finish'
+    def __init__(self, conn, channel, finish): self.conn,self.channel,self.finish = conn,channel,finish
+
+    def reschedule(self, when):
+        self.conn._stop = None  # Once is enough
+        self.conn.hub.spawn(self.end(), self.conn._context.copy())
+
+    async def end(self):
+        try:
+            await self.conn._settle()
+            await self.finish(self.conn, self.channel.receive, self.channel.deliver)
+        except Exception: _log.exception('A stream ended with an error')
+        finally: self.channel.end(end=True)
 
 @patch
 async def farewell(self:Connection,

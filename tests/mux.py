@@ -1,0 +1,111 @@
+"A browser as the multiplexer sees one: it opens and closes channels, and reads the carriers that it has"
+import asyncio
+import json
+import socket
+import struct
+from contextlib import suppress
+
+import httpx
+
+from cjm_fasthtml_sse.multiplex import ABOUT, PATH
+from cjm_fasthtml_sse.wire import Parser
+from tests.support import BOUND, eventually
+
+
+class Channel:
+    "What has come for one stream"
+    def __init__(self, number, path, carrier=None):
+        self.number,self.path,self.carrier = number,path,carrier
+        self.words,self.body,self.events,self.parser = [],b'',[],Parser()
+
+    def told(self, name): return next((o[name] for o in self.words if name in o), None)
+    @property
+    def status(self): return self.told('status')
+    @property
+    def direct(self): return bool(self.told('direct'))
+    @property
+    def ended(self): return bool(self.told('end'))
+    @property
+    def data(self): return [e.data for e in self.events if e.data]
+    @property
+    def last_id(self): return self.parser.last_event_id
+    def retries(self): return [e.retry for e in self.events if e.retry]
+
+    async def until(self, condition, what=''):
+        try: await eventually(lambda: condition(self), what)
+        except AssertionError as e: raise AssertionError(f'{e} {self.path}: {self.words}, {len(self.events)} events, {str(self.events[-2:])[:300]}') from None
+    async def says(self, text): await self.until(lambda o: any(text in d for d in o.data), repr(text))
+
+
+class Carrier:
+    def __init__(self, id, identity, response): self.id,self.identity,self.response,self.over,self.size = id,identity,response,False,0
+
+
+class Browser:
+    "One browser; `async with` ends what it has open"
+    def __init__(self, url, cookies=None, headers=None, rcvbuf=None):
+        options = [(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)] if rcvbuf else []
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0 if rcvbuf else 5)
+        self.client = httpx.AsyncClient(base_url=url, cookies=cookies, timeout=BOUND, transport=httpx.AsyncHTTPTransport(limits=limits, socket_options=options))
+        host = self.client.base_url.netloc.decode()
+        self.headers = {'Origin': f'http://{host}', 'Content-Type': 'application/json', 'SSE-Mux': '1', 'Sec-Fetch-Site': 'same-origin', **(headers or {})}
+        self.carriers,self.channels,self.last,self.tasks,self.number = {},{},None,[],0
+        self.reads = asyncio.Event()
+        self.reads.set()
+
+    async def __aenter__(self): return self
+    async def __aexit__(self, *exc):
+        for t in self.tasks: t.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        await self.client.aclose()
+
+    async def post(self, open=(), close=(), become=True, carriers=None, path=PATH, raw=None, **headers):
+        "One order; the response, of which a carrier's is read on"
+        order = dict(carriers=[*self.carriers] if carriers is None else carriers, open=[*open], close=[*close], become=become)
+        content = raw if raw is not None else json.dumps(order)
+        request = self.client.build_request('POST', path, content=content, headers={**self.headers, **{k.replace('_', '-'): v for k,v in headers.items()}})
+        self.last = response = await self.client.send(request, stream=True)
+        if response.status_code!=200:
+            await response.aread()
+            return response
+        carrier = Carrier(response.headers['sse-carrier'], response.headers['sse-identity'], response)
+        self.carriers[carrier.id] = carrier
+        self.tasks.append(asyncio.create_task(self.read(carrier)))
+        return response
+
+    async def read(self, carrier):
+        rest = b''
+        with suppress(httpx.HTTPError):
+            async for data in carrier.response.aiter_raw():
+                rest += data
+                carrier.size += len(data)
+                while len(rest)>=8 and len(rest)>=8+(size := struct.unpack('>II', rest[:8])[1]):
+                    number,body,rest = struct.unpack('>I', rest[:4])[0],rest[8:8+size],rest[8+size:]
+                    self.frame(number, body)
+                await self.reads.wait()
+        carrier.over = True
+        self.carriers.pop(carrier.id, None)
+        await carrier.response.aclose()
+
+    def frame(self, number, body):
+        if (channel := self.channels.get(number%ABOUT)) is None: return
+        if number>=ABOUT: return channel.words.append(json.loads(body))
+        channel.body += body
+        channel.events += channel.parser.feed(body)
+
+    async def open(self, *paths, last='', **kw):
+        "Channels to `paths`; with one path, its channel"
+        new = []
+        for p in paths:
+            self.number += 1
+            new.append(self.channels.setdefault(self.number, Channel(self.number, p)))
+        response = await self.post([[o.number, o.path, last] for o in new], **kw)
+        for o in new: o.carrier = response.headers.get('sse-carrier')
+        return new[0] if len(new)==1 else new
+
+    async def close(self, *channels): return await self.post(close=[o.number for o in channels])
+
+    async def hang_up(self):
+        "Close all carriers"
+        for o in [*self.carriers.values()]: await o.response.aclose()
+        await eventually(lambda: not self.carriers, 'the carriers close')

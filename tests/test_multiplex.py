@@ -1,0 +1,416 @@
+"The multiplexer on real servers: each channel keeps what a connection of its own would have"
+import asyncio
+import logging
+from contextlib import asynccontextmanager
+
+import pytest
+from fasthtml.common import Beforeware, EventStream, FastHTML, Middleware, Mount, RedirectResponse, Response, Route
+from starlette.applications import Starlette
+from starlette.background import BackgroundTask
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.middleware.sessions import SessionMiddleware
+from starlette.responses import StreamingResponse
+
+from cjm_fasthtml_sse import multiplex
+from cjm_fasthtml_sse.core import SSEBroadcastManager
+from cjm_fasthtml_sse.helpers import setup_sse
+from tests.mux import Browser
+from tests.support import Hooks, eventually, no_task_left, serve
+
+
+class Site:
+    "An app with streams of several kinds, and what it notes down"
+    def __init__(self, middleware=(), before=None, manager=None, **kw):
+        self.app = app = FastHTML(secret_key='test', default_hdrs=False, middleware=[*middleware], before=before, **kw)
+        self.manager = manager or SSEBroadcastManager(heartbeat=0, retry=200)
+        self.notes,self.gate,self.seen = [],asyncio.Event(),[]
+        setup_sse(app, self.manager, multiplex=True)
+        self.mux = app._sse_setup.multiplexer
+
+        @app.get('/events')
+        def events(req):
+            self.seen.append(req)
+            return self.manager.stream(req, render=lambda m: f'{m["data"]}')
+
+        @app.get('/by_hand')
+        def by_hand(n: int=0):
+            async def frames():
+                try:
+                    yield f'data: hand {n}\n\n'
+                    await self.gate.wait()
+                    yield 'data: through\n\n'
+                finally: self.notes.append(f'hand {n} over')
+            return EventStream(frames())
+
+    @asynccontextmanager
+    async def up(self, **kw):
+        "The app on a real server, and a browser"
+        async with serve(self.app, **kw) as port:
+            async with Browser(f'http://127.0.0.1:{port}') as browser: yield browser
+            await eventually(lambda: not self.mux.carriers, 'the carriers end')
+
+
+def mw(f):
+    "Middleware from a `dispatch`"
+    return Middleware(BaseHTTPMiddleware, dispatch=f)
+
+
+async def slowly(request, call_next):
+    response = await call_next(request)
+    await asyncio.sleep(.05)
+    response.headers['X-Slow'] = '1'
+    return response
+
+
+async def with_cookie(request, call_next):
+    response = await call_next(request)
+    if request.url.path!=multiplex.PATH: response.set_cookie('seen', '1')
+    return response
+
+
+STACKS = dict(none=[], base=[mw(slowly)], gzip=[Middleware(GZipMiddleware)], gzip_over_base=[Middleware(GZipMiddleware), mw(slowly)], base_over_gzip=[mw(slowly), Middleware(GZipMiddleware)])
+
+
+@pytest.mark.parametrize('stack', STACKS)
+async def test_a_stream_comes_through_any_middleware(stack):
+    site = Site(STACKS[stack])
+    async with site.up() as browser:
+        events,hand = await browser.open('/events', '/by_hand')
+        await hand.says('hand 0')
+        await events.until(lambda o: o.events, 'the first heartbeat')
+        assert (events.status, hand.status)==(200, 200)
+        assert events.words[0]==dict(status=200, type='text/event-stream')
+        await eventually(lambda: all(o.task is None for c in site.mux.carriers.values() for o in c.channels.values() if o.number==events.number), 'the request is over, the hub goes on')
+        await site.manager.broadcast('said', 'hello')
+        await events.says('hello')
+        assert site.manager.connection_count==1
+    await eventually(lambda: not site.manager.connection_count and site.notes==['hand 0 over'], 'all that was open ends')
+
+
+@pytest.mark.parametrize('path', ['/events', '/by_hand'])
+async def test_a_cookie_that_a_middleware_sets_goes_direct(path):
+    site = Site([mw(with_cookie)])
+    async with site.up() as browser:
+        channel = await browser.open(path)
+        await channel.until(lambda o: o.direct)
+        assert not channel.body and channel.status is None
+        await eventually(lambda: not site.manager.connection_count, 'the stream that nobody hears ends')
+
+
+async def test_a_stream_that_never_waits_cannot_take_the_server():
+    "Its channel is over at once, because it sets a cookie; direct, the browser's buffers would slow it down"
+    site = Site()
+    @site.app.get('/endless')
+    def endless():
+        async def frames():
+            while True: yield 'data: x\n\n'
+        return StreamingResponse(frames(), media_type='text/event-stream', headers={'Set-Cookie': 'a=1'})
+    async with site.up() as browser:
+        channel = await browser.open('/endless')
+        await channel.until(lambda o: o.direct)
+        assert (await browser.client.get('/nowhere')).status_code==404
+
+
+async def test_two_who_send_at_once_both_wait_for_room():
+    carrier = multiplex.Carrier('me')
+    channel = carrier.channels[1] = multiplex.Channel(carrier, 1)
+    big = dict(type='http.response.body', body=b'x'*2*multiplex.BUFFER, more_body=True)
+    both = [asyncio.ensure_future(channel.deliver(big)) for _ in range(2)]
+    await asyncio.sleep(0)
+    assert not any(o.done() for o in both)
+    while carrier._called: carrier._turn()
+    await asyncio.wait_for(asyncio.gather(*both), 1)
+
+
+async def test_what_runs_behind_a_stream_is_not_cut_short(monkeypatch):
+    "A closed connection doesn't cancel a background task, nor does a closed channel"
+    monkeypatch.setattr(multiplex, 'GRACE', .05)
+    site,done = Site(),asyncio.Event()
+    async def behind():
+        await asyncio.sleep(.3)
+        done.set()
+    @site.app.get('/with_task')
+    def with_task():
+        async def frames():
+            yield 'data: hi\n\n'
+            await site.gate.wait()
+        return StreamingResponse(frames(), media_type='text/event-stream', background=BackgroundTask(behind))
+    async with site.up() as browser:
+        channel = await browser.open('/with_task')
+        await channel.says('hi')
+        await browser.close(channel)
+        await asyncio.wait_for(done.wait(), 5)
+
+
+async def test_who_does_not_ask_is_stopped(monkeypatch):
+    "A response that never looks whether anybody listens is cancelled after a while"
+    monkeypatch.setattr(multiplex, 'GRACE', .05)
+    site = Site()
+    class Deaf(Response):
+        async def __call__(self, scope, receive, send):
+            try:
+                await send(dict(type='http.response.start', status=200, headers=[(b'content-type', b'text/event-stream')]))
+                while True:
+                    await send(dict(type='http.response.body', body=b'data: x\n\n', more_body=True))
+                    await asyncio.sleep(.01)
+            finally: site.notes.append('over')
+    @site.app.get('/deaf')
+    def deaf(): return Deaf()
+    async with site.up() as browser:
+        channel = await browser.open('/deaf')
+        await channel.says('x')
+        await browser.close(channel)
+        await eventually(lambda: site.notes==['over'], 'it is cancelled')
+
+
+async def test_hooks_fire_once_whatever_ends_the_channel():
+    site = Site()
+    hooks = Hooks(site.manager)
+    async with site.up() as browser:
+        one,two,three,four = await browser.open(*['/events']*4)
+        for o in (one, two, three, four): await o.until(lambda o: o.events)
+        conns = [*site.manager.connections]
+        await browser.close(one)
+        await eventually(lambda: len(hooks.closed)==1, 'the one that was closed')
+        # Evicted and closed in one turn of the loop
+        left = [*site.manager.connections]
+        left[0].end('evicted')
+        site.manager._hub.end_all()
+        await eventually(lambda: len(hooks.closed)==4, 'all end')
+        for o in (two, three, four): await o.until(lambda o: o.ended and o.retries())
+    assert hooks.opened==conns and sorted(map(id, hooks.closed))==sorted(map(id, conns))
+    assert not site.manager._hub.requests
+
+
+@pytest.mark.parametrize('hook', ['connect', 'disconnect'])
+async def test_a_hook_that_fails_is_no_ones_trouble(hook, caplog):
+    site = Site()
+    def fails(conn): raise ValueError('a bad hook')
+    getattr(site.manager, f'on_{hook}')(fails)
+    async with site.up() as browser:
+        one,two = await browser.open('/events', '/events')
+        for o in (one, two): await o.until(lambda o: o.events)
+        await browser.close(one)
+        await eventually(lambda: site.manager.connection_count==1, 'one left')
+        await site.manager.broadcast('said', 'still there')
+        await two.says('still there')
+        assert not one.ended
+    await eventually(lambda: not site.manager._hub.requests, 'nothing is left')
+    assert 'a bad hook' in caplog.text
+
+
+async def test_a_channel_that_is_closed_while_it_opens_leaves_nothing():
+    site = Site()
+    async def slow(conn): await site.gate.wait()
+    site.manager.on_connect(slow)
+    async with site.up() as browser:
+        channel = await browser.open('/events')
+        await eventually(lambda: site.manager.connection_count, 'it is being opened')
+        await browser.close(channel)
+        site.gate.set()
+        await eventually(lambda: not site.manager.connection_count and not site.manager._hub.requests, 'it is closed')
+        assert not channel.words
+
+
+async def test_a_manager_that_closes_while_a_channel_opens_says_farewell():
+    site = Site([Middleware(GZipMiddleware)])
+    async def slow(conn): await site.gate.wait()
+    site.manager.on_connect(slow)
+    async with site.up() as browser:
+        channel = await browser.open('/events')
+        await eventually(lambda: site.manager.connection_count, 'it is being opened')
+        asyncio.get_running_loop().call_later(.05, site.gate.set)
+        await site.manager.close()
+        await channel.until(lambda o: o.ended and o.retries())
+        assert channel.words[0].get('status')==200
+
+
+async def test_the_app_sees_the_request_that_it_would_see():
+    "Scope, state of the lifespan, cookies and queries, and where it is mounted, under a session that is not its own"
+    got = []
+    def note(req): got.append((req.url.path, req.query_params.get('n'), req.cookies.get('c'), req.app is site.app, req.state.__dict__['_state'], req.scope['root_path'], req.scope.get('session', {}).get('who'),
+        req.headers.get('accept'), req.headers.get('content-type'), req.headers.get('origin'), req.client is not None, str(req.url_for('look'))))
+    site = Site(sess_cls=None)
+    @site.app.get('/look', name='look')
+    def look(req):
+        note(req)
+        return site.manager.stream(req)
+    async def login(request):
+        request.session['who'] = 'me'
+        return Response('in')
+    outer = Starlette(routes=[Route('/login', login), Mount('/sub', site.app)], middleware=[Middleware(SessionMiddleware, secret_key='outer')])
+    async with serve(outer) as port, Browser(f'http://127.0.0.1:{port}', cookies={'c': '1'}) as browser:
+        await browser.client.get('/login')
+        channel = await browser.open('/sub/look?n=1', path='/sub/_sse/mux')
+        await channel.until(lambda o: o.events)
+        async with browser.client.stream('GET', '/sub/look?n=1', headers={'Accept': 'text/event-stream'}) as response: assert response.status_code==200
+        assert got[0]==got[1] and got[0][:7]==('/sub/look', '1', '1', True, {}, '/sub', 'me'), got
+
+
+async def test_each_channel_has_a_status_a_redirect_and_an_end_of_its_own():
+    def before(req):
+        if req.url.path=='/kept': return RedirectResponse('/login', 303)
+    site = Site(before=Beforeware(before))
+    @site.app.get('/kept')
+    def kept(): return 'secret'
+    @site.app.get('/fails')
+    def fails(): raise ValueError('before')
+    @site.app.get('/breaks')
+    def breaks():
+        async def frames():
+            yield 'data: one\n\n'
+            raise ValueError('inside')
+        return EventStream(frames())
+    @site.app.get('/finite')
+    def finite():
+        async def frames():
+            for i in range(3): yield f'data: {i}\n\n'
+        return EventStream(frames())
+    @site.app.get('/busy')
+    def busy(): return Response('later', 503, headers={'Retry-After': '7'})
+    @site.app.get('/none')
+    def none(): return Response(status_code=204)
+    @site.app.get('/page')
+    def page(): return '<p>a page'
+    async with site.up() as browser:
+        paths = ['/kept', '/fails', '/breaks', '/finite', '/busy', '/none', '/page', '/nowhere', '/events']
+        all = dict(zip(paths, await browser.open(*paths)))
+        for p in paths: await all[p].until(lambda o: o.direct or o.ended or o.events or o.status not in (None, 200) or o.told('type')=='text/html')
+        assert all['/kept'].words==[dict(direct=True)]
+        assert [all[p].status for p in ('/fails', '/none', '/nowhere')]==[500, 204, 404]
+        assert all['/busy'].words==[dict(status=503, type='', retry='7')]
+        assert all['/page'].words==[dict(status=200, type='text/html', retry=None)] and not all['/page'].body
+        await all['/breaks'].until(lambda o: o.ended)
+        await all['/finite'].until(lambda o: o.ended)
+        assert (all['/breaks'].data, all['/finite'].data)==(['one'], ['0', '1', '2'])
+        await site.manager.broadcast('said', 'unmoved')
+        await all['/events'].says('unmoved')
+
+
+async def test_ids_order_and_replay_are_those_of_a_connection():
+    site = Site()
+    async with site.up() as browser:
+        first = await browser.open('/events')
+        await first.until(lambda o: o.events)
+        for i in range(20): await site.manager.broadcast('said', i)
+        await first.until(lambda o: len(o.data)==20)
+        assert first.data==[str(i) for i in range(20)]
+        seen = [e.id for e in first.events if e.data]
+        await browser.close(first)
+        for i in range(20, 30): await site.manager.broadcast('said', i)
+        again,odd = await browser.open('/events', last=seen[9]),await browser.open('/events', last='ffff-3')
+        await again.until(lambda o: len(o.data)==20)
+        assert again.data==[str(i) for i in range(10, 30)]
+        await odd.until(lambda o: any(e.event=='sse:gap' for e in o.events))
+        # The carrier gone: each channel resumes from its own last id
+        carrier = next(iter(browser.carriers))
+        lasts = [again.last_id, seen[4]]
+        await browser.hang_up()
+        await eventually(lambda: not site.manager.connection_count, 'all ended with their carrier')
+        await site.manager.broadcast('said', 30)
+        one,two = [await browser.open('/events', last=o) for o in lasts]
+        await one.until(lambda o: o.data==['30'])
+        await two.until(lambda o: o.data==[str(i) for i in range(5, 31)])
+        assert one.carrier==two.carrier!=carrier
+
+
+async def test_the_closing_event_and_the_end_come_through():
+    site = Site()
+    @site.app.get('/job')
+    def job(req): return site.manager.stream(req, events='job:*', until='job:done')
+    async with site.up() as browser:
+        channel,other = await browser.open('/job', '/events')
+        for o in (channel, other): await o.until(lambda o: o.events)
+        await site.manager.broadcast('job:done', 'ok')
+        await channel.until(lambda o: o.ended)
+        assert [e.event for e in channel.events][-2:]==['job:done', 'sse:close'] and not other.ended
+
+
+@pytest.mark.parametrize('overflow', ['evict', 'drop_oldest'])
+async def test_a_manager_has_its_rules_for_channels_that_stall(overflow):
+    site = Site(manager=SSEBroadcastManager(max_queue_size=5, heartbeat=0, retry=200, overflow=overflow))
+    async with site.up() as browser:
+        async with Browser(str(browser.client.base_url), rcvbuf=4096) as slow:
+            channel = await slow.open('/events')
+            await channel.until(lambda o: o.events)
+            slow.reads.clear()
+            conn, = site.manager.connections
+            carrier, = site.mux.carriers.values()
+            most = 0
+            for i in range(200):
+                await site.manager.broadcast('said', f'{i} {"x"*50_000}')
+                await asyncio.sleep(.002)
+                most = max(most, sum(o._size for o in {*carrier.channels.values(), *carrier._called}))
+                if conn.ended: break
+            assert most<multiplex.BUFFER+8*51_000, 'a buffer has a bound'
+            if overflow=='evict':
+                assert conn.ended=='evicted'
+                await eventually(lambda: not site.manager._hub.requests, 'nobody waits for it')
+                slow.reads.set()
+                await channel.until(lambda o: o.ended and o.retries()[-1]<=300)
+                again = await slow.open('/events', last=channel.last_id)  # Nothing is lost
+                await again.until(lambda o: o.data and o.data[-1].startswith(f'{i} '))
+                assert [int(d.split()[0]) for d in channel.data+again.data]==[*range(i+1)]
+            else:
+                assert not conn.ended
+                slow.reads.set()
+                await channel.until(lambda o: o.data and o.data[-1].startswith('199 '))
+                numbers = [int(d.split()[0]) for d in channel.data]
+                assert numbers==sorted(numbers) and len(numbers)<200
+
+
+async def test_a_flooder_is_sent_away_where_others_are():
+    site = Site()
+    @site.app.get('/flood')
+    def flood():
+        async def frames():
+            while True: yield f'data: {"x"*8000}\n\n'
+        return StreamingResponse(frames(), media_type='text/event-stream')
+    async with site.up() as browser:
+        lone = await browser.open('/flood')
+        await lone.until(lambda o: len(o.body)>4*multiplex.FLOOD*multiplex.TURN)
+        assert not lone.direct, 'alone it may'
+        quiet = await browser.open('/events')
+        await quiet.until(lambda o: o.events)
+        await site.manager.broadcast('said', 'in between')
+        await quiet.says('in between')
+        await lone.until(lambda o: o.direct)
+        more = await browser.open(*['/flood']*4)
+        await eventually(lambda: sum(o.direct for o in more)==multiplex.AWAY-1, 'one more')
+        start = sum(len(o.body) for o in more)
+        await eventually(lambda: sum(len(o.body) for o in more)>start+20*multiplex.FLOOD*multiplex.TURN, 'the others take turns')
+        assert sum(o.direct for o in more)==multiplex.AWAY-1, 'a browser has few connections'
+        await browser.close(*more)
+
+
+async def test_a_carrier_that_nobody_reads_is_given_up(monkeypatch, caplog):
+    monkeypatch.setattr(multiplex, 'BEAT', .05)
+    site = Site()
+    @site.app.get('/flood')
+    def flood():
+        async def frames():
+            while True: yield f'data: {"x"*8000}\n\n'
+        return StreamingResponse(frames(), media_type='text/event-stream')
+    async with site.up() as browser:
+        async with Browser(str(browser.client.base_url), rcvbuf=4096) as slow:
+            channel = await slow.open('/flood')
+            await channel.says('x')
+            slow.reads.clear()
+            await eventually(lambda: not site.mux.carriers, 'it is cut')
+    assert not [r for r in caplog.records if r.levelno>=logging.ERROR], caplog.text
+
+
+async def test_no_task_is_left():
+    site = Site([mw(slowly)])
+    async with serve(site.app) as port:
+        async with Browser(f'http://127.0.0.1:{port}') as browser:
+            for _ in range(3):
+                await browser.client.get('/nowhere')
+                async with no_task_left():
+                    channels = await browser.open(*['/events', '/by_hand', '/nowhere']*5)
+                    for o in channels: await o.until(lambda o: o.events or o.status==404)
+                    await browser.close(*channels[:4])
+                    await browser.hang_up()
+                    await eventually(lambda: not site.mux.carriers and not site.manager.connections, 'all is closed')
+                    await asyncio.gather(*browser.tasks)
