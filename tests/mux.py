@@ -43,14 +43,14 @@ class Carrier:
 
 class Browser:
     "One browser; `async with` ends what it has open"
-    def __init__(self, url, cookies=None, headers=None, rcvbuf=None):
+    def __init__(self, url, cookies=None, headers=None, rcvbuf=None, pause=0):
         options = [(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)] if rcvbuf else []
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0 if rcvbuf else 5)
         self.client = httpx.AsyncClient(base_url=url, cookies=cookies, timeout=BOUND, transport=httpx.AsyncHTTPTransport(limits=limits, socket_options=options))
         host = self.client.base_url.netloc.decode()
         self.headers = {'Origin': f'http://{host}', 'Content-Type': 'application/json', 'SSE-Mux': '1', 'Sec-Fetch-Site': 'same-origin', **(headers or {})}
         self.carriers,self.channels,self.last,self.tasks,self.number = {},{},None,[],0
-        self.reads = asyncio.Event()
+        self.reads,self.pause = asyncio.Event(),pause  # Seconds that it takes over each part
         self.reads.set()
 
     async def __aenter__(self): return self
@@ -76,12 +76,13 @@ class Browser:
     async def read(self, carrier):
         rest = b''
         with suppress(httpx.HTTPError):
-            async for data in carrier.response.aiter_raw():
+            async for data in carrier.response.aiter_raw(16384 if self.pause else None):
                 rest += data
                 carrier.size += len(data)
                 while len(rest)>=8 and len(rest)>=8+(size := struct.unpack('>II', rest[:8])[1]):
                     number,body,rest = struct.unpack('>I', rest[:4])[0],rest[8:8+size],rest[8+size:]
                     self.frame(number, body)
+                if self.pause: await asyncio.sleep(self.pause)
                 await self.reads.wait()
         carrier.over = True
         self.carriers.pop(carrier.id, None)

@@ -331,7 +331,7 @@ async def test_the_closing_event_and_the_end_come_through():
 async def test_a_manager_has_its_rules_for_channels_that_stall(overflow):
     site = Site(manager=SSEBroadcastManager(max_queue_size=5, heartbeat=0, retry=200, overflow=overflow))
     async with site.up() as browser:
-        async with Browser(str(browser.client.base_url), rcvbuf=4096) as slow:
+        async with Browser(str(browser.client.base_url), rcvbuf=65536) as slow:
             channel = await slow.open('/events')
             await channel.until(lambda o: o.events)
             slow.reads.clear()
@@ -360,16 +360,17 @@ async def test_a_manager_has_its_rules_for_channels_that_stall(overflow):
                 assert numbers==sorted(numbers) and len(numbers)<200
 
 
-async def test_a_flooder_is_sent_away_where_others_are():
+async def test_a_flooder_is_sent_away_where_others_are(monkeypatch):
+    monkeypatch.setattr(multiplex, 'FLOOD', 16)
     site = Site()
     @site.app.get('/flood')
     def flood():
         async def frames():
             while True: yield f'data: {"x"*8000}\n\n'
         return StreamingResponse(frames(), media_type='text/event-stream')
-    async with site.up() as browser:
+    async with site.up() as fast, Browser(str(fast.client.base_url), rcvbuf=65536, pause=.001) as browser:
         lone = await browser.open('/flood')
-        await lone.until(lambda o: len(o.body)>4*multiplex.FLOOD*multiplex.TURN)
+        await lone.until(lambda o: len(o.body)>2*multiplex.FLOOD*multiplex.TURN)
         assert not lone.direct, 'alone it may'
         quiet = await browser.open('/events')
         await quiet.until(lambda o: o.events)
@@ -379,7 +380,7 @@ async def test_a_flooder_is_sent_away_where_others_are():
         more = await browser.open(*['/flood']*4)
         await eventually(lambda: sum(o.direct for o in more)==multiplex.AWAY-1, 'one more')
         start = sum(len(o.body) for o in more)
-        await eventually(lambda: sum(len(o.body) for o in more)>start+20*multiplex.FLOOD*multiplex.TURN, 'the others take turns')
+        await eventually(lambda: sum(len(o.body) for o in more)>start+2*multiplex.FLOOD*multiplex.TURN, 'the others take turns')
         assert sum(o.direct for o in more)==multiplex.AWAY-1, 'a browser has few connections'
         await browser.close(*more)
 
@@ -393,7 +394,7 @@ async def test_a_carrier_that_nobody_reads_is_given_up(monkeypatch, caplog):
             while True: yield f'data: {"x"*8000}\n\n'
         return StreamingResponse(frames(), media_type='text/event-stream')
     async with site.up() as browser:
-        async with Browser(str(browser.client.base_url), rcvbuf=4096) as slow:
+        async with Browser(str(browser.client.base_url), rcvbuf=65536) as slow:
             channel = await slow.open('/flood')
             await channel.says('x')
             slow.reads.clear()
