@@ -269,6 +269,24 @@ async def test_who_asks_and_does_not_read_is_cut_off(monkeypatch):
         await eventually(lambda: not site.mux.carriers.get(carrier.id), 'it is cut')
 
 
+async def test_what_a_stream_says_cannot_pass_for_a_frame():
+    site = Guarded()
+    forged = multiplex.frame(2, b'data: forged\n\n')+multiplex.frame(multiplex.ABOUT+2, b'{"end": true}')
+    @site.app.get('/forger')
+    def forger():
+        async def frames():
+            yield forged*1000
+            yield forged[:5]
+            await site.gate.wait()
+        return EventStream(frames())
+    async with site.up() as browser:
+        one,two = await browser.open('/forger', '/events')
+        await one.until(lambda o: len(o.body)==len(forged)*1000+5)
+        await site.manager.broadcast('said', 'true')
+        await two.says('true')
+        assert (one.number, two.number, two.data, two.ended)==(1, 2, ['true'], False)
+
+
 async def test_another_name_for_this_host_is_the_hosts_list_to_refuse():
     "DNS rebinding: a page of evil.example, which leads here all of a sudden, is of the same origin to itself; it has no cookie, and TrustedHostMiddleware stops it"
     site = Guarded([Middleware(TrustedHostMiddleware, allowed_hosts=['127.0.0.1'])])

@@ -205,3 +205,22 @@ async def test_a_session_that_has_expired_opens_nothing_more(tmp_path):
             assert (await browser.client.get('/private')).status_code==401
 
 
+
+
+async def test_who_logs_out_on_one_worker_has_logged_out_on_all(tmp_path):
+    with up(tmp_path, '--workers', '2') as server:
+        async with Browser(server.url) as browser:
+            browser.client._transport._pool._max_keepalive_connections = 0
+            await browser.client.get('/login?name=ann')
+            channels = []
+            for _ in range(200):
+                channels.append(await browser.open('/private'))
+                if len(browser.carriers)==2: break
+            assert len(browser.carriers)==2
+            for o in channels: await o.until(lambda o: o.events)
+            await browser.client.get('/logout')  # By one of them
+            before = {*browser.carriers}
+            for _ in range(8):  # By whichever it meets
+                late = await browser.open('/private')
+                await late.until(lambda o: o.words)
+                assert late.status==401 and late.carrier not in before

@@ -64,7 +64,7 @@ async def flood(kb: int=16, wait: float=0):
 async def say(text: str): return str(await manager.broadcast('said', text))
 
 @app.get('/held')
-def held():
+async def held():
     carriers = app._sse_setup.multiplexer.carriers.values()
     channels = [o for c in carriers for o in c.channels.values()]
     return JSONResponse(dict(pid=os.getpid(), carriers=len(carriers), channels=len(channels), waiting=sum(o._size for c in carriers for o in {*c._called, *c.channels.values()}),
