@@ -35,14 +35,14 @@ def frame(
 # %% ../nbs/multiplex.ipynb #335ef8d1
 TURN = 1<<14     # Bytes of one channel in one turn
 BUFFER = 1<<16   # Bytes that may wait in a channel before its stream has to wait
-FLOOD = 64       # Turns in a row in which a channel may have more to say than it is given, where it is not alone
+FLOOD = 64       # How often in a row a stream may have more to say than there is room for, where it is not alone
 GRACE = 10       # Seconds that a request has to notice that its channel was closed
 
 _log = logging.getLogger(__name__)
 
 class Channel:
     "One stream of one element"
-    __slots__ = 'carrier','number','open','begun','connection','task','_frames','_size','_turns','_crowded','_asked','_told','_came','_gone','_room'
+    __slots__ = 'carrier','number','open','begun','connection','task','_frames','_size','_waits','_waited','_asked','_told','_came','_gone','_room'
     def __init__(self, carrier, number):
         self.carrier,self.number = carrier,number
         self.open = True
@@ -50,7 +50,7 @@ class Channel:
         self.connection: Any = None            # The hub's, where it has taken over
         self.task: Any = None                  # The request's
         self._frames,self._size = deque(),0    # What waits; its bytes
-        self._turns,self._crowded = 0,False    # Turns in a row that were not enough; did others wait meanwhile?
+        self._waits,self._waited = 0,0.        # How often in a row its stream had to wait for room; when it last did
         self._came: Any = None                 # `True` once some of the body has come; before, the future of who waits for that
         self._gone: Any = None                 # Futures: the end, and room for more
         self._room: Any = None
@@ -98,6 +98,7 @@ class Channel:
         if not self.open: return
         for i in range(0, len(body), TURN): self._put(frame(self.number, body[i:i+TURN]))
         if not message.get('more_body'): return self.end(end=True)
+        if self._size>BUFFER: self._count_wait()
         while self.open and self._size>BUFFER:
             if self._room is None or self._room.done(): self._room = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._room)  # There may be two who wait
@@ -111,7 +112,7 @@ class Channel:
         self._size += len(data)
         self.carrier.call(self)
 
-    def take(self, body, crowded):
+    def take(self, body):
         "Add the frames of one turn to `body`; their bytes"
         size = 0
         while self._frames and (not size or size+len(self._frames[0])<=TURN):
@@ -119,10 +120,12 @@ class Channel:
             size += len(data)
         self._size -= size
         if self._size<=BUFFER: _done(self._room)
-        if self._frames: self._turns,self._crowded = self._turns+1,self._crowded or crowded
-        else: self._turns,self._crowded = 0,False
-        if self._turns>=FLOOD and self._crowded and self.carrier.sends_away(): self.end(direct=True)
         return size
+
+    def _count_wait(self):
+        now = asyncio.get_running_loop().time()
+        self._waits,self._waited = self._waits+1 if now-self._waited<GRACE else 1,now
+        if self._waits>=FLOOD and len(self.carrier.channels)>1 and self.carrier.sends_away(): self.end(direct=True)
 
     @property
     def waits(self): return bool(self._frames)
@@ -225,7 +228,7 @@ class Carrier:
         for o in called:
             if size>=WRITE: self._called[o] = None  # The first ones of the next write
             else:
-                size += o.take(body, len(called)>1)
+                size += o.take(body)
                 if o.waits: again.append(o)
         for o in again: self._called[o] = None
         return b''.join(body)
