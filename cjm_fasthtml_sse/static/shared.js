@@ -7,16 +7,12 @@
 // - Who comes later, or comes back, is told what was missed. Where the leader can't know, it opens a second line until who asked is even.
 // - Second lines take turns over all URLs: a browser has one connection more than it needs, at most. Ids already seen are not shown again.
 
+const REPLAY = 1000;     // messages that a line keeps for those who come later
 // Milliseconds
 const OVERLAP = 250;     // for what is on its way on the other line
-const QUIET = 500;       // then a line has said what it had to say; four times that where a replay is awaited
-const PATIENCE = 5000;   // with a second line that gets no answer, while others wait
+const QUIET = 500;       // then a line has said what it had to say
+const PATIENCE = 5000;   // with a second line that gets no answer
 const LIMIT = 60000;     // for two lines that never meet
-
-const REPLAY = 100;      // messages a leader keeps for those who come later
-
-/** @param {SharedMessage} message */
-const keyOf = ({ id, type }) => `${id}\n${type}`;
 
 class SharedLine extends SSESource {
   /**
@@ -31,26 +27,23 @@ class SharedLine extends SSESource {
     this.key = Math.random();
     this.asked = Infinity;
     this.since = 0;          // open
-    this.until = Infinity;   // for a second line
+    this.news = 0;           // a message with an id
+    this.until = Date.now() + LIMIT;
+    this.patience = PATIENCE;
     this.came = false;       // a chunk
     this.done = () => {};    // with its turn
     /** @type {SharedMessage[]} */
     this.recent = [];
     this.began = this.before = id;   // the id before all, and before the recent ones
-    /** @type {SharedMessage[] | null} */
-    this.held = null;        // what came since the second line was asked for
-    this.from = '';          // the id before that
-    this.patience = PATIENCE;
-    this.quiet = fresh ? QUIET : 4 * QUIET;
     this.watchdog.learn(owner.watchdog);
   }
 
   connect() {
     this.began = this.before = this.lastEventId;
     this.recent = [];
+    this.news = 0;
     this.asked = Date.now();
-    this.until = Math.min(this.until, this.asked + LIMIT);
-    if (this === this.owner.seconds[0]) this.owner.hold(true);
+    this.owner.asks(this);
     return super.connect();
   }
 
@@ -71,11 +64,13 @@ class SharedLine extends SSESource {
       type = HEARTBEAT;   // an id alone is no more
     }
     const { owner, recent } = this;
-    if (own && type !== HEARTBEAT) owner.repeats ||= recent.some(message => message.own && keyOf(message) === keyOf({ ...message, id, type }));
+    if (own && type !== HEARTBEAT) {
+      this.news = Date.now();
+      owner.repeats ||= recent.some(message => message.own && message.id === id && message.type === type);
+    }
     const message = { type, data, id, own: own && !owner.repeats };
     if (type !== HEARTBEAT || own && id !== recent.at(-1)?.id) recent.push(message);
     if (recent.length > REPLAY) this.before = recent.shift()?.id ?? '';
-    this.held?.push(message);
     owner.post({ what: 'message', line: this.key, messages: [message] });
     owner.move(false);
   }
@@ -290,7 +285,7 @@ class SharedSource extends SSESource {
       if (told.to) {
         this.line = told.to;
         // Up to what is known here, a replay is for others.
-        const known = messages.map(message => message.own && this.seen.has(keyOf(message))).lastIndexOf(true);
+        const known = messages.map(({ own, id, type }) => own && this.seen.has(`${id}\n${type}`)).lastIndexOf(true);
         messages.slice(known + 1).forEach(this.show, this);
       }
       if (detail) this.heed(detail);
@@ -306,11 +301,10 @@ class SharedSource extends SSESource {
   }
 
   /** @param {SharedMessage} message */
-  show(message) {
+  show({ type, data, id, own }) {
     if (!this.channel && this.post !== this.hear) return;   // closed by a listener
-    const { type, data, id, own } = message;
     if (own) {
-      const key = keyOf(message);
+      const key = `${id}\n${type}`;
       if (this.ahead.delete(key) || this.ahead.size && type === HEARTBEAT) return;
       this.ahead.clear();
       this.seen.delete(key);   // to the end
@@ -343,10 +337,6 @@ class SharedSource extends SSESource {
   serve({ who, id = '', fresh = 0 }) {
     const [own, ...seconds] = [/** @type {SharedLine} */ (this.own), ...this.seconds];
     let line = [own, ...seconds].find(line => line.after(id, fresh));
-    if (!line && fresh && seconds[0]?.began === id && !seconds[0].came) {
-      [line] = seconds;
-      line.connect();   // it has nothing to lose
-    }
     if (!line && this.seconds.push(line = new SharedLine(this, id, fresh)) === 1) this.second();
     const { key, lastEventId, state, reason } = line;
     this.post({ what: 'here', who, line: key, id: lastEventId, messages: line.after(id, fresh) ?? [], detail: { state, reason } });
@@ -373,36 +363,30 @@ class SharedSource extends SSESource {
     this.post({ what: 'state', line: line.key, detail });
     const { own, seconds: [second] } = this;
     if (!own || !second || line !== own && line !== second) return;
-    if (detail.state === 'active' && second.readyState === SSESource.OPEN) this.moveIn(2 * second.quiet);   // if it has nothing to say
+    if (detail.state === 'active' && second.readyState === SSESource.OPEN) this.moveIn(2 * QUIET);   // if it has nothing to say
     else if (second.readyState === SSESource.CLOSED) {
       this.drop(second);
       // Who is refused may have logged out.
       if (detail.state === 'error') own.reconnect(detail.reason);
-    } else if (line === second) {   // lost: it waits by itself
-      this.hold(false);
-      second.done();
-    }
+    } else if (line === second) second.done();   // lost: it waits by itself
   }
 
-  /**
-   * Keep what comes on the two lines, from when the second is asked for.
-   * @param {boolean} on
-   */
-  hold(on) {
-    const { own, timers, seconds: [second] } = this;
+  /** @param {SharedLine} line */
+  asks(line) {
+    if (line !== this.seconds[0]) return;
+    const { timers } = this;
     clearTimeout(timers.move);
     clearTimeout(timers.patience);
-    for (const line of [own, second]) if (line) [line.held, line.from] = [on ? [] : null, line.lastEventId];
-    if (on) timers.patience = setTimeout(() => {
-      second.done();
-      if (second.readyState !== SSESource.CONNECTING || second.timer !== undefined) return;
+    timers.patience = setTimeout(() => {
+      if (line !== this.seconds[0]) return;
+      line.done();
+      if (line.readyState !== SSESource.CONNECTING || line.timer !== undefined) return;
       // No answer: the others first. A slow server is given more time then.
-      second.leave();
-      second.patience *= 2;
-      this.hold(false);
+      line.leave();
+      line.patience *= 2;
       this.seconds.push(...this.seconds.splice(0, 1));
       this.second();
-    }, second.patience);
+    }, line.patience);
   }
 
   /** @param {SharedLine} line */
@@ -411,14 +395,16 @@ class SharedSource extends SSESource {
     if (!own || second?.readyState !== SSESource.OPEN) return;
     const first = line === second && !second.came;
     if (first) second.came = true;
-    if (first || this.compares(own)) this.moveIn(first && second.fresh ? OVERLAP : second.quiet);
+    if (first || this.compares(own)) this.moveIn(first ? OVERLAP : QUIET);
     this.move(false);
   }
 
   /** @param {number} ms */
   moveIn(ms) {
+    const [{ fresh, until }] = this.seconds;
     clearTimeout(this.timers.move);
-    this.timers.move = setTimeout(() => this.move(true), Math.min(ms, this.seconds[0].until - Date.now()));
+    // Where a replay is awaited there is no hurry.
+    this.timers.move = setTimeout(() => this.move(true), Math.min(fresh ? ms : 4 * ms, until - Date.now()));
   }
 
   /**
@@ -435,27 +421,27 @@ class SharedSource extends SSESource {
    */
   move(rest) {
     const { own, seconds: [second] } = this;
-    if (!own?.held || second?.readyState !== SSESource.OPEN || !rest && !second.came) return;
+    if (!own || second?.readyState !== SSESource.OPEN || !rest && !second.came) return;
     const [from, to] = second.fresh ? [own, second] : [second, own];
-    const held = /** @type {SharedMessage[]} */ (to.held);
     // What the one has brought last, the other one has brought too, or begins after it.
-    const met = this.compares(from) ? [to.from, ...held.map(({ id, own }) => own ? id : null)].lastIndexOf(from.lastEventId) : -1;
-    if (met < 0 && !rest) return;
-    // Without ids: what came on both lines was told, and what came before it is older.
-    const told = held.map(({ type, data }) => type !== HEARTBEAT && from.held?.some(message => message.type === type && message.data === data));
-    if (met < 0 && this.compares(own) && Date.now() < second.until) {
-      // A line that is lost, or half-open and does not know, lacks what came before the other one began, or since.
-      const news = (/** @type {SharedLine} */ line) => line.held?.some(({ own, type }) => own && type !== HEARTBEAT);
-      if (own.readyState !== SSESource.OPEN || own.watchdog.heardAt < second.since) {
-        if (own.readyState === SSESource.OPEN || own.timer !== undefined) own.connect();
-        return;
+    let messages = this.compares(from) ? to.after(from.lastEventId, 0) : null;
+    if (!messages && !rest) return;
+    if (!messages) {
+      // What came on both lines was told, and what came before it is older.
+      const told = to.recent.map(({ type, data }) => type !== HEARTBEAT && from.recent.some(message => message.type === type && message.data === data)).lastIndexOf(true);
+      if (this.compares(own) && Date.now() < second.until) {
+        // A line that is lost, or half-open and does not know, lacks what came before the other one began, or since.
+        if (own.readyState !== SSESource.OPEN || own.watchdog.heardAt < second.since) {
+          if (own.readyState === SSESource.OPEN || own.timer !== undefined) own.connect();
+          return;
+        }
+        if (told < 0 && own.news > second.asked && !(second.fresh && second.news)) {
+          second.connect();
+          return;
+        }
       }
-      if (news(own) && !(second.fresh && news(second)) && !told.includes(true)) {
-        second.connect();
-        return;
-      }
+      messages = to.recent.slice(told + 1);
     }
-    const messages = met < 0 ? held.slice(told.lastIndexOf(true) + 1) : held.filter(({ own }, i) => i >= met && (own || !told[i]));
     this.own = to;
     this.post({ what: 'move', line: from.key, to: to.key, messages, detail: { state: to.state, reason: to.reason } });
     this.drop(second, from);
@@ -466,7 +452,7 @@ class SharedSource extends SSESource {
    * @param {SharedLine} line    one of the two
    */
   drop(second, line = second) {
-    this.hold(false);
+    clearTimeout(this.timers.move);
     line.leave();
     second.done();
     this.seconds.shift();
