@@ -112,10 +112,8 @@ class SharedSource extends SSESource {
     this.own = null;         // where this source leads
     /** @type {SharedLine[]} */
     this.seconds = [];       // the first is open, or about to be
-    /** @type {Map<string, string>} */
-    this.seen = new Map([['', this.lastEventId]]);   // the keys of messages with their ids, and the id before all
     /** @type {Set<string>} */
-    this.ahead = new Set();  // keys seen already of what the line is about to bring
+    this.seen = new Set();   // messages, by id and type
     this.repeats = false;    // ids come again on one connection, and tell nothing
     /** @type {BroadcastChannel | null} */
     this.channel = null;
@@ -268,16 +266,13 @@ class SharedSource extends SSESource {
     const { what, who, line = 0, id = '', messages = [], detail } = told;
     if (what === 'lead' && !own) {
       this.answered();
-      const ids = [...this.seen.values()];
-      if (this.line && !this.fresh && (id === this.lastEventId || ids.includes(id))) {
-        this.line = line;
-        this.ahead = new Set([...this.seen.keys()].slice(ids.lastIndexOf(id) + 1 || ids.length));
-      } else this.want();
+      if (this.line && !this.fresh && id === this.lastEventId) this.line = line;
+      else this.want();
     } else if (what === 'pong' && !own && this.line && !told.lines?.includes(this.line)) this.want();
     else if (what === 'here' && who === this.me && !this.line) {
       this.line = line;
       messages.forEach(this.show, this);
-      if (!this.lastEventId) this.seen.set('', this.lastEventId = id);
+      this.lastEventId ||= id;
     } else if (what === 'message' && line === this.line) messages.forEach(this.show, this);
     if (line && line === this.line) {
       this.answered();
@@ -304,11 +299,8 @@ class SharedSource extends SSESource {
   show({ type, data, id, own }) {
     if (!this.channel && this.post !== this.hear) return;   // closed by a listener
     if (own) {
-      const key = `${id}\n${type}`;
-      if (this.ahead.delete(key) || this.ahead.size && type === HEARTBEAT) return;
-      this.ahead.clear();
-      this.seen.delete(key);   // to the end
-      this.seen.set(key, this.lastEventId = id);
+      this.lastEventId = id;
+      this.seen.add(`${id}\n${type}`);
       if (this.seen.size > 2000) this.seen.delete(this.seen.keys().next().value ?? '');
     }
     if (data !== null) this.dispatchEvent(new MessageEvent(type, { data, lastEventId: id, origin: location.origin }));
@@ -421,7 +413,9 @@ class SharedSource extends SSESource {
    */
   move(rest) {
     const { own, seconds: [second] } = this;
-    if (!own || second?.readyState !== SSESource.OPEN || !rest && !second.came) return;
+    if (!own || !second) return;
+    // Who lags behind may be even before its line is open.
+    if ((rest || second.fresh) && !(second.readyState === SSESource.OPEN && (rest || second.came))) return;
     const [from, to] = second.fresh ? [own, second] : [second, own];
     // What the one has brought last, the other one has brought too, or begins after it.
     let messages = this.compares(from) ? to.after(from.lastEventId, 0) : null;
