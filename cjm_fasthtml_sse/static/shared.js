@@ -5,7 +5,8 @@
 // - For a page that loads the leader opens a second line, from the id that the page knows, and soon all move there. So the page sees what a connection of its own would have shown it,
 //   as the user that the browser is now.
 // - Who comes later, or comes back, is told what was missed. Where the leader can't know, it opens a second line until who asked is even.
-// - Second lines take turns over all URLs: a browser has one connection more than it needs, at most. Ids already seen are not shown again.
+// - Second lines take turns over all URLs: a browser has one connection more than it needs, at most. Two lines become one where they meet, at an id that
+//   both know; without ids, when nothing is on its way any more.
 
 const REPLAY = 1000;     // messages that a line keeps for those who come later
 // Milliseconds
@@ -408,8 +409,8 @@ class SharedSource extends SSESource {
   }
 
   /**
-   * Make one line of two: where they meet, or where ids don't tell, when nothing is on its way any more.
-   * @param {boolean} rest
+   * Make one line of two.
+   * @param {boolean} rest  nothing is on its way any more
    */
   move(rest) {
     const { own, seconds: [second] } = this;

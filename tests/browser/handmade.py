@@ -123,13 +123,14 @@ class Proxy:
     def __init__(self, loop, port):
         self.loop,self.target = loop,port
         self.pairs = []
+        self.delay = 0.  # Seconds, for what comes from the server, on connections that are made from now on
         self.server = loop.run(asyncio.start_server(self._accept, '127.0.0.1', 0))
         self.port = self.server.sockets[0].getsockname()[1]
 
     async def _accept(self, reader, writer):
         try: up = await asyncio.open_connection('127.0.0.1', self.target)
         except OSError: return writer.close()
-        pair = {'silent': False, 'stream': False, 'writers': (writer, up[1])}
+        pair = {'silent': False, 'stream': False, 'delay': self.delay, 'writers': (writer, up[1])}
         self.pairs.append(pair)
         await asyncio.gather(self._pass(reader, up[1], pair), self._pass(up[0], writer, pair))
 
@@ -137,6 +138,7 @@ class Proxy:
         try:
             while data := await reader.read(65536):
                 if b'content-type: text/event-stream' in data or b'content-type: application/octet-stream' in data: pair['stream'] = True
+                if pair['stream'] and pair['delay']: await asyncio.sleep(pair['delay'])
                 if not pair['silent']: writer.write(data)
         except OSError: pass
         finally:

@@ -115,6 +115,10 @@ class World:
         self.note('silence')
         self.proxy.fall_silent(idle=False)
 
+    def slow(self):
+        self.proxy.delay = self.rand.choice([0, .05, .3])
+        self.note(f'delay {self.proxy.delay}')
+
     def check(self):
         if page := self.any('here'):
             self.note('check', page)
@@ -127,7 +131,7 @@ class World:
 
     def wait(self, secs): self.tabs.wait_for_timeout(1000*secs)
 
-    EVENTS = [open]*4 + [close, crash, reload, reload, leave, back, back, freeze, thaw, thaw, restart, cut, silence, silence, check, reconnect]
+    EVENTS = [open]*4 + [close, crash, reload, reload, leave, back, back, freeze, thaw, thaw, restart, cut, silence, silence, slow, slow, check, reconnect]
 
     def go_on(self, secs):
         end = time.monotonic()+secs
