@@ -25,13 +25,14 @@ class SSEClient:
     "One tab's event stream, in process"
     def __init__(self,
         app,                     # ASGI application; a `Response` is one too
-        url='/',                 # Path, and query if any
+        url='/',                 # Path and query, or the route function
         headers=None,            # Request headers, a dict
         last_event_id=None,      # What the tab saw before; sent as `Last-Event-ID`
         method='GET',            # `HEAD` is worth a try too
         *,
         cookies=None             # A dict, or the cookies of an HTTP client that has logged in
     ):
+        if not callable(app): raise TypeError(f'`app` must be the ASGI application, got {app!r}')
         if cookies: headers = {**(headers or {}), 'Cookie': '; '.join(f'{k}={v}' for k,v in dict(cookies).items())}
         self.app,self.status,self.headers,self.body,self.events = app,None,{},b'',[]
         self.last = None         # The event that `next` gave last
@@ -41,7 +42,8 @@ class SSEClient:
         self._asked = False  # Has the request's body, an empty one, been handed out?
         self._started,self._gone,self._gate = asyncio.Event(),asyncio.Event(),asyncio.Event()
         self._gate.set()
-        parts = urlsplit(url)
+        parts = urlsplit(str(url))  # A route function is its path as text
+        self._asks = f'{method} {url}'
         self._scope = dict(type='http', asgi=dict(version='3.0', spec_version='2.3'), http_version='1.1', method=method, scheme='http',
             path=unquote(parts.path), raw_path=parts.path.encode(), query_string=parts.query.encode(), root_path='',
             headers=[(k.lower().encode('latin-1'), v.encode('latin-1')) for k,v in {'host': 'test', **(headers or {})}.items()],
@@ -100,15 +102,24 @@ async def next(self:SSEClient,
     heartbeats=False      # Hand out the library's heartbeats too?
 ) -> ServerSentEvent:
     "The next event; `StreamEnded` where the stream is over"
-    async with asyncio.timeout(timeout):
-        while True:
-            if (e := await self._events.get()) is None:
-                self._events.put_nowait(None)  # So that the next call sees the end as well
-                raise StreamEnded('the stream is over' + (f', and was none: {self.status} {self.body[:200].decode(errors="replace")}' if self.status!=200 else ''))
-            self.last_event_id = e.id
-            if heartbeats or e.event!=HEARTBEAT:
-                self.last = e
-                return e
+    if not hasattr(self, '_task'): raise RuntimeError('The client is not connected: `async with SSEClient(app, ...) as tab`')
+    try:
+        async with asyncio.timeout(timeout):
+            while True:
+                if (e := await self._events.get()) is None:
+                    self._events.put_nowait(None)  # So that the next call sees the end as well
+                    raise StreamEnded('the stream is over' + self._was_none())
+                self.last_event_id = e.id
+                if heartbeats or e.event!=HEARTBEAT:
+                    self.last = e
+                    return e
+    except TimeoutError: raise TimeoutError(f'No event within {timeout} s from {self._asks}; ' + (f'the last one was {self.last.event} {self.last.data!r}' if self.last else 'there was none before')) from None
+
+@patch
+def _was_none(self:SSEClient):
+    "What came, if it was no event stream"
+    if self.status==200 and self.headers.get('content-type', 'text/event-stream').startswith('text/event-stream'): return ''
+    return f', and was none: {self._asks} gave {self.status} {self.body[:200].decode(errors="replace")}'
 
 # %% ../nbs/testing.ipynb #04e8e73c
 @patch
@@ -219,10 +230,13 @@ async def until_oob(self:SSEClient,
     timeout=1.      # Seconds for all that is read; then `AssertionError`
 ) -> OOBElement:    # The first that fits
     "Read on until an event brings something to the element `target`"
-    read = []
-    with suppress(TimeoutError, StreamEnded):
+    read,end = [],''
+    try:
         async with asyncio.timeout(timeout):
             while True:
                 read.append(await self.next(None))
                 with suppress(AssertionError): return assert_oob(read[-1], target, contains, swap)
-    return assert_oob(read, target, contains, swap)  # It isn't there: this says what came instead
+    except TimeoutError: pass
+    except StreamEnded as e: end = f'; {e}'
+    try: return assert_oob(read, target, contains, swap)  # It isn't there: this says what came instead
+    except AssertionError as e: raise AssertionError(f'{e}{end}') from None
