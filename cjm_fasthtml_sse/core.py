@@ -425,7 +425,7 @@ def stream(self:SSEBroadcastManager,
     render=None,     # Callable of a message, such as an `SSEElementUpdater`; its elements go out as out-of-band HTML. `None`: JSON under the event's own name
     events='**',     # Pattern or patterns: what this connection gets. Values from outside go through `segment` first
     snapshot=None,   # Callable that gives the state as elements: for first visits, and for gaps that no replay can close
-    until=None,      # Pattern or patterns: after such a message the stream ends, and the page is told not to come back
+    until=None,      # Pattern or patterns: after such a message the stream ends; elements with `auto_reconnect=False` stay closed then, the others come back
     user=None        # Whose connection this is, for `present` and `disconnect`; a value that JSON can carry
 ) -> EventStreamResponse:
     "A response that carries what is broadcast; a bad argument is an error here, before anything is sent"

@@ -39,8 +39,12 @@ def oob_swap(
     if not isinstance(getattr(element, 'attrs', None), dict): raise ArgumentError(f'`element` must be an FT element, got {element!r}')
     if not isinstance(swap_type, str) or not swap_type: raise ArgumentError(f'`swap_type` must be a swap style such as `outerHTML`, got {swap_type!r}')
     if not target_id and not element.attrs.get('id'): raise ArgumentError(f'An element without `id` needs a `target_id`, got {to_xml(element, indent=False)}')
+    swap_type = _STYLES.get(swap_type.lower(), swap_type)
     element.attrs['hx-swap-oob'] = f'{swap_type}:#{_css_escape(target_id)}' if target_id else swap_type
     return element
+
+# htmx is strict about capitals, and does something else without a word where they are wrong: `beforeEnd` would replace
+_STYLES = {o.lower(): o for o in 'innerHTML outerHTML textContent beforebegin afterbegin beforeend afterend delete none innerMorph outerMorph morph'.split()}
 
 def _css_escape(ident):
     "`ident` as CSS takes it after a `#`; six digits need no blank after them, and htmx 4 would stumble over blanks and colons"

@@ -97,7 +97,8 @@ def create_sse_element(
     **kwargs                           # Further attributes
 ) -> FT:
     "An element that is connected to the stream at `endpoint`"
-    if not callable(element_type): raise ArgumentError(f'`element_type` must be an FT function such as `Div`, got {element_type!r}')
+    if not callable(element_type) or hasattr(element_type, 'to'):  # A route function has `to`; called, it would fail with an error of its own
+        raise ArgumentError(f'`element_type` must be an FT function such as `Div`, got {str(element_type)!r}; the stream goes to `endpoint=`')
     if hidden: kwargs['hidden'],swap = True,swap or 'none'
     element = element_type(*_children(content), id=element_id, **kwargs)
     return _connect(element, endpoint is not None and _endpoint(endpoint), events, swap_type, auto_reconnect, swap, after, share)

@@ -31,15 +31,16 @@ class SSEMonitorConfig:
 
 # %% ../nbs/monitoring.ipynb #3047eded
 def create_sse_monitor(
-    htmx_sse,                 # `HTMXSSEConnector`, or an instance of it
-    config: SSEMonitorConfig, # What to watch and what to show
+    htmx_sse,                # `HTMXSSEConnector`, or an instance of it
+    config: SSEMonitorConfig|None = None, # What to watch and what to show; `None`: all defaults
     *,
-    inline: bool = True,      # `False`: settings only, for a page whose headers have the client; no content security policy minds it
-    nonce: str|None = None    # For a content security policy that wants one
-) -> FT:                      # Goes anywhere into the page; the monitor lives as long as this element
+    inline: bool = True,     # `False`: settings only, for a page whose headers have the client, as `setup_sse` gives it; no content security policy minds it
+    nonce: str|None = None   # For a content security policy that wants one
+) -> FT:                     # Goes anywhere into the page; the monitor lives as long as this element
     "A script that shows the state of a connection in the page"
     make = getattr(htmx_sse, 'create_sse_monitor_script', None)
     if not callable(make): raise ArgumentError(f'`htmx_sse` must be HTMXSSEConnector, got {htmx_sse!r}')
+    if config is None: config = SSEMonitorConfig()
     if not isinstance(config, SSEMonitorConfig): raise ArgumentError(f'`config` must be an SSEMonitorConfig, got {config!r}')
     return make(asdict(config), inline=inline, nonce=nonce)
 
