@@ -31,9 +31,10 @@ RESULTS = HERE/'results'
 class Server:
     "One that is measured"
     name: str
-    command: list                            # Words; `{port}` and `{folder}` are filled in
+    command: list                               # Words; `{port}`, `{folder}` and `{conf}` are filled in
     env: dict = field(default_factory=dict)
     client: dict = field(default_factory=dict)  # How its clients speak to it
+    conf: str = ''                              # Text of its configuration, with PORT and FOLDER in it
 
 
 class Servers:
@@ -70,7 +71,7 @@ class Servers:
     def nchan(self):
         module = environment.nchan()
         conf = (PEERS/'nchan.conf').read_text().replace('MODULE', str(module)).replace('USER', '' if os.geteuid() else 'user root;')
-        return Server('nchan', [environment.NGINX, '-e', '{folder}/error.log', '-c', conf], client=dict(own_times=False))
+        return Server('nchan', [environment.NGINX, '-e', '{folder}/error.log', '-c', '{conf}'], client=dict(own_times=False), conf=conf)
 
     def those_here(self, *makers):
         "Servers, without those of which something is missing on this machine"
@@ -95,11 +96,9 @@ def running(server):
     "Start a server; gives its port and its processes"
     with socket.create_server(('127.0.0.1', 0)) as s: port = s.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile('w+') as log:
-        words = [w.replace('{port}', str(port)).replace('{folder}', folder) for w in server.command]
-        if '-c' in words:  # A configuration, as text
-            conf = Path(folder)/'conf'
-            conf.write_text(words[-1].replace('PORT', str(port)).replace('FOLDER', folder))
-            words[-1] = str(conf)
+        conf = Path(folder)/'conf'
+        conf.write_text(server.conf.replace('PORT', str(port)).replace('FOLDER', folder))
+        words = [w.replace('{port}', str(port)).replace('{folder}', folder).replace('{conf}', str(conf)) for w in server.command]
         proc = subprocess.Popen(words, cwd=PEERS, env={**os.environ, **server.env, 'PYTHONDONTWRITEBYTECODE': '1'}, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
         try:
             for _ in range(400):
@@ -108,7 +107,6 @@ def running(server):
                     break
                 if proc.poll() is not None: break
                 time.sleep(.025)
-            else: proc.kill()
             if proc.poll() is not None:
                 log.seek(0)
                 raise OSError(f'{server.name} did not start: {log.read()[-500:]}')

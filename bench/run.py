@@ -108,7 +108,7 @@ def stalled(servers, n):
 def gc(servers, n):
     "The garbage collector: as it is, frozen after the imports, with higher thresholds, off"
     those = [servers.ours('default')] + [servers.ours(how, GC=how) for how in ('freeze', 'rare', 'off')]
-    return ladders(servers, n, those, {5000: 30})
+    return ladders(servers, n, those, {5000: 20})
 
 
 @section

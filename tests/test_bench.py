@@ -33,6 +33,17 @@ def test_messages_that_do_not_come_are_an_error():
     with pytest.raises(OSError, match='1 of 20 messages'): harness.measure(sys.executable, one, [['open', 20], ['one_by_one', 1]], patience=1)
 
 
+def test_what_is_missing_is_named_and_left_out():
+    def better_sse(): raise OSError('node is not installed')
+    servers = harness.Servers(Path(sys.executable))
+    assert [s.name for s in servers.those_here(better_sse, servers.floor)]==['uvloop floor']
+    assert servers.lacking==['better_sse: node is not installed']
+
+
+def test_a_server_that_does_not_start_says_why():
+    with pytest.raises(OSError, match='did not start: .*nowhere'): harness.measure(sys.executable, SERVERS.asgi('typo', 'nowhere:app'), [])
+
+
 def test_rounds_take_turns_and_keep_what_failed():
     order = []
     def case(name, fails=()):
