@@ -20,8 +20,9 @@ def main(n):
         opened,got = measure(servers.python, server, [['open', 500], ['one_by_one', 20 if server.name=='polling' else 60]])
         return dict(us=got['us'], kb=opened['kb'], connect_us=opened['connect_us'], p99=got['ms'][-3])
     print('== 500 clients')
+    load = harness.load()
     found = harness.rounds(n, {s.name: (lambda s=s: tabs(s)) for s in [*streams, *sockets, servers.polling()]})
-    harness.save('tabs', servers, found, n)
+    harness.save('tabs', servers, found, n, load)
 
     def deaf(server):
         # What was gained in the first half may be a log of bounded length
@@ -30,7 +31,7 @@ def main(n):
     print('== 50 clients, and five that read nothing')
     n = min(n, 3)  # It is yes or no
     found = harness.rounds(n, {s.name: (lambda s=s: deaf(s)) for s in [*streams, sockets[-1]]})
-    harness.save('deaf', servers, found, n)
+    harness.save('deaf', servers, found, n, load)
 
 
 if __name__=='__main__':

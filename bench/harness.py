@@ -171,11 +171,16 @@ def machine():
     return f'{os.cpu_count()} cores, {model}, {gb} GB, Linux {platform.release().split("-")[0]}'
 
 
-def save(section, servers, found, n, **more):
+def load():
+    "How many processes want to run, as a mean of the last minute: what others do to the machine that is measured"
+    return round(os.getloadavg()[0], 1)
+
+
+def save(section, servers, found, n, load):
     "Put a section into the results of this Python; the others stay as they are"
     path = RESULTS/f'{servers.python.parent.parent.name}.json'
     RESULTS.mkdir(exist_ok=True)
     data = json.loads(path.read_text()) if path.exists() else {}
-    data[section] = dict(date=date.today().isoformat(), machine=machine(), versions=environment.versions(servers.python), rounds=n, lacking=servers.lacking, **more, found=found)
+    data[section] = dict(date=date.today().isoformat(), machine=machine(), versions=environment.versions(servers.python), rounds=n, load=load, lacking=servers.lacking, found=found)
     path.write_text(re.sub(r'\[[^][{}]*\]', lambda m: ' '.join(m[0].split()), json.dumps(data, indent=1))+'\n')
     print(f'-> {path.relative_to(HERE.parent)}, {section}', flush=True)

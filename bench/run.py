@@ -141,9 +141,9 @@ def main(names, n):
     for name in names:
         print(f'\n== {name}: {SECTIONS[name].__doc__}', flush=True)
         servers.lacking.clear()
-        found = SECTIONS[name](servers, n)
+        load,found = harness.load(),SECTIONS[name](servers, n)
         print(table(found))
-        harness.save(name, servers, found, n)
+        harness.save(name, servers, found, n, load)
     subprocess.run([str(servers.python), str(HERE/'plots.py')], check=True)
     print(f'{time.monotonic()-begin:.0f} s')
 

@@ -33,7 +33,8 @@ def about(section='fanout'):
     if (o := results.get(section)) is None: return UNKNOWN
     versions = ', '.join(f'{k} {v}' for k,v in sorted(o['versions'].items()))
     lacking = f" Missing: {'; '.join(o['lacking'])}." if o['lacking'] else ''
-    return Markdown(f"Measured on {o['date']}, {o['machine']}. Versions: {versions}.{lacking}")
+    busy = f", load {o['load']} when it began" if 'load' in o else ''
+    return Markdown(f"Measured on {o['date']}, {o['machine']}{busy}. Versions: {versions}.{lacking}")
 
 
 def table(section, columns):
