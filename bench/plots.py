@@ -41,13 +41,12 @@ def cost(data):
     "Microseconds against the number of clients, with the spread of the rounds"
     def draw(ax):
         for name,row in by_cost(data['fanout']['found']):
-            rows = row | data.get('large', dict(found={}))['found'].get(name, {})
-            points = sorted((int(k[3:]), middle(v)) for k,v in rows.items() if k.startswith('us_'))
+            points = sorted((int(k[3:]), middle(v)) for k,v in row.items() if k.startswith('us_'))
             xs,ys = zip(*points, strict=True)
             ax.plot(xs, [y[0] for y in ys], marker='o', markersize=4, **style(name))
             ax.fill_between(xs, [y[1] for y in ys], [y[2] for y in ys], color=COLOURS[name], alpha=.12, linewidth=0)
         ax.set_xscale('log')
-        ax.set_xticks(ticks := sorted({int(k[3:]) for o in ('fanout', 'large') if o in data for row in data[o]['found'].values() for k in row if k.startswith('us_')}), [f'{x:,}' for x in ticks])
+        ax.set_xticks(xs, [f'{x:,}' for x in xs])
         ax.minorticks_off()
         ax.set_ylim(0)
     picture('speed-cost', draw, 'clients', 'µs of the server for each delivery')
