@@ -141,7 +141,7 @@ class Clients:
         own = time.process_time()-own
         self.calm()
         delays.sort()
-        return dict(us=(cpu(self.pids)-begin)*1e6/(times*len(self.socks)), client_us=own*1e6/len(delays),
+        return dict(deliveries=len(delays), us=(cpu(self.pids)-begin)*1e6/len(delays), client_us=own*1e6/len(delays),
             ms=[round(delays[min(len(delays)-1, int(len(delays)*p/100))]*1000, 3) for p in PERCENT])
 
     def round(self, at=None):

@@ -56,7 +56,7 @@ class Servers:
     def starlette(self, name='Starlette', **kw): return self.asgi(name, 'starlette_alone:app', **kw)
     def sse_starlette(self, name='sse-starlette', **kw): return self.asgi(name, 'sse_starlette_app:app', **kw)
     def datastar(self, name='Datastar', **kw): return self.asgi(name, 'datastar_app:app', **kw)
-    def polling(self, name='polling', **kw): return self.asgi(name, 'polling_app:app', client=dict(poll=True), **kw)
+    def polling(self): return self.asgi('polling', 'polling_app:app', client=dict(poll=True, headers='HX-Request: true\r\n'))  # As htmx asks, so it gets an element and not a page
 
     def websocket(self, name='WebSocket', compress=False):
         "With compression as a browser asks for it, or without"

@@ -14,6 +14,7 @@ SERVERS = harness.Servers(Path(sys.executable))
     SERVERS.websocket(), SERVERS.websocket('compressed', compress=True), SERVERS.polling()], ids=lambda s: s.name)
 def test_every_server_delivers(server):
     opened,got = harness.measure(sys.executable, server, [['open', 20], ['one_by_one', 5]])
+    assert got['deliveries']==20*5
     assert opened['connect_us']>0 and got['us']>0
     assert got['ms']==sorted(got['ms']) and got['ms'][0]>0
 
