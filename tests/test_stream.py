@@ -14,6 +14,7 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.sessions import SessionMiddleware
 
+from cjm_fasthtml_sse.backend import Message
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.testing import SSEClient
 from cjm_fasthtml_sse.wire import CLOSE, GAP, HEARTBEAT
@@ -863,3 +864,11 @@ async def test_a_close_never_sends_what_comes_after_a_chunk_that_was_cut_off(mon
     async with tab(manager, last_event_id=client.last_event_id) as back:
         seen += await read(back, 3-len(seen))
     assert [e.data for e in seen] == ['0', '1', '2']
+
+
+async def test_what_is_put_in_by_hand_leaves_out_nothing_that_its_group_has_dropped():
+    manager = SSEBroadcastManager(max_queue_size=3)
+    async with following(manager) as client:
+        for n in range(8): manager._hub.publish(Message(dict(type='x', data=n)))  # The pump had no turn yet
+        client.conn.put_nowait(dict(type='hand', data='by hand'))
+        assert [e.data for e in await read(client, 9)] == [*'01234567', '"by hand"']
