@@ -872,3 +872,14 @@ async def test_what_is_put_in_by_hand_leaves_out_nothing_that_its_group_has_drop
         for n in range(8): manager._hub.publish(Message(dict(type='x', data=n)))  # The pump had no turn yet
         client.conn.put_nowait(dict(type='hand', data='by hand'))
         assert [e.data for e in await read(client, 9)] == [*'01234567', '"by hand"']
+
+
+async def test_a_group_lets_go_of_what_all_have_been_given_even_if_there_is_always_more():
+    manager = SSEBroadcastManager()
+    async with following(manager) as client, following(manager) as beside:
+        group = client.conn.group
+        for n in range(50):
+            await manager.broadcast('x', n)
+            while any(c.conn.cursor<group.head for c in (client, beside)): await asyncio.sleep(0)  # The pump has not finished yet
+            assert len(group.log)<=2
+        for c in (client, beside): assert [e.data for e in await read(c, 50)] == [f'{n}' for n in range(50)]
