@@ -296,7 +296,6 @@ class ChannelSource extends SharedSource {
     if (!this.shares) {
       this.shares = this.watchdog.always = true;
       this.watchdog.alarm = this.sharedAlarm;
-      this.seen = new Map([['', this.lastEventId]]);   // as of a page that begins here
     }
     return super.connect();
   }
