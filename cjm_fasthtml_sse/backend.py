@@ -67,7 +67,9 @@ class Log:
         del self._seqs[self._ids.pop(self._first-1)]
         self._first += 1
 
-    def id(self, seq: int) -> str|None:
+    def id(self,
+        seq: int     # Position in the log
+    ) -> str|None:
         "The event id that stands for the position `seq`; `None` if the log does not reach back to it"
         return self._ids.get(seq)
 
@@ -76,7 +78,9 @@ class Log:
         "The id of the newest message"
         return self._ids[self.seq]
 
-    def reaches(self, seq: int) -> bool:
+    def reaches(self,
+        seq: int  # Position of a reader
+    ) -> bool:
         "Is everything after `seq` still here?"
         return seq >= self._first-1
 
@@ -119,11 +123,13 @@ class Backend(Protocol):
         tell: Callable[[], dict]                          # Gives what this process has to say of itself, for `ask`; JSON can carry it
     ): "Begin to deliver on the running event loop; `BackendError` if that is not possible"
     async def publish(self,
-        fields: dict,
-        key: Any=None,
-        timeout: float|None=None
+        fields: dict,             # `type`, `timestamp` and `data`; without `type` it is a word among the managers
+        key: Any=None,            # Hashable, as in `Message`
+        timeout: float|None=None  # Seconds that full queues of this process are waited for
     ) -> int: "Carry a broadcast to all processes; how many connections of this one got it? `BackendError` if it is not certain that it will arrive"
-    async def reach(self, last_event_id: str): "Wait, within a bound, until what another process has delivered up to `last_event_id` was delivered here"
+    async def reach(self,
+        last_event_id: str  # From a browser, so it may be anything
+    ): "Wait, within a bound, until what another process has delivered up to `last_event_id` was delivered here"
     async def ask(self) -> list: "What each process tells of itself: this one now, the others within the last seconds"
     async def stop(self): "Deliver no more, and leave no task and no connection behind; `start` may be called again, on this event loop or another"
     # Optional, for threads without an event loop:  def send(self, fields: dict, key: Any=None)

@@ -59,7 +59,9 @@ class ConnectionQueue(asyncio.Queue):
         self.end()
         raise StreamEnded('The connection has ended, and all its messages were handed out')
 
-    def put_nowait(self, item):
+    def put_nowait(self,
+        item  # A message, which is a dict with `type`
+    ):
         "Add a message; `StreamEnded` if the connection has ended, `asyncio.QueueFull` if there is no room"
         if self.ended: raise StreamEnded('The connection has ended, it takes no more messages')
         if self.due is not None and item is not self.due: raise asyncio.QueueFull
@@ -121,17 +123,23 @@ class Connections(Set):
 
 # %% ../nbs/core.ipynb #06039ee7
 @patch
-def on_connect(self:SSEBroadcastManager, callback):
+def on_connect(self:SSEBroadcastManager,
+    callback  # Called with the connection, a queue or the handle of a stream; sync or async
+):               # `callback`, so this is a decorator too
     "Call `callback(connection)` when one was opened"
     return self._hooks.add('connect', callback)
 
 @patch
-def on_disconnect(self:SSEBroadcastManager, callback):
+def on_disconnect(self:SSEBroadcastManager,
+    callback  # As for `on_connect`
+):               # `callback`, so this is a decorator too
     "Call `callback(connection)` when one has ended, whichever way, exactly once"
     return self._hooks.add('disconnect', callback)
 
 @patch
-def on_broadcast(self:SSEBroadcastManager, callback):
+def on_broadcast(self:SSEBroadcastManager,
+    callback  # Called with a copy of the message; gives another message, or `None` where it stays; sync or async
+):               # `callback`, so this is a decorator too
     "Call `callback(message)` before a message is sent; a message that it returns is sent instead"
     return self._hooks.add('broadcast', callback)
 
@@ -366,6 +374,7 @@ class Late:
         late.pop(self.queue, None)
 
     def cancel(self):
+        "Nothing more goes in; whoever waits for that learns of it"
         self.task.cancel()
         for _,done in self.waiting: done.cancel()
 
@@ -428,7 +437,7 @@ def stream(self:SSEBroadcastManager,
     until=None,      # Pattern or patterns: after such a message the stream ends; elements with `auto_reconnect=False` stay closed then, the others come back
     user=None        # Whose connection this is, for `present` and `disconnect`; a value that JSON can carry
 ) -> EventStreamResponse:
-    "A response that carries what is broadcast; a bad argument is an error here, before anything is sent"
+    "A response that carries what is broadcast; a bad argument is an error here, before anything is sent: `PatternError` for a bad pattern"
     if not hasattr(request, 'scope'): raise TypeError(f'`request` must be the request, got {request!r}; write `def events(req): return manager.stream(req)`')
     return EventStreamResponse(self._hub, render, events, snapshot, until, user, self._refusal, self._ready, self._stream_opened, self._stream_closed)
 
@@ -509,12 +518,16 @@ def _hashed(user): return tuple(map(_hashed, user)) if isinstance(user, list) el
 
 # %% ../nbs/core.ipynb #3d146867
 @patch
-@asynccontextmanager
-async def subscribe(self:SSEBroadcastManager,
+def subscribe(self:SSEBroadcastManager,
     events='**'  # Pattern or patterns, as for `stream`
-):               # A `ConnectionQueue`
-    "A queue of what is broadcast while the block runs"
-    wanted,queue = patterns(events),await self.register_connection()
+):               # For `async with`; gives a `ConnectionQueue`
+    "A queue of what is broadcast while the block runs; `PatternError` for a bad pattern, `TooManyConnections` if the house is full"
+    return self._subscribed(patterns(events))
+
+@patch
+@asynccontextmanager
+async def _subscribed(self:SSEBroadcastManager, wanted):
+    queue = await self.register_connection()
     if queue in self._queues: self._queues[queue] = wanted
     try: yield queue
     finally: await self.unregister_connection(queue)

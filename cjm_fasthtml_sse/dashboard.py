@@ -328,7 +328,7 @@ def sse_dashboard(
     *,
     level=2    # Of its heading, 1 to 5
 ) -> FT:       # Goes anywhere into a page of the app; once
-    "The live dashboard of `manager`, as an element"
+    "The live dashboard of `manager`, as an element; `ArgumentError` for a manager that has none"
     if not isinstance(board := getattr(manager, '_dashboard', None), Dashboard):
         raise ArgumentError(f'`manager` must be an SSEBroadcastManager that `setup_dashboard(app, manager, authorise=...)` was called for, got {manager!r}')
     if isinstance(level, bool) or level not in range(1, 6): raise ArgumentError(f'`level` must be the level of a heading, 1 to 5, got {level!r}')
@@ -360,7 +360,7 @@ def setup_dashboard(
     every=1.,        # Seconds between two looks; the charts show 120 of them
     data=False       # `True`: show the data of the last messages, shortened
 ) -> Dashboard:
-    "Add a page with the live dashboard of `manager`, and what `sse_dashboard` needs"
+    "Add a page with the live dashboard of `manager`, and what `sse_dashboard` needs; `ArgumentError` without `authorise`, for a second one, or where the app has such a route"
     if authorise is not True and not callable(authorise): raise ArgumentError(
         f'`authorise` must say who may look, as a callable of the request; `True`: everybody. Got {authorise!r}')
     if not isinstance(manager, SSEBroadcastManager): raise ArgumentError(f'`manager` must be an SSEBroadcastManager, got {manager!r}')

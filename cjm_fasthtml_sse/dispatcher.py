@@ -55,14 +55,14 @@ def matches(
     pattern: str,    # Pattern of event types
     event_type: str  # Type of one event
 ) -> bool:
-    "Does `pattern` cover `event_type`?"
+    "Does `pattern` cover `event_type`? `PatternError` for a pattern that could match nothing"
     return bool(matcher(pattern)(event_type))
 
 # %% ../nbs/dispatcher.ipynb #0fea43aa
 def segment(
     value: Any  # What a user, a request or a database gave; anything that `str` takes, `None` excepted
 ) -> str:       # One literal segment, of a pattern as well as of an event type
-    "`value` without special meaning: percent-encodes `%`, `:`, `*`, control characters and lone surrogates"
+    "`value` without special meaning: percent-encodes `%`, `:`, `*`, control characters and lone surrogates; `FieldError` for `None` and for nothing"
     text = '' if value is None else str(value)
     if not text: raise FieldError(f'A segment needs a value that names something, got {value!r}')
     return _SPECIAL.sub(lambda m: ''.join(f'%{b:02X}' for b in m[0].encode('utf-8', 'surrogatepass')), text)
@@ -134,7 +134,7 @@ def matching(self:Handlers,
 # %% ../nbs/dispatcher.ipynb #d447df28
 @dataclass
 class SSEEvent:
-    "Something that happened"
+    "Something that happened; `FieldError` for a `type` or `namespace` that can't name an event"
     type: str                   # What happened, such as `job:done`
     data: Any                   # Anything; nothing here looks inside
     namespace: str|None = None  # Stands before the type: `ns:type`
@@ -173,31 +173,44 @@ class SSEEventDispatcher:
         handler: Callable,   # Takes the event
         priority: float = 0  # Higher runs earlier
     ) -> Callable:           # `handler`
-        "Call `handler` with each event that `event_pattern` covers"
+        "Call `handler` with each event that `event_pattern` covers; `PatternError` for a pattern that could match nothing"
         return self.handlers.add(event_pattern, handler, priority)
 
-    def on(self, event_pattern: str, priority: float = 0) -> Callable:
-        "`add_handler` as a decorator"
+    def on(self,
+        event_pattern: str,  # As for `add_handler`
+        priority: float = 0  # As for `add_handler`
+    ) -> Callable:           # Decorator, which gives back what it decorates
+        "`add_handler` as a decorator; `PatternError` for a pattern that could match nothing"
         return self.handlers.on(event_pattern, priority)
 
-    def clear_handlers(self, pattern: str|None = None):
+    def clear_handlers(self,
+        pattern: str|None = None  # By its spelling; `None`: all
+    ):
         "Forget all handlers, or those of exactly this pattern; filters, transformers and middleware stay"
         self.handlers.clear(pattern)
 
-    def add_filter(self, filter_func: Callable) -> Callable:
+    def add_filter(self,
+        filter_func: Callable  # Takes the event; sync or async
+    ) -> Callable:             # `filter_func`
         "Stop events for which `filter_func(event)` is false; also a decorator"
         return self._around.add('filter', filter_func)
 
-    def add_transformer(self, transformer: Callable) -> Callable:
+    def add_transformer(self,
+        transformer: Callable  # Takes the event; gives an `SSEEvent`, a dict, or `None`; sync or async
+    ) -> Callable:             # `transformer`
         "Let `transformer(event)` change or replace each event; also a decorator"
         return self._around.add('transformer', transformer)
 
-    def add_middleware(self, middleware: Callable) -> Callable:
+    def add_middleware(self,
+        middleware: Callable  # Takes the event and `next`, which takes an event and gives an awaitable; sync or async
+    ) -> Callable:            # `middleware`
         "Wrap `middleware(event, next)` around all that comes later; also a decorator"
         return self._around.add('middleware', middleware)
 
-    def register_namespace(self, namespace: str):
-        "Note `namespace` in `namespaces`; events of others pass all the same"
+    def register_namespace(self,
+        namespace: str  # What stands before the type
+    ):
+        "Note `namespace` in `namespaces`; events of others pass all the same. `FieldError` for what can't be part of an event type"
         self.namespaces.add(check_event_type(namespace))
 
 # %% ../nbs/dispatcher.ipynb #87dcb57d
@@ -249,6 +262,8 @@ async def dispatch(self:SSEEventDispatcher,
     return [*res] if isinstance(res, (list, tuple)) else [res]
 
 @patch
-async def __call__(self:SSEEventDispatcher, message: SSEEvent|Mapping) -> list:
+async def __call__(self:SSEEventDispatcher,
+    message: SSEEvent|Mapping  # As for `dispatch`
+) -> list:                     # As from `dispatch`
     "`dispatch`: so a dispatcher is a renderer, `manager.stream(request, render=dispatcher)`"
     return await self.dispatch(message)

@@ -35,7 +35,7 @@ def oob_swap(
     swap_type: str = 'outerHTML',  # How: `outerHTML`, `innerHTML`, `beforeend`, `delete`, ... as in `hx-swap`; or `morph`
     target_id: str|None = None     # Where: the `id` of an element in the page; `None`: the one that `element` has itself
 ) -> FT:                           # The same element
-    "Mark `element` to be swapped out-of-band"
+    "Mark `element` to be swapped out-of-band; `ArgumentError` for an element without an id that has no `target_id` either"
     if not isinstance(getattr(element, 'attrs', None), dict): raise ArgumentError(f'`element` must be an FT element, got {element!r}')
     if not isinstance(swap_type, str) or not swap_type: raise ArgumentError(f'`swap_type` must be a swap style such as `outerHTML`, got {swap_type!r}')
     if not target_id and not element.attrs.get('id'): raise ArgumentError(f'An element without `id` needs a `target_id`, got {to_xml(element, indent=False)}')
@@ -59,7 +59,7 @@ def oob_element(
     element_type=Div,              # FT function of the element around the content
     **kwargs                       # Further attributes
 ) -> FT:
-    "An element that brings `content` to the element `element_id` of the page"
+    "An element that brings `content` to the element `element_id` of the page; `ArgumentError` without an id"
     if not isinstance(element_id, str) or not element_id: raise ArgumentError(f'`element_id` must be the id of an element, got {element_id!r}')
     if not callable(element_type): raise ArgumentError(f'`element_type` must be an FT function such as `Div`, got {element_type!r}')
     children = () if content is None else content if isinstance(content, (tuple, list)) else (content,)
@@ -74,7 +74,7 @@ def oob_update(
     element_type=Div,              # FT function of the element around the content
     **kwargs                       # Further attributes
 ) -> FT:
-    "An element that updates the element `element_id` of the page with `content`"
+    "An element that updates the element `element_id` of the page with `content`; `ArgumentError` without an id"
     return oob_element(element_id, content, swap_type, element_type=element_type, **kwargs)
 
 # %% ../nbs/helpers.ipynb #2f1fd82c
@@ -146,7 +146,7 @@ def insert_htmx_sse_ext(
     morph=False,  # Add what morph swaps need; htmx 4 needs nothing
     share=True    # `False`: each tab has connections of its own
 ) -> list:        # The same list
-    "Add htmx's extension for server-sent events and this library's client, unless they are there"
+    "Add htmx's extension for server-sent events and this library's client, unless they are there; `ArgumentError` for what is no list"
     if not isinstance(hdrs, list): raise ArgumentError(f'`hdrs` must be a list such as `app.hdrs`, got {hdrs!r}')
     version,idx = _htmx_version(hdrs),get_htmx_idx(hdrs) + 1
     new = []
@@ -318,7 +318,7 @@ def setup_sse(
     share=True,    # `False`: each tab has connections of its own. A function of the request: what tells one user from another
     multiplex=False # `True`: one connection for all streams of a browser; a list of paths: for these. Rules that a proxy applies by path don't reach them, see `multiplex`
 ):
-    "Make `app` ready for event streams; a second call does no harm"
+    "Make `app` ready for event streams; a second call does no harm. `ArgumentError` for what is no FastHTML app or no manager"
     if not (isinstance(getattr(app, 'hdrs', None), list) and hasattr(app, 'router')): raise ArgumentError(f'`app` must be a FastHTML app, got {app!r}')
     if manager is not None and not all(callable(getattr(manager, o, None)) for o in ('open', 'close')): raise ArgumentError(f'`manager` must be an SSEBroadcastManager, got {manager!r}')
     if multiplex and not share: raise ArgumentError('`multiplex` needs `share`: it is for all tabs together')

@@ -61,7 +61,7 @@ def add_sse_attrs(
     after: str|None = None,            # What the page shows already: the id that the stream continues from, such as `manager.cursor`
     share: bool = True,                # `False`: a connection of its own in each tab, counted against the six that a browser has
 ) -> FT:                               # The same element
-    "Connect `element` to the stream at `endpoint`"
+    "Connect `element` to the stream at `endpoint`; `ArgumentError` or `FieldError` for an endpoint, an element or an event name that no page could work with"
     return _connect(element, _endpoint(endpoint), events, swap_type, auto_reconnect, swap, after, share)
 
 def _connect(element, url, events, swap_type, auto_reconnect, swap, after, share):
@@ -96,7 +96,7 @@ def create_sse_element(
     content=(),                        # Child or children
     **kwargs                           # Further attributes
 ) -> FT:
-    "An element that is connected to the stream at `endpoint`"
+    "An element that is connected to the stream at `endpoint`; `ArgumentError` and `FieldError` as in `add_sse_attrs`"
     if not callable(element_type) or hasattr(element_type, 'to'):  # A route function has `to`; called, it would fail with an error of its own
         raise ArgumentError(f'`element_type` must be an FT function such as `Div`, got {str(element_type)!r}; the stream goes to `endpoint=`')
     if hidden: kwargs['hidden'],swap = True,swap or 'none'
@@ -122,7 +122,7 @@ def sse_progress_element(
     initial_content=None, # Shown until the first message
     **kwargs              # As in `create_sse_element`
 ) -> FT:
-    "A `Span` that shows the progress of one job, and stays as it is when the server ends the stream"
+    "A `Span` that shows the progress of one job, and stays as it is when the server ends the stream; `ArgumentError` for an empty `job_id`"
     return _job_element(job_id, endpoint_template, element_id_template, initial_content, kwargs)
 
 @patch_to(HTMXSSEConnector, static_method=True)
@@ -133,7 +133,7 @@ def sse_status_element(
     initial_content=None, # Shown until the first message
     **kwargs              # As in `create_sse_element`
 ) -> FT:
-    "A `Span` that shows the status of one job, and stays as it is when the server ends the stream"
+    "A `Span` that shows the status of one job, and stays as it is when the server ends the stream; `ArgumentError` for an empty `job_id`"
     return _job_element(job_id, endpoint_template, element_id_template, initial_content, kwargs)
 
 # %% ../nbs/htmx.ipynb #8b4c4db3
@@ -190,7 +190,7 @@ def unload_js(
     return _js('unload')
 
 # %% ../nbs/htmx.ipynb #0a87075c
-MONITOR_STATES = ('active', 'reconnecting', 'disconnected', 'error')
+MONITOR_STATES = ('active', 'reconnecting', 'disconnected', 'error')  # Each has an indicator; `data-sse-state` says which one is shown
 
 _INDICATORS = {o: f'<span class="sse-{o}"><span aria-hidden="true">{dot}</span> {text}</span>' for o,dot,text in [
     ('active', '●', 'Connected'), ('reconnecting', '○', 'Reconnecting…'), ('disconnected', '○', 'Disconnected'), ('error', '✕', 'Connection refused')]}
@@ -236,7 +236,7 @@ def create_sse_monitor_script(
     inline: bool = True,     # `False`: settings only, for a page whose headers have the client
     nonce: str|None = None   # For a content security policy that wants one
 ) -> FT:                     # Goes anywhere into the page; the monitor lives as long as this element
-    "A script that shows the state of a connection"
+    "A script that shows the state of a connection; `ArgumentError` for a setting that is unknown or wrong"
     data = json.dumps(monitor_settings(config), ensure_ascii=False)
     if not inline: return Script(type='application/json', data_sse_monitor=data)
     return Script(_js('watchdog', 'native', 'monitor'), data_sse_monitor=data, nonce=nonce)

@@ -37,7 +37,7 @@ def create_sse_monitor(
     inline: bool = True,     # `False`: settings only, for a page whose headers have the client, as `setup_sse` gives it; no content security policy minds it
     nonce: str|None = None   # For a content security policy that wants one
 ) -> FT:                     # Goes anywhere into the page; the monitor lives as long as this element
-    "A script that shows the state of a connection in the page"
+    "A script that shows the state of a connection in the page; `ArgumentError` for a setting that is wrong"
     make = getattr(htmx_sse, 'create_sse_monitor_script', None)
     if not callable(make): raise ArgumentError(f'`htmx_sse` must be HTMXSSEConnector, got {htmx_sse!r}')
     if config is None: config = SSEMonitorConfig()

@@ -128,7 +128,9 @@ class Channel:
         if self._waits>=FLOOD and len(self.carrier.channels)>1 and self.carrier.sends_away(): self.end(direct=True)
 
     @property
-    def waits(self): return bool(self._frames)
+    def waits(self):
+        "Is there anything to send?"
+        return bool(self._frames)
 
     def end(self, **why):
         "The app's last word"
@@ -197,6 +199,7 @@ class Carrier:
         self._news.set()
 
     def beat(self):
+        "Send a sign of life"
         if not self._own.waits: self._own.tell()
 
     def sends_away(self):
@@ -260,7 +263,9 @@ class Refused(Exception):
         super().__init__(why)
         self.status,self.headers = status,headers
 
-    def response(self): return PlainTextResponse(str(self), self.status, {'Cache-Control': 'no-store', **self.headers})
+    def response(self):
+        "What is answered"
+        return PlainTextResponse(str(self), self.status, {'Cache-Control': 'no-store', **self.headers})
 
 _ODD = re.compile(r'[^\x21-\x7e]|[\\#]')  # No browser writes these into a path or query
 _OWN = {o.encode() for o in ('content-length content-type content-encoding transfer-encoding trailer te expect connection upgrade accept accept-encoding cache-control origin '

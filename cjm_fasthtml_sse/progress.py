@@ -309,7 +309,7 @@ def track(
     name=None,    # What to call it, for those who watch; `Job <id>` unless given
     error=_class  # Callable of an error: what those who watch are told of it
 ) -> Job:         # Loop over it, or enter it
-    "Tell every tab how far a loop is"
+    "Tell every tab how far a loop is; `FieldError` for a `job_id` that names nothing"
     if not callable(getattr(manager, 'broadcast_threadsafe', None)): raise TypeError(f'`manager` must be an SSEBroadcastManager, got {manager!r}')
     if iterable is not None and not any(hasattr(iterable, o) for o in ('__aiter__', '__iter__', '__getitem__')):
         raise TypeError(f'`iterable` must be something to loop over, or `None`, got {iterable!r}')
@@ -365,11 +365,15 @@ def progress_status(
 # %% ../nbs/progress.ipynb #e491a6d0
 def _place(kind, report): return f'{kind}-span-{quote(report["id"], safe="")}'
 
-def oob_progress(report) -> FT:
+def oob_progress(
+    report  # Of a job, a dict with its `id`; what the events `job:<id>:*` carry
+) -> FT:
     "`progress_bar`, for the element `progress-span-<id>`"
     return oob_update(_place('progress', report), progress_bar(report), element_type=Span)
 
-def oob_status(report) -> FT:
+def oob_status(
+    report  # Of a job, a dict with its `id`; what the events `job:<id>:*` carry
+) -> FT:
     "`progress_status`, for the element `status-span-<id>`"
     return oob_update(_place('status', report), progress_status(report), element_type=Span)
 
@@ -387,7 +391,9 @@ class Jobs(Mapping):
     ):
         self.keep,self._reports = keep,{}
 
-    def hear(self, message):
+    def hear(self,
+        message  # Any that was broadcast
+    ):
         "Enter the report that `message` brings, if it does"
         if (report := _report_in(message)) is None: return
         self._reports.pop(report['id'], None)
@@ -451,7 +457,7 @@ def setup_progress(
     status=progress_status, # Callable of a report: what `sse_status_element` shows
     keep=1000        # Jobs whose newest report is kept for pages that come late
 ) -> Jobs:           # The newest report of each job, by its id
-    "Add the streams that `sse_progress_element` and `sse_status_element` ask for"
+    "Add the streams that `sse_progress_element` and `sse_status_element` ask for; `ArgumentError` without `authorise`, or where the app has such a route"
     if authorise is not True and not callable(authorise): raise ArgumentError(
         f'`authorise` must say who may watch a job, as a callable of the request and the job\'s id; `True`: everybody. Got {authorise!r}')
     for name,f in dict(bar=bar, status=status).items():

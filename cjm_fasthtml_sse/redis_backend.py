@@ -448,7 +448,7 @@ async def reach(self:RedisBackend, last_event_id):
 
 @patch
 async def ask(self:RedisBackend):
-    "What each process told within the last seconds, and what this one tells now"
+    "What each process told within the last seconds, and what this one tells now; `BackendError` if Redis does not answer"
     if not self._lines: raise BackendError('The Redis backend has not been started')
     line,key = self._lines[1],f'{self.name}:worker'
     try:
@@ -508,8 +508,11 @@ class Publisher:
         "Send an event to every connection in every process; `DataError`, `FieldError`, or `BackendError` if it may not have arrived"
         self.send(dict(type=check_event_type(event_type), timestamp=datetime.now(timezone.utc).isoformat(), data=data), key)
 
-    def send(self, fields, key=None):
-        "Put a message, or a word among managers, into the stream"
+    def send(self,
+        fields,   # As for `Backend.publish`
+        key=None  # As for `Backend.publish`
+    ):
+        "Put a message, or a word among managers, into the stream; `DataError` for what can't cross, `BackendError` if it may not have arrived"
         entry = _entry(self.name, self.max_length, fields, key)
         with self._lock: self._send(entry)
 

@@ -75,8 +75,13 @@ class Group:
         self.chunks,self._newest = {},{}         # cursor -> chunk, shared by all who stand there; label -> its entry
         self._inbox,self._worker = deque(),None  # What an async renderer has yet to render
 
-    def wants(self, event_type): return any(matches(p, event_type) for p in self.events)
-    def ends(self, event_type): return any(matches(p, event_type) for p in self.until)
+    def wants(self, event_type):
+        "Does such an event go to these connections?"
+        return any(matches(p, event_type) for p in self.events)
+
+    def ends(self, event_type):
+        "Is such an event the last one?"
+        return any(matches(p, event_type) for p in self.until)
 
     def __call__(self, message):
         "Take a message that was broadcast, and that this group's patterns match"
@@ -160,7 +165,9 @@ def _await_turn(self:Group, message, frame=None, conn=None):
     if self._worker is None: self._worker = self.hub.spawn(self._work(), Context())
 
 @patch(as_prop=True)
-def waiting(self:Group): return sum(t.conn is None for t in self._inbox)
+def waiting(self:Group):
+    "Messages that wait for all of them"
+    return sum(t.conn is None for t in self._inbox)
 
 @patch
 def _overflow(self:Group):

@@ -42,11 +42,14 @@ class SSEElementUpdater:
         handler: Callable,   # Takes the event's data; gives an element, several of them, or `None`
         priority: float = 0  # The elements of a higher one come first
     ) -> Callable:           # `handler`
-        "Let `handler(data)` make elements for each event that `event_type` covers"
+        "Let `handler(data)` make elements for each event that `event_type` covers; `PatternError` for a bad pattern, `TypeError` for an async handler"
         return self._handlers.add(event_type, _sync(handler), priority)
 
-    def register(self, event_type: str, priority: float = 0) -> Callable:
-        "`register_handler` as a decorator"
+    def register(self,
+        event_type: str,     # As for `register_handler`
+        priority: float = 0  # As for `register_handler`
+    ) -> Callable:           # Decorator, which gives back what it decorates
+        "`register_handler` as a decorator; the same errors"
         add = self._handlers.on(event_type, priority)
         return lambda f: add(_sync(f))
 
@@ -57,15 +60,21 @@ class SSEElementUpdater:
         self._default = handler if handler is None else _sync(handler)
         return handler
 
-    def add_preprocessor(self, processor: Callable) -> Callable:
+    def add_preprocessor(self,
+        processor: Callable  # Takes the event type and the data; gives the data, or `None`
+    ) -> Callable:           # `processor`
         "Let `processor(event_type, data)` replace the data; `None` leaves it as it is; also a decorator"
         return self._around.add('pre', _sync(processor))
 
-    def add_postprocessor(self, processor: Callable) -> Callable:
+    def add_postprocessor(self,
+        processor: Callable  # Takes the list of elements; gives elements, or `None`
+    ) -> Callable:           # `processor`
         "Let `processor(elements)` replace the list of elements; `None` leaves it as it is; also a decorator"
         return self._around.add('post', _sync(processor))
 
-    def clear_handlers(self, event_type: str|None = None):
+    def clear_handlers(self,
+        event_type: str|None = None  # Pattern by its spelling; `None`: all
+    ):
         "Forget all handlers, or those of exactly this pattern; the default handler and the processors stay"
         self._handlers.clear(event_type)
 
@@ -89,7 +98,7 @@ def create_elements(self:SSEElementUpdater,
     event_type: str,  # What happened
     data: Any         # Goes through the preprocessors, then to each handler
 ) -> list:            # All elements, those of higher priority first
-    "Make the elements for one event"
+    "Make the elements for one event; `FieldError` for a bad `event_type`, and the errors of the callbacks unchanged"
     for f in self._around.matching('pre'):
         if (new := f(event_type, data)) is not None: data = new
     handlers = self._handlers.matching(check_event_type(event_type))
@@ -104,5 +113,5 @@ def create_elements(self:SSEElementUpdater,
 def __call__(self:SSEElementUpdater,
     message: Mapping  # As the broadcast manager makes it; `data` may be missing, which is `{}`
 ) -> list:            # All elements
-    "`create_elements` for a message: so an updater is a renderer"
+    "`create_elements` for a message: so an updater is a renderer; the same errors, `FieldError` among them"
     return self.create_elements(message['type'], message.get('data', {}))

@@ -70,7 +70,7 @@ def encode(
 def comment(
     text: str = ''  # Each line becomes a comment line
 ) -> str:           # One frame, blank line included
-    "Encode a comment, which receivers ignore"
+    "Encode a comment, which receivers ignore; `FieldError` for what is no text"
     if not isinstance(text, str): _refuse('comment', 'a string', text)
     lines = _EOL.split(_utf8('comment', text))
     return ''.join(f': {o}\n' if o else ':\n' for o in lines) + '\n'

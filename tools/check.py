@@ -144,6 +144,12 @@ def readme():
 
 
 @check
+def reference():
+    "Each public name says what it is, what it takes and what it raises, and a lesson uses it"
+    run(sys.executable, ROOT/'tools/reference.py')
+
+
+@check
 def notebooks():
     "Every lesson holds"
     out = run(sys.executable, ROOT/'tools/nbtest.py', secs=400, ok=(0, 1))

@@ -1,0 +1,207 @@
+"""Does the reference say all it should? Each public name: what it is, each parameter, what it raises, a lesson that uses it
+
+    python tools/reference.py
+
+The rules, for all that is in `__all__` and for the public methods of its classes:
+
+- a docstring; a constant has a comment in its line
+- a docment for each parameter and each field of a dataclass, unless the method it stands in for says it (`Backend.start`
+  speaks for `RedisBackend.start`)
+- the name of each error that it raises, itself or through the package's functions that it calls
+- a cell of its own module's notebook uses it; a method may be used by any notebook
+- the page of `SSEError` has a line for each error there is
+"""
+import ast
+import io
+import re
+import sys
+import tokenize
+from dataclasses import dataclass
+from functools import cache
+
+import project as p
+
+ROOT_ERROR = 'wire'  # The module of `SSEError`
+
+# What no app calls, though a module or a test imports it: a docstring is enough
+INNER = {
+    'core': 'Connections Late worker_name',
+    'dispatcher': 'matcher Handlers',
+    'helpers': '',
+    'htmx': 'ext_script morph_script client_js morph_js unload_js monitor_settings',
+    'progress': 'PATIENCE Job JobStream',
+    'dashboard': 'SAMPLES TYPES MESSAGES Sample Dashboard chart chart_table',
+    'multiplex': 'ABOUT TURN BUFFER FLOOD GRACE BEAT LAST_WORDS PATH BODY CHANNELS CARRIERS frame Channel Carrier Refused path_patterns stream_scope Order Multiplexer',
+    'stream': 'BATCH TURNS MANY_TURNS LAST_WORDS being_cancelled Entry Chunk Group Turn Connection Hub patterns EventStreamResponse',
+    'render': 'FRAMES_KEPT Renderer',
+    'backend': 'Log processes',
+    'redis_backend': 'PAGE PULSE EXPIRY REACH',
+}
+
+
+@dataclass(frozen=True)
+class Def:
+    "A function or class of a module, public or not"
+    module: str
+    cls: str              # '' for what stands at the top
+    node: ast.AST
+
+    @property
+    def name(self): return f'{self.cls}.{self.node.name}' if self.cls else self.node.name
+
+    @property
+    def public(self):
+        outer = (self.cls or self.node.name) in {n for m in p.modules() for n in p.exported(m)}
+        return outer and p.public(self.node.name)
+
+
+@cache
+def defs():
+    "All functions, classes and methods of the package"
+    res = []
+    for m in p.modules():
+        for n in p.tree(m).body:
+            if isinstance(n, ast.ClassDef):
+                res += [Def(m, '', n), *(Def(m, n.name, o) for o in n.body if p.is_def(o))]
+            elif p.is_def(n): res += [Def(m, c, n) for c in p.patched(n)[0] or ['']]
+    return res
+
+
+@cache
+def comments(module):
+    "Line -> its comment"
+    return {t.start[0]: t.string.lstrip('# ') for t in tokenize.generate_tokens(io.StringIO(p.source(module)).readline) if t.type == tokenize.COMMENT}
+
+
+def docmented(d):
+    "Parameter -> its docment, '' where it has none"
+    a, said, res = d.node.args, comments(d.module), {}
+    for o in [*a.posonlyargs, *a.args, a.vararg, *a.kwonlyargs, a.kwarg]:
+        if o and o.arg not in ('self', 'cls'): res[o.arg] = said.get(o.end_lineno, '') or said.get(o.lineno, '') or ''
+    # A default may end lines later than its parameter begins
+    for o, v in [*zip(reversed(a.posonlyargs + a.args), reversed(a.defaults)), *zip(a.kwonlyargs, a.kw_defaults)]:
+        if v and o.arg in res: res[o.arg] = res[o.arg] or said.get(v.end_lineno, '')
+    return res
+
+
+def fields(node): return [n for n in node.body if isinstance(n, ast.AnnAssign) and not n.target.id.startswith('_')]
+
+
+@cache
+def errors():
+    "Errors of the package: name -> the module it stands in"
+    found, grew = {'SSEError': ROOT_ERROR}, True
+    while grew:
+        more = {d.node.name: d.module for d in defs() if isinstance(d.node, ast.ClassDef) and {ast.unparse(b) for b in d.node.bases} & found.keys()}
+        grew = not more.keys() <= found.keys()
+        found |= more
+    return found
+
+
+def caught(node, name):
+    "Does a `try` or a `suppress` in `node` catch `name` itself?"
+    said = [ast.unparse(a) for n in ast.walk(node) if isinstance(n, ast.Call) and ast.unparse(n.func) == 'suppress' for a in n.args]
+    return name in said or any(re.search(rf'\b({name}|SSEError|Exception)\b', ast.unparse(h.type or ast.Name('Exception'))) for t in ast.walk(node) if isinstance(t, ast.Try) for h in t.handlers)
+
+
+@cache
+def raises(d):
+    "Errors of the package that a call raises: in its own body, not in a function that it defines"
+    return frozenset(_raises(d, ()))
+
+
+def own(node):
+    "What runs when `node` is called"
+    for n in ast.iter_child_nodes(node):
+        if p.is_def(n) or isinstance(n, ast.Lambda): continue
+        yield n
+        yield from own(n)
+
+
+@cache
+def scope(module):
+    "Functions and classes that a module may call by their bare name: its own, and what it imports from the package"
+    names = {a.name: n.module.rpartition('.')[2] for n in ast.walk(p.tree(module)) if isinstance(n, ast.ImportFrom) and (n.module or '').startswith(p.PACKAGE) for a in n.names}
+    return {o.node.name: o for o in defs() if not o.cls and o.module == names.get(o.node.name, module)}
+
+
+def _raises(d, path):
+    if d in path: return
+    top = scope(d.module)
+    for n in own(d.node):
+        if isinstance(n, ast.Raise) and n.exc:
+            name = ast.unparse(n.exc.func if isinstance(n.exc, ast.Call) else n.exc)
+            if name in errors() and not (caught(d.node, name)): yield name
+        elif isinstance(n, ast.Call):
+            called = ast.unparse(n.func)
+            to = top.get(called)
+            if called.startswith('self.'): to = next((o for o in defs() if o.name == f'{d.cls}.{called[5:]}'), None)
+            if to and isinstance(to.node, ast.ClassDef): to = next((o for o in defs() if o.name == f'{to.name}.__init__'), None)
+            if to: yield from (e for e in _raises(to, (*path, d)) if not caught(d.node, e))
+
+
+@cache
+def uses(path):
+    "Names and attributes in the cells of a notebook that are not exported"
+    res = set()
+    for kind, src in p.cells(p.NBS/path):
+        d = p.directives(src)
+        if kind != 'code' or d.keys() & {'export', 'exporti', 'hide'}: continue
+        try: body = ast.parse(src)
+        except SyntaxError: continue
+        if all(isinstance(n, ast.Import|ast.ImportFrom) for n in body.body): continue
+        for n in ast.walk(body):
+            if isinstance(n, ast.Name): res.add(n.id)
+            elif isinstance(n, ast.Attribute): res.add(n.attr)
+    return res
+
+
+def lacking():
+    "What is missing, one line each"
+    everywhere = set().union(*(uses(o.path) for o in p.pages()))
+    speaks = {(o.node.name, k) for o in defs() if p.is_def(o.node) for k, v in docmented(o).items() if v}
+    for m, page in p.modules().items():
+        at = f'nbs/{page.path}:'
+        names, text, inner = p.exported(m), p.source(m).split('\n'), INNER.get(m, '').split()
+        yield from (f'tools/reference.py: {m} has no {name}' for name in inner if name not in names)
+        tops = {d.node.name: d for d in defs() if d.module == m and not d.cls}
+        for name in names:
+            if name not in inner and name not in uses(page.path): yield f'{at} no lesson uses {name}'
+            if name in tops: continue
+            for n in p.tree(m).body:
+                if isinstance(n, ast.Assign|ast.AnnAssign) and re.match(rf'{name}\b', ast.unparse(n)) and not any(comments(m).get(i) for i in range(n.lineno-1, n.end_lineno+1)):
+                    yield f'{at} no comment says what {name} is: {text[n.lineno-1]}'
+        for d in defs():
+            if d.module != m or not d.public: continue
+            doc, private = ast.get_docstring(d.node) or '', d.node.name in ('__init__', '__call__')
+            if not doc and not private and not is_setter(d.node): yield f'{at} no docstring: {d.name}'
+            if (d.cls or d.node.name) in inner: continue
+            if isinstance(d.node, ast.ClassDef):
+                for f in fields(d.node):
+                    if not any(comments(m).get(i) for i in range(f.lineno, f.end_lineno+1)): yield f'{at} no docment: {d.name}.{f.target.id}'
+                continue
+            said = docmented(d)
+            for k, v in said.items():
+                if not v and not (d.cls and (d.node.name, k) in speaks): yield f'{at} no docment: {d.name}({k})'
+            about = ' '.join([doc, *said.values(), class_doc(d) if private else ''])
+            for e in sorted(raises(d)):
+                if e not in about: yield f'{at} {d.name} raises {e}, and does not say so'
+            if d.cls and not private and d.node.name not in everywhere: yield f'{at} no lesson uses {d.name}'
+    page = p.modules()[ROOT_ERROR]
+    prose = '\n'.join(s for kind, s in p.cells(p.NBS/page.path) if kind == 'markdown')
+    for e, m in errors().items():
+        if f'`{e}`' not in prose: yield f'nbs/{page.path}: the list of errors lacks {e}'
+
+
+def class_doc(d): return next((ast.get_docstring(o.node) or '' for o in defs() if o.name == d.cls), '')
+
+def is_setter(node): return any(ast.unparse(o).endswith('.setter') for o in node.decorator_list)
+
+
+def main():
+    bad = list(lacking())
+    print(*bad, sep='\n')
+    return bool(bad)
+
+
+if __name__ == '__main__': sys.exit(main())
