@@ -2,7 +2,8 @@
 
     python tools/docs.py
 
-A broken link or a notebook that the sidebar does not know makes it fail.
+It fails for a broken link or picture, for a public name that no page shows with a link to its source, for a picture without
+words and a title that two pages share, and for a notebook that the sidebar does not know. `tools/browse.py` opens what this writes.
 """
 import ast
 import inspect
@@ -230,6 +231,18 @@ def relink(html, page, base):
     return re.sub(r'<[a-z][^>]*>', lambda tag: re.sub(r'\b(href|src)="([^"]*)"', fix, tag[0]), html)  # In tags alone: code may show such attributes
 
 
+def moving(html, folder):
+    "A picture `X-moving.webp` stands still for those who want that, if there is `X-still.webp`; site.js adds a button"
+    def fix(m):
+        file = folder/m[1]
+        if not (folder/(still := m[1].replace('-moving.', '-still.'))).exists(): return m[0]
+        head = file.read_bytes()[:30]  # An animated WebP says its size in its first chunk
+        w, h = (1 + int.from_bytes(head[i:i+3], 'little') for i in (24, 27))
+        img = m[0].replace('<img', f'<img width="{w}" height="{h}"')
+        return f'<span class="moving"><picture><source media="(prefers-reduced-motion: reduce)" srcset="{still}">{img}</picture></span>'
+    return re.sub(r'<img[^>]* ?src="([^"]+-moving\.webp)"[^>]*>', fix, html)
+
+
 # Pages
 
 def module_graph(page=''):
@@ -309,7 +322,7 @@ def index_entries(page, title, description, html):
 def write(out, page, title, description, md, base, source, extra=''):
     "One page and its Markdown twin; what of it the search finds"
     html, heads = to_html(md)
-    body = f'<h1>{escape(title)}</h1>\n<p class="lead">{escape(description)}</p>\n{extra}{relink(html, page, base)}'
+    body = f'<h1>{escape(title)}</h1>\n<p class="lead">{escape(description)}</p>\n{extra}{moving(relink(html, page, base), out/PurePosixPath(page).parent)}'
     up = '../' * page.count('/')
     full = Template((SITE/'page.html').read_text(encoding='utf-8')).substitute(
         title=escape(title if page == 'index.html' else f'{title} · {p.FACTS["name"]}'), description=escape(description), site=escape(p.FACTS['name']), repo=p.REPO, up=up,
@@ -339,13 +352,14 @@ def mend_anchors(out):
 class Links(HTMLParser):
     def __init__(self):
         super().__init__()
-        self.ids, self.urls, self.twice = set(), [], []
+        self.ids, self.urls, self.twice, self.mute = set(), [], [], []
     def handle_starttag(self, tag, attrs):
+        if tag == 'img' and not dict(attrs).get('alt'): self.mute.append(dict(attrs).get('src'))
         for k, v in attrs:
             if k == 'id':
                 if v in self.ids: self.twice.append(v)
                 self.ids.add(v)
-            elif k in ('href', 'src') and v: self.urls.append(v)
+            elif k in ('href', 'src', 'srcset') and v: self.urls.append(v)
 
 
 def broken(out):
@@ -356,6 +370,7 @@ def broken(out):
         parser.feed(f.read_text(encoding='utf-8'))
     for page, links in found.items():
         for i in links.twice: yield f'{page}: the id {i} stands there twice'
+        for i in links.mute: yield f'{page}: the picture {i} has no words for those who don\'t see it'
         for url in links.urls:
             if url.startswith(BLOB):
                 path, _, line = url.removeprefix(BLOB).partition('#L')
@@ -365,6 +380,24 @@ def broken(out):
                 path, _, frag = url.partition('#')
                 target = normpath(PurePosixPath(page).parent/path) if path else page
                 if not (out/target).is_file() or frag and target in found and frag not in found[target].ids: yield f'{page}: {url}'
+
+
+def unshown(out):
+    "Public functions, classes and methods that no page shows, or not with a link to their source"
+    for m, o in p.modules().items():
+        page = (out/address(o.path)).read_text(encoding='utf-8')
+        shown = {i: 'class="src"' in rest for i, rest in re.findall(r'<h\d class="sym" id="([^"]+)">(.*?)</h\d>', page)}
+        _, functions, classes = p.api(m)
+        names = [f.name for f in functions] + [c.name for c in classes] + [f'{c.name}.{f.name}' for c in classes for f in c.methods if not f.name.startswith('_')]
+        for name in names:
+            if not shown.get(name.lower()): yield f'{address(o.path)}: {name} ' + ('has no link to its source' if name.lower() in shown else 'is not shown')
+
+
+def titles(out):
+    "Titles that two pages share"
+    found = {}
+    for f in out.rglob('*.html'): found.setdefault(re.search('<title>(.*?)</title>', f.read_text(encoding='utf-8'))[1], []).append(f.relative_to(out).as_posix())
+    return [f'the title “{t}”: {", ".join(pages)}' for t, pages in found.items() if len(pages) > 1]
 
 
 def main():
@@ -377,7 +410,7 @@ def main():
     proc = proc_nbs(cfg.nbs_path, n_workers=0, force=True)
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    for name in ('site.css', 'site.js'): shutil.copy(SITE/name, out)
+    for name in ('site.css', 'site.js', 'icon.svg'): shutil.copy(SITE/name, out)
     for f in p.NBS.rglob('*'):
         if f.suffix in ('.png', '.jpg', '.svg', '.gif', '.webp') or f.name == 'llms.txt':
             (out/f.relative_to(p.NBS)).parent.mkdir(parents=True, exist_ok=True)
@@ -396,7 +429,7 @@ def main():
     (out/'search-index.js').write_text(f'window.searchIndex = {json.dumps(entries, ensure_ascii=False)}\n', encoding='utf-8')
 
     mend_anchors(out)
-    bad = [f'broken link: {b}' for b in broken(out)] + p.problems()
+    bad = [f'broken link: {b}' for b in broken(out)] + [*unshown(out)] + titles(out) + p.problems()
     for b in bad: print(b)
     pages = len(list(out.rglob('*.html')))
     print(f"{pages} pages, {len(entries)} sections to search, {len(bad)} problems, {time.monotonic() - start:.0f} s: {Path(out/'index.html').relative_to(p.ROOT)}")

@@ -1,10 +1,11 @@
-"""Start the apps of the tutorials as a reader would, use them in two tabs of Chromium, and take the pictures
+"""Start the apps of the tutorials, and the demo, as a reader would, use them in two tabs of Chromium, and take the pictures
 
     python tools/pictures.py            all of them, into nbs/images/
     python tools/pictures.py chat       one of them
+    python tools/pictures.py film       the home page's moving picture, from the demo; needs Pillow
 
-Each app is what its notebook says: the cell that ends with `serve()`, alone in a `main.py` in an empty folder. A page that
-complains in its console, or that doesn't show what its tutorial says, makes this fail.
+Each app of a tutorial is what its notebook says: the cell that ends with `serve()`, alone in a `main.py` in an empty folder.
+A page that complains in its console, or that doesn't show what its tutorial says, makes this fail.
 """
 import base64
 import os
@@ -41,13 +42,37 @@ def apps_of(name):
     return apps
 
 
+def free_port():
+    with socket.create_server(('127.0.0.1', 0)) as s: return s.getsockname()[1]
+
+
 @contextmanager
 def running(code, **env):
     "Run `code` as main.py in an empty folder; gives the address"
-    with socket.create_server(('127.0.0.1', 0)) as s: port = s.getsockname()[1]
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile('w+') as log:
+    port = free_port()
+    with tempfile.TemporaryDirectory() as folder:
         (Path(folder)/'main.py').write_text(code, encoding='utf-8')
-        proc = subprocess.Popen([sys.executable, 'main.py'], cwd=folder, env={**os.environ, 'PORT': str(port), **env}, stdout=log, stderr=log, start_new_session=True)
+        with serving(port, 'main.py', cwd=folder, PORT=str(port), **env) as url: yield url
+
+
+@contextmanager
+def the_demo(code=None, **env):
+    "Run the demo on some folders; gives the address"
+    port = free_port()
+    with tempfile.TemporaryDirectory() as tmp:
+        root = Path(tmp)/'files'
+        for name, n, size in ('photos', 70, 1_400_000), ('invoices', 1000, 60_000), ('music', 20, 4_000_000), ('letters', 40, 20_000):
+            (root/name).mkdir(parents=True)
+            for i in range(1, n + 1): (root/name/f'{name.rstrip("s")}-{i:03}').write_bytes(os.urandom(1000)*(size//1000))
+        for i in range(3): (root/'letters'/f'lost-{i}').symlink_to('/nowhere')  # What can't be read is shown too
+        with serving(port, p.ROOT/'demo'/'main.py', '--root', root, '--rate', '12', '--port', str(port), cwd=tmp, **env) as url: yield url
+
+
+@contextmanager
+def serving(port, *cmd, cwd, **env):
+    "Run a Python program until it is no longer needed; gives the address"
+    with tempfile.TemporaryFile('w+') as log:
+        proc = subprocess.Popen([sys.executable, *cmd], cwd=cwd, env={**os.environ, **env}, stdout=log, stderr=log, start_new_session=True)
         try:
             for _ in range(300):
                 with suppress(OSError):
@@ -67,7 +92,7 @@ def running(code, **env):
 @contextmanager
 def a_redis():
     "A Redis, and the setting by which an app finds it"
-    with socket.create_server(('127.0.0.1', 0)) as s: port = s.getsockname()[1]
+    port = free_port()
     server = subprocess.Popen(['redis-server', '--port', str(port), '--bind', '127.0.0.1', '--save', '', '--dir', '/'], stdout=subprocess.DEVNULL)
     try:
         for _ in range(100):
@@ -83,13 +108,13 @@ def a_redis():
 
 class Tabs:
     "Tabs of one browser, and what else a walk needs"
-    def __init__(self, browser, url, size, code, env):
-        self.browser,self.url,self.size,self.code,self.env,self.complaints = browser,url,size,code,env,[]
+    def __init__(self, browser, url, size, code, env, scale=2):
+        self.browser,self.url,self.size,self.code,self.env,self.scale,self.complaints = browser,url,size,code,env,scale,[]
         self.context = self.person()
 
     def person(self):
         "A browser of somebody else, without any cookie"
-        context = self.browser.new_context(viewport=self.size, device_scale_factor=2)
+        context = self.browser.new_context(viewport=self.size, device_scale_factor=self.scale)
         def fulfil(route):
             there = next((f for start, f in FILES.items() if start in route.request.url), None)
             if there: route.fulfill(path=assets.folder()/there)
@@ -111,18 +136,137 @@ class Tabs:
 
     def picture(self, name, **tabs):
         "Put tabs side by side, each with its title, into nbs/images/"
+        out = p.NBS/'images'/f'{name}.png'
+        out.write_bytes(self.side_by_side(1.5, **tabs)[0])
+        print(out.relative_to(p.ROOT))
+
+    def side_by_side(self, scale, **tabs):
+        "The tabs in one PNG, and where in it each of their pictures stands"
         w, h = self.size['width'], self.size['height']
         frames = ''.join(f'''<figure><figcaption><i></i><i></i><i></i><b>{title.replace("_", " ")}</b></figcaption>
             <img src="data:image/png;base64,{base64.b64encode(page.screenshot()).decode()}" width={w} height={h}></figure>''' for title, page in tabs.items())
-        page = self.browser.new_page(viewport=dict(width=(w + 18)*len(tabs) + 16, height=h + 60), device_scale_factor=1.5)
+        page = self.browser.new_page(viewport=dict(width=(w + 18)*len(tabs) + 16, height=h + 60), device_scale_factor=scale)
         page.set_content(f'''<style>body {{ margin: 16px; display: flex; gap: 16px; background: #dde3ea; font: 13px sans-serif }} img {{ display: block }}
             figure {{ margin: 0; background: #fff; border: 1px solid #aeb8c4; border-radius: 8px; overflow: hidden; box-shadow: 0 2px 8px #0002 }}
             figcaption {{ padding: 6px 10px; background: #f2f4f7; border-bottom: 1px solid #d5dbe2; display: flex; gap: 6px; align-items: center }}
             i {{ width: 9px; height: 9px; border-radius: 9px; background: #c3ccd6 }} b {{ margin-left: 6px; font-weight: 500; color: #445 }}</style>{frames}''')
-        out = p.NBS/'images'/f'{name}.png'
-        page.screenshot(path=out, full_page=True)
+        places = page.eval_on_selector_all('img', 'all => all.map(o => [o.getBoundingClientRect().x, o.getBoundingClientRect().y])')
+        png = page.screenshot(full_page=True)
         page.close()
-        print(out.relative_to(p.ROOT))
+        return png, [tuple(round(scale*o) for o in xy) for xy in places]
+
+
+@walk
+def demo(tabs):
+    "The demo on a wide and a narrow screen, light and dark"
+    one, two = tabs.open(), tabs.open()
+    def start(folder):
+        one.fill('#folder', folder)
+        one.click('form button')
+        two.wait_for_selector(f'#jobs > li:first-child:has-text("{folder}")')
+    def shows(state, tab=two): tab.wait_for_selector(f'#jobs > li.{state}')
+    start('letters')
+    shows('finished')
+    start('invoices')
+    two.wait_for_function('document.querySelector("#jobs > li:first-child progress").value > .3')
+    two.click('#jobs > li:first-child >> text=Cancel')
+    shows('cancelled', one)
+    start('music')
+    start('photos')
+    two.wait_for_function('document.querySelector("#jobs > li:first-child progress").value > .4')
+    for page in one, two: page.close()
+    for name, width in ('wide', 840), ('narrow', 390):
+        for scheme in 'light', 'dark':
+            page = tabs.open()
+            page.set_viewport_size(dict(width=width, height=640))
+            page.emulate_media(color_scheme=scheme)
+            shows('running', page)
+            page.evaluate(NAMED)
+            out = p.NBS/'images'/f'demo-{name}{"-dark"*(scheme == "dark")}.png'
+            page.screenshot(path=out, full_page=True)
+            page.close()
+            print(out.relative_to(p.ROOT))
+
+demo.app = the_demo
+
+
+NAMED = 'document.getElementById("where").textContent = "In /srv/files"'  # Instead of a folder that was made for the picture
+POINTER = """
+const at = document.createElement('div')
+at.id = 'pointer'
+at.innerHTML = '<svg width=26 height=26 viewBox="0 0 26 26"><path d="M3 2v17l4.6-4.2 3 6.9 3.4-1.5-3-6.7h6.2z" fill="#111" stroke="#fff" stroke-width="1.6"/></svg>'
+at.style.cssText = 'position: fixed; z-index: 99; left: -50px; top: 0; pointer-events: none'
+document.documentElement.append(at)
+addEventListener('mousemove', e => { at.style.left = e.clientX - 3 + 'px'; at.style.top = e.clientY - 2 + 'px' })
+"""
+
+
+@walk
+def film(tabs):
+    "Two tabs of the demo that move together: a job is started in one, another one in the other, which then stops the first one's"
+    import io
+    try: from PIL import Image
+    except ImportError: sys.exit('The film needs Pillow: pip install pillow')
+    shots = []
+    one, two = tabs.open(), tabs.open()
+    for tab in one, two:
+        tab.add_style_tag(content='body { padding-bottom: 40rem } * { caret-color: transparent }')
+        tab.evaluate(NAMED)
+        tab.evaluate(POINTER)
+        tab.wait_for_selector('#tabs:text-is("2")')
+        tab.evaluate('scrollTo(0, document.querySelector("form").offsetTop - 16)')
+    # Playwright's own `screenshot` takes ten times as long, as it waits for what moves
+    cameras = [tabs.context.new_cdp_session(tab) for tab in (one, two)]
+    def shoot():
+        if shots and (rest := shots[-1][0] + .1 - time.monotonic()) > 0: one.wait_for_timeout(1000*rest)
+        shots.append((time.monotonic(), *[base64.b64decode(o.send('Page.captureScreenshot', dict(format='png'))['data']) for o in cameras]))
+    def roll(secs):
+        end = time.monotonic() + secs
+        while time.monotonic() < end: shoot()
+    def point(tab, selector, steps=5):
+        box = tab.evaluate('o => document.querySelector(o).getBoundingClientRect().toJSON()', selector)
+        x, y = getattr(tab, 'at', (380, 690))
+        x2, y2 = box['x'] + box['width']/2, box['y'] + box['height']/2
+        for i in range(1, steps + 1):
+            k = (1 - (1 - i/steps)**2)
+            tab.mouse.move(x + (x2 - x)*k, y + (y2 - y)*k)
+            shoot()
+        tab.at = x2, y2
+        tab.mouse.down()
+        tab.mouse.up()
+    def start(tab, folder):
+        point(tab, '#folder')
+        for i in range(len(folder)):
+            tab.keyboard.type(folder[i])
+            if i % 2: shoot()
+        point(tab, 'form button')
+        for o in one, two: o.wait_for_selector(f'#jobs > li:first-child:has-text("{folder}")')
+    roll(.4)
+    start(one, 'photos')
+    roll(1)
+    start(two, 'invoices')
+    roll(1.5)
+    point(one, '#jobs > li:first-child button')
+    for o in one, two: o.wait_for_selector('#jobs > li.cancelled')
+    one.mouse.move(-50, 0)
+    while not one.query_selector('#jobs > li.finished') or not two.query_selector('#jobs > li.finished'): shoot()
+    roll(1)
+    png, places = tabs.side_by_side(tabs.scale, Tab_1=one, Tab_2=two)
+    background = Image.open(io.BytesIO(png)).convert('RGB')
+    frames = []
+    for _, *pngs in shots:
+        frame = background.copy()
+        for place, shot in zip(places, pngs): frame.paste(Image.open(io.BytesIO(shot)).convert('RGB'), place)
+        frames.append(frame)
+    times = [t for t, *_ in shots]
+    spans = [round(1000*(b - a)) for a, b in zip(times, times[1:])] + [2500]
+    out = p.NBS/'images'/'demo-moving.webp'
+    frames[0].save(out, save_all=True, append_images=frames[1:], duration=spans, loop=0, lossless=False, quality=60, method=4, minimize_size=True)
+    still = p.NBS/'images'/'demo-still.webp'  # For those who want nothing to move
+    frames[len(frames)*5//8].save(still, quality=80, method=6)
+    for o in out, still: print(o.relative_to(p.ROOT), f'{o.stat().st_size/1000:.0f} KB, {frames[0].size}, {len(frames)} pictures, {sum(spans)/1000:.1f} s')
+
+film.size, film.scale, film.app = dict(width=525, height=725), 1, the_demo
 
 
 @walk
@@ -330,9 +474,10 @@ def main(names):
         browser = pw.chromium.launch(executable_path=shutil.which('chromium'), args=FLAGS)
         for name, f in WALKS.items():
             if names and name not in names: continue
-            for code in apps_of(name):
-                with getattr(f, 'around', lambda: nullcontext({}))() as env, running(code, **env) as url:
-                    tabs = Tabs(browser, url, getattr(f, 'size', dict(width=460, height=300)), code, env)
+            app = getattr(f, 'app', None)
+            for code in [None] if app else apps_of(name):
+                with getattr(f, 'around', lambda: nullcontext({}))() as env, (app or running)(code, **env) as url:
+                    tabs = Tabs(browser, url, getattr(f, 'size', dict(width=460, height=300)), code, env, getattr(f, 'scale', 2))
                     f(tabs)
                     bad += [f'{name}: {o}' for o in tabs.complaints]
                     for c in browser.contexts: c.close()

@@ -1,5 +1,5 @@
 // @ts-check
-// The documentation's only script: search, and the menu on narrow screens.
+// The documentation's only script: search, the menu on narrow screens, and a button for pictures that move.
 
 /** @typedef {{page: string, head: string, url: string, text: string}} Entry */
 
@@ -122,3 +122,18 @@ document.addEventListener('keydown', e => {
   const typing = /** @type {Element} */ (e.target).matches?.('input, textarea, select, [contenteditable]')
   if (e.key === '/' && !typing && !e.ctrlKey && !e.metaKey && !e.altKey) { e.preventDefault(); input.focus() }
 })
+
+for (const box of document.querySelectorAll('.moving')) {
+  const source = /** @type {HTMLSourceElement} */ (box.querySelector('source'))
+  const button = /** @type {HTMLButtonElement} */ (make('button', ''))
+  let still = matchMedia(source.media).matches
+  const show = () => {
+    source.media = still ? 'all' : 'not all'  // The still picture is the source; without it the one that moves is left
+    button.textContent = still ? 'Play' : 'Stop'
+    button.setAttribute('aria-label', still ? 'Play the picture' : 'Stop the picture')
+  }
+  button.type = 'button'
+  button.addEventListener('click', () => { still = !still; show() })
+  show()
+  box.append(button)
+}
