@@ -359,7 +359,7 @@ async def test_a_middleware_that_refuses_is_heeded():
 def test_each_line_of_the_page_has_its_tests():
     "The table names tests, and these exist; each test of this file stands in the table"
     cells = json.loads((HERE.parent/'nbs/multiplex.ipynb').read_text())['cells']
-    page = next(t for c in cells if '## What could go wrong, and what stands against it' in (t := ''.join(c['source'])))
+    page = next(t for c in cells if '## The threat model' in (t := ''.join(c['source'])))
     named = {*re.findall(r'`(test_\w+)`', page)}
     there = {f.name: {*re.findall(r'^(?:async )?def (test_\w+)', f.read_text(), re.M)} for f in HERE.rglob('test_multiplex*.py')}
     assert not named-{*set().union(*there.values())}, 'the page names what is not there'

@@ -158,22 +158,26 @@ def notebooks():
     return tuple(map(int, counts[-1]))
 
 
+def counted(*reports):
+    "Passed and failed in JUnit reports of pytest"
+    suites = [s for f in reports for s in ET.parse(f).iter('testsuite')]
+    total = {k: sum(int(s.get(k, 0)) for s in suites) for k in ('tests', 'failures', 'errors', 'skipped')}
+    failed = total['failures'] + total['errors']
+    return total['tests'] - failed - total['skipped'], failed
+
+
 @check
 def tests():
     "pytest: what needs a browser, a server process, Redis, or time"
     # Side by side, because both mostly wait
     with tempfile.TemporaryDirectory() as tmp, ThreadPoolExecutor() as pool:
-        def part(name, *args, **kw):
-            report = Path(tmp)/f'{name}.xml'
-            out = run(sys.executable, '-m', 'pytest', '-q', '--color=no', '--durations=5', f'--junit-xml={report}', *args, secs=1500, ok=(0, 1), **kw)
-            return out, ET.parse(report).iter('testsuite')
-        browser = pool.submit(part, 'browser', 'tests/browser', quiet=True)
-        suites = [*part('others', '--ignore=tests/browser')[1]]
-        out, found = browser.result()
-        print('\nIn the browser:\n' + out)
-    total = {k: sum(int(s.get(k, 0)) for s in [*suites, *found]) for k in ('tests', 'failures', 'errors', 'skipped')}
-    failed = total['failures'] + total['errors']
-    return total['tests'] - failed - total['skipped'], failed
+        reports = [Path(tmp)/'browser.xml', Path(tmp)/'others.xml']
+        def part(report, *args, **kw):
+            return run(sys.executable, '-m', 'pytest', '-q', '--color=no', '--durations=5', f'--junit-xml={report}', *args, secs=1500, ok=(0, 1), **kw)
+        browser = pool.submit(part, reports[0], 'tests/browser', quiet=True)
+        part(reports[1], '--ignore=tests/browser')
+        print('\nIn the browser:\n' + browser.result())
+        return counted(*reports)
 
 
 @check

@@ -25,13 +25,13 @@ ROOT_ERROR = 'wire'  # The module of `SSEError`
 
 # What no app calls, though a module or a test imports it: a docstring is enough
 INNER = {
-    'core': 'Connections Late worker_name',
+    'core': 'Connections Late worker_name watch_signals',
     'dispatcher': 'matcher Handlers',
     'helpers': '',
     'htmx': 'ext_script morph_script client_js morph_js unload_js monitor_settings',
     'progress': 'PATIENCE Job JobStream',
     'dashboard': 'SAMPLES TYPES MESSAGES Sample Dashboard chart chart_table',
-    'multiplex': 'ABOUT TURN BUFFER FLOOD GRACE BEAT LAST_WORDS PATH BODY CHANNELS CARRIERS frame Channel Carrier Refused path_patterns stream_scope Order Multiplexer',
+    'multiplex': 'ABOUT TURN BUFFER FLOOD AWAY GRACE WRITE STUCK EACH BEAT LAST_WORDS PATH BODY CHANNELS CARRIERS frame Channel Carrier Refused path_patterns stream_scope Order Multiplexer',
     'stream': 'BATCH TURNS MANY_TURNS LAST_WORDS being_cancelled Entry Chunk Group Turn Connection Hub patterns EventStreamResponse',
     'render': 'FRAMES_KEPT Renderer',
     'backend': 'Log processes',

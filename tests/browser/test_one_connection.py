@@ -272,7 +272,7 @@ def test_a_flood_moves_out(tabs, site, until):
     line.send('Network.enable')
     line.send('Network.emulateNetworkConditions', dict(offline=False, latency=0, downloadThroughput=1<<20, uploadThroughput=-1))
     tabs[0].goto(site.url('p'))
-    until(lambda: flooding == [True, False], 'the flood has a connection of its own')
+    until(lambda: flooding == [True, False], 'the flood has a connection of its own', 60)  # So slow is the network
     tabs[0].evaluate("cjmSSE.get('flood').close()")
     now = tabs[0].evaluate("got['/ticks'].length")
     tabs[0].wait_for_function("now => got['/ticks'].length > now", arg=now)
