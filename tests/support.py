@@ -10,7 +10,7 @@ from starlette.requests import Request
 from cjm_fasthtml_sse.testing import SSEClient
 from cjm_fasthtml_sse.wire import GAP, Parser, StreamEnded
 
-BOUND = 10  # Seconds after which something is taken for lost; a busy machine needs far less
+BOUND = 30  # Seconds after which something is taken for lost; a busy machine needs far less
 
 
 async def eventually(condition, what='the condition'):

@@ -43,7 +43,7 @@ def page(browser):
     "A page of its own browser context. What goes wrong in the page fails the test, unless the test clears `page.errors`"
     context = browser.new_context()
     page = context.new_page()
-    page.set_default_timeout(10000)
+    page.set_default_timeout(30000)
     page.errors,page.console = [],[]
     page.on('pageerror', lambda e: page.errors.append(str(e)))
     page.on('console', lambda m: page.console.append((m.type, m.text)))
@@ -80,7 +80,7 @@ def proxy(loop, site):
 @pytest.fixture
 def until(page):
     "Waits until a condition of the test's own holds, while the page goes on"
-    def until(condition, what='the condition', secs=10):
+    def until(condition, what='the condition', secs=30):
         end = time.monotonic()+secs
         while not condition():
             assert time.monotonic()<end, f'{what} did not come true in {secs} s'

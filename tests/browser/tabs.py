@@ -40,7 +40,7 @@ class Tabs(list):
         "Open `n` tabs"
         for _ in range(n):
             page = self.context.new_page()
-            page.set_default_timeout(10000)
+            page.set_default_timeout(30000)
             page.on('pageerror', lambda e: self.errors.append(str(e)))
             self.append(page)
             page.goto(url)
@@ -64,7 +64,7 @@ class Tabs(list):
 
     def leader(self, url):
         "Wait until one tab leads"
-        for _ in range(200):
+        for _ in range(1000):
             if any(leads := self.all(LEADS, url)): return self[leads.index(True)]
             self.wait_for_timeout(20)
         raise AssertionError(f'no tab leads {url}')

@@ -165,12 +165,13 @@ def test_check_on_coming_back(page, site, proxy, state, event):
     site.pages['p'] = watched(heartbeat_timeout=3000)
     page.goto(proxy.url('p'))
     state('active')
-    page.wait_for_function('cjmSSE.sources[0].watchdog.interval > 0')
+    page.wait_for_function('cjmSSE.sources[0].own.watchdog.intervals > 1')
+    page.evaluate('clearTimeout(cjmSSE.sources[0].own.watchdog.timer)')  # It will not notice by itself
     proxy.fall_silent()
-    page.wait_for_timeout(1700)
+    page.wait_for_function('(({ heardAt, limit }) => Date.now() - heardAt > .6 * limit)(cjmSSE.sources[0].own.watchdog)')
     assert page.get_attribute('#connection-status', 'data-sse-state') == 'active'
     page.evaluate(f"{'document' if event == 'visibilitychange' else 'window'}.dispatchEvent(new Event('{event}'))")
-    page.wait_for_function("shown.includes('reconnecting')", timeout=900)
+    page.wait_for_function("shown.includes('reconnecting')")
 
 
 def test_check_ends_a_wait(page, site, until, state):
