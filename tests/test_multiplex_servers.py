@@ -14,7 +14,7 @@ from tests.mux import Browser
 from tests.support import eventually
 from tests.test_redis import BINARIES, Redis
 
-BOUND = 5
+BOUND = 20  # Seconds to the end of a process that would else hang
 SERVERS = {
     'uvicorn': uvicorn('mux:app'),
     'uvicorn, h11': uvicorn('mux:app', '--http', 'h11', '--loop', 'asyncio'),

@@ -21,7 +21,7 @@ from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.helpers import setup_sse
 
 STREAMS = int(os.environ.get('STREAMS', 0))
-BOUND = 5  # Seconds to the end of the process; "about a second" on a machine that does nothing else
+BOUND = 20  # Seconds to the end of the process, without which it would hang for good; "about a second" on a machine that does nothing else
 RUN = 'import uvicorn, many; uvicorn.run(many.app, host="127.0.0.1", port={port}, log_level="info")'
 SERVERS = {
     'uvicorn': uvicorn('many:app'),
