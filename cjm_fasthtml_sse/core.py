@@ -439,7 +439,16 @@ def stream(self:SSEBroadcastManager,
 ) -> EventStreamResponse:
     "A response that carries what is broadcast; a bad argument is an error here, before anything is sent: `PatternError` for a bad pattern"
     if not hasattr(request, 'scope'): raise TypeError(f'`request` must be the request, got {request!r}; write `def events(req): return manager.stream(req)`')
-    return EventStreamResponse(self._hub, render, events, snapshot, until, user, self._refusal, self._ready, self._stream_opened, self._stream_closed)
+    def opened(conn):
+        _lighten(request)
+        return self._stream_opened(conn)
+    return EventStreamResponse(self._hub, render, events, snapshot, until, user, self._refusal, self._ready, opened, self._stream_closed)
+
+def _lighten(request):
+    "FastHTML gives each request a deep copy of all that goes around a page: 3 KB that a stream would hold as long as it lasts"
+    if hasattr(request, 'hdrs'):
+        request.hdrs = request.ftrs = []
+        request.htmlkw = request.bodykw = {}
 
 @patch
 async def _stream_opened(self:SSEBroadcastManager, conn):

@@ -9,8 +9,10 @@ from collections.abc import Set
 from datetime import datetime
 
 import pytest
+from fasthtml.common import FastHTML, Link
 
 from cjm_fasthtml_sse.core import SSEBroadcastManager
+from cjm_fasthtml_sse.testing import SSEClient
 from cjm_fasthtml_sse.wire import FieldError, SSEError, StreamEnded
 from tests.support import BOUND, Hooks, eventually, following, no_task_left, read, request, tab, turns
 
@@ -739,3 +741,15 @@ async def test_a_dispatcher_may_listen_to_all_that_is_broadcast():
         await manager.broadcast('job:done', 1)
         assert (await client.next(BOUND)).event == 'job:done'
     assert seen == ['job:done'] and manager.stats()['errors'] == 0
+
+
+async def test_a_stream_holds_nothing_of_a_page():
+    "FastHTML gives each request its own copies of headers and footers. Afterware still finds them"
+    app,manager,seen = None,SSEBroadcastManager(),[]
+    def after(req, resp): seen.append((req, len(req.hdrs), len(req.bodykw)))
+    app = FastHTML(hdrs=[Link(rel='icon', href='/x.png')], after=[after], secret_key='test', cls='x')
+    @app.get('/events')
+    def events(req): return manager.stream(req)
+    async with SSEClient(app, '/events'):
+        (req,headers,bodykw), = seen
+        assert headers and bodykw and not (req.hdrs or req.ftrs or req.htmlkw or req.bodykw)
