@@ -348,6 +348,12 @@ if sys.version_info>=(3, 12):
     def _start(self:Connection):
         "Send what a stream begins with, or what the log holds"
         self._task = self.hub.loop.create_task(self._write(), context=self._context)
+        self._task.add_done_callback(self._wrote)
+
+    @patch
+    def _wrote(self:Connection, task):
+        # A task that is done is half a kilobyte, and most streams are idle
+        if self._task is task: self._task = None
 else:
     @patch
     def give(self:Connection, chunk):
@@ -788,10 +794,8 @@ class EventStreamResponse(Response):
         self.init_headers({'Cache-Control': 'no-store, no-transform', 'X-Accel-Buffering': 'no'})
 
     async def __call__(self, scope, receive, send):
-        # The list must be a fresh one: middleware adds a session's cookie to it, in place
-        start = dict(type='http.response.start', status=self.status_code, headers=[*self.raw_headers])
         if scope['method']=='HEAD':
-            await send(start)
+            await send(self._beginning())
             return await send(dict(type='http.response.body', body=b''))
         if (refusal := self.refusal()) is not None: return await refusal(scope, receive, send)
         last_event_id = _last_event_id(scope)
@@ -802,7 +806,7 @@ class EventStreamResponse(Response):
         conn = self.hub.join(last_event_id=last_event_id, **self._wants)
         try:
             await self.opened(conn)
-            await send(start)
+            await send(self._beginning())
             if (channel := scope.get('sse.channel')) is None: await conn.run(receive, send)
             elif await conn.comes_through(channel, send): return conn.run_alone(channel, self._end)
         except OSError: pass  # Gone before the stream began
@@ -810,6 +814,10 @@ class EventStreamResponse(Response):
             await self._end(conn)
             raise
         await self._end(conn, receive, send, scope.get('sse.abort'))
+
+    def _beginning(self):
+        # The list must be a fresh one: middleware adds a session's cookie to it, in place. And nobody may hold it as long as the stream lasts
+        return dict(type='http.response.start', status=self.status_code, headers=[*self.raw_headers])
 
     async def _end(self, conn, receive=None, send=None, abort=None):
         "What comes after the stream; without `send`, after an error"
@@ -847,7 +855,7 @@ async def run(self:Connection, receive, send):
 @patch
 async def _settle(self:Connection):
     "See the send that is under way through, or stop it"
-    task = self._task
+    if (task := self._task) is None: return
     if self.ended=='closed' and self.busy: await asyncio.wait({task}, timeout=LAST_WORDS)
     if self.busy and not task.done(): self._rest = b''  # It may not come without what was given away before it
     task.cancel()

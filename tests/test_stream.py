@@ -3,6 +3,7 @@ import asyncio
 import gc
 import json
 import random
+import sys
 import time
 import warnings
 import weakref
@@ -883,3 +884,9 @@ async def test_a_group_lets_go_of_what_all_have_been_given_even_if_there_is_alwa
             while any(c.conn.cursor<group.head for c in (client, beside)): await asyncio.sleep(0)  # The pump has not finished yet
             assert len(group.log)<=2
         for c in (client, beside): assert [e.data for e in await read(c, 50)] == [f'{n}' for n in range(50)]
+
+
+@pytest.mark.skipif(sys.version_info<(3, 12), reason='up to Python 3.11 each stream has a task that writes')
+async def test_an_idle_stream_has_no_task_of_its_own():
+    async with following(SSEBroadcastManager()) as client:
+        await eventually(lambda: client.conn._task is None, 'the task that sent the first chunk is let go')
