@@ -127,9 +127,12 @@ class Reader:
 def opened(it, kind, path, n, each):
     "Sockets with `n` streams open on them, all of which have said something"
     paths = [path.format(i%5) for i in range(n)]
-    if kind=='plain': socks = [it.stream(p) for p in paths]
-    else: socks = [it.order([[i+1, p, ''] for i,p in enumerate(paths[at:at+each])]) for at in range(0, n, each)]
-    Reader(socks, b'retry:' if 'events' in path else b'hello').until(n)
+    if kind=='plain': opening = [([p], lambda o: it.stream(*o)) for p in paths]
+    else: opening = [(paths[at:at+each], lambda o: it.order([[i+1, p, ''] for i,p in enumerate(o)])) for at in range(0, n, each)]
+    socks = []
+    for those,begin in opening:  # One after another: the requests of a thousand channels at once would leave a process that is as large as they were
+        socks.append(begin(those))
+        Reader(socks[-1:], b'retry:' if 'events' in path else b'hello').until(len(those))
     return socks
 
 

@@ -805,7 +805,8 @@ class EventStreamResponse(Response):
             return await PlainTextResponse('Not ready yet', 503, headers={'Retry-After': '3'})(scope, receive, send)
         conn = self.hub.join(last_event_id=last_event_id, **self._wants)
         try:
-            await self.opened(conn)
+            opened,self.opened = self.opened,_nothing  # What it holds, such as the request, need not outlive it
+            await opened(conn)
             await send(self._beginning())
             if (channel := scope.get('sse.channel')) is None: await conn.run(receive, send)
             elif await conn.comes_through(channel, send): return conn.run_alone(channel, self._end)
