@@ -266,6 +266,11 @@ async def register_connection(self:SSEBroadcastManager,
     queue=None       # A queue of your own; it is unregistered when it stays full, but can't be ended
 ) -> asyncio.Queue:  # Give it back to `unregister_connection`, in a `finally`
     "Open a connection that you read by hand; `TooManyConnections` if the house is full"
+    return await self._register(queue)
+
+@patch
+async def _register(self:SSEBroadcastManager, queue=None, wanted=None):
+    "Open a connection that gets what the patterns `wanted` match; all, without any"
     if queue is None: queue = ConnectionQueue(self.max_queue_size)
     elif not hasattr(queue, 'put_nowait'): raise TypeError(f'`queue` must have `put_nowait`, as `asyncio.Queue` has, got {queue!r}')
     if queue in self._queues: return queue
@@ -275,7 +280,7 @@ async def register_connection(self:SSEBroadcastManager,
         queue.end()  # A stream opened now would hold the process up
         return queue
     watch_signals(self)
-    self._queues[queue] = None
+    self._queues[queue] = wanted
     try: await self._opened(queue)
     except BaseException:  # Cancelled, so nobody will get the queue
         await self.unregister_connection(queue)
@@ -536,8 +541,7 @@ def subscribe(self:SSEBroadcastManager,
 @patch
 @asynccontextmanager
 async def _subscribed(self:SSEBroadcastManager, wanted):
-    queue = await self.register_connection()
-    if queue in self._queues: self._queues[queue] = wanted
+    queue = await self._register(wanted=wanted)
     try: yield queue
     finally: await self.unregister_connection(queue)
 

@@ -285,6 +285,14 @@ async def test_a_connect_hook_may_broadcast_push_and_send_away():
     queue = await manager.register_connection()
     assert [queue.get_nowait()['type'] for _ in range(2)] == ['welcome', 'joined']
 
+async def test_what_a_connect_hook_broadcasts_comes_to_a_subscription_only_if_it_matches():
+    manager = SSEBroadcastManager()
+    @manager.on_connect
+    async def _(_queue):
+        for type in 'other', 'job:1': await manager.broadcast(type, 0)
+    async with manager.subscribe('job:*') as queue:
+        assert [queue.get_nowait()['type'] for _ in range(queue.qsize())] == ['job:1']
+
 async def test_a_connect_hook_may_unregister_the_connection():
     manager = SSEBroadcastManager()
     hooks = Hooks(manager)
