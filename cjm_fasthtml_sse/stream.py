@@ -797,12 +797,14 @@ class EventStreamResponse(Response):
         if scope['method']=='HEAD':
             await send(self._beginning())
             return await send(dict(type='http.response.body', body=b''))
-        if (refusal := self.refusal()) is not None: return await refusal(scope, receive, send)
         last_event_id = _last_event_id(scope)
-        try: await self.ready(last_event_id)
-        except BackendError as e:
-            _log.error('A stream was refused: %s', e)
-            return await PlainTextResponse('Not ready yet', 503, headers={'Retry-After': '3'})(scope, receive, send)
+        if (refusal := self.refusal()) is None:
+            try: await self.ready(last_event_id)
+            except BackendError as e:
+                _log.error('A stream was refused: %s', e)
+                refusal = PlainTextResponse('Not ready yet', 503, headers={'Retry-After': '3'})
+            else: refusal = self.refusal()  # That may have taken a while, and others may have come, or the end
+        if refusal is not None: return await refusal(scope, receive, send)
         conn = self.hub.join(last_event_id=last_event_id, **self._wants)
         try:
             opened,self.opened = self.opened,_nothing  # What it holds, such as the request, need not outlive it

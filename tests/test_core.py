@@ -11,6 +11,7 @@ from datetime import datetime
 import pytest
 from fasthtml.common import FastHTML, Link
 
+from cjm_fasthtml_sse.backend import MemoryBackend
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.testing import SSEClient
 from cjm_fasthtml_sse.wire import FieldError, SSEError, StreamEnded
@@ -495,6 +496,25 @@ async def test_many_who_come_at_once_never_exceed_the_house():
     assert sorted(c.status for c in clients) == [200]*5+[503]*15 and manager.connection_count == 5
     for c in clients: await c.disconnect()
     assert manager.connection_count == 0
+
+class SlowBackend(MemoryBackend):
+    "It can be reached once `reached` is set"
+    def __init__(self):
+        super().__init__()
+        self.reached = asyncio.Event()
+    async def start(self, *args):
+        await self.reached.wait()
+        await super().start(*args)
+
+async def test_many_who_wait_for_the_backend_together_never_exceed_the_house():
+    manager = SSEBroadcastManager(max_connections=5, backend=(backend := SlowBackend()))
+    clients = [tab(manager) for _ in range(20)]
+    entering = asyncio.gather(*[c.__aenter__() for c in clients])
+    await turns()
+    backend.reached.set()
+    await entering
+    assert sorted(c.status for c in clients) == [200]*5+[503]*15 and manager.connection_count == 5
+    for c in clients: await c.disconnect()
 
 async def test_close_ends_everything_politely_and_returns_when_it_is_done():
     manager = SSEBroadcastManager()
