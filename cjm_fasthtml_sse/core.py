@@ -225,15 +225,15 @@ async def open(self:SSEBroadcastManager):
 def _stop(self:SSEBroadcastManager):
     "The process was told to stop"
     self._refusing = self._hub.loop.time()+5  # Should it live on, it lets connections in again
-    self._hub.spawn(self.close())
+    if self.connections or self._hub.requests: self._hub.spawn(self.close())
 
 @patch
 def _stopping(self:SSEBroadcastManager): return self._hub.loop is not None and self._hub.loop.time()<self._refusing
 
 @patch
 def stop_soon(self:SSEBroadcastManager):
-    "End all streams, from within a signal handler"
-    if self.connections and not self._hub.loop.is_closed(): self._hub.loop.call_soon_threadsafe(self._stop)
+    "End all streams, from within a signal handler, and let none in that is about to begin"
+    if (loop := self._hub.loop) is not None and not loop.is_closed(): loop.call_soon_threadsafe(self._stop)
 
 _stoppable = WeakSet()
 
@@ -274,12 +274,12 @@ async def _register(self:SSEBroadcastManager, queue=None, wanted=None):
     if queue is None: queue = ConnectionQueue(self.max_queue_size)
     elif not hasattr(queue, 'put_nowait'): raise TypeError(f'`queue` must have `put_nowait`, as `asyncio.Queue` has, got {queue!r}')
     if queue in self._queues: return queue
+    watch_signals(self)
     await self._ready()
     if self._full(): raise TooManyConnections(f'{len(self.connections)} connections are open, `max_connections` is {self.max_connections}')
     if self._stopping() and isinstance(queue, ConnectionQueue):
         queue.end()  # A stream opened now would hold the process up
         return queue
-    watch_signals(self)
     self._queues[queue] = wanted
     try: await self._opened(queue)
     except BaseException:  # Cancelled, so nobody will get the queue
@@ -446,8 +446,8 @@ def stream(self:SSEBroadcastManager,
     if not hasattr(request, 'scope'): raise TypeError(f'`request` must be the request, got {request!r}; write `def events(req): return manager.stream(req)`')
     def opened(conn):
         _lighten(request)
-        return self._stream_opened(conn)
-    return EventStreamResponse(self._hub, render, events, snapshot, until, user, self._refusal, self._ready, opened, self._stream_closed)
+        return self._opened(conn)
+    return EventStreamResponse(self._hub, render, events, snapshot, until, user, self._refusal, self._stream_begins, opened, self._stream_closed)
 
 def _lighten(request):
     "FastHTML gives each request a deep copy of all that goes around a page: 3 KB that a stream would hold as long as it lasts"
@@ -456,9 +456,9 @@ def _lighten(request):
         request.htmlkw = request.bodykw = {}
 
 @patch
-async def _stream_opened(self:SSEBroadcastManager, conn):
+async def _stream_begins(self:SSEBroadcastManager, last_event_id):
     watch_signals(self)
-    await self._opened(conn)
+    await self._ready(last_event_id)
 
 @patch
 async def _stream_closed(self:SSEBroadcastManager, conn):

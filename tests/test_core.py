@@ -547,6 +547,28 @@ async def test_close_waits_for_a_stalled_tab_only_so_long():
         await asyncio.wait_for(manager.close(timeout=.05), BOUND)
         await eventually(lambda: manager.connection_count == 0)
 
+async def test_a_process_that_stops_does_not_wait_for_a_tab_that_was_evicted_and_does_not_read():
+    manager = SSEBroadcastManager()
+    async with following(manager) as client:
+        client.stall()
+        client.conn.end('evicted')
+        await turns()
+        assert not manager.connections and manager._hub.requests
+        manager.stop_soon()
+        await eventually(lambda: client._task.done(), 'its request ends')
+
+async def test_a_stream_that_waits_for_the_backend_while_the_process_stops_does_not_begin():
+    manager = SSEBroadcastManager(backend=(backend := SlowBackend()))
+    client = tab(manager)
+    entering = asyncio.create_task(client.__aenter__())
+    await turns()
+    manager.stop_soon()
+    await turns()
+    backend.reached.set()
+    await entering
+    assert client.status == 503
+    await client.disconnect()
+
 def test_close_before_any_loop_ran_does_nothing():
     asyncio.run(SSEBroadcastManager().close())
 
