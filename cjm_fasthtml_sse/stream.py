@@ -489,6 +489,7 @@ async def _tell_state(self:Connection):
     hub,seq,html = self.hub,self.hub.log.seq,None
     id = hub.log.id(seq)
     if self._untold=='gap': hub.counts['gaps'] += 1
+    self._untold = None  # Now, as the log may begin anew while the state is read: that is a gap of its own
     if self._snapshot is not None:
         try:
             state = self._snapshot()
@@ -497,7 +498,6 @@ async def _tell_state(self:Connection):
             if being_cancelled(): raise  # This tab has left
             hub.counts['errors'] += 1
             _log.exception('Snapshot %r failed', self._snapshot)
-    self._untold = None
     event = GAP if html is None else None if html else HEARTBEAT  # An empty state is told by an id alone
     return Chunk(encode(html or '', event=event, id=id).encode(), seq)
 

@@ -325,6 +325,18 @@ async def test_a_change_while_the_state_is_read_comes_rather_twice_than_never():
         go.set()
         assert [e.event for e in await read(client, 2)] == ['message', 'x']
 
+async def test_a_log_that_begins_anew_while_the_state_is_read_is_a_gap():
+    manager, began, go = SSEBroadcastManager(), asyncio.Event(), asyncio.Event()
+    async def snapshot():
+        began.set()
+        await go.wait()
+        return '<p>now</p>'
+    async with tab(manager, snapshot=snapshot) as client:
+        await asyncio.wait_for(began.wait(), BOUND)
+        manager._hub.renew('anew-0')
+        go.set()
+        assert [e.id for e in await read(client, 2)][1] == 'anew-0' and manager.stats()['gaps'] == 1
+
 async def test_a_visit_within_the_log_needs_no_state():
     manager = SSEBroadcastManager()
     at = manager.cursor
