@@ -565,7 +565,7 @@ def join(self:Hub,
     group.members += 1
     conn = Connection(self, group, snapshot, last_event_id, user)
     self.connections[conn] = self.requests[conn] = self.joining[conn] = None
-    if self._timer is None and self.heartbeat: self._timer = self.spawn(self._heartbeats(), Context())
+    if self.heartbeat and (self._timer is None or self._timer.done()): self._timer = self.spawn(self._heartbeats(), Context())
     return conn
 
 def _hashable(x):
@@ -606,7 +606,7 @@ def enter_loop(self:Hub):
     for o in (self.connections, self.joining, self.late, self.requests, self.groups, self._found, self._renderers, self._pending, self._tasks,
         *self.guests): o.clear()
     self._routes.clear()
-    self._pump = self._timer = None
+    self._pump = self._timer = self._idle = None
     self.loop,self.line = loop,asyncio.Lock()
 
 # %% ../nbs/stream.ipynb #c7787ec7

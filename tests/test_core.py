@@ -684,6 +684,27 @@ def test_a_loop_that_is_closed_over_open_streams_does_not_spoil_the_next():
 
 
 @pytest.mark.filterwarnings('ignore')  # As above
+def test_a_close_that_waited_in_vain_on_a_loop_does_not_spoil_the_close_on_the_next():
+    manager = SSEBroadcastManager()
+    async def leave_open():
+        client = tab(manager)
+        await client.__aenter__()
+        client.stall()
+        await manager.close(.01)
+        return client
+    loop = asyncio.new_event_loop()
+    client = loop.run_until_complete(leave_open())
+    loop.close()
+    async def next_one():
+        async with following(manager) as client:
+            await asyncio.wait_for(manager.close(2*BOUND), BOUND)
+            assert client._task.done()
+    try: asyncio.run(next_one())
+    finally:
+        del client
+        gc.collect()
+
+@pytest.mark.filterwarnings('ignore')  # As above
 def test_what_a_closed_loop_left_behind_may_be_collected_at_any_time():
     manager, left = SSEBroadcastManager(), []
     async def leave_open():

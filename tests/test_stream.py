@@ -582,6 +582,15 @@ async def test_the_hub_outlives_a_pump_that_somebody_cancelled():
         async with asyncio.timeout(BOUND): await client.next(2)
 
 
+async def test_the_hub_outlives_a_timer_that_somebody_cancelled():
+    manager = SSEBroadcastManager(heartbeat=.05)
+    async with following(manager) as client:
+        manager._hub._timer.cancel()
+        await turns()
+        n = len(client.events)
+        async with following(manager):
+            await eventually(lambda: len(client.events) > n+1, 'heartbeats go on')
+
 async def test_the_hub_outlives_a_pump_that_was_cancelled_with_half_a_backlog_before_it():
     manager = SSEBroadcastManager(10)
     async with following(manager) as client:
