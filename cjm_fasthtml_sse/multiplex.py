@@ -216,7 +216,10 @@ class Carrier:
                     self._news.clear()
                     if self._called: await send({'type': 'http.response.body', 'body': self._turn(), 'more_body': True})
                     else: await self._news.wait()
-        finally: beats.cancel()
+        finally:
+            beats.cancel()
+            self._patience = None  # It can't be changed any more
+
 
     async def _beats(self):
         while self._unread<STUCK:

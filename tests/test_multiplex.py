@@ -402,6 +402,15 @@ async def test_a_carrier_that_nobody_reads_is_given_up(monkeypatch, caplog):
     assert not [r for r in caplog.records if r.levelno>=logging.ERROR], caplog.text
 
 
+async def test_a_carrier_whose_connection_broke_in_this_moment_keeps_no_other_from_being_ended():
+    async def breaks(message): raise OSError
+    mux, broken, other = multiplex.Multiplexer(), multiplex.Carrier('a'), multiplex.Carrier('b')
+    mux.carriers.update(a=broken, b=other)
+    broken.beat()
+    with pytest.raises(OSError): await broken.write(breaks)
+    await mux.close()
+    assert not other.open
+
 async def test_no_task_is_left():
     site = Site([mw(slowly)])
     async with serve(site.app) as port:
