@@ -35,6 +35,8 @@ class SharedLine extends SSESource {
     this.done = () => {};    // with its turn
     /** @type {SharedMessage[]} */
     this.recent = [];
+    /** @type {SharedMessage[]} */
+    this.brought = [];       // with an id, by earlier connections too
     this.began = this.before = id;   // the id before all, and before the recent ones
     this.watchdog.learn(owner.watchdog);
   }
@@ -42,7 +44,6 @@ class SharedLine extends SSESource {
   connect() {
     this.began = this.before = this.lastEventId;
     this.recent = [];
-    this.news = 0;
     this.asked = Date.now();
     this.owner.asks(this);
     return super.connect();
@@ -64,7 +65,7 @@ class SharedLine extends SSESource {
       if (!own) return;
       type = HEARTBEAT;   // an id alone is no more
     }
-    const { owner, recent } = this;
+    const { owner, recent, brought } = this;
     if (own && type !== HEARTBEAT) {
       this.news = Date.now();
       owner.repeats ||= recent.some(message => message.own && message.id === id && message.type === type);
@@ -72,6 +73,7 @@ class SharedLine extends SSESource {
     const message = { type, data, id, own: own && !owner.repeats };
     if (type !== HEARTBEAT || own && id !== recent.at(-1)?.id) recent.push(message);
     if (recent.length > REPLAY) this.before = recent.shift()?.id ?? '';
+    if (type !== HEARTBEAT && message.own && brought.push(message) > REPLAY) brought.shift();
     owner.post({ what: 'message', line: this.key, messages: [message] });
     owner.move(false);
   }
@@ -409,6 +411,15 @@ class SharedSource extends SSESource {
   }
 
   /**
+   * Where the last of the messages is that came on another line too; -1: none did.
+   * @param {SharedMessage[]} messages
+   * @param {SharedMessage[]} others
+   */
+  shared(messages, others) {
+    return messages.map(({ type, data }) => type !== HEARTBEAT && others.some(other => other.type === type && other.data === data)).lastIndexOf(true);
+  }
+
+  /**
    * Make one line of two.
    * @param {boolean} rest  nothing is on its way any more
    */
@@ -423,19 +434,19 @@ class SharedSource extends SSESource {
     if (!messages && !rest) return;
     if (!messages) {
       // What came on both lines was told, and what came before it is older.
-      const told = to.recent.map(({ type, data }) => type !== HEARTBEAT && from.recent.some(message => message.type === type && message.data === data)).lastIndexOf(true);
+      messages = to.recent.slice(this.shared(to.recent, from.recent) + 1);
       if (this.compares(own) && Date.now() < second.until) {
         // A line that is lost, or half-open and does not know, lacks what came before the other one began, or since.
         if (own.readyState !== SSESource.OPEN || own.watchdog.heardAt < second.since) {
           if (own.readyState === SSESource.OPEN || own.timer !== undefined) own.connect();
           return;
         }
-        if (told < 0 && own.news > second.asked && !(second.fresh && second.news)) {
-          second.connect();
-          return;
-        }
+        // One that stopped half way would bring again what the other one has brought since.
+        const met = this.shared(from.brought, to.brought), has = second.news > second.asked, lacks = own.news > second.asked;
+        if (met >= 0) {
+          if (met < from.brought.length - 1) return to.connect();
+        } else if (second.fresh ? lacks && !has : own.brought.length && (lacks || has)) return second.connect();
       }
-      messages = to.recent.slice(told + 1);
     }
     this.own = to;
     this.post({ what: 'move', line: from.key, to: to.key, messages, detail: { state: to.state, reason: to.reason } });

@@ -75,6 +75,28 @@ def test_second_line_is_half_open(tabs, site, board, proxy):
         tabs.rest()
 
 
+def test_second_line_stops_half_way(tabs, log, until):
+    "It has brought one message of the three that the first one has: the rest is asked for again, before any tab follows it"
+    tabs.open(log.url('p'))
+    tabs.active(1)
+    for n in (3, 4, 5): log.publish(n)
+    got(tabs, '3 4 5')
+    n,going = len(log.requests),asyncio.Event()
+    async def half():
+        yield log.log[2][1]
+        await going.wait()
+        for _,frame in log.log[3:]: yield frame
+        await asyncio.sleep(60)
+    log.answers['events'] = lambda i: events(half()) if i == n+1 else None
+    log.pages['two'] = lambda: connect('/stream/events', after='2')
+    tabs.open(log.url('two'))
+    until(lambda: ('events', '3') in log.requests[n+1:], 'another request for the rest')
+    log.loop.loop.call_soon_threadsafe(going.set)
+    settled(tabs, log, until)
+    log.publish(6)
+    got(tabs, *['3 4 5 6']*2)
+
+
 @pytest.mark.parametrize('ids', [True, False])
 def test_first_line_is_lost(tabs, log, until, ids):
     "A page that loads finds the server back: the tabs that were waiting to try again are taken along, and miss nothing that has an id"
@@ -178,7 +200,8 @@ def test_ids_that_each_connection_counts_anew(tabs, make_site, until, how):
     assert tabs[0].evaluate("got['/counted'].join('')") == 'abcdefghi'
 
 
-def test_replay_that_falters(tabs, log, until):
+@pytest.mark.parametrize('ms', [600, 2500])
+def test_replay_that_falters(tabs, log, until, ms):
     "A tab that lags behind follows its own line until that has brought what all others know, however slowly it comes"
     tabs.open(log.url('p'), 2)
     settled(tabs, log, until)
@@ -196,7 +219,7 @@ def test_replay_that_falters(tabs, log, until):
     log.answers['events'] = lambda i: events(slow()) if i == n+1 else None
     late.evaluate('cjmSSE.sources[0].resume()')
     late.wait_for_function(f"{GOT}.endsWith(' 52')")
-    late.wait_for_timeout(600)
+    late.wait_for_timeout(ms)
     log.loop.loop.call_soon_threadsafe(going.set)
     want = ' '.join(str(n) for n in range(3, 1203))
     got(tabs, want, want)
