@@ -98,7 +98,7 @@ class SSEBroadcastManager:
         self._backend: Any = RedisBackend(backend) if isinstance(backend, str) else backend or MemoryBackend()
         self._started,self._failed,self._left = None,(-9., ''),{}
         if self._backend.origin: self._hub.log.renew(self._backend.origin)
-        self._lock,self._brief = threading.Lock(),False  # For threads that broadcast while no loop runs, on one that they make for a moment
+        self._brief = False  # Does a thread broadcast while no loop runs, on one that it makes for a moment?
         self.connections = Connections(self._queues, self._hub.connections)
 
 def _whole(name, x, least):
@@ -562,7 +562,7 @@ def broadcast_threadsafe(self:SSEBroadcastManager,
     except RuntimeError: here = None
     if loop := self._lasting_loop() or here: return asyncio.run_coroutine_threadsafe(sending(), loop)
     if send := getattr(self._backend, 'send', None): return self._send_alone(send, event_type, data, key)
-    with self._lock:
+    with self._hub.moving:  # A stream that opens now is on its loop before this one begins, or after it has ended
         if loop := self._lasting_loop(): return asyncio.run_coroutine_threadsafe(sending(), loop)
         self._brief,res = True,Future()
         try: res.set_result(asyncio.run(sending()))

@@ -9,7 +9,7 @@ __all__ = ['BATCH', 'TURNS', 'MANY_TURNS', 'LAST_WORDS', 'being_cancelled', 'Chu
            'Hub', 'patterns', 'EventStreamResponse']
 
 # %% ../nbs/stream.ipynb #0da8265e
-import asyncio,logging,random,sys
+import asyncio,logging,random,sys,threading
 from collections import deque
 from contextlib import suppress
 from contextvars import Context,copy_context
@@ -522,6 +522,7 @@ class Hub:
         self.replay_batch = min(self.backlog, 100)  # Messages of a replay that are put into one chunk
         self.log = Log(replay_size)
         self.loop: Any = None  # The event loop that the streams live on, from the first one
+        self.moving = threading.RLock()  # to another one
         self.counts = dict.fromkeys('broadcasts deliveries coalesced replayed evicted gaps errors bytes'.split(), 0)
         self.connections,self.joining,self.late = {},{},{}  # Open ones; those of them that catch up; those that the pump passed over
         self.requests = {}                     # Connections, open or ended, whose request the server still has
@@ -597,8 +598,11 @@ def leave(self:Hub, conn):
 @patch
 def enter_loop(self:Hub):
     "Streams live on one event loop at a time; `SSEError` if they are on another one"
-    loop = asyncio.get_running_loop()
-    if loop is self.loop: return
+    if asyncio.get_running_loop() is self.loop: return
+    with self.moving: self._move()
+
+@patch
+def _move(self:Hub):
     if (self.connections or any(self.guests)) and not self.loop.is_closed(): raise SSEError(
         'This manager has connections on another event loop, in another thread: use `broadcast_threadsafe` from here')
     # What was left behind by a loop that was closed over it
@@ -607,7 +611,7 @@ def enter_loop(self:Hub):
         *self.guests): o.clear()
     self._routes.clear()
     self._pump = self._timer = self._idle = None
-    self.loop,self.line = loop,asyncio.Lock()
+    self.loop,self.line = asyncio.get_running_loop(),asyncio.Lock()
 
 # %% ../nbs/stream.ipynb #c7787ec7
 @patch

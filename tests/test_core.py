@@ -6,6 +6,7 @@ import queue as thread_queue
 import sys
 import threading
 from collections.abc import Set
+from contextlib import suppress
 from datetime import datetime
 
 import pytest
@@ -598,6 +599,22 @@ def test_many_threads_before_any_loop_runs_give_each_message_its_own_id():
     assert not errors
     ids = [m.id for m in manager.get_history()]
     assert len(ids) == len({*ids}) == 200 and manager._hub.log.seq == 200
+
+async def test_a_stream_that_opens_while_a_thread_broadcasts_on_a_loop_of_its_own(monkeypatch):
+    "The stream waits for the broadcast, which goes into the history"
+    manager, loop, run = SSEBroadcastManager(), asyncio.get_running_loop(), asyncio.run
+    stream, entered = following(manager), []
+    def run_late(coro):
+        entered.append(opening := asyncio.run_coroutine_threadsafe(stream.__aenter__(), loop))
+        with suppress(TimeoutError): opening.result(.3)
+        return run(coro)
+    monkeypatch.setattr('cjm_fasthtml_sse.core.asyncio.run', run_late)
+    assert await asyncio.wait_for(asyncio.to_thread(lambda: manager.broadcast_threadsafe('x', 1).result(BOUND)), BOUND) == 0
+    client = await asyncio.wait_for(asyncio.wrap_future(entered[0]), BOUND)
+    assert [m['data'] for m in manager.get_history()] == [1]
+    assert await asyncio.to_thread(lambda: manager.broadcast_threadsafe('x', 2).result(BOUND)) == 1
+    assert (await client.next(BOUND)).data == '2'
+    await stream.__aexit__(None, None, None)
 
 async def test_threads_broadcast_into_the_loop_of_the_streams():
     manager = SSEBroadcastManager()
