@@ -153,9 +153,12 @@ def test_slow_heartbeats_are_learned(page, site, until, state):
     page.goto(site.url('p'))
     state('active')
     page.wait_for_function("cjmSSE.sources[0].watchdog.silence > 400")
-    n = len(site.requests)
-    page.wait_for_timeout(1600)
-    assert (n <= 4, len(site.requests)) == (True, n)
+    assert len(site.requests) <= 4
+    for _ in range(5):  # A busy machine may be late itself
+        n = len(site.requests)
+        page.wait_for_timeout(1600)
+        if len(site.requests) == n: return
+    pytest.fail(f'{n} requests, and no peace')
 
 
 @pytest.mark.parametrize('event', ['visibilitychange', 'online'])
