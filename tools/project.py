@@ -77,7 +77,9 @@ def pages(): return [read_page(NBS/p, s) for p, s in listed() if (NBS/p).exists(
 
 def home(): return next(p for p in pages() if p.path == 'index.ipynb')
 
-def tutorials(): return [p for p in pages() if p.path.startswith('tutorials/')]
+def tutorials():
+    "Those of the section itself first: a newcomer begins there"
+    return sorted((p for p in pages() if p.path.startswith('tutorials/')), key=lambda p: p.section != 'Tutorials')
 
 @cache
 def modules(): return {p.module: p for p in pages() if p.module and source_path(p.module).exists()}
