@@ -3,7 +3,7 @@
     python tools/docs.py
 
 It fails for a broken link or picture, for a public name that no page shows with a link to its source, for a picture without
-words and a title that two pages share, and for a notebook that the sidebar does not know. `tools/browse.py` opens what this writes.
+words and a title that two pages share, and for a notebook that the sidebar does not know.
 """
 import ast
 import inspect
@@ -67,7 +67,7 @@ class TableRenderer(ShowDocRenderer):
         "Public methods from the body of a class; those that are patched in later have their own place"
         if not inspect.isclass(self.sym): return []
         kinds = inspect.isfunction, lambda o: isinstance(o, classmethod|staticmethod|property)
-        return [k for k, v in vars(self.sym).items() if p.public(k) and k != '__init__' and any(f(v) for f in kinds) and inspect.getdoc(v)]
+        return [k for k, v in vars(self.sym).items() if p.public(k) and k != '__init__' and any(f(v) for f in kinds) and v.__doc__]
 
     def method(self, name):
         sym = inspect.getattr_static(self.sym, name)
@@ -137,6 +137,11 @@ def highlight(code, lang, *_):
 MD = MarkdownIt('commonmark', {'html': True, 'highlight': highlight}).enable(['table', 'strikethrough'])
 
 
+def inline(text): return MD.renderInline(text)  # A title or a description: it may hold `code`
+
+def plain(text): return text.replace('`', '')  # The same where there is no markup
+
+
 def slug(text): return re.sub(r'[^\w.]+', '-', unescape(re.sub(r'<[^>]+>', '', text)).lower()).strip('-')
 
 
@@ -161,9 +166,9 @@ def to_html(md):
             while ident in seen: ident = f'{base}-{(n := n + 1)}'
             seen.add(ident)
             attrs += f' id="{ident}"'
-        plain = unescape(re.sub(r'<[^>]+>', '', re.sub(r'<a class="src".*?</a>', '', text)))
-        heads.append((int(level), ident, plain))
-        return f'<h{level}{attrs}>{text}<a class="anchor" href="#{escape(ident)}" aria-label="Link to {escape(plain)}">#</a></h{level}>'
+        words = unescape(re.sub(r'<[^>]+>', '', re.sub(r'<a class="src".*?</a>', '', text)))
+        heads.append((int(level), ident, words))
+        return f'<h{level}{attrs}>{text}<a class="anchor" href="#{escape(ident)}" aria-label="Link to {escape(words)}">#</a></h{level}>'
     return re.sub(r'<h([2-6])([^>]*)>(.*?)</h\1>', head, html, flags=re.S), heads
 
 
@@ -247,7 +252,7 @@ def moving(html, folder):
 
 def module_graph(page=''):
     faces = [m for m, o in p.modules().items() if o.section == 'Modules']
-    pic = graph.svg(p.layers(), p.imports(), lambda m: here(address(p.modules()[m].path), page or 'index.html'), lambda m: p.modules()[m].description, faces)
+    pic = graph.svg(p.layers(), p.imports(), lambda m: here(address(p.modules()[m].path), page or 'index.html'), lambda m: plain(p.modules()[m].description), faces)
     return f'<div class="graph" tabindex="0" role="region" aria-label="Module graph">{pic}</div>'
 
 
@@ -270,7 +275,7 @@ def sidebar(current):
             out.append((f'<h2>{escape(sec)}</h2>' if sec else '') + '<ul>')
             section = sec
         mark = ' aria-current="page"' if page == current else ''
-        out.append(f'<li><a href="{here(page, current)}"{mark}>{escape(title)}</a></li>')
+        out.append(f'<li><a href="{here(page, current)}"{mark}>{escape(plain(title))}</a></li>')
     return ''.join(out) + '</ul>'
 
 
@@ -316,21 +321,21 @@ def index_entries(page, title, description, html):
     t.feed(html)
     for head, ident, text in t.sections:
         words = ' '.join(text.replace('\u200b', '').split())[:600]
-        if head or words: yield {'page': title, 'head': head.strip(), 'url': page + (f'#{ident}' if ident else ''), 'text': words if head else f'{description} {words}'}
+        if head or words: yield {'page': plain(title), 'head': head.strip(), 'url': page + (f'#{ident}' if ident else ''), 'text': words if head else f'{plain(description)} {words}'}
 
 
 def write(out, page, title, description, md, base, source, extra=''):
     "One page and its Markdown twin; what of it the search finds"
     html, heads = to_html(md)
-    body = f'<h1>{escape(title)}</h1>\n<p class="lead">{escape(description)}</p>\n{extra}{moving(relink(html, page, base), out/PurePosixPath(page).parent)}'
+    body = f'<h1>{inline(title)}</h1>\n<p class="lead">{inline(description)}</p>\n{extra}{moving(relink(html, page, base), out/PurePosixPath(page).parent)}'
     up = '../' * page.count('/')
     full = Template((SITE/'page.html').read_text(encoding='utf-8')).substitute(
-        title=escape(title if page == 'index.html' else f'{title} · {p.FACTS["name"]}'), description=escape(description), site=escape(p.FACTS['name']), repo=p.REPO, up=up,
+        title=escape(plain(title) if page == 'index.html' else f'{plain(title)} · {p.FACTS["name"]}'), description=escape(plain(description)), site=escape(p.FACTS['name']), repo=p.REPO, up=up,
         nav=sidebar(page), body=body, toc=contents(heads, source))
     (out/page).parent.mkdir(parents=True, exist_ok=True)
     (out/page).write_text(full, encoding='utf-8')
-    plain = re.sub(r'<h(\d) class="sym"[^>]*>(?:<a.*?</a>)?(.*?)</h\d>', lambda m: f"{'#'*int(m[1])} {unescape(m[2])}", md)
-    (out/f'{page}.md').write_text(f'# {title}\n\n> {description}\n\n{plain}\n', encoding='utf-8')
+    twin = re.sub(r'<h(\d) class="sym"[^>]*>(?:<a.*?</a>)?(.*?)</h\d>', lambda m: f"{'#'*int(m[1])} {unescape(m[2])}", md)
+    (out/f'{page}.md').write_text(f'# {title}\n\n> {description}\n\n{twin}\n', encoding='utf-8')
     return list(index_entries(page, title, description, body))
 
 

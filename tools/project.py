@@ -77,7 +77,9 @@ def pages(): return [read_page(NBS/p, s) for p, s in listed() if (NBS/p).exists(
 
 def home(): return next(p for p in pages() if p.path == 'index.ipynb')
 
-def tutorials(): return [p for p in pages() if p.path.startswith('tutorials/')]
+def tutorials():
+    "Those of the section itself first: a newcomer begins there"
+    return sorted((p for p in pages() if p.path.startswith('tutorials/')), key=lambda p: p.section != 'Tutorials')
 
 @cache
 def modules(): return {p.module: p for p in pages() if p.module and source_path(p.module).exists()}
@@ -95,6 +97,11 @@ def mixed_cells(page):
         if not lone and any(isinstance(o, ast.Import|ast.ImportFrom) for n in body for o in ast.walk(n)): yield src.strip().split('\n')[0]
 
 
+def crowded(page):
+    "Is there more in the first cell than a title and a description?"
+    return len(next((s for kind, s in cells(NBS/page.path) if kind == 'markdown'), '').split('\n')) > 3
+
+
 def problems():
     "What would make the README or the site incomplete"
     there = {p.relative_to(NBS).as_posix() for p in NBS.rglob('*.ipynb') if not any(o[0] in '._' for o in p.relative_to(NBS).parts)}
@@ -102,6 +109,7 @@ def problems():
     res = [f'nbs/sidebar.yml does not list {p}' for p in sorted(there - set(names))]
     res += [f'nbs/sidebar.yml lists {p}, which is not there' for p in names if p not in there]
     res += [f'nbs/{p.path} begins without a description line (`> ...`)' for p in pages() if not p.description]
+    res += [f'nbs/{p.path}: the cell with the title holds more than that and the description; the docs would leave it out' for p in pages() if crowded(p)]
     res += [f'nbs/{p.path} was not exported' for p in pages() if p.module and p.module not in modules()]
     res += [f'nbs/{o.path}: `logger` would be imported by `import *`; call it `_log`' for m, o in modules().items() if 'logger' in exported(m)]
     res += [f'nbs/{o.path}: imports stand in a cell of their own, unlike `{line}`' for o in pages() for line in mixed_cells(o)]

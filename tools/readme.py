@@ -14,6 +14,10 @@ from nbdev.config import nbpath2html
 import project as p
 
 README = p.ROOT/'README.md'
+FOLDERS = {'examples/deploy': 'An app behind nginx or Caddy and under systemd, with its configurations: those of the tutorial on deployment',
+           'tests': 'What needs a browser, a server process, Redis, or time, for pytest; all else is tried in the notebooks',
+           'bench': 'What a broadcast costs, beside peers, and what was measured',
+           'tools': 'What `make` runs: the checks, the documentation, this file; and what takes the pictures'}
 
 
 def relink(md, base='nbs'):
@@ -40,7 +44,7 @@ def tutorials():
 
 
 def structure():
-    "Files with what each says about itself"
+    "Files with what each says about itself, and the other folders"
     def rows(folder, files, describe, pad='    '):
         width = max((len(f.name) for f in files), default=0)
         yield f"{folder}/"
@@ -51,6 +55,8 @@ def structure():
         lines += rows(folder.relative_to(p.ROOT).as_posix(), [f for f in notebooks if f.parent == folder], notebooks.get)
     for folder, kinds in ((f'{p.PACKAGE}/static', ('.js', '.css')), ('demo', ('.py',))):
         if files := sorted(f for f in (p.ROOT/folder).glob('*') if f.suffix in kinds): lines += rows(folder, files, p.summary)
+    width = max(map(len, FOLDERS))
+    lines += [f'{folder + "/":{width+1}}  {said}' for folder, said in FOLDERS.items() if (p.ROOT/folder).is_dir()]
     return ('## Project Structure\n\n```\n' + '\n'.join(lines) +
             f'\n```\n\n{len(notebooks)} notebooks, of which {len(p.modules())} are exported to `{p.PACKAGE}/`, one module each.')
 

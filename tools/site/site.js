@@ -10,8 +10,15 @@ const menu = /** @type {HTMLButtonElement} */ (document.querySelector('.menu'))
 const nav = /** @type {HTMLElement} */ (document.getElementById('nav'))
 const MOST = 12
 
+/** The list of pages is longer than the window: show the part where this page stands */
+function showCurrent() {
+  const here = /** @type {HTMLElement|null} */ (nav.querySelector('[aria-current]'))
+  if (here && here.offsetTop + here.offsetHeight > nav.clientHeight) nav.scrollTop = here.offsetTop - nav.clientHeight / 2
+}
+
 document.documentElement.classList.add('js')
-menu.addEventListener('click', () => menu.setAttribute('aria-expanded', String(nav.classList.toggle('open'))))
+menu.addEventListener('click', () => { menu.setAttribute('aria-expanded', String(nav.classList.toggle('open'))); showCurrent() })
+showCurrent()
 document.addEventListener('keydown', e => { if (e.key === 'Escape' && nav.classList.contains('open')) { menu.click(); menu.focus() } })
 
 /** The index is a script, not fetched data: it also loads from a folder that no server serves. @type {Promise<Entry[]>|undefined} */
