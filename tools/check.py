@@ -150,6 +150,12 @@ def reference():
 
 
 @check
+def docs():
+    "The site renders: no link leads nowhere, and each public name is shown with its source"
+    run(sys.executable, ROOT/'tools/docs.py')
+
+
+@check
 def notebooks():
     "Every lesson holds"
     out = run(sys.executable, ROOT/'tools/nbtest.py', secs=400, ok=(0, 1))
