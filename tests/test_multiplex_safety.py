@@ -282,6 +282,7 @@ async def test_what_a_stream_says_cannot_pass_for_a_frame():
     async with site.up() as browser:
         one,two = await browser.open('/forger', '/events')
         await one.until(lambda o: len(o.body)==len(forged)*1000+5)
+        await two.until(lambda o: o.events)
         await site.manager.broadcast('said', 'true')
         await two.says('true')
         assert (one.number, two.number, two.data, two.ended)==(1, 2, ['true'], False)
