@@ -32,6 +32,7 @@ ENV = {**os.environ, 'PATH': f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}", '
 COUNTS = re.compile(r'(\d+) passed, (\d+) failed')
 DEBIAN = {'chromium': 'chromium', 'redis-server': 'redis-server', 'node': 'nodejs', 'npm': 'npm',
           'nginx': 'nginx', 'caddy': 'caddy', 'openssl': 'openssl'}  # command: its package
+LATER = ['tests/browser/test_one_connection.py', 'tests/browser/test_tabs_random.py']  # Behind what needs no browser: both sides take about the same time
 CHECKS = {}
 
 
@@ -177,11 +178,12 @@ def tests():
     "pytest: what needs a browser, a server process, Redis, or time"
     # Side by side, because both mostly wait
     with tempfile.TemporaryDirectory() as tmp, ThreadPoolExecutor() as pool:
-        reports = [Path(tmp)/'browser.xml', Path(tmp)/'others.xml']
+        reports = [Path(tmp)/f'{o}.xml' for o in ('browser', 'others', 'later')]
         def part(report, *args, **kw):
             return run(sys.executable, '-m', 'pytest', '-q', '--color=no', '--durations=5', f'--junit-xml={report}', *args, secs=1500, ok=(0, 1), **kw)
-        browser = pool.submit(part, reports[0], 'tests/browser', quiet=True)
+        browser = pool.submit(part, reports[0], 'tests/browser', *[f'--ignore={o}' for o in LATER], quiet=True)
         part(reports[1], '--ignore=tests/browser')
+        part(reports[2], *LATER)
         print('\nIn the browser:\n' + browser.result())
         return counted(*reports)
 
