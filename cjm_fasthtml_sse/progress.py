@@ -29,6 +29,7 @@ from fasthtml.common import Label,Progress,Small,Span
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse,Response
+from starlette.routing import Match
 
 from .backend import BackendError
 from .dispatcher import segment
@@ -485,8 +486,9 @@ def setup_progress(
     jobs = Jobs(keep)
     setup_sse(app, manager)
     for path,_ in _ROUTES.values():
-        if any(getattr(r, 'path', '')==path and not getattr(r, 'name', '').startswith('sse_') for r in app.routes):
-            raise ArgumentError(f'The app has a route {path} already, which would answer instead')
+        scope = dict(type='http', method='GET', path=path, root_path='', headers=[])
+        if any(r.matches(scope)[0]==Match.FULL and not getattr(r, 'name', '').startswith('sse_') for r in app.routes):
+            raise ArgumentError(f'The app has a route for {path} already, which would answer instead')
     for m in manager.get_history(): jobs.hear(m)
     manager.on_delivery(jobs.hear)
     for kind,draw in dict(progress=bar, status=status).items(): _add_route(app, manager, jobs, kind, draw, authorise)

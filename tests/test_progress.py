@@ -18,7 +18,7 @@ from cjm_fasthtml_sse.backend import MemoryBackend, Record
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.dispatcher import segment
 from cjm_fasthtml_sse.helpers import setup_sse
-from cjm_fasthtml_sse.htmx import HTMXSSEConnector
+from cjm_fasthtml_sse.htmx import ArgumentError, HTMXSSEConnector
 from cjm_fasthtml_sse.progress import Jobs, oob_progress, progress_bar, setup_progress, track
 from cjm_fasthtml_sse.render import to_html, to_json
 from cjm_fasthtml_sse.testing import SSEClient
@@ -664,3 +664,17 @@ async def test_a_full_house_and_head_requests(manager):
     app,_ = site(manager)
     async with SSEClient(app, url('status')), SSEClient(app, url('status', 'k')) as second: assert second.status == 503
     async with SSEClient(app, url('status'), method='HEAD') as head: assert (head.status, head.body) == (200, b'')
+
+
+@pytest.mark.parametrize('path', ['/{page}', '/stream_job_status', '/{path:path}'])
+def test_a_route_that_would_answer_instead(manager, path):
+    app = FastHTML(secret_key='test')
+    app.route(path)(lambda: 'hello')
+    with pytest.raises(ArgumentError, match='/stream_job_'): setup_progress(app, manager, True)
+
+
+def test_routes_that_leave_room(manager):
+    app = FastHTML(secret_key='test')
+    app.route('/stream_job_status', methods=['POST'])(lambda: 'hello')
+    app.route('/{page}/x')(lambda: 'hello')
+    for _ in range(2): setup_progress(app, manager, True)
