@@ -478,17 +478,19 @@ def setup_progress(
     status=progress_status, # Callable of a report: what `sse_status_element` shows
     keep=1000        # Jobs whose newest report is kept for pages that come late
 ) -> Jobs:           # The newest report of each job, by its id
-    "Add the streams that `sse_progress_element` and `sse_status_element` ask for; `ArgumentError` without `authorise`, or where the app has such a route"
+    "Add the streams that `sse_progress_element` and `sse_status_element` ask for; `ArgumentError` without `authorise`, for a second manager, or where the app has such a route"
     if authorise is not True and not callable(authorise): raise ArgumentError(
         f'`authorise` must say who may watch a job, as a callable of the request and the job\'s id; `True`: everybody. Got {authorise!r}')
     for name,f in dict(bar=bar, status=status).items():
         if not callable(f): raise ArgumentError(f'`{name}` must be a callable of a report, got {f!r}')
     jobs = Jobs(keep)
+    if (old := getattr(app, '_sse_jobs', manager)) is not manager: raise ArgumentError(f'The app shows the jobs of another manager already, {old!r}: they would be seen no more')
     setup_sse(app, manager)
     for path,_ in _ROUTES.values():
         scope = dict(type='http', method='GET', path=path, root_path='', headers=[])
         if any(r.matches(scope)[0]==Match.FULL and not getattr(r, 'name', '').startswith('sse_') for r in app.routes):
             raise ArgumentError(f'The app has a route for {path} already, which would answer instead')
+    app._sse_jobs = manager
     for m in manager.get_history(): jobs.hear(m)
     manager.on_delivery(jobs.hear)
     for kind,draw in dict(progress=bar, status=status).items(): _add_route(app, manager, jobs, kind, draw, authorise)

@@ -678,3 +678,9 @@ def test_routes_that_leave_room(manager):
     app.route('/stream_job_status', methods=['POST'])(lambda: 'hello')
     app.route('/{page}/x')(lambda: 'hello')
     for _ in range(2): setup_progress(app, manager, True)
+
+
+def test_a_second_manager(manager):
+    "Its streams would answer in place of those of the first, under another `authorise`"
+    app,_ = site(manager, lambda req, job_id: False)
+    with pytest.raises(ArgumentError, match='another manager'): setup_progress(app, SSEBroadcastManager(), True)
