@@ -63,7 +63,7 @@ def oob_element(
     if not isinstance(element_id, str) or not element_id: raise ArgumentError(f'`element_id` must be the id of an element, got {element_id!r}')
     if not callable(element_type): raise ArgumentError(f'`element_type` must be an FT function such as `Div`, got {element_type!r}')
     children = () if content is None else content if isinstance(content, (tuple, list)) else (content,)
-    return oob_swap(element_type(*children, id=element_id, **kwargs), 'innerMorph' if swap_type == 'morph' else swap_type)
+    return oob_swap(element_type(*children, id=element_id, **kwargs), 'innerMorph' if str(swap_type).lower() == 'morph' else swap_type)
 
 # %% ../nbs/helpers.ipynb #7a36fe7b
 def oob_update(
@@ -103,9 +103,18 @@ def sse_element(
     return decorate
 
 # %% ../nbs/helpers.ipynb #b03effeb
+class _Header:
+    "A script element made anew for each page: only then its nonce and the path of the app are known"
+    def __init__(self, make, nonce): self.make,self.nonce = make,nonce
+    def __ft__(self): return self.make(nonce=self.nonce() if callable(self.nonce) else self.nonce)
+
+def _html(header):
+    "What `header` looks like; where there is no page, there is no nonce to be asked for"
+    return to_xml((header.make(nonce=None) if isinstance(header, _Header) else header,), indent=False)
+
 def _srcs(header):
     "Addresses of the scripts that `header` loads"
-    return [unescape(o) for o in re.findall(r'<script\b[^>]*?\bsrc=["\']?([^"\'\s>]+)', to_xml((header,), indent=False))]
+    return [unescape(o) for o in re.findall(r'<script\b[^>]*?\bsrc=["\']?([^"\'\s>]+)', _html(header))]
 
 _HTMX = re.compile(r'(?:^|/)(?:htma?x(?:[@.-](?:v?\d[\w.]*|min|esm))*\.js|htmx\.org(?:@[\w.-]+)?)$')
 
@@ -118,24 +127,19 @@ def get_htmx_idx(
     return next((i for i,h in enumerate(hdrs) if any(map(_is_htmx, _srcs(h)))), -1)
 
 # %% ../nbs/helpers.ipynb #cc87b24c
-class _Header:
-    "A script element made anew for each page: only then its nonce and the path of the app are known"
-    def __init__(self, make, nonce): self.make,self.nonce = make,nonce
-    def __ft__(self): return self.make(nonce=self.nonce() if callable(self.nonce) else self.nonce)
-
 def _header(make, nonce): return _Header(make, nonce) if callable(nonce) else make(nonce=nonce)
 
 def _htmx_version(hdrs):
     "The version of the htmx that `hdrs` load, empty where nothing tells"
     src = next((o for h in hdrs for o in _srcs(h) if _is_htmx(o)), '')
     if found := re.search(r'htma?x(?:\.org)?[@/-]v?(\d[\w.-]*?)(?=/|\.min|\.js|[?#]|$)', src): return found[1]
-    return '4.0.1' if any(re.search('<meta[^>]*metaCharacter', to_xml((h,))) for h in hdrs) else ''
+    return '4.0.1' if any(re.search('<meta[^>]*metaCharacter', _html(h)) for h in hdrs) else ''
 
 def _has_ext(hdrs): return any(re.search(r'htmx-ext-sse|/htmax\b|(?:^|/)(?:hx-)?sse(?:\.min)?\.js', o) for h in hdrs for o in _srcs(h))
 
 def _script_idx(hdrs, name):
     "Position of our script `name`, -1 where there is none"
-    return next((i for i,h in enumerate(hdrs) if f'data-sse-{name}' in to_xml((h,), indent=False)[:2000]), -1)
+    return next((i for i,h in enumerate(hdrs) if f'data-sse-{name}' in _html(h)[:2000]), -1)
 
 _SCRIPTS = dict(client=client_js, morph=lambda htmx_version: morph_js())
 
@@ -219,7 +223,7 @@ class _Watch:
         looks[me] = sign,tell
         def _send(message):
             # To uvicorn a response that closes its connection looks as its own end does
-            if message['type'] == 'http.response.start' and any(k.lower() == b'connection' for k,_ in message['headers']): looks[me] = None,tell
+            if message['type'] == 'http.response.start' and any(k.lower() == b'connection' for k,_ in message.get('headers', ())): looks[me] = None,tell
             if tell: tell()  # uvloop raises where something is sent to who has gone
             return send(message)
         try: yield _send
@@ -322,8 +326,9 @@ def setup_sse(
     if not (isinstance(getattr(app, 'hdrs', None), list) and hasattr(app, 'router')): raise ArgumentError(f'`app` must be a FastHTML app, got {app!r}')
     if manager is not None and not all(callable(getattr(manager, o, None)) for o in ('open', 'close')): raise ArgumentError(f'`manager` must be an SSEBroadcastManager, got {manager!r}')
     if multiplex and not share: raise ArgumentError('`multiplex` needs `share`: it is for all tabs together')
+    if iscoroutinefunction(share): raise ArgumentError(f'`share` must be a plain function of the request, as it is not awaited, got {share!r}')
     if not (setup := getattr(app, '_sse_setup', None)):
-        setup = app._sse_setup = SimpleNamespace(managers=[], multiplexer=None, share=share)
+        setup = app._sse_setup = SimpleNamespace(managers=[], multiplexer=None, share=True, nonce=None)
         build = app.build_middleware_stack
         app.build_middleware_stack = lambda: _Outer(setup.multiplexer.around(build()) if setup.multiplexer else build(), setup.managers)
         app.user_middleware.append(Middleware(_Inner, tag=partial(_tag, app), who=partial(_who, app)))
@@ -332,7 +337,9 @@ def setup_sse(
         setup.multiplexer,app.middleware_stack = Multiplexer(multiplex),None
         setup.managers.append(setup.multiplexer)  # The last that is closed: it carries the farewells
         app.router.routes[:] = [o for o in app.routes if getattr(o, 'name', '') != 'sse_client']  # A client without it may be served already
-    _serve_scripts(app, nonce, morph)
+    if share is not True: setup.share = share  # Said by any call, it holds: `setup_dashboard` and others call this as well
+    if nonce is not None: setup.nonce = nonce
+    _serve_scripts(app, lambda: setup.nonce() if callable(setup.nonce) else setup.nonce, morph)
     if manager is not None and all(o is not manager for o in setup.managers): setup.managers.insert(0, manager)
 
 # %% ../nbs/helpers.ipynb #dab796b8

@@ -10,12 +10,13 @@ __all__ = ['PATIENCE', 'Speed', 'Job', 'track', 'duration', 'progress_bar', 'pro
 
 # %% ../nbs/progress.ipynb #0da4d88e
 import asyncio,logging,threading
+from collections import OrderedDict
 from collections.abc import Mapping
 from concurrent.futures import Future,wait
 from contextlib import suppress
 from inspect import isawaitable
 from math import exp,inf,isfinite
-from numbers import Real
+from numbers import Integral,Real
 from operator import length_hint
 from time import monotonic
 from typing import Any
@@ -28,6 +29,7 @@ from fasthtml.common import Label,Progress,Small,Span
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse,Response
+from starlette.routing import Match
 
 from .backend import BackendError
 from .dispatcher import segment
@@ -90,19 +92,27 @@ def report(self:Job) -> dict:
     "How it stands now"
     running = self.state in ('new', 'running')
     seconds = (monotonic()-self._began if self._began else 0.) if running else self._took
-    total = self.total if self.total is None or self.n<=self.total else None
-    rate = self._speed.rate if running else self.n/seconds if self.n and seconds else None
-    eta = (total-self.n)/rate if running and rate and total is not None else None
-    return dict(id=self.id, name=self.name, text=self.text, state=self.state, n=self.n, total=total, rate=rate, seconds=seconds, eta=eta, error=self._error)
+    n,total = _plain(self.n),self.total
+    total = None if total is None or n>total else _plain(total)
+    rate = self._speed.rate if running else n/seconds if n and seconds else None
+    eta = (total-n)/rate if running and rate and total is not None else None
+    return dict(id=self.id, name=self.name, text=self.text, state=self.state, n=n, total=total, rate=rate, seconds=seconds, eta=eta, error=self._error)
+
+def _plain(x):
+    "The number `x`, whatever library it comes from, as JSON has it"
+    return x if type(x) in (int, float) else int(x) if isinstance(x, Integral) else float(x)
 
 @patch
 def _tell(self:Job, what):
     "Broadcast how it stands"
     if (runs := _runs[self.manager]).get(self.id) is not self: return  # Another run has taken over
-    before,last = self._told,what!='progress'
-    waits = before is not None and not before.done()
-    if waits and not last: return
-    self._last,self._told = (self.n, self.text),(done := Future())
+    last,done = what!='progress',Future()
+    with self._lock:  # The thread that works and the event loop may both have something to tell
+        if not last and self.state!='running': return
+        before = self._told
+        waits = before is not None and not before.done()
+        if waits and not last: return
+        self._last,self._told = (self.n, self.text),done
     report,key = self.report(),None if last else 'progress'
     def send(_=None):
         try: sent = self.manager.broadcast_threadsafe(f'job:{segment(self.id)}:{what}', report, key=key)
@@ -389,20 +399,31 @@ class Jobs(Mapping):
     def __init__(self,
         keep=1000  # Jobs at most; those that have not been heard of for longest are forgotten
     ):
-        self.keep,self._reports = keep,{}
+        if isinstance(keep, bool) or not isinstance(keep, int) or keep<0: raise ValueError(f'`keep` must be a number of jobs, 0 or more, got {keep!r}')
+        self.keep: int = keep
+        self._reports: OrderedDict = OrderedDict()
 
     def hear(self,
         message  # Any that was broadcast
     ):
         "Enter the report that `message` brings, if it does"
         if (report := _report_in(message)) is None: return
-        self._reports.pop(report['id'], None)
-        self._reports[report['id']] = report
-        while len(self._reports)>self.keep: del self._reports[next(iter(self._reports))]
+        self._reports[report['id']] = report  # There at any moment, as other threads may look
+        self._reports.move_to_end(report['id'])
+        while len(self._reports)>self.keep: self._reports.popitem(last=False)
 
     def __getitem__(self, job_id): return self._reports[str(job_id)]
     def __len__(self): return len(self._reports)
     def __iter__(self): return iter([*self._reports])  # A copy, as others go on reporting meanwhile
+
+    def items(self):
+        "Ids and reports as they are now"
+        return dict(self._reports).items()
+
+    def values(self):
+        "Reports as they are now"
+        return dict(self._reports).values()
+
     def __repr__(self): return f'<{len(self)} jobs>'
 
 # %% ../nbs/progress.ipynb #b194b6e9
@@ -457,16 +478,19 @@ def setup_progress(
     status=progress_status, # Callable of a report: what `sse_status_element` shows
     keep=1000        # Jobs whose newest report is kept for pages that come late
 ) -> Jobs:           # The newest report of each job, by its id
-    "Add the streams that `sse_progress_element` and `sse_status_element` ask for; `ArgumentError` without `authorise`, or where the app has such a route"
+    "Add the streams that `sse_progress_element` and `sse_status_element` ask for; `ArgumentError` without `authorise`, for a second manager, or where the app has such a route"
     if authorise is not True and not callable(authorise): raise ArgumentError(
         f'`authorise` must say who may watch a job, as a callable of the request and the job\'s id; `True`: everybody. Got {authorise!r}')
     for name,f in dict(bar=bar, status=status).items():
         if not callable(f): raise ArgumentError(f'`{name}` must be a callable of a report, got {f!r}')
+    jobs = Jobs(keep)
+    if (old := getattr(app, '_sse_jobs', manager)) is not manager: raise ArgumentError(f'The app shows the jobs of another manager already, {old!r}: they would be seen no more')
     setup_sse(app, manager)
     for path,_ in _ROUTES.values():
-        if any(getattr(r, 'path', '')==path and not getattr(r, 'name', '').startswith('sse_') for r in app.routes):
-            raise ArgumentError(f'The app has a route {path} already, which would answer instead')
-    jobs = Jobs(keep)
+        scope = dict(type='http', method='GET', path=path, root_path='', headers=[])
+        if any(r.matches(scope)[0]==Match.FULL and not getattr(r, 'name', '').startswith('sse_') for r in app.routes):
+            raise ArgumentError(f'The app has a route for {path} already, which would answer instead')
+    app._sse_jobs = manager
     for m in manager.get_history(): jobs.hear(m)
     manager.on_delivery(jobs.hear)
     for kind,draw in dict(progress=bar, status=status).items(): _add_route(app, manager, jobs, kind, draw, authorise)

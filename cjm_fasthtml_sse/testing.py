@@ -36,7 +36,7 @@ class SSEClient:
         if cookies: headers = {**(headers or {}), 'Cookie': '; '.join(f'{k}={v}' for k,v in dict(cookies).items())}
         self.app,self.status,self.headers,self.body,self.events = app,None,{},b'',[]
         self.last = None         # The event that `next` gave last
-        if last_event_id is not None: headers = {**(headers or {}), 'Last-Event-ID': last_event_id}
+        if last_event_id is not None: headers = {**(headers or {}), 'Last-Event-ID': str(last_event_id).encode().decode('latin-1')}  # As UTF-8, as browsers do
         self.last_event_id = last_event_id or ''
         self._parser,self._events = Parser(self.last_event_id),asyncio.Queue()
         self._asked = False  # Has the request's body, an empty one, been handed out?
@@ -77,7 +77,7 @@ class SSEClient:
         await self._gate.wait()
         if message['type']=='http.response.start':
             self.status = message['status']
-            self.headers = {k.decode(): v.decode() for k,v in message['headers']}
+            self.headers = {k.decode('latin-1'): v.decode('latin-1') for k,v in message.get('headers', ())}
             return self._started.set()
         body = message.get('body', b'')
         self.body += body
@@ -165,7 +165,7 @@ class _OOBParser(HTMLParser):
             if o: o[2],o[3] = o[2]+html,o[3]+text
 
     def handle_starttag(self, tag, attrs):
-        d,o = dict(attrs),None
+        d,o = {k: v or '' for k,v in attrs},None  # `None` is an attribute without a value
         if (oob := d.get('hx-swap-oob', d.get('data-hx-swap-oob'))) is not None and oob!='false':
             swap,_,target = oob.partition(':')
             o = [_ident(target) if target else d.get('id') or '', 'outerHTML' if swap=='true' else swap, '', '']

@@ -1,9 +1,13 @@
 "Tracked jobs: how a loop may end, what the tabs are told, and who may listen"
 import asyncio
 import gc
+import json
 import logging
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
+from numbers import Integral
 
 import pytest
 from fasthtml.common import Beforeware, Div, FastHTML, Redirect
@@ -14,8 +18,9 @@ from cjm_fasthtml_sse.backend import MemoryBackend, Record
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.dispatcher import segment
 from cjm_fasthtml_sse.helpers import setup_sse
-from cjm_fasthtml_sse.htmx import HTMXSSEConnector
-from cjm_fasthtml_sse.progress import Jobs, oob_progress, setup_progress, track
+from cjm_fasthtml_sse.htmx import ArgumentError, HTMXSSEConnector
+from cjm_fasthtml_sse.progress import Jobs, oob_progress, progress_bar, setup_progress, track
+from cjm_fasthtml_sse.render import to_html, to_json
 from cjm_fasthtml_sse.testing import SSEClient
 from cjm_fasthtml_sse.updater import SSEElementUpdater
 from cjm_fasthtml_sse.wire import CLOSE, StreamEnded
@@ -339,6 +344,97 @@ async def test_many_jobs_at_once(manager):
     assert not progress._runs[manager], 'what has ended is not kept'
 
 
+def report(job_id, n=0):
+    data = dict(track(SSEBroadcastManager(), None, job_id).report(), n=n)
+    return dict(type=f'job:{segment(job_id)}:progress', data=data)
+
+def test_a_thread_that_reads_finds_a_job_while_it_is_heard_of():
+    book,stop,interval = Jobs(),threading.Event(),sys.getswitchinterval()
+    book.hear(message := report('j'))
+    def hear():
+        while not stop.is_set(): book.hear(message)
+    hearing = threading.Thread(target=hear)
+    sys.setswitchinterval(1e-5)
+    hearing.start()
+    try: missed = sum('j' not in book or len(book)!=1 or [*book]!=['j'] for _ in range(20000))
+    finally:
+        stop.set()
+        hearing.join()
+        sys.setswitchinterval(interval)
+    assert not missed
+
+
+@pytest.mark.parametrize('look', [lambda book: book.items(), lambda book: book.values()])
+def test_a_loop_over_jobs_goes_on_while_jobs_are_forgotten(look):
+    book = Jobs(keep=2)
+    for o in 'ab': book.hear(report(o))
+    seen = iter(look(book))
+    next(seen)
+    for o in 'cd': book.hear(report(o))
+    assert len([*seen]) == 1
+    assert [*book] == ['c', 'd']
+
+
+@pytest.mark.parametrize('keep', [-1, 1.5, None, True])
+def test_how_many_jobs_are_kept_is_checked(manager, keep):
+    with pytest.raises(ValueError, match='`keep` must be'): site(manager, keep=keep)
+
+
+class Count:
+    "An integer as NumPy has it: none of Python's own"
+    def __init__(self, n): self.n = n
+    def __int__(self): return self.n
+    __index__ = __int__
+    def __add__(self, x): return Count(self.n+int(x))
+    __radd__ = __add__
+    def __sub__(self, x): return Count(self.n-int(x))
+    def __rsub__(self, x): return Count(int(x)-self.n)
+    def __mul__(self, x): return self.n*x
+    def __truediv__(self, x): return self.n/x
+    def __eq__(self, x): return self.n==int(x)
+    def __lt__(self, x): return self.n<int(x)
+    def __le__(self, x): return self.n<=int(x)
+    def __gt__(self, x): return self.n>int(x)
+    def __ge__(self, x): return self.n>=int(x)
+    def __hash__(self): return hash(self.n)
+
+Integral.register(Count)
+
+@pytest.mark.parametrize(('n', 'total', 'text'), [(Count(3), Count(5), '3 of 5'), (Fraction(3, 2), Fraction(5, 2), '1.5 of 2.5')])
+async def test_numbers_of_any_kind(manager, n, total, text):
+    "What counts may come from a library that has numbers of its own"
+    async with track(manager, None, 'j', total=total) as job: job.update(n)
+    data = newest(manager)
+    assert text in to_html(progress_bar(data))
+    assert json.loads(to_json(data))['n'] == float(n if isinstance(n, Fraction) else int(n))
+
+
+async def test_reports_of_two_threads_do_not_overtake_one_another(manager):
+    class Slow(progress.Job):
+        "One whose `progress` is interrupted, in the middle of being told, until the end was told or can't be"
+        @property
+        def _told(self):
+            told = self.told
+            if threading.current_thread() is slow: reached.set(),ended.wait(.3)
+            return told
+        @_told.setter
+        def _told(self, x): self.told = x
+    reached,ended = threading.Event(),threading.Event()
+    job = track(manager, None, 'j', every=0)
+    job.told = job.__dict__.pop('_told')
+    job.__class__ = Slow
+    slow = threading.Thread(target=job.update)
+    def work():
+        with job:
+            slow.start()
+            reached.wait(BOUND)
+        ended.set()
+        slow.join()
+    await asyncio.to_thread(work)
+    await eventually(lambda: not progress._runs[manager], 'all was told')
+    assert [o for o,_ in told(manager)][-1] == 'completed'
+
+
 async def test_rate_and_eta_follow_the_clock(manager, monkeypatch):
     now = [100.]
     monkeypatch.setattr(progress, 'monotonic', lambda: now[0])
@@ -568,3 +664,23 @@ async def test_a_full_house_and_head_requests(manager):
     app,_ = site(manager)
     async with SSEClient(app, url('status')), SSEClient(app, url('status', 'k')) as second: assert second.status == 503
     async with SSEClient(app, url('status'), method='HEAD') as head: assert (head.status, head.body) == (200, b'')
+
+
+@pytest.mark.parametrize('path', ['/{page}', '/stream_job_status', '/{path:path}'])
+def test_a_route_that_would_answer_instead(manager, path):
+    app = FastHTML(secret_key='test')
+    app.route(path)(lambda: 'hello')
+    with pytest.raises(ArgumentError, match='/stream_job_'): setup_progress(app, manager, True)
+
+
+def test_routes_that_leave_room(manager):
+    app = FastHTML(secret_key='test')
+    app.route('/stream_job_status', methods=['POST'])(lambda: 'hello')
+    app.route('/{page}/x')(lambda: 'hello')
+    for _ in range(2): setup_progress(app, manager, True)
+
+
+def test_a_second_manager(manager):
+    "Its streams would answer in place of those of the first, under another `authorise`"
+    app,_ = site(manager, lambda req, job_id: False)
+    with pytest.raises(ArgumentError, match='another manager'): setup_progress(app, SSEBroadcastManager(), True)

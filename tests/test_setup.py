@@ -1,8 +1,10 @@
 "`setup_sse` under a real server: what it puts around an app"
 import asyncio
 import logging
+import re
 import socket
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 
 import httpx
 import pytest
@@ -13,7 +15,11 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.responses import Response, StreamingResponse
 from starlette.testclient import TestClient
 
-from cjm_fasthtml_sse.helpers import setup_sse
+from cjm_fasthtml_sse.core import SSEBroadcastManager
+from cjm_fasthtml_sse.dashboard import setup_dashboard
+from cjm_fasthtml_sse.helpers import oob_element, setup_sse
+from cjm_fasthtml_sse.htmx import ArgumentError
+from cjm_fasthtml_sse.progress import setup_progress
 from cjm_fasthtml_sse.wire import StreamEnded
 
 
@@ -166,3 +172,67 @@ def test_static_files_and_catch_alls_do_not_answer_for_the_client():
     assert 'class SSESource' in web.get(src).text
     assert web.head(src).status_code == 200
     assert web.get('/anything').text == 'caught'
+
+
+# What several calls say
+
+def first(app): setup_dashboard(app, SSEBroadcastManager(), authorise=True)
+def second(app): setup_progress(app, SSEBroadcastManager(), authorise=True)
+
+def scripts(app, **headers):
+    "The start tags of the scripts of ours in a page"
+    app.route('/')(lambda: P('hello'))
+    return re.findall('<script[^>]*(?:htmx-ext-sse|/_sse/)[^>]*>', TestClient(app).get('/', headers=headers).text)
+
+@pytest.mark.parametrize('others', [[first], [second], [first, second]])
+@pytest.mark.parametrize('later', [False, True])
+def test_what_tells_users_apart_may_be_said_by_any_call(others, later):
+    "Else the tabs of one user would share connections with those of another"
+    app = FastHTML(secret_key='test')
+    for f in others*later: f(app)
+    setup_sse(app, share=lambda req: req.headers['user'])
+    for f in others*(not later): f(app)
+    tags = [re.search('data-sse-tag="(.+?)"', ''.join(scripts(app, user=o)))[1] for o in ('ann', 'bob', 'ann')]
+    assert tags[0] == tags[2] != tags[1]
+
+
+@pytest.mark.parametrize('others', [[first], [second]])
+@pytest.mark.parametrize('later', [False, True])
+def test_the_nonce_may_be_said_by_any_call(others, later):
+    app = FastHTML(secret_key='test')
+    for f in others*later: f(app)
+    setup_sse(app, nonce='n1', share=False)
+    for f in others*(not later): f(app)
+    found = scripts(app)
+    assert len(found) == 2
+    assert all('nonce="n1"' in o for o in found)
+    assert 'data-sse-share="false"' in found[1]
+
+
+def test_a_nonce_is_asked_for_pages_only():
+    "Outside of a request there may be none"
+    nonce,app = ContextVar('nonce'),FastHTML(secret_key='test')
+    for morph in (False, True): setup_sse(app, nonce=nonce.get, morph=morph)
+    nonce.set('n1')
+    assert 'nonce="n1"' in scripts(app)[0]
+
+
+def test_what_tells_users_apart_is_not_awaited():
+    async def user(req): return 'ann'
+    with pytest.raises(ArgumentError, match='`share`'): setup_sse(FastHTML(secret_key='test'), share=user)
+
+
+async def test_a_response_without_headers():
+    "ASGI lets an app leave them out"
+    async def bare(scope, receive, send):
+        await send(dict(type='http.response.start', status=200))
+        await send(dict(type='http.response.body', body=b'hello'))
+    app = FastHTML(sess_cls=None)
+    setup_sse(app)
+    app.mount('/bare', bare)
+    async with serving(app) as client: assert (await client.get('/bare/')).text == 'hello'
+
+
+@pytest.mark.parametrize('swap', ['morph', 'Morph'])
+def test_elements_of_content_morph_the_content(swap):
+    assert oob_element('x', P('hello'), swap).attrs['hx-swap-oob'] == 'innerMorph'

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from support import BOUND, eventually
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.helpers import oob_element, setup_sse
-from cjm_fasthtml_sse.testing import SSEClient, assert_oob
+from cjm_fasthtml_sse.testing import SSEClient, assert_oob, oob_elements
 from cjm_fasthtml_sse.wire import StreamEnded
 
 APP = '''
@@ -140,3 +140,25 @@ async def test_a_tab_through_its_life():
         assert manager.stats()['evicted'] == 1
     async with SSEClient(app, '/events?who=brief', last_event_id=brief.last_event_id) as back:
         assert [assert_oob(await back.next(BOUND), 'items').text for _ in range(20)] == [str(i) for i in range(20)]
+
+
+@pytest.mark.parametrize(('headers', 'seen'), [({}, {}), (dict(headers=[(b'X-Name', 'Zoë'.encode('latin-1'))]), {'X-Name': 'Zoë'})])
+async def test_headers_as_servers_take_them(headers, seen):
+    "None at all, or text beyond ASCII, which Starlette writes as Latin-1"
+    async def bare(scope, receive, send):
+        await send(dict(type='http.response.start', status=200, **headers))
+        await send(dict(type='http.response.body', body=b'data: 1\n\n'))
+    async with SSEClient(bare) as tab: assert ((await tab.next(BOUND)).data, tab.headers) == ('1', seen)
+
+
+async def test_an_id_beyond_latin_1():
+    "It travels as UTF-8, as from a browser"
+    async def echo(scope, receive, send):
+        await send(dict(type='http.response.start', status=200, headers=[]))
+        await send(dict(type='http.response.body', body=b'data: ' + dict(scope['headers'])[b'last-event-id'] + b'\n\n'))
+    async with SSEClient(echo, last_event_id='é☃') as tab: assert (await tab.next(BOUND)).data == 'é☃'
+
+
+def test_an_attribute_without_a_value_is_one():
+    (found,) = oob_elements(Li('Milk', id='todos', hx_swap_oob=True))
+    assert (found.target, found.text) == ('todos', 'Milk')

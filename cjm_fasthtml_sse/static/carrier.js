@@ -112,7 +112,8 @@ class Carriers {
           become: this.carriers.size < MAX_CARRIERS,
         }),
       });
-      if (!this.ended) this.answered(response, open, abort);
+      if (this.ended) abort.abort();   // a carrier that nobody wants any more
+      else this.answered(response, open, abort);
     } catch {
       if (!this.works && abort.signal.aborted && ++this.silent > 1) this.owner.breakDown('no answer');
       else this.fail(open, 0);

@@ -210,18 +210,30 @@ class Multiplexer {
     if (!carriers) return;
     if (what === 'open') for (const wish of wishes) carriers.open(who, wish);
     else if (what === 'close') carriers.close(key);
-    else if (what === 'bye') carriers.left(who);
+    else if (what === 'bye') this.left(carriers, who);
     else if (what === 'check') carriers.check();
     if (who === this.me) return;
     if ((what === 'hello' || what === 'open') && !this.watched.has(who)) {
       // A tab that is gone without a word leaves its lock.
       this.watched.add(who);
       navigator.locks.request(`sse:tab:${who}`, () => {
+        if (carriers !== this.carriers) return;
         this.watched.delete(who);
-        carriers.left(who);
+        this.left(carriers, who);
       });
     }
     if (what === 'hello' || what === 'open' || what === 'ping') this.send({ what: 'lead' });
+  }
+
+  /**
+   * A tab has gone.
+   * @param {Carriers} carriers
+   * @param {number} tab
+   */
+  left(carriers, tab) {
+    carriers.left(tab);
+    this.inboxes.get(tab)?.close();
+    this.inboxes.delete(tab);
   }
 
   /** @param {MuxNews[]} news */

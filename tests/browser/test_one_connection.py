@@ -172,6 +172,39 @@ def test_an_element_that_goes_takes_its_stream_along(tabs, site, until):
     until(lambda: (site.count('two'), open_at(site)) == (0, []))
 
 
+def test_what_is_kept_of_tabs_that_have_gone(tabs, site, until):
+    "One tab leads for days, while others come and go"
+    site.pages['p'] = lambda: Div(connect('/stream/one'))
+    tabs.open(site.url('p'), 2)
+    tabs.active(1)
+    for n in range(3):
+        tabs[1].goto(site.url('p'))
+        tabs.active(1)
+        site.publish(f'{n}', 'one')
+        tabs.wait("n => got['/stream/one'].includes(n)", f'{n}')
+    tabs[0].wait_for_function('cjmSSE.mux.inboxes.size === 1 && cjmSSE.mux.watched.size === 1', timeout=5000)
+    works(tabs, site, until)
+
+
+def test_a_connection_that_comes_when_nobody_wants_it_any_more(tabs, site, until):
+    "The streams were closed while the server took its time"
+    mux,answered = site.app._sse_setup.multiplexer,[]
+    identify = mux._identify
+    async def slowly(scope):
+        await asyncio.sleep(2.5)
+        answered.append(True)
+        return await identify(scope)
+    mux._identify = slowly
+    site.pages['p'] = lambda: Div(connect('/stream/one'))
+    tabs.open(site.url('p'))
+    tabs[0].evaluate('cjmSSE.close()')
+    tabs[0].wait_for_function('!cjmSSE.mux.channel')  # It has left
+    assert not answered
+    until(lambda: answered, 'an answer')
+    tabs.wait_for_timeout(500)
+    until(lambda: (site.count('one'), open_at(site)) == (0, []), 'the connection is given up', 5)
+
+
 def test_each_its_own_status(tabs, site, until):
     "One is refused, one not ready, one sends to the login, one sets a cookie, and the others go on"
     site.answers = dict(no=lambda n: Response(status_code=403), later=lambda n: Response(status_code=503, headers={'Retry-After': '1'}) if n < 2 else None,
