@@ -32,7 +32,7 @@ ENV = {**os.environ, 'PATH': f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}", '
 COUNTS = re.compile(r'(\d+) passed, (\d+) failed')
 DEBIAN = {'chromium': 'chromium', 'redis-server': 'redis-server', 'node': 'nodejs', 'npm': 'npm',
           'nginx': 'nginx', 'caddy': 'caddy', 'openssl': 'openssl'}  # command: its package
-LATER = ['tests/browser/test_one_connection.py', 'tests/browser/test_tabs_random.py']  # Behind what needs no browser: both sides take about the same time
+LATER = ['tests/browser/test_one_connection.py']  # Behind what needs no browser: both sides take about the same time
 CHECKS = {}
 
 

@@ -188,21 +188,20 @@ def test_what_is_kept_of_tabs_that_have_gone(tabs, site, until):
 
 def test_a_connection_that_comes_when_nobody_wants_it_any_more(tabs, site, until):
     "The streams were closed while the server took its time"
-    mux,answered = site.app._sse_setup.multiplexer,[]
+    mux,asked,gate = site.app._sse_setup.multiplexer,[],asyncio.Event()
     identify = mux._identify
     async def slowly(scope):
-        await asyncio.sleep(2.5)
-        answered.append(True)
+        asked.append(True)
+        await gate.wait()
         return await identify(scope)
     mux._identify = slowly
     site.pages['p'] = lambda: Div(connect('/stream/one'))
     tabs.open(site.url('p'))
+    until(lambda: asked, 'a request')
     tabs[0].evaluate('cjmSSE.close()')
     tabs[0].wait_for_function('!cjmSSE.mux.channel')  # It has left
-    assert not answered
-    until(lambda: answered, 'an answer')
-    tabs.wait_for_timeout(500)
-    until(lambda: (site.count('one'), open_at(site)) == (0, []), 'the connection is given up', 5)
+    with tabs[0].expect_response(lambda r: r.request.method == 'POST'): site.loop.loop.call_soon_threadsafe(gate.set)
+    until(lambda: (site.count('one'), open_at(site)) == (0, []), 'the connection is given up')
 
 
 def test_each_its_own_status(tabs, site, until):
