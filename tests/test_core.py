@@ -6,7 +6,7 @@ import queue as thread_queue
 import sys
 import threading
 from collections.abc import Set
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import datetime
 
 import pytest
@@ -679,47 +679,43 @@ def test_a_loop_that_ends_over_open_streams_does_not_spoil_the_next():
     asyncio.run(leave_open())
     asyncio.run(next_one())
 
-@pytest.mark.filterwarnings('ignore')  # Closing a loop over its tasks is the very fault that is staged here
-def test_a_loop_that_is_closed_over_open_streams_does_not_spoil_the_next():
-    manager = SSEBroadcastManager()
+@contextmanager
+def left_open(manager, last):
+    "A stream whose loop is closed over it, after `last` was done with its tab"
     async def leave_open():
         client = tab(manager)
         await client.__aenter__()
-        await turns()
+        await last(client)
         return client
     loop = asyncio.new_event_loop()
     client = loop.run_until_complete(leave_open())
     loop.close()
+    try: yield
+    finally:
+        del client
+        gc.collect()  # What the dead loop left behind is to complain here, not in another test
+
+@pytest.mark.filterwarnings('ignore')  # Closing a loop over its tasks is the very fault that is staged here
+def test_a_loop_that_is_closed_over_open_streams_does_not_spoil_the_next():
+    manager = SSEBroadcastManager()
     async def next_one():
         async with following(manager) as client:
             await manager.broadcast('x', 2)
             assert (await client.next(BOUND)).data == '2'
-    try: asyncio.run(next_one())
-    finally:
-        del client
-        gc.collect()  # What the dead loop left behind is to complain here, not in another test
+    with left_open(manager, lambda client: turns()): asyncio.run(next_one())
 
 
 @pytest.mark.filterwarnings('ignore')  # As above
 def test_a_close_that_waited_in_vain_on_a_loop_does_not_spoil_the_close_on_the_next():
     manager = SSEBroadcastManager()
-    async def leave_open():
-        client = tab(manager)
-        await client.__aenter__()
+    async def wait_in_vain(client):
         client.stall()
         await manager.close(.01)
-        return client
-    loop = asyncio.new_event_loop()
-    client = loop.run_until_complete(leave_open())
-    loop.close()
     async def next_one():
         async with following(manager) as client:
             await asyncio.wait_for(manager.close(2*BOUND), BOUND)
             assert client._task.done()
-    try: asyncio.run(next_one())
-    finally:
-        del client
-        gc.collect()
+    with left_open(manager, wait_in_vain): asyncio.run(next_one())
 
 @pytest.mark.filterwarnings('ignore')  # As above
 def test_what_a_closed_loop_left_behind_may_be_collected_at_any_time():

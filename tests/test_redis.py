@@ -33,6 +33,7 @@ from cjm_fasthtml_sse.wire import GAP, FieldError
 from tests.support import BOUND, eventually, following, gaps, no_task_left, read, read_to, tab
 
 BINARIES = [b for b in ('redis-server', 'valkey-server') if shutil.which(b)]
+DURABLE = '--appendonly', 'yes', '--appendfsync', 'always'  # What it has acknowledged outlives a kill
 pytestmark = [pytest.mark.redis, pytest.mark.skipif(not BINARIES, reason='needs redis-server or valkey-server')]
 
 
@@ -284,7 +285,7 @@ def test_a_script_publishes(server, tmp_path):
     assert got==[1, 2]
 
 def test_a_publisher_says_what_became_of_a_broadcast(redises):
-    r = redises('--appendonly', 'yes', '--appendfsync', 'always')
+    r = redises(*DURABLE)
     with Publisher(r.url, timeout=3.) as p:
         p.broadcast('n', 1)
         r.kill()
@@ -331,7 +332,7 @@ def patience(secs, *managers):
 
 
 async def test_redis_gone_and_back_with_all_it_had(redises, caplog):
-    r = redises('--appendonly', 'yes', '--appendfsync', 'always')
+    r = redises(*DURABLE)
     async with managers(r.url, timeout=BOUND) as (one, two), following(one) as a, following(two) as b:
         await one.broadcast('n', 0)
         for c in (a, b): await c.next(BOUND)
@@ -356,7 +357,7 @@ async def test_redis_gone_and_back_with_all_it_had(redises, caplog):
     assert 'is back' in caplog.text
 
 async def test_what_was_acknowledged_is_not_lost_and_nothing_comes_twice_while_redis_is_killed_again_and_again(redises):
-    r = redises('--appendonly', 'yes', '--appendfsync', 'always')
+    r = redises(*DURABLE)
     async with managers(r.url, timeout=1.5) as (one, two), following(one) as a, following(two) as b:
         acknowledged,uncertain,stop = [],[],False
         async def write(m, w):

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).parents[2]/'tools'))
 import assets  # noqa: E402
@@ -15,6 +15,7 @@ from tabs import board, tabs  # noqa: E402, F401
 from cjm_fasthtml_sse.helpers import setup_sse  # noqa: E402
 
 FLAGS = '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'.split()
+expect.set_options(timeout=30000)  # Milliseconds, as for all else in a page
 
 
 def pytest_collection_modifyitems(items):
@@ -43,7 +44,6 @@ def page(browser):
     "A page of its own browser context. What goes wrong in the page fails the test, unless the test clears `page.errors`"
     context = browser.new_context()
     page = context.new_page()
-    page.set_default_timeout(30000)
     page.errors,page.console = [],[]
     page.on('pageerror', lambda e: page.errors.append(str(e)))
     page.on('console', lambda m: page.console.append((m.type, m.text)))

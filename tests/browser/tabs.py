@@ -40,7 +40,6 @@ class Tabs(list):
         "Open `n` tabs"
         for _ in range(n):
             page = self.context.new_page()
-            page.set_default_timeout(30000)
             page.on('pageerror', lambda e: self.errors.append(str(e)))
             self.append(page)
             page.goto(url)
@@ -145,6 +144,16 @@ def complete(tabs, board):
             want = board.expected(name, page.evaluate('drawn'))
             with suppress(TimeoutError): page.wait_for_function("([url, last]) => !last || got[url].at(-1) === last", arg=[f'/{name}/events', want and want[-1]])
             assert page.evaluate('url => got[url]', f'/{name}/events') == want, f'tab {i}, {name}'
+
+
+def comes_back(page, tabs, site, board):
+    "`page` is left while messages come, and Back brings it live, with nothing missed"
+    page.goto(site.url('none'))
+    board.say(30)
+    page.go_back(wait_until='commit')
+    tabs.active(3)
+    board.say(30)
+    complete(tabs, board)
 
 
 def renderer(page):

@@ -15,7 +15,6 @@ from cjm_fasthtml_sse.htmx import HTMXSSEConnector
 from cjm_fasthtml_sse.monitoring import SSEMonitorConfig, create_sse_monitor
 from cjm_fasthtml_sse.progress import setup_progress, track
 
-expect.set_options(timeout=30000)
 nonce = ContextVar('nonce', default='')
 # No 'self' among the scripts: what users have uploaded is from here, too. Of the styles only the dashboard has some, as a file
 STRICT = ("default-src 'none'; script-src 'nonce-{nonce}'; connect-src 'self'; style-src {styles}; img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'")

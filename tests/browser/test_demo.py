@@ -18,7 +18,6 @@ from servers import running  # noqa: E402
 
 PROJECT = Path(__file__).parents[2]
 DEMO = PROJECT/'demo/main.py'
-expect.set_options(timeout=30000)
 
 
 @pytest.fixture
@@ -64,7 +63,6 @@ class Tab:
     "One tab of the job board"
     def __init__(self, page, url):
         self.page,self.complaints = page,[]
-        page.set_default_timeout(30000)
         page.on('pageerror', lambda e: self.complaints.append(str(e)))
         page.on('console', lambda m: m.type in ('error', 'warning') and self.complaints.append(m.text))
         page.goto(url)

@@ -12,7 +12,6 @@ from cjm_fasthtml_sse.progress import oob_progress, oob_status, setup_progress, 
 from cjm_fasthtml_sse.updater import SSEElementUpdater
 
 progress,status = HTMXSSEConnector.sse_progress_element,HTMXSSEConnector.sse_status_element
-expect.set_options(timeout=30000)
 SEEN = """new MutationObserver(() => { const bar = document.querySelector('progress'); if (bar && bar.position !== seen.at(-1)) seen.push(bar.position) })
     .observe(document, {childList: true, subtree: true}); window.seen = []"""
 

@@ -7,7 +7,6 @@ from playwright.sync_api import expect
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.dashboard import setup_dashboard, sse_dashboard
 
-expect.set_options(timeout=30000)
 LABELS = 'Connections','Broadcasts','Deliveries','Slowest queue'
 # How often a part was replaced
 LOOKS = "id => { window.looks = 0; new MutationObserver(() => { looks += 1 }).observe(document.getElementById(id), {childList: true}) }"

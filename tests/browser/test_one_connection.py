@@ -11,7 +11,7 @@ from fasthtml.common import Div
 from starlette.responses import Response, StreamingResponse
 
 from handmade import ASSETS, Proxy
-from tabs import Tabs, answers, board, complete, connect, crash, renderer, stopped  # noqa: F401
+from tabs import Tabs, answers, board, comes_back, complete, connect, crash, renderer, stopped  # noqa: F401
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from servers import free_port, running, uvicorn  # noqa: E402
 
@@ -143,21 +143,11 @@ def test_navigations(tabs, site, board, until):  # noqa: F811
     tabs.active(3)
     until(lambda: open_at(site) == [6])
     tabs[1].evaluate('window.kept = true')
-    tabs[1].goto(site.url('none'))
-    board.say(30)
-    tabs[1].go_back(wait_until='commit')
-    tabs.active(3)
-    board.say(30)
-    complete(tabs, board)
+    comes_back(tabs[1], tabs, site, board)
     assert tabs[1].evaluate('window.kept')
     until(lambda: open_at(site) == [6])
     # The one that leads leaves: the other one leads, and it comes back as one that follows
-    tabs[0].goto(site.url('none'))
-    board.say(30)
-    tabs[0].go_back(wait_until='commit')
-    tabs.active(3)
-    board.say(30)
-    complete(tabs, board)
+    comes_back(tabs[0], tabs, site, board)
     until(lambda: open_at(site) == [6])
 
 

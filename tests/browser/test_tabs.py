@@ -10,7 +10,7 @@ from fasthtml.common import Div, to_xml
 from starlette.responses import Response, StreamingResponse
 
 from handmade import ASSETS
-from tabs import answers, complete, connect, crash, renderer, stopped
+from tabs import answers, comes_back, complete, connect, crash, renderer, stopped
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from servers import running, uvicorn  # noqa: E402
 
@@ -116,12 +116,7 @@ def test_navigations(tabs, site, board, until):
     board.say(30)
     complete(tabs, board)
     tabs[1].evaluate('window.kept = true')
-    tabs[1].goto(site.url('none'))
-    board.say(30)
-    tabs[1].go_back(wait_until='commit')
-    tabs.active(3)
-    board.say(30)
-    complete(tabs, board)
+    comes_back(tabs[1], tabs, site, board)
     assert tabs[1].evaluate('window.kept')
     until(lambda: board.open == dict(a=1, b=1, c=1), 'three connections')
 
