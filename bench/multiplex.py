@@ -127,11 +127,11 @@ class Reader:
 def opened(it, kind, path, n, each):
     "Sockets with `n` streams open on them, all of which have said something"
     paths = [path.format(i%5) for i in range(n)]
-    if kind=='plain': opening = [([p], lambda o: it.stream(*o)) for p in paths]
-    else: opening = [(paths[at:at+each], lambda o: it.order([[i+1, p, ''] for i,p in enumerate(o)])) for at in range(0, n, each)]
+    if kind=='plain': each = 1
     socks = []
-    for those,begin in opening:  # One after another: the requests of a thousand channels at once would leave a process that is as large as they were
-        socks.append(begin(those))
+    for at in range(0, n, each):  # One after another: the requests of a thousand channels at once would leave a process that is as large as they were
+        those = paths[at:at+each]
+        socks.append(it.stream(those[0]) if kind=='plain' else it.order([[i+1, p, ''] for i,p in enumerate(those)]))
         Reader(socks[-1:], b'retry:' if 'events' in path else b'hello').until(len(those))
     return socks
 

@@ -106,7 +106,7 @@ def sse_element(
 class _Header:
     "A script element made anew for each page: only then its nonce and the path of the app are known"
     def __init__(self, make, nonce): self.make,self.nonce = make,nonce
-    def __ft__(self): return self.make(nonce=self.nonce() if callable(self.nonce) else self.nonce)
+    def __ft__(self): return self.make(nonce=self.nonce())
 
 def _html(header):
     "What `header` looks like; where there is no page, there is no nonce to be asked for"

@@ -220,7 +220,6 @@ class Carrier:
             beats.cancel()
             self._patience = None  # It can't be changed any more
 
-
     async def _beats(self):
         while self._unread<STUCK:
             self._unread = self._unread+1 if self._own.waits else 0

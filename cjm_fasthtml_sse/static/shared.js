@@ -443,9 +443,8 @@ class SharedSource extends SSESource {
         }
         // One that stopped half way would bring again what the other one has brought since.
         const met = this.shared(from.brought, to.brought), has = second.news > second.asked, lacks = own.news > second.asked;
-        if (met >= 0) {
-          if (met < from.brought.length - 1) return to.connect();
-        } else if (second.fresh ? lacks && !has : own.brought.length && (lacks || has)) return second.connect();
+        if (met >= 0 && met < from.brought.length - 1) return to.connect();
+        if (met < 0 && (second.fresh ? lacks && !has : own.brought.length && (lacks || has))) return second.connect();
       }
     }
     this.own = to;
