@@ -243,13 +243,22 @@ async def start(self:RedisBackend, size, deliver, renew, tell=dict):
     self._moved = self._loop.create_future()
     try:
         self._lines = _Line(self._url, self.timeout),_Line(self._url, self.timeout)
-        await self._lines[0].ready(self._loop.time()+self.timeout)
-        await self._load()
-        await self._pulse()
+        await self._begin(self._loop.time()+self.timeout)
     except BaseException:
         await self.stop()
         raise
     self._run()
+
+@patch
+async def _begin(self:RedisBackend, until):
+    line = self._lines[0]
+    while True:
+        await line.ready(until)
+        try:
+            await self._load()
+            return await self._pulse()
+        except BackendError:
+            if line.conn is not None: raise  # It has answered. One that broke, as where Redis is restarted in this moment, is made again
 
 @patch
 def _run(self:RedisBackend):

@@ -198,6 +198,19 @@ async def test_history_and_replay_survive_a_restart_of_all_workers(server):
     async with tab(small, last_event_id=at[38]) as client: assert (await client.next(BOUND)).event==GAP
     await small.close()
 
+async def test_a_connection_that_breaks_while_a_worker_starts_is_made_again(server, monkeypatch):
+    "As where Redis is restarted in this moment: the worker would not start, and uvicorn would end all others with it"
+    load,broken = RedisBackend._load,[]
+    async def breaks_once(self):
+        if not broken:
+            broken.append(self)
+            self._lines[0].conn._writer.transport.abort()
+        await load(self)
+    monkeypatch.setattr(RedisBackend, '_load', breaks_once)
+    async with managers(server.url) as (one, two), following(two) as c:
+        assert broken and await one.broadcast('n', 1)==0
+        assert (await c.next(BOUND)).data=='1'
+
 async def test_a_message_sent_before_any_worker_ran_is_in_the_history(server):
     with Publisher(server.url) as p: p.broadcast('n', 'early')
     async with managers(server.url, 1) as (m,):
