@@ -216,7 +216,7 @@ async def run(secs, seed, clients=300, rate=200, folder=None):
         stop.set()
         for t in lives: t.cancel()
         await asyncio.wait(lives)
-        wrong = judge(crowd, truth, acknowledged)
+        wrong = judge(crowd, truth, acknowledged)+[f'client {i} broke: {t.exception()!r}' for i,t in enumerate(lives) if not t.cancelled() and t.exception()]
         return dict(seconds=round(time.monotonic()-start, 1), seed=seed, clients=clients, **tally, stream=len(truth), deliveries=sum(len(c.seen) for c in crowd),
             gaps=sum(len(c.gaps) for c in crowd), tracebacks=server.output.count('Traceback'), wrong=wrong, output=server.output)
     finally:

@@ -10,7 +10,8 @@ pytestmark = [pytest.mark.redis, pytest.mark.skipif(not shutil.which('redis-serv
 @pytest.mark.timeout(120)
 def test_nothing_is_lost_or_doubled_while_a_worker_is_killed_redis_restarted_and_the_workers_replaced():
     report = main(15, seed=1)
-    assert not report['wrong'] and not report['tracebacks'], report
+    said = '\n'.join([*report['wrong'], 'The server wrote:', report['output']])
+    assert not report['wrong'] and not report['tracebacks'], said
     assert report['kill']==report['restart_redis']==report['rolling']==1
     assert report['deliveries'] > report['clients']*500, 'hardly anything happened'
 
