@@ -207,7 +207,7 @@ async def test_a_connection_that_breaks_while_a_worker_starts_is_made_again(serv
             self._lines[0].conn._writer.transport.abort()
         await load(self)
     monkeypatch.setattr(RedisBackend, '_load', breaks_once)
-    async with managers(server.url) as (one, two), following(two) as c:
+    async with managers(server.url, timeout=BOUND) as (one, two), following(two) as c:
         assert broken and await one.broadcast('n', 1)==0
         assert (await c.next(BOUND)).data=='1'
 

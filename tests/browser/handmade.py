@@ -67,11 +67,12 @@ class Site:
         async def frames():
             self.open.append(stream)
             self.most[path] = max(self.most.get(path, 0), self.count(path))
+            ids = [i for i,_ in self.log]
+            after = ids.index(stream.last_event_id)+1 if stream.last_event_id in ids else len(ids)
+            missed = self.log[after:]  # Now: what is published from here on comes by the queue
             try:
                 yield self.opening.get(path, ': hello\n\n' if path in self.heartbeat else '')
-                ids = [i for i,_ in self.log]
-                after = ids.index(stream.last_event_id)+1 if stream.last_event_id in ids else len(ids)
-                for _,frame in self.log[after:]: yield frame
+                for _,frame in missed: yield frame
                 while True:
                     try: frame = await asyncio.wait_for(stream.queue.get(), self.heartbeat.get(path))
                     except TimeoutError: frame = 'event: sse:heartbeat\ndata: \n\n'
@@ -82,14 +83,18 @@ class Site:
 
     def send(self, frame, path='events'):
         "Send `frame` as it stands to the open streams of `path`; `None` ends them"
-        async def put():
-            for s in [s for s in self.open if s.path == path]: s.queue.put_nowait(frame)
+        async def put(): self._put(frame, path)
         self.loop.run(put())
+
+    def _put(self, frame, path):
+        for s in [s for s in self.open if s.path == path]: s.queue.put_nowait(frame)
 
     def publish(self, data, path='events'):
         "Send `data` with the next id, and keep it for those who come back"
-        self.log.append((str(len(self.log)+1), frame := f'id: {len(self.log)+1}\ndata: {data}\n\n'))
-        self.send(frame, path)
+        async def put():  # At once, for whoever opens a stream in this moment
+            self.log.append((str(len(self.log)+1), frame := f'id: {len(self.log)+1}\ndata: {data}\n\n'))
+            self._put(frame, path)
+        self.loop.run(put())
 
     def last_ids(self, path='events'): return [i for p,i in self.requests if p == path]
     def count(self, path='events'): return sum(s.path == path for s in self.open)
