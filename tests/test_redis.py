@@ -204,7 +204,7 @@ async def test_a_connection_that_breaks_while_a_worker_starts_is_made_again(serv
     async def breaks_once(self):
         if not broken:
             broken.append(self)
-            self._lines[0].conn._writer.transport.abort()
+            with redis.Redis.from_url(server.url) as r: r.client_kill_filter(skipme=True)
         await load(self)
     monkeypatch.setattr(RedisBackend, '_load', breaks_once)
     async with managers(server.url, timeout=BOUND) as (one, two), following(two) as c:
