@@ -53,7 +53,7 @@ class Client:
             writer.write(f'GET /events HTTP/1.1\r\nHost: 127.0.0.1\r\n{last}\r\n'.encode())
             rest,mood,until = b'','well',time.monotonic()+self.rnd.expovariate(1/8)
             while True:
-                data = await asyncio.wait_for(reader.read(4096 if mood=='slow' else 65536), 10)
+                async with asyncio.timeout(10): data = await reader.read(4096 if mood=='slow' else 65536)
                 if not data: return
                 *blocks,rest = (rest+data).split(b'\n\n')
                 for block in blocks: self.take(block)

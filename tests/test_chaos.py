@@ -1,8 +1,12 @@
 "The chaos run in its short form; `make chaos` is the long one"
+import asyncio
 import shutil
+from collections import Counter
+from random import Random
+from types import SimpleNamespace
 
 import pytest
-from chaos import Client, judge, main
+from chaos import Client, Stop, judge, main
 
 pytestmark = [pytest.mark.redis, pytest.mark.skipif(not shutil.which('redis-server'), reason='needs redis-server')]
 
@@ -35,3 +39,22 @@ def test_the_judge_sees_what_is_wrong(seen, gaps, wrong):
 
 def test_the_judge_misses_what_was_acknowledged_and_is_not_there():
     assert judge([], [('1-0', 1)], [1, 2])==['1 messages were acknowledged and are not in the stream, the first is 2']
+
+
+@pytest.mark.parametrize('turns', range(4))
+def test_a_client_ends_with_the_run_whatever_it_reads_in_that_moment(monkeypatch, turns):
+    "`asyncio.wait_for` forgot, up to Python 3.11, a cancellation that met what it waited for, and the client read on for ever"
+    async def run():
+        reader = asyncio.StreamReader()
+        async def open_connection(*args, **kw): return reader,SimpleNamespace(write=lambda data: None, close=lambda: None)
+        monkeypatch.setattr(asyncio, 'open_connection', open_connection)
+        stop = Stop()
+        life = asyncio.create_task(Client(0, Random(1), Counter()).live(stop))
+        await asyncio.sleep(.01)
+        reader.feed_data(b': heartbeat\n\n')
+        for _ in range(turns): await asyncio.sleep(0)  # Somewhere between the arrival and the client's turn
+        stop.set()
+        life.cancel()
+        done,_ = await asyncio.wait([life], timeout=1)
+        assert done, 'the client reads on'
+    asyncio.run(run())
