@@ -24,7 +24,7 @@ from weakref import WeakSet
 from fastcore.basics import patch
 from starlette.responses import PlainTextResponse
 
-from .backend import BackendError,MemoryBackend,Message,processes
+from .backend import BackendAway,BackendError,MemoryBackend,Message,processes
 from .dispatcher import Handlers,matches
 from .redis_backend import RedisBackend
 from .render import to_json
@@ -96,7 +96,8 @@ class SSEBroadcastManager:
             _whole('retry', retry, 0), self.default_timeout, overflow)
         self._hub.guests = self._queues,self._late
         self._backend: Any = RedisBackend(backend) if isinstance(backend, str) else backend or MemoryBackend()
-        self._started,self._failed,self._left = None,(-9., ''),{}
+        self._started,self._left = None,{}
+        self._failed: tuple[float, type, str] = -9.,BackendError,''  # The last start that failed: loop time, error
         if self._backend.origin: self._hub.log.renew(self._backend.origin)
         self._brief = False  # Does a thread broadcast while no loop runs, on one that it makes for a moment?
         self.connections = Connections(self._queues, self._hub.connections)
@@ -193,11 +194,11 @@ async def _start(self:SSEBroadcastManager):
     async with self._hub.line:
         if self._started is self._hub.loop: return  # Somebody else was first
         now = self._hub.loop.time()
-        if 0<=now-self._failed[0]<1: raise BackendError(self._failed[1])  # Who waited in line need not find out anew
+        if 0<=now-self._failed[0]<1: raise self._failed[1](self._failed[2])  # Who waited in line need not find out anew
         if type(self._backend) is MemoryBackend: _warn_of_several()
         try: await self._backend.start(self._hub.log.size, lambda record: self._deliver(record), self._renew, lambda: self._report())
         except BackendError as e:
-            self._failed = self._hub.loop.time(),str(e)
+            self._failed = self._hub.loop.time(),BackendAway if isinstance(e, BackendAway) else BackendError,str(e)
             raise
         self._started = self._hub.loop
 

@@ -9,7 +9,7 @@ __all__ = ['oob_swap', 'oob_element', 'oob_update', 'sse_element', 'get_htmx_idx
            'cleanup_sse_on_unload']
 
 # %% ../nbs/helpers.ipynb #391ce0c2
-import asyncio,hmac,json,logging,re
+import asyncio,hmac,json,logging,re,time
 from contextlib import contextmanager
 from contextvars import Context,ContextVar
 from functools import partial,wraps
@@ -25,6 +25,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from .backend import BackendAway
+from .core import watch_signals
 from .htmx import ArgumentError,HTMXSSEConnector,client_js,ext_script,morph_js,morph_script,unload_js
 from .multiplex import Multiplexer
 from .wire import SSEError,StreamEnded
@@ -237,9 +239,11 @@ class _Watch:
                 if any(sign and sign() for sign,_ in looks.values()): await self.stop()
         finally: del self.loops[loop]
 
+_PATIENCE = 20.  # Seconds that a start waits for a backend that is away
+
 class _Outer:
     "What is between the server and the app"
-    def __init__(self, app, managers): self.app,self.managers,self.watch = app,managers,_Watch(self._close)
+    def __init__(self, app, managers): self.app,self.managers,self.watch,self.told = app,managers,_Watch(self._close),False
 
     async def __call__(self, scope, receive, send):
         if scope['type'] == 'lifespan': return await self.app(scope, self._lifespan(receive, send), send)
@@ -251,6 +255,19 @@ class _Outer:
             with self.watch.during(send) as send: await self.app(scope, receive, send)
         finally: _scope.reset(token)
 
+    async def _open(self, manager):
+        until = time.monotonic()+_PATIENCE
+        while True:
+            try: return await manager.open()
+            except BackendAway as e:
+                if self.told or (left := until-time.monotonic())<1: raise
+                _log.warning('%s. Trying again for %.0f s', e, left)
+            await asyncio.sleep(1)
+
+    def stop_soon(self):
+        "Wait for no backend any more, from within a signal handler"
+        self.told = True
+
     async def _close(self):
         for manager in self.managers:
             try: await manager.close()
@@ -261,8 +278,10 @@ class _Outer:
         async def _receive():
             message = await receive()
             if message['type'] == 'lifespan.startup':
+                self.told = False
+                watch_signals(self)
                 try:
-                    for manager in self.managers: await manager.open()
+                    for manager in self.managers: await self._open(manager)
                 except SSEError as e:  # Raised alone, a server would take it for an app that knows no lifespan
                     await send({'type': 'lifespan.startup.failed', 'message': f'{type(e).__name__}: {e}'})
                     raise

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from fastcore.basics import patch
 
-from .backend import BackendError,Record
+from .backend import BackendAway,BackendError,Record
 from .packing import pack,unpack
 from .wire import check_event_type
 
@@ -94,7 +94,7 @@ class _Line:
             except self.fatal as e: raise BackendError(f'{self.where} refused: {_why(e)}') from e
             except self.transient as e:
                 if first is None or isinstance(first, TimeoutError): first = e  # The last one may only say that time was up
-                if loop.time()+pause>=until: raise BackendError(f'{self.where} could not be reached: {_why(first)}') from first
+                if loop.time()+pause>=until: raise BackendAway(f'{self.where} could not be reached: {_why(first)}') from first
             await asyncio.sleep(pause*random.uniform(.5, 1))  # Many may wait for the same server
             pause = min(2*pause, .5)
 

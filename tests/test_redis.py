@@ -719,12 +719,74 @@ def test_two_workers_and_one_of_them_is_killed(server, workers):
         app.signal()
         app.ends(15)
 
-def test_a_server_with_a_wrong_redis_does_not_start(tmp_path):
-    port = free_port()
-    server = Server([str(c).replace('{port}', str(port)) for c in uvicorn('workers:app')], port, tmp_path/'log', env=dict(REDIS_URL='redis://127.0.0.1:1', HOME=str(tmp_path)))
-    try:
-        assert server.ends(20)[0] and 'could not be reached' in server.output
-    finally: server.stop()
+# A server that starts while Redis is away
+
+def says(server, text, secs=20):
+    "Wait until a server has written `text`"
+    end = time.monotonic()+secs
+    while text not in server.output:
+        assert time.monotonic()<end and server.process.poll() is None, f'{text!r} is not in: {server.output}'
+        time.sleep(.05)
+
+@pytest.fixture
+def starting(tmp_path):
+    "Starts the app `workers` and does not wait for it"
+    with ExitStack() as stack:
+        def start(url, *args, patience=1000):
+            port = free_port()
+            server = Server([str(c).replace('{port}', str(port)) for c in uvicorn('workers:app', *args)], port, tmp_path/'starting.log',
+                env=dict(REDIS_URL=url, PATIENCE=str(patience), HOME=str(tmp_path)))
+            stack.callback(server.stop)
+            return server
+        yield start
+
+AWAY = 'could not be reached'
+
+def test_a_server_with_a_wrong_redis_does_not_start(starting):
+    server = starting('redis://127.0.0.1:1', patience=3)
+    assert server.ends(20)[0] and server.output.count(AWAY)>1, server.output
+
+def test_a_server_that_redis_refuses_does_not_wait(redises, starting):
+    locked = redises('--requirepass', 'right')
+    server = starting(f'redis://127.0.0.1:{locked.port}')
+    assert server.ends(20)[0] and 'Authentication required' in server.output
+
+def test_a_server_waits_for_a_redis_that_starts_later(redises, starting):
+    r = redises()
+    r.kill()
+    server = starting(r.url)
+    says(server, AWAY)
+    r.start()
+    server.wait_until_up()
+    assert get(server, '/say', text='x').status_code==200
+
+def test_a_server_that_waits_for_redis_ends_when_told(starting):
+    server = starting('redis://127.0.0.1:1')
+    says(server, AWAY)
+    server.signal()
+    server.ends(20)
+
+def test_a_worker_that_starts_while_redis_is_away_leaves_the_others_alone(redises, workers):
+    r = redises(*DURABLE)
+    app = workers('--workers', '2', env=dict(REDIS_URL=r.url))
+    for _ in range(100):
+        if len(both := pids(app))==2: break
+    with ExitStack() as stack:
+        tabs = [stack.enter_context(Stream(app, '/events')) for _ in range(10)]
+        for s in tabs: s.until(lambda es: es)
+        r.kill()
+        os.kill(both.pop(), signal.SIGKILL)
+        says(app, 'Trying again')
+        r.start()
+        with Publisher(r.url, timeout=BOUND) as p: p.broadcast('said', dict(text='back'))
+        whole = 0
+        for s in tabs:
+            with suppress(ConnectionError):
+                while not s.ended and not data(s.events): s.read()
+            whole += bool(data(s.events))
+        assert 0<whole<10, 'both workers had some'
+    end = time.monotonic()+20
+    while len(pids(app))<2: assert time.monotonic()<end, app.output
 
 WARNING = 'processes serve this app and nothing carries'
 

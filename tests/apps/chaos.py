@@ -9,8 +9,7 @@ from cjm_fasthtml_sse.wire import SSEError
 
 app, rt = fast_app()
 manager = SSEBroadcastManager(max_queue_size=int(os.environ.get('MAX_QUEUE', 100)), replay_size=20_000, heartbeat=2., retry=300,
-    # The judge reads all of the stream at the end. A worker that can't start takes all others with it, under uvicorn: a disk that is slow to write is no fault of this run
-    backend=RedisBackend(os.environ['REDIS_URL'], max_length=1_000_000, timeout=5.))
+    backend=RedisBackend(os.environ['REDIS_URL'], max_length=1_000_000))  # The judge reads all of the stream at the end
 setup_sse(app, manager)
 
 @rt
