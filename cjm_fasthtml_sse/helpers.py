@@ -344,10 +344,11 @@ def setup_sse(
     "Make `app` ready for event streams; a second call does no harm. `ArgumentError` for what is no FastHTML app or no manager"
     if not (isinstance(getattr(app, 'hdrs', None), list) and hasattr(app, 'router')): raise ArgumentError(f'`app` must be a FastHTML app, got {app!r}')
     if manager is not None and not all(callable(getattr(manager, o, None)) for o in ('open', 'close')): raise ArgumentError(f'`manager` must be an SSEBroadcastManager, got {manager!r}')
-    if multiplex and not share: raise ArgumentError('`multiplex` needs `share`: it is for all tabs together')
     if iscoroutinefunction(share): raise ArgumentError(f'`share` must be a plain function of the request, as it is not awaited, got {share!r}')
-    if not (setup := getattr(app, '_sse_setup', None)):
-        setup = app._sse_setup = SimpleNamespace(managers=[], multiplexer=None, share=True, nonce=None)
+    setup = getattr(app, '_sse_setup', None) or SimpleNamespace(managers=[], multiplexer=None, share=True, nonce=None)
+    if (multiplex or setup.multiplexer) and not (setup.share if share is True else share): raise ArgumentError('`multiplex` needs `share`: it is for all tabs together')
+    if not hasattr(app, '_sse_setup'):
+        app._sse_setup = setup
         build = app.build_middleware_stack
         app.build_middleware_stack = lambda: _Outer(setup.multiplexer.around(build()) if setup.multiplexer else build(), setup.managers)
         app.user_middleware.append(Middleware(_Inner, tag=partial(_tag, app), who=partial(_who, app)))

@@ -110,8 +110,10 @@ def _children(content):
 # %% ../nbs/htmx.ipynb #affc4f43
 def _job_element(job_id, endpoint_template, element_id_template, content, kwargs):
     "A connected `Span` for one job; its stream ends with the job"
-    if (job_id := str(job_id)) == '': raise ArgumentError("`job_id` must not be empty, got ''")
-    fill = lambda template: str(template).replace('{job_id}', quote(job_id, safe=''))
+    if str(job_id) == '': raise ArgumentError("`job_id` must not be empty, got ''")
+    try: quoted = quote(str(job_id), safe='')
+    except UnicodeEncodeError as e: raise ArgumentError(f'`job_id` must be text that UTF-8 can carry, got {job_id!r}') from e
+    fill = lambda template: str(template).replace('{job_id}', quoted)
     return HTMXSSEConnector.create_sse_element(Span, fill(endpoint_template), fill(element_id_template), content=content, **{'auto_reconnect': False} | kwargs)
 
 @patch_to(HTMXSSEConnector, static_method=True)
@@ -122,7 +124,7 @@ def sse_progress_element(
     initial_content=None, # Shown until the first message
     **kwargs              # As in `create_sse_element`
 ) -> FT:
-    "A `Span` that shows the progress of one job, and stays as it is when the server ends the stream; `ArgumentError` for an empty `job_id`"
+    "A `Span` that shows the progress of one job, and stays as it is when the server ends the stream; `ArgumentError` for an empty `job_id`, or one that UTF-8 can't carry"
     return _job_element(job_id, endpoint_template, element_id_template, initial_content, kwargs)
 
 @patch_to(HTMXSSEConnector, static_method=True)
@@ -133,7 +135,7 @@ def sse_status_element(
     initial_content=None, # Shown until the first message
     **kwargs              # As in `create_sse_element`
 ) -> FT:
-    "A `Span` that shows the status of one job, and stays as it is when the server ends the stream; `ArgumentError` for an empty `job_id`"
+    "A `Span` that shows the status of one job, and stays as it is when the server ends the stream; `ArgumentError` for an empty `job_id`, or one that UTF-8 can't carry"
     return _job_element(job_id, endpoint_template, element_id_template, initial_content, kwargs)
 
 # %% ../nbs/htmx.ipynb #8b4c4db3

@@ -222,6 +222,18 @@ def test_what_tells_users_apart_is_not_awaited():
     with pytest.raises(ArgumentError, match='`share`'): setup_sse(FastHTML(secret_key='test'), share=user)
 
 
+def alone(app): setup_sse(app, share=False)
+def together(app): setup_sse(app, multiplex=True)
+
+@pytest.mark.parametrize('calls', [[alone, together], [together, alone], [lambda app: setup_sse(app, share=False, multiplex=True)]])
+def test_one_connection_for_all_tabs_that_share_nothing_is_refused(calls):
+    app = FastHTML(secret_key='test')
+    for f in calls[:-1]: f(app)
+    before = scripts(app)
+    with pytest.raises(ArgumentError, match='`multiplex` needs `share`'): calls[-1](app)
+    assert scripts(app) == before, 'nothing has changed'
+
+
 async def test_a_response_without_headers():
     "ASGI lets an app leave them out"
     async def bare(scope, receive, send):
