@@ -256,6 +256,7 @@ class _Outer:
         finally: _scope.reset(token)
 
     async def _open(self, manager):
+        "Open a manager, and wait for a backend that is away"
         until = time.monotonic()+_PATIENCE
         while True:
             try: return await manager.open()

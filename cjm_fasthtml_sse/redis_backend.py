@@ -172,7 +172,7 @@ class RedisBackend:
         *,
         max_length: int=10_000,   # Entries kept, and a few more; what is older can't be replayed to anybody
         max_age: float=86_400.,   # Seconds that entries are kept; trimmed once a minute, the newest one stays
-        timeout: float=2.         # Seconds after which `publish` fails, or a start
+        timeout: float=2.         # Seconds after which `publish` fails, or an attempt to start
     ):
         _limits(name, max_length, max_age, timeout)
         self._url,self.name,self._token = _checked_url(url),name,''

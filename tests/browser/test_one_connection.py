@@ -251,6 +251,34 @@ def test_falling_back(tabs, site, until, status):
     tabs.wait("got['/stream/one'].join() === 'hello'")
 
 
+@pytest.mark.parametrize('passes,why', [({'http.response.start'}, 'nothing comes'), ((), 'no answer')])
+def test_falling_back_from_what_collects(tabs, make_site, until, passes, why):
+    "Something on the way keeps back what should flow, or even that there is an answer: the client gives it ten seconds, half a one here"
+    kept = []
+    def collect(app):
+        setup_sse(app, multiplex=True)
+        build = app.build_middleware_stack
+        def collecting():
+            inner = build()
+            async def serve(scope, receive, send):
+                async def keep(message):
+                    if message['type'] in passes: return await send(message)
+                    kept.append(message['type'])
+                await inner(scope, receive, keep if scope.get('path') == app._sse_setup.multiplexer.path else send)
+            return serve
+        app.build_middleware_stack = collecting
+    site = make_site(collect)
+    site.pages['p'] = lambda: Div(connect('/stream/one'), connect('/stream/two'))
+    tabs.context.add_init_script('const wait = setTimeout; window.setTimeout = (f, ms, ...rest) => wait(f, ms === 10000 ? 500 : ms, ...rest)')
+    tabs.open(site.url('p'), 2)
+    tabs.wait(BROKEN)
+    assert tabs.all(BROKEN) == [why]*2 and kept
+    tabs.active(2)
+    until(lambda: (site.count('one'), site.count('two'), open_at(site)) == (1, 1, []), 'streams that are shared, and nothing left of the channels')
+    site.publish('hello', 'one')
+    tabs.wait("got['/stream/one'].join() === 'hello'")
+
+
 def test_falling_back_in_the_middle(tabs, site, board, until):  # noqa: F811
     "What worked works no more: each tab goes on from where it was"
     tabs.open(site.url('p'), 3)
