@@ -419,7 +419,7 @@ def get_history(self:SSEBroadcastManager,
 
 @patch(as_prop=True)
 def connection_count(self:SSEBroadcastManager) -> int:
-    "Connections that are open in this process; tabs that share one count once"
+    "Connections that are open in this process; tabs that share one count once, with `multiplex` each element that listens counts"
     return len(self.connections)
 
 @patch(as_prop=True)
@@ -439,7 +439,7 @@ def stream(self:SSEBroadcastManager,
     request,         # The request, as FastHTML gives it to `req`
     render=None,     # Callable of a message, such as an `SSEElementUpdater`; its elements go out as out-of-band HTML. `None`: JSON under the event's own name
     events='**',     # Pattern or patterns: what this connection gets. Values from outside go through `segment` first
-    snapshot=None,   # Callable that gives the state as elements: for first visits, and for gaps that no replay can close
+    snapshot=None,   # Callable without arguments, sync or async, that gives the state as out-of-band elements: for first visits, and for gaps that no replay can close
     until=None,      # Pattern or patterns: after such a message the stream ends; elements with `auto_reconnect=False` stay closed then, the others come back
     user=None        # Whose connection this is, for `present` and `disconnect`; a value that JSON can carry
 ) -> EventStreamResponse:

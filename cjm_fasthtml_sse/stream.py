@@ -546,7 +546,7 @@ def join(self:Hub,
     events=('**',),      # Patterns, from `patterns`
     render=None,         # Callable of a message, or `None`
     until=(),            # Patterns; the stream ends after a message that one of them matches
-    snapshot=None,       # Callable without arguments that gives the state as elements
+    snapshot=None,       # Callable without arguments, sync or async, that gives the state as out-of-band elements
     last_event_id='',    # What the browser saw
     user=None            # Whose it is
 ) -> Connection:
@@ -780,7 +780,7 @@ class EventStreamResponse(Response):
         hub,                 # Where the messages come from
         render=None,         # Callable of a message, sync or async; `None` sends JSON under the event's own name
         events='**',         # Patterns: what this connection gets
-        snapshot=None,       # Callable that gives the state as elements, sync or async
+        snapshot=None,       # Callable without arguments, sync or async, that gives the state as out-of-band elements
         until=None,          # Patterns: after such a message the stream ends on purpose
         user=None,           # Whose connection it is; hashable
         refusal=lambda: None,# Gives a `Response` when there is no room, else `None`

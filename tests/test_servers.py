@@ -7,7 +7,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from fasthtml.common import Client
 from servers import APPS, Stream, free_port, running, uvicorn
+
+from cjm_fasthtml_sse.testing import SSEClient
 
 
 def names(events): return [e.event for e in events]
@@ -41,6 +44,27 @@ def test_the_twenty_lines_run_as_they_stand(tmp_path):
         server.signal(signal.SIGINT)
         code,secs = server.ends()
     assert secs<5 and 'Traceback' not in server.output
+
+
+async def test_what_a_real_page_adds_runs_as_it_stands(tmp_path, monkeypatch):
+    "To the twenty lines: a memory, a count of people, and the monitor"
+    readme = (Path(__file__).parent.parent/'README.md').read_text()
+    first,added = [readme.partition(f'## {o}\n')[2].partition('```python\n')[2].partition('```')[0] for o in ('A first app', 'What a real page adds')]
+    monkeypatch.chdir(tmp_path)
+    exec(first.replace('serve()', added), page := {'__name__': 'page'})
+    web = Client(page['app']).cli
+    html = (await web.get('/')).text
+    assert 'data-sse-monitor' in html and 'id="connection-status"' in html
+    async with SSEClient(page['app'], '/events', cookies=web.cookies) as ann:
+        await ann.until_oob('people', '1 here')
+        await web.post('/add', data=dict(title='tea'))
+        await ann.until_oob('todos', 'tea', 'beforeend')
+        ben = Client(page['app']).cli
+        await ben.get('/')
+        async with SSEClient(page['app'], '/events', cookies=ben.cookies) as late:
+            await late.until_oob('todos', 'tea', 'innerHTML')
+            await ann.until_oob('people', '2 here')
+        await ann.until_oob('people', '1 here')
 
 
 def test_an_app_in_the_older_style_runs_unchanged(serve):

@@ -44,7 +44,10 @@ serveHtmx[2] = (htmx, client) => {
   document.addEventListener('htmx:sseBeforeMessage', event => {
     const element = /** @type {Element} */ (event.target);
     const message = /** @type {CustomEvent} */ (event).detail;
-    if (event.defaultPrevented || element.getAttribute('hx-swap') === 'none' || !message.data?.includes('hx-swap-oob')) return;
+    if (event.defaultPrevented) return;
+    const swap = element.getAttribute('hx-swap');
+    warnOfNothing(element, swap, message.data);
+    if (swap === 'none' || !message.data?.includes('hx-swap-oob')) return;
     const template = document.createElement('template');
     template.innerHTML = message.data;
     for (const found of template.content.querySelectorAll('[hx-swap-oob], [data-hx-swap-oob]')) found.remove();

@@ -65,6 +65,23 @@ def test_out_of_band_only(page, site, until):
     assert texts(page, '#el > *') == ['new']
 
 
+def test_a_message_that_changes_nothing(page, site, until):
+    "The console says so, once: else nothing would. JSON is for scripts, and what an element within swaps is no mistake"
+    site.pages['p'] = lambda: (connect(endpoint='/stream/within', content=connect(Span, element_id='inner', events='message'), swap='none'), hidden(), Div(id='a'), Div(id='b'))
+    page.goto(site.url('p'))
+    until(lambda: site.count() == site.count('within') == 1)
+    site.send('data: <i>swapped</i>\n\n', 'within')
+    shows(page, '#inner > i', 'swapped')
+    site.send('data: {"a": 1}\n\n' + oob('a', 'A'))
+    shows(page, '#a', 'A')
+    assert not complaints(page)
+    site.send('data: <p id="a">1</p>\n\ndata: <p id="a">2</p>\n\n' + oob('b', 'B'))
+    shows(page, '#b', 'B')
+    complaint, = complaints(page)
+    assert 'changes nothing' in complaint and complaint.endswith('<p id="a">1</p>')
+    page.console.clear()
+
+
 def test_ids_with_colons(page, site, until):
     "An update finds its element whatever its id is made of"
     from cjm_fasthtml_sse.helpers import oob_swap, oob_update
