@@ -16,7 +16,6 @@ from functools import cache
 from hashlib import sha256
 from html import escape
 from importlib.resources import files
-from inspect import isawaitable
 from math import floor,isfinite,log10
 from numbers import Real
 from reprlib import Repr
@@ -26,13 +25,12 @@ from typing import Any,NamedTuple
 from fastcore.basics import NotStr,patch
 from fastcore.xml import FT,ft
 from fasthtml.common import B,Button,Dd,Details,Div,Dl,Dt,Figcaption,Figure,Header,Link,Main,Meta,P,Section,Small,Span,Summary,Title
-from starlette.concurrency import run_in_threadpool
-from starlette.responses import PlainTextResponse,Response
+from starlette.responses import Response
 from starlette.routing import Match,Route
 
 from .backend import BackendError,MemoryBackend
 from .core import SSEBroadcastManager,worker_name
-from .helpers import _scope,oob_update,setup_sse
+from .helpers import _refused,_scope,oob_update,setup_sse
 from .htmx import ArgumentError,HTMXSSEConnector
 from .render import to_html
 
@@ -355,7 +353,7 @@ def setup_dashboard(
     app,             # The FastHTML app; `setup_sse` is called for it too
     manager,         # The `SSEBroadcastManager` to look at; once
     path='/_sse/dashboard', # Where the page is
-    authorise=None,  # Callable of the request: may this one look? `True`: everybody may
+    authorise=None,  # Callable of the request: may this one look? It gives `True`, `False` or what to answer. `True` itself: everybody may
     *,
     every=1.,        # Seconds between two looks; the charts show 120 of them
     data=False       # `True`: show the data of the last messages, shortened
@@ -384,10 +382,8 @@ def _check_path(path):
 def _add_routes(app, board, authorise):
     def guarded(answer):
         async def f(req):
-            allowed = authorise is True or await run_in_threadpool(authorise, req)
-            if isawaitable(allowed): allowed = await allowed
-            if isinstance(allowed, Response): return allowed
-            return answer(req) if allowed else PlainTextResponse('Not for you', 403)
+            refused = await _refused(authorise, req)
+            return answer(req) if refused is None else refused
         return f
     def page(req):
         return Title('Event streams'),Meta(name='viewport', content='width=device-width, initial-scale=1'),Main(sse_dashboard(board.manager, level=1), cls='sse-dash-page')

@@ -15,14 +15,16 @@ from contextvars import Context,ContextVar
 from functools import partial,wraps
 from hashlib import sha256
 from html import unescape
-from inspect import iscoroutinefunction
+from inspect import isawaitable,iscoroutinefunction
 from types import SimpleNamespace
 
+from fastcore.basics import risinstance
 from fastcore.xml import FT,to_xml
-from fasthtml.common import Div,Script
+from fasthtml.common import Div,HttpHeader,Script
+from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse,Response
 from starlette.routing import Route
 
 from .backend import BackendAway
@@ -362,6 +364,19 @@ def setup_sse(
     if nonce is not None: setup.nonce = nonce
     _serve_scripts(app, lambda: setup.nonce() if callable(setup.nonce) else setup.nonce, morph)
     if manager is not None and all(o is not manager for o in setup.managers): setup.managers.insert(0, manager)
+
+# %% ../nbs/helpers.ipynb #c51b90d3
+_is_answer = risinstance((Response, FT, HttpHeader, tuple, list))
+
+async def _refused(authorise, *args):
+    "What a guarded route answers instead; `None`: `authorise` lets in. Nothing does but a plain yes: what FastHTML makes responses of is no `Response` itself"
+    allowed = authorise is True or await run_in_threadpool(authorise, *args)
+    if isawaitable(allowed): allowed = await allowed
+    if allowed is True: return None
+    if allowed is None or allowed is False: return PlainTextResponse('Not for you', 403)
+    if isinstance(allowed, Exception): raise allowed
+    if _is_answer(allowed) or hasattr(allowed, '__response__') or hasattr(allowed, '__ft__'): return allowed
+    raise TypeError(f'`authorise` must give True, False or a response, got {allowed!r}')
 
 # %% ../nbs/helpers.ipynb #dab796b8
 def cleanup_sse_on_unload(

@@ -26,14 +26,13 @@ from weakref import WeakKeyDictionary
 from fastcore.basics import patch
 from fastcore.xml import FT
 from fasthtml.common import Label,Progress,Small,Span
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse,Response
 from starlette.routing import Match
 
 from .backend import BackendError
 from .dispatcher import segment
-from .helpers import oob_update,setup_sse
+from .helpers import _refused,oob_update,setup_sse
 from .htmx import ArgumentError
 from .render import to_html
 from .wire import CLOSE,FieldError,SSEError,encode
@@ -472,7 +471,7 @@ _ROUTES = dict(progress=('/stream_job_progress', ('started', 'progress')), statu
 def setup_progress(
     app,             # The FastHTML app; `setup_sse` is called for it too
     manager,         # The `SSEBroadcastManager` that is given to `track`
-    authorise=None,  # Callable of the request and the job's id: may this one listen? `True`: everybody may
+    authorise=None,  # Callable of the request and the job's id: may this one listen? It gives `True`, `False` or what to answer. `True` itself: everybody may
     *,
     bar=progress_bar,       # Callable of a report: what `sse_progress_element` shows
     status=progress_status, # Callable of a report: what `sse_status_element` shows
@@ -501,12 +500,6 @@ def _add_route(app, manager, jobs, kind, draw, authorise):
     def render(message): return None if (report := _report_in(message)) is None else draw(report)
     async def follow(req):
         if not (job_id := req.query_params.get('job_id')): return PlainTextResponse(f'`job_id` must name a job, got {job_id!r}', 400)
-        allowed = authorise if authorise is True else await _asked(authorise, req, job_id)
-        if isinstance(allowed, Response): return allowed
-        if not allowed: return PlainTextResponse('Not for you', 403)
+        if (refused := await _refused(authorise, req, job_id)) is not None: return refused
         return JobStream(manager, jobs, job_id, draw, render, [f'job:{segment(job_id)}:{o}' for o in events])
     app.route(path, methods=['GET'], name=f'sse_job_{kind}')(follow)
-
-async def _asked(authorise, req, job_id):
-    allowed = await run_in_threadpool(authorise, req, job_id)
-    return await allowed if isawaitable(allowed) else allowed

@@ -7,7 +7,8 @@ import weakref
 from html import unescape
 
 import pytest
-from fasthtml.common import Beforeware, Div, FastHTML, Redirect, to_xml
+from fasthtml.common import Beforeware, Div, FastHTML, HtmxResponseHeaders, HttpHeader, P, Redirect, to_xml
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
@@ -16,6 +17,7 @@ from cjm_fasthtml_sse import core, dashboard, monitoring
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.dashboard import SAMPLES, TYPES, Dashboard, Sample, setup_dashboard, sse_dashboard
 from cjm_fasthtml_sse.htmx import ArgumentError
+from cjm_fasthtml_sse.progress import setup_progress
 from cjm_fasthtml_sse.testing import SSEClient
 from cjm_fasthtml_sse.wire import StreamEnded
 from tests.support import BOUND, Hooks, eventually, following, no_task_left, tasks
@@ -79,6 +81,33 @@ async def test_authorise_may_answer_itself_and_an_error_in_it_lets_nobody_in(man
     with pytest.raises(ZeroDivisionError):
         async with SSEClient(app, EVENTS): pass
     assert not board.own.connections
+
+
+ANSWERS = dict(redirect=(lambda *o: Redirect('/login'), 303), element=(lambda *o: P('Log in first'), 200), several=(lambda *o: (P('no'), HttpHeader('x-why', 'login')), 200),
+    headers=(lambda *o: HtmxResponseHeaders(redirect='/login'), 200), error=(lambda *o: HTTPException(401), 401))
+
+@pytest.mark.parametrize('kind', ANSWERS)
+@pytest.mark.parametrize('later', [False, True])
+async def test_whatever_a_handler_may_answer_authorise_may_and_lets_nobody_in(manager, kind, later):
+    "FastHTML's own answers are no responses of Starlette"
+    answer,status = ANSWERS[kind]
+    async def async_answer(*o): return answer(*o)
+    app,board = site(manager, async_answer if later else answer)
+    setup_progress(app, manager, async_answer if later else answer)
+    for path in PATH, EVENTS, '/stream_job_status?job_id=7', '/stream_job_progress?job_id=7':
+        async with SSEClient(app, path) as page:
+            assert page.status == status and not page.headers.get('content-type', '').startswith('text/event-stream') and b'sse-dash' not in page.body
+    assert not board.own.connections and not manager.connections
+
+
+@pytest.mark.parametrize('got', ['ann', 1, 0.5, {'user': 'ann'}, object()])
+async def test_what_is_neither_yes_nor_no_nor_an_answer_lets_nobody_in_and_says_so(manager, got):
+    app,board = site(manager, lambda req: got)
+    setup_progress(app, manager, lambda req, job_id: got)
+    for path in PATH, EVENTS, '/stream_job_status?job_id=7':
+        with pytest.raises(TypeError, match='`authorise` must give True, False or a response, got'):
+            async with SSEClient(app, path): pass
+    assert not board.own.connections and not manager.connections
 
 
 async def test_beforeware_comes_first(manager):
