@@ -478,7 +478,7 @@ def _refusal(self:SSEBroadcastManager):
 # %% ../nbs/core.ipynb #e0aa23c4
 @patch
 def present(self:SSEBroadcastManager,
-    grace: float=5.  # Seconds for which somebody who has left is still listed
+    grace: float=5.  # Seconds for which somebody who has left is still listed, an hour at most
 ) -> dict:           # User -> connections of this process
     "Who is connected"
     res,now = {},self._hub.loop.time() if self._hub.loop else 0.

@@ -286,6 +286,7 @@ class _Outer:
                 try:
                     for manager in self.managers: await self._open(manager)
                 except SSEError as e:  # Raised alone, a server would take it for an app that knows no lifespan
+                    await self._close()
                     await send({'type': 'lifespan.startup.failed', 'message': f'{type(e).__name__}: {e}'})
                     raise
             if message['type'] == 'lifespan.shutdown': await self._close()

@@ -422,8 +422,9 @@ class Multiplexer:
             if asked: await asyncio.get_running_loop().create_future()
             asked.append(True)
             return {'type': 'http.request', 'body': b'', 'more_body': False}
+        path = scope.get('root_path', '')+get_route_path(scope)  # As browsers say it. A server may keep the prefix apart
         with suppress(TimeoutError):
-            async with asyncio.timeout(GRACE): await self.app(stream_scope(scope, quote(scope['path'])) | {'sse.channel': None, 'sse.identify': lambda *who: told.extend(who)}, receive, send)
+            async with asyncio.timeout(GRACE): await self.app(stream_scope(scope, quote(path)) | {'sse.channel': None, 'sse.identify': lambda *who: told.extend(who)}, receive, send)
         if not told: raise Refused(heard.get('status') if heard.get('status', 0)>=400 else 403, 'refused by the app')
         return *told,[(k, v) for k,v in heard['headers'] if k.lower()==b'set-cookie']
 

@@ -35,6 +35,7 @@ from .dispatcher import segment
 from .helpers import _refused,oob_update,setup_sse
 from .htmx import ArgumentError
 from .render import to_html
+from .stream import _Final
 from .wire import CLOSE,FieldError,SSEError,encode
 
 # %% ../nbs/progress.ipynb #9ece0f17
@@ -454,7 +455,8 @@ class JobStream(Response):
         "Elements for how the job stands; nothing for one that is yet to come"
         report = self.jobs.get(self.job_id)
         if report is None and lost: report = dict.fromkeys(_KEYS) | dict(id=self.job_id, name=f'Job {self.job_id}', state='unknown', n=0, text='', error='')
-        return None if report is None else self.draw(report)
+        if report is None: return None
+        return _Final(self.draw(report)) if report['state'] in _ENDS else self.draw(report)
 
     async def _ended(self, report):
         html = ''

@@ -207,7 +207,9 @@ def _entry(name, max_length, fields, key=None, tag=''):
     text = rest if message is None else f'{rest[:-1]}{"," if len(rest)>2 else ""}"data":{message}}}'
     return ('XADD', name, 'MAXLEN', '~', max_length, '*', 'm', text, *(() if key is None else ('k', pack(key, 'key'))), *(('p', tag) if tag else ()))
 
-def _frozen(o): return tuple(map(_frozen, o)) if isinstance(o, list) else o
+def _frozen(o):
+    "Hashable, and the same in every process: a key may have been a tuple or a dataclass"
+    return tuple(map(_frozen, o)) if isinstance(o, list) else tuple((k, _frozen(o[k])) for k in sorted(o)) if isinstance(o, dict) else o
 
 def _place(id): return tuple(map(int, id.split('-')))  # Of an entry's id: milliseconds and sequence, which can be compared
 

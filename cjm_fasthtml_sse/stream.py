@@ -63,6 +63,10 @@ def _join(entries, seq):
     return Chunk(b''.join(bodies), seq, len(bodies), end is not None, len(entries)-len(bodies))
 
 # %% ../nbs/stream.ipynb #cca27fa8
+class _Final(NamedTuple):
+    "What a snapshot gives where nothing comes after it: the stream ends"
+    state: Any  # Elements, or an awaitable of them
+
 class Group:
     "Connections that want the same: one set of patterns, one renderer, one end"
     def __init__(self, hub, events, renderer, until):
@@ -117,8 +121,14 @@ class Group:
         self.log.append(entry)
         self.head,self.fresh = entry.seq,self.fresh+1
         if self.chunks: self.chunks.clear()
-        if len(self.log)>self.hub.backlog: self.floor = self._drop().seq
+        if len(self.log)>self.hub.backlog: self._raise_floor(self._drop())
         self.hub.wake(self)
+
+    def _raise_floor(self, dropped):
+        self.floor = dropped.seq
+        if self.hub.overflow=='evict' or not dropped.last: return
+        for c in [*self.conns]:
+            if c.cursor<dropped.seq: c.recede()  # It would skip the end of its stream, which the hub's log still has
 
     def chunk(self, cursor):
         "Everything after `cursor`"
@@ -184,6 +194,7 @@ async def _work(self:Group):
     try:
         while self._inbox and self.members:
             await self.hub.room((self,))
+            if not self._inbox: continue  # All was left to the log meanwhile
             turn = self._inbox[0]
             frame = turn.frame
             if frame is None: frame = self._frame(turn.message) if turn.conn is None else self.renderer.frame(turn.message)
@@ -488,18 +499,21 @@ async def _tell_state(self:Connection):
     "The state as it is now; without a snapshot, that there is a gap"
     hub,seq,html = self.hub,self.hub.log.seq,None
     id = hub.log.id(seq)
+    # It stands for all that has come so far: was the end among that?
+    last = bool(self.group.until) and any(self.group.ends(m['type']) for m in hub.log.after(self.cursor, hub.log.size))
     if self._untold=='gap': hub.counts['gaps'] += 1
     self._untold = None  # Now, as the log may begin anew while the state is read: that is a gap of its own
     if self._snapshot is not None:
         try:
             state = self._snapshot()
+            if isinstance(state, _Final): state,last = state.state,True
             html = to_html(await state if isawaitable(state) else state)
         except (Exception, asyncio.CancelledError):
             if being_cancelled(): raise  # This tab has left
             hub.counts['errors'] += 1
             _log.exception('Snapshot %r failed', self._snapshot)
     event = GAP if html is None else None if html else HEARTBEAT  # An empty state is told by an id alone
-    return Chunk(encode(html or '', event=event, id=id).encode(), seq)
+    return Chunk((encode(html or '', event=event, id=id)+(encode(event=CLOSE, id=id) if last else '')).encode(), seq, last=last)
 
 # %% ../nbs/stream.ipynb #62de1261
 BATCH = 500  # Connections served in one turn of the event loop

@@ -52,8 +52,11 @@ class SSEClient:
     async def __aenter__(self):
         self._task = asyncio.create_task(self._run())
         started = asyncio.create_task(self._started.wait())
-        await asyncio.wait({self._task, started}, timeout=5, return_when=asyncio.FIRST_COMPLETED)
-        started.cancel()
+        try: await asyncio.wait({self._task, started}, timeout=5, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            self._task.cancel()
+            raise
+        finally: started.cancel()
         if self._task.done(): await self._task
         elif not self._started.is_set():
             await self.disconnect(timeout=1)

@@ -60,6 +60,7 @@ class Tab:
         self.taken = self.beats = 0
         self.own = []                                      # What was put by hand: (number, position when it was put)
         self.said_farewell = self.said_close = False
+        self.stood_for = range(0)                          # Messages that the state or the gap which was told last stands for
         log = world.log
         at = world.positions.get(last_id)
         if last_id and (at is None or at<len(log)-REPLAY): self.covered,self.untold = None,'gap'
@@ -107,8 +108,10 @@ class Tab:
             assert not (self.snapshot and self.untold=='state'), f'{self}: a gap on a first visit'
             self.told(at)
         elif e.event==CLOSE:
-            assert self.ends(at) and (self.covered==at or not self.shown(at))
-            self.cover(at-1)
+            if self.covered==at and self.stood_for: assert any(map(self.ends, self.stood_for)), f'{self}: over, without an end'
+            else:
+                assert self.ends(at) and (self.covered==at or not self.shown(at))
+                self.cover(at-1)
             self.covered,self.said_close = at,True
         elif 'state' in e.data: self.told(at)
         else:
@@ -122,6 +125,7 @@ class Tab:
             assert at==n and new, f'{self}: {n} has the id of {at}'
             assert self.covered is not None and n>self.covered, f'{self}: {n} came twice or out of order'
             assert self.shown(n) and (self.render!='json' or e.event==self.world.log[n-1][0])
+            self.stood_for = range(0)
             # What an async renderer could not keep up with comes from the log, before what still waits for it
             assert self.render=='slow' or not [o for o,after in self.own if after<n], f'{self}: {n} overtook what was put before it'
             self.cover(n-1)
@@ -133,6 +137,7 @@ class Tab:
             lost = range(self.covered+1, len(self.world.log)-REPLAY+1)
             if self.live and self.render!='slow': lost = self.lagged and [n for n in lost if any(matches(p, self.world.log[n-1][0]) for p in self.events)]
             assert lost, f'{self}: a gap where nothing was lost'
+        self.stood_for = range((self.covered or 0)+1, at+1)
         self.covered,self.untold = at,None
 
     def look(self, settled):

@@ -248,6 +248,17 @@ async def test_the_app_sees_the_request_that_it_would_see():
         assert got[0]==got[1] and got[0][:7]==('/sub/look', '1', '1', True, {}, '/sub', 'me'), got
 
 
+async def test_a_proxy_that_takes_the_prefix_away():
+    "Some servers then name it in `root_path` alone, as hypercorn does; the browser's paths have it"
+    site = Site()
+    async def stripped(scope, receive, send): await site.app(scope | {'root_path': '/prefix'}, receive, send)
+    async with serve(stripped) as port, Browser(f'http://127.0.0.1:{port}') as browser:
+        channel = await browser.open('/prefix/events')
+        await channel.until(lambda o: o.events)
+        await site.manager.broadcast('said', 'hello')
+        await channel.says('hello')
+
+
 async def test_each_channel_has_a_status_a_redirect_and_an_end_of_its_own():
     def before(req):
         if req.url.path=='/kept': return RedirectResponse('/login', 303)

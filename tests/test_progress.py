@@ -589,6 +589,34 @@ async def test_a_drawing_of_the_apps_own(manager, caplog):
     assert 'could not be drawn' in caplog.text
 
 
+@pytest.mark.parametrize('kind', ['progress', 'status'])
+async def test_a_state_that_is_an_end_ends_the_stream_though_the_message_was_never_heard(manager, kind):
+    "As where Redis comes back empty, and the job has ended meanwhile in another process"
+    app,jobs = site(manager)
+    job = track(manager, None, 'j', total=2, every=0)
+    async with job:
+        async with SSEClient(app, url(kind)) as page:
+            await page.next(BOUND)
+            jobs.hear(dict(type='job:j:completed', data=dict(jobs['j'], state='completed')))
+            manager._hub.renew('another-0')
+            *_,state,close = await read_all(page)
+        assert 'ompleted' in state.data and close.event == CLOSE
+    assert not manager.connection_count
+
+
+@pytest.mark.parametrize('kind', ['progress', 'status'])
+async def test_a_job_that_ends_while_a_hook_waits_ends_its_stream(manager, kind):
+    app,_ = site(manager)
+    job = track(manager, None, 'j', total=2, every=0)
+    async with job:
+        @manager.on_connect
+        async def finish(conn):
+            job.complete()
+            await asyncio.sleep(.01)
+        async with SSEClient(app, url(kind)) as page: *_,state,close = await read_all(page)
+    assert 'ompleted' in state.data and close.event == CLOSE
+
+
 async def test_setting_up_twice_adds_no_second_route(manager):
     app,_ = site(manager)
     jobs = setup_progress(app, manager, authorise=lambda req, job_id: False)

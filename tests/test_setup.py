@@ -15,6 +15,7 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.responses import Response, StreamingResponse
 from starlette.testclient import TestClient
 
+from cjm_fasthtml_sse.backend import BackendError
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.dashboard import setup_dashboard
 from cjm_fasthtml_sse.helpers import oob_element, setup_sse
@@ -148,6 +149,16 @@ async def test_shutdown(when):
     if when == 'before': setup_sse(app, Manager(seen))
     async with serving(app) as client: assert '<p>1</p>' in (await client.get('/')).text
     assert seen == ['start', 'manager', 'app']
+
+
+def test_a_start_that_fails_closes_what_was_opened():
+    seen = []
+    class Refused(Manager):
+        async def open(self): raise BackendError('wrong password')
+    app = FastHTML(secret_key='test')
+    for manager in Refused([]), Manager(seen): setup_sse(app, manager)  # The one that was named last is opened first
+    with pytest.raises(BackendError, match='wrong password'), TestClient(app): pass
+    assert seen == ['manager']
 
 
 def test_setup_after_the_first_request():

@@ -271,6 +271,48 @@ async def test_until_outside_of_events_ends_without_showing_the_message():
         assert [e.event for e in await read_all(client)] == ['a', CLOSE]
     assert b'hidden' not in client.body
 
+@pytest.mark.parametrize('snapshot,told', [(lambda: '<p>state</p>', ('message', '<p>state</p>')), (lambda: 1/0, (GAP, ''))], ids=['state', 'broken'])
+async def test_an_end_that_slips_in_before_the_state_is_told_ends_the_stream_behind_it(snapshot, told):
+    "The state stands for all that came before it, and the end was among it"
+    manager = SSEBroadcastManager()
+    @manager.on_connect
+    async def end(conn):
+        await manager.broadcast('job:done', 1)
+        await manager.broadcast('other', 2)
+    async with tab(manager, until='job:done', snapshot=snapshot) as client: events = await read_all(client)
+    assert [(e.event, e.data) for e in events] == [told, (CLOSE, '')] and events[1].id == events[0].id
+    assert not manager.connection_count
+
+
+async def test_an_end_that_is_dropped_before_a_slow_tab_has_it_ends_its_stream_all_the_same():
+    manager = SSEBroadcastManager(5, overflow='drop_oldest', heartbeat=0)
+    async with following(manager, until='done', events=['n', 'done']) as client:
+        client.stall()
+        await manager.broadcast('n', 0)
+        await turns()
+        await manager.broadcast('done', 'X')
+        for n in range(1, 20):
+            await manager.broadcast('n', n)
+            await turns()
+        client.resume()
+        assert [e.data for e in await read_all(client)] == ['0', '"X"', '']
+    assert not manager.connection_count
+
+
+async def test_an_async_renderer_whose_messages_are_left_to_the_log_while_it_waits_for_its_turn(caplog):
+    errors,manager = [],SSEBroadcastManager(max_queue_size=1, default_timeout=.01)
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: errors.append(context))
+    async def render(message):
+        await asyncio.sleep(0)
+        return str(message['data'])
+    async with following(manager, render=render) as one, following(manager, render=render) as two:
+        await asyncio.gather(*[manager.broadcast('n', n) for n in range(100)])
+        for client in one, two: assert [e.data for e in await read(client, 100)] == [*map(str, range(100))]
+    gc.collect()
+    await turns()
+    assert not errors
+
+
 async def test_a_slow_tab_skips_the_states_in_between_of_one_key_and_is_not_evicted_for_them():
     manager = SSEBroadcastManager(10, default_timeout=.02)
     async with following(manager) as client:

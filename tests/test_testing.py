@@ -8,7 +8,7 @@ import pytest
 from fasthtml.common import Client, FastHTML, Li
 from starlette.responses import Response
 
-from support import BOUND, eventually
+from support import BOUND, eventually, no_task_left, tab
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.helpers import oob_element, setup_sse
 from cjm_fasthtml_sse.testing import SSEClient, assert_oob, oob_elements
@@ -162,3 +162,15 @@ async def test_an_id_beyond_latin_1():
 def test_an_attribute_without_a_value_is_one():
     (found,) = oob_elements(Li('Milk', id='todos', hx_swap_oob=True))
     assert (found.target, found.text) == ('todos', 'Milk')
+
+
+async def test_a_client_that_is_cancelled_while_it_connects_leaves_no_request_behind():
+    manager = SSEBroadcastManager()
+    @manager.on_connect
+    async def slow(conn): await asyncio.Event().wait()
+    async with no_task_left():
+        connecting = asyncio.create_task(tab(manager).__aenter__())
+        await eventually(lambda: manager.connection_count == 1)
+        connecting.cancel()
+        with pytest.raises(asyncio.CancelledError): await connecting
+        await eventually(lambda: manager.connection_count == 0)
