@@ -11,8 +11,8 @@ __all__ = ['ConnectionQueue', 'TooManyConnections', 'SSEBroadcastManager', 'Conn
 import asyncio,json,logging,os,random,signal,socket,threading
 from collections import deque
 from collections.abc import Mapping,Set
-from concurrent.futures import Future
-from contextlib import asynccontextmanager
+from concurrent.futures import Future,InvalidStateError
+from contextlib import asynccontextmanager,suppress
 from datetime import datetime,timezone
 from functools import cache
 from inspect import isawaitable,iscoroutinefunction
@@ -100,6 +100,7 @@ class SSEBroadcastManager:
         self._failed: tuple[float, type, str] = -9.,BackendError,''  # The last start that failed: loop time, error
         if self._backend.origin: self._hub.log.renew(self._backend.origin)
         self._brief = False  # Does a thread broadcast while no loop runs, on one that it makes for a moment?
+        self._handed: dict = {}  # Broadcasts that threads have handed to an event loop: future -> loop
         self.connections = Connections(self._queues, self._hub.connections)
 
 def _whole(name, x, least):
@@ -141,7 +142,7 @@ def on_disconnect(self:SSEBroadcastManager,
 def on_broadcast(self:SSEBroadcastManager,
     callback  # Called with a copy of the message; gives another message, or `None` where it stays; sync or async
 ):               # `callback`, so this is a decorator too
-    "Call `callback(message)` before a message is sent; a message that it returns is sent instead"
+    "Call `callback(message)` before a message is sent; a message that it returns is sent instead. One that waits in an async callback is passed by those that do not"
     return self._hooks.add('broadcast', callback)
 
 @patch
@@ -191,6 +192,7 @@ async def _ready(self:SSEBroadcastManager, last_event_id=''):
 
 @patch
 async def _start(self:SSEBroadcastManager):
+    self._give_up()
     async with self._hub.line:
         if self._started is self._hub.loop: return  # Somebody else was first
         now = self._hub.loop.time()
@@ -201,6 +203,13 @@ async def _start(self:SSEBroadcastManager):
             self._failed = self._hub.loop.time(),BackendAway if isinstance(e, BackendAway) else BackendError,str(e)
             raise
         self._started = self._hub.loop
+
+@patch
+def _give_up(self:SSEBroadcastManager):
+    "Tell those who wait for a broadcast on an event loop that was closed over it"
+    for res,loop in [*self._handed.items()]:
+        if loop.is_closed():
+            with suppress(InvalidStateError): res.set_exception(SSEError('The event loop was closed before the broadcast was through: it may or may not have arrived'))
 
 @patch
 def _renew(self:SSEBroadcastManager, origin, records):
@@ -561,14 +570,29 @@ def broadcast_threadsafe(self:SSEBroadcastManager,
     def sending(): return self.broadcast(event_type, data, timeout, key=key)
     try: here = asyncio.get_running_loop()
     except RuntimeError: here = None
-    if loop := self._lasting_loop() or here: return asyncio.run_coroutine_threadsafe(sending(), loop)
+    if loop := self._lasting_loop() or here: return self._hand_to(loop, sending())
     if send := getattr(self._backend, 'send', None): return self._send_alone(send, event_type, data, key)
     with self._hub.moving:  # A stream that opens now is on its loop before this one begins, or after it has ended
-        if loop := self._lasting_loop(): return asyncio.run_coroutine_threadsafe(sending(), loop)
+        if loop := self._lasting_loop(): return self._hand_to(loop, sending())
         self._brief,res = True,Future()
-        try: res.set_result(asyncio.run(sending()))
+        try: res.set_result(asyncio.run(self._briefly(sending())))
         finally: self._brief = False
         return res
+
+@patch
+def _hand_to(self:SSEBroadcastManager, loop, coro):
+    self._give_up()
+    self._handed[res := asyncio.run_coroutine_threadsafe(coro, loop)] = loop
+    res.add_done_callback(lambda res: self._handed.pop(res, None))
+    return res
+
+@patch
+async def _briefly(self:SSEBroadcastManager, coro):
+    "Await `coro`, and what hooks have broadcast meanwhile: the loop ends after it"
+    here = asyncio.get_running_loop()
+    try: return await coro
+    finally:
+        while beside := [asyncio.wrap_future(res) for res,loop in [*self._handed.items()] if loop is here]: await asyncio.wait(beside)
 
 @patch
 def _send_alone(self:SSEBroadcastManager, send, event_type, data, key):

@@ -837,3 +837,35 @@ async def test_a_stream_holds_nothing_of_a_page():
     async with SSEClient(app, '/events'):
         (req,headers,bodykw), = seen
         assert headers and bodykw and not (req.hdrs or req.ftrs or req.htmlkw or req.bodykw)
+
+
+# Threads whose event loop ends, or is there for a moment only
+
+def test_what_a_hook_broadcasts_where_no_loop_lasts_is_sent():
+    manager,got = SSEBroadcastManager(),[]
+    @manager.on_delivery
+    def audit(message):
+        if message['type'] != 'audit': got.append(manager.broadcast_threadsafe('audit', message['type']))
+    assert manager.broadcast_threadsafe('said', 1).result(BOUND) == 0
+    assert got[0].result(BOUND) == 0
+    assert [m['type'] for m in manager.get_history()] == ['said', 'audit']
+
+
+def test_who_waits_for_a_broadcast_on_a_loop_that_was_closed_over_it_is_told():
+    manager = SSEBroadcastManager()
+    loop = asyncio.new_event_loop()
+    @manager.on_broadcast
+    async def slow(message):
+        if asyncio.get_running_loop() is loop: await asyncio.Event().wait()
+    async def begin():
+        await manager.open()
+        return await asyncio.to_thread(manager.broadcast_threadsafe, 'n', 1)
+    lost = loop.run_until_complete(begin())
+    loop.close()
+    assert not lost.done()
+    async def again():
+        async with manager.subscribe() as queue:
+            assert await manager.broadcast('n', 2) == 1
+            return (await queue.get())['data']
+    assert asyncio.run(again()) == 2
+    with pytest.raises(SSEError, match='closed before'): lost.result(BOUND)

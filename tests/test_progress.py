@@ -627,6 +627,26 @@ async def test_setting_up_twice_adds_no_second_route(manager):
     assert jobs['j']['state'] == 'completed'
 
 
+def test_a_job_outlives_the_loop_that_its_report_was_on(manager):
+    loop = asyncio.new_event_loop()
+    job = track(manager, None, 'j', total=3, every=0)
+    @manager.on_broadcast
+    async def slow(message):
+        if asyncio.get_running_loop() is loop: await asyncio.Event().wait()
+    async def begin():
+        await manager.open()
+        await asyncio.to_thread(job.__enter__)
+    loop.run_until_complete(begin())
+    loop.close()
+    async def again():
+        async with manager.subscribe() as queue:
+            await asyncio.to_thread(job.update)
+            await asyncio.to_thread(job.__exit__, None, None, None)
+            while (message := await asyncio.wait_for(queue.get(), BOUND))['type'] != 'job:j:completed': pass
+            return message['data']['n']
+    assert asyncio.run(again()) == 1
+
+
 # Who may listen
 
 async def yes(req, job_id): return True
