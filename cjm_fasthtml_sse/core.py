@@ -192,7 +192,7 @@ async def _ready(self:SSEBroadcastManager, last_event_id=''):
 
 @patch
 async def _start(self:SSEBroadcastManager):
-    self._give_up()
+    self._give_up()  # Here, where the event loop is another one, and not at each broadcast
     async with self._hub.line:
         if self._started is self._hub.loop: return  # Somebody else was first
         now = self._hub.loop.time()
@@ -571,6 +571,7 @@ def broadcast_threadsafe(self:SSEBroadcastManager,
     try: here = asyncio.get_running_loop()
     except RuntimeError: here = None
     if loop := self._lasting_loop() or here: return self._hand_to(loop, sending())
+    self._give_up()
     if send := getattr(self._backend, 'send', None): return self._send_alone(send, event_type, data, key)
     with self._hub.moving:  # A stream that opens now is on its loop before this one begins, or after it has ended
         if loop := self._lasting_loop(): return self._hand_to(loop, sending())
@@ -581,7 +582,6 @@ def broadcast_threadsafe(self:SSEBroadcastManager,
 
 @patch
 def _hand_to(self:SSEBroadcastManager, loop, coro):
-    self._give_up()
     self._handed[res := asyncio.run_coroutine_threadsafe(coro, loop)] = loop
     res.add_done_callback(lambda res: self._handed.pop(res, None))
     return res

@@ -757,9 +757,9 @@ def says(server, text, secs=20):
 def starting(tmp_path):
     "Starts the app `workers` and does not wait for it"
     with ExitStack() as stack:
-        def start(url, *args, patience=1000):
+        def start(url, patience=1000):
             port = free_port()
-            server = Server([str(c).replace('{port}', str(port)) for c in uvicorn('workers:app', *args)], port, tmp_path/'starting.log',
+            server = Server([str(c).replace('{port}', str(port)) for c in uvicorn('workers:app')], port, tmp_path/'starting.log',
                 env=dict(REDIS_URL=url, PATIENCE=str(patience), HOME=str(tmp_path)))
             stack.callback(server.stop)
             return server

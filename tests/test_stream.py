@@ -299,7 +299,7 @@ async def test_an_end_that_is_dropped_before_a_slow_tab_has_it_ends_its_stream_a
     assert not manager.connection_count
 
 
-async def test_an_async_renderer_whose_messages_are_left_to_the_log_while_it_waits_for_its_turn(caplog):
+async def test_an_async_renderer_whose_messages_are_left_to_the_log_while_it_waits_for_its_turn():
     errors,manager = [],SSEBroadcastManager(max_queue_size=1, default_timeout=.01)
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: errors.append(context))
     async def render(message):
