@@ -10,7 +10,7 @@ __all__ = ['PAGE', 'PULSE', 'EXPIRY', 'REACH', 'RedisBackend', 'Publisher']
 # %% ../nbs/redis_backend.ipynb #9046ef7b
 import asyncio,json,logging,os,random,re,secrets,threading,time
 from collections import deque
-from contextlib import suppress
+from contextlib import asynccontextmanager,suppress
 from contextvars import Context
 from datetime import datetime,timezone
 from inspect import isawaitable
@@ -447,29 +447,42 @@ def _settle(self:RedisBackend, b, state, why):
 # %% ../nbs/redis_backend.ipynb #66140655
 @patch
 async def reach(self:RedisBackend, last_event_id):
-    "Wait until the reader has come to `last_event_id`, at most a second; an id of another epoch is not waited for"
+    "Wait a second at most until the reader has come to `last_event_id`; `BackendError` if only Redis has come so far. An id of another epoch is not waited for"
     found = re.fullmatch(r'([0-9a-f]+):([0-9]{1,20}-[0-9]{1,20})', last_event_id)
     if not found or found[1]!=self._epoch or self._reader is None: return
     self._run()
+    def lacks(): return found[1]==self._epoch and _place(found[2])>_place(self._last)
     with suppress(TimeoutError):
         async with asyncio.timeout(REACH):
-            while found[1]==self._epoch and _place(found[2])>_place(self._last):
+            while lacks():
                 if self._moved.done(): self._moved = self._loop.create_future()
                 await asyncio.shield(self._moved)
+    if not lacks(): return
+    async with self._second_line() as line: newest, = await line.ask(('XREVRANGE', self.name, '+', '-', 'COUNT', 1))
+    # A gap would be a lie: nothing is lost, it is this process that lags behind
+    if newest and lacks() and _place(found[2])<=_place(newest[0][0].decode()): raise BackendError(f'{line.where} has entries that this process has not read yet')
+
+@patch
+@asynccontextmanager
+async def _second_line(self:RedisBackend):
+    "The connection that writes, for a question; `BackendError` if Redis does not answer"
+    if not self._lines: raise BackendError('The Redis backend has not been started')
+    line = self._lines[1]
+    try:
+        async with asyncio.timeout(2*self.timeout), line.lock:  # Somebody may be about to connect already
+            await line.ready(self._loop.time()+self.timeout)
+            yield line
+    except TimeoutError as e: raise BackendError(f'{line.where}: no answer') from e
 
 @patch
 async def ask(self:RedisBackend):
     "What each process told within the last seconds, and what this one tells now; `BackendError` if Redis does not answer"
-    if not self._lines: raise BackendError('The Redis backend has not been started')
-    line,key = self._lines[1],f'{self.name}:worker'
-    try:
-        async with asyncio.timeout(2*self.timeout), line.lock:  # Somebody may be about to connect already
-            await line.ready(self._loop.time()+self.timeout)
-            tokens, = await line.ask(('SMEMBERS', f'{key}s'))
-            tokens = sorted(t for t in tokens if t.decode()!=self._token)
-            told = await line.ask(*[('GET', f'{key}:{t.decode()}') for t in tokens]) if tokens else []
-            if dead := [t for t,o in zip(tokens, told) if o is None]: await line.ask(('SREM', f'{key}s', *dead))
-    except TimeoutError as e: raise BackendError(f'{line.where}: no answer') from e
+    key = f'{self.name}:worker'
+    async with self._second_line() as line:
+        tokens, = await line.ask(('SMEMBERS', f'{key}s'))
+        tokens = sorted(t for t in tokens if t.decode()!=self._token)
+        told = await line.ask(*[('GET', f'{key}:{t.decode()}') for t in tokens]) if tokens else []
+        if dead := [t for t,o in zip(tokens, told) if o is None]: await line.ask(('SREM', f'{key}s', *dead))
     return [json.loads(o) for o in (json.dumps(self._tell(), default=str), *told) if o is not None]
 
 @patch

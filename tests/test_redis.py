@@ -93,6 +93,12 @@ async def managers(url, n=2, **kw):
         for m in ms: await m.close()
 
 
+def raises(error):
+    "A function that does just that"
+    def f(*args): raise error
+    return f
+
+
 async def of(queue, n):
     "The data of the next `n` messages of a queue"
     return [(await asyncio.wait_for(queue.get(), BOUND))['data'] for _ in range(n)]
@@ -182,6 +188,25 @@ async def test_a_browser_from_a_quicker_worker_gets_no_gap(server):
         for claimed in (f'{epoch}:{10**14}-0', f'{epoch}:1-{10**30}', f'{epoch}:²-0', f'{epoch}:-1', 'x'*3000):
             async with tab(slow, last_event_id=claimed) as client: assert [e.event for e in await read(client, 1)]==[GAP]
         assert time.monotonic()-start<3
+
+async def test_a_worker_that_has_lost_touch_invents_no_gap_for_a_browser_that_has_seen_more(server):
+    async with managers(server.url) as (quick, cut_off), following(quick) as client:
+        await cut_off.open()
+        await quick.broadcast('n', 0)
+        await eventually(lambda: cut_off.cursor==quick.cursor, 'it reads')
+        reader = cut_off._backend._lines[0]
+        make,reader.make = reader.make,raises(OSError('away'))
+        await reader.conn.disconnect(nowait=True)
+        await eventually(lambda: cut_off._backend._gone, 'it notices')
+        for n in (1, 2): await quick.broadcast('n', n)
+        last = (await read(client, 3))[-1].id
+        async with tab(cut_off, last_event_id=last) as late:
+            assert (late.status, late.headers['retry-after'])==(503, '3'), 'not for now: another worker may know it'
+        reader.make = make
+        await eventually(lambda: cut_off.cursor==last, 'it is back')
+        async with tab(cut_off, last_event_id=last) as late:
+            await quick.broadcast('n', 3)
+            assert (await late.next(BOUND)).data=='3'
 
 async def test_history_and_replay_survive_a_restart_of_all_workers(server):
     async with managers(server.url) as (one, two):
@@ -411,7 +436,7 @@ async def test_what_was_acknowledged_is_not_lost_and_nothing_comes_twice_while_r
 async def test_redis_that_hangs_fails_a_broadcast_in_time_and_repeats_nothing(server):
     async with managers(server.url, 1, timeout=BOUND) as (m,), following(m) as a:
         await m.broadcast('n', 0)
-        patience(.5, m)
+        patience(1.5, m)
         os.kill(server.process.pid, signal.SIGSTOP)
         async with asyncio.timeout(BOUND):
             m._backend._lines[1].used = asyncio.get_running_loop().time()+BOUND  # As if just heard from: else it is asked for a sign of life first

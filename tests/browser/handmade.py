@@ -3,6 +3,7 @@ import asyncio
 import socket
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -37,6 +38,17 @@ class Stream:
     def __init__(self, path, last_event_id): self.path,self.last_event_id,self.queue = path,last_event_id,asyncio.Queue()
 
 
+class Opened(StreamingResponse):
+    "A stream, and what is to be done once it is over, however that comes"
+    def __init__(self, frames, over):
+        super().__init__(frames, media_type='text/event-stream')
+        self.over = over
+
+    async def __call__(self, scope, receive, send):
+        try: await super().__call__(scope, receive, send)
+        finally: self.over()
+
+
 class Site:
     "The app, its pages and its streams. Everything a test does to a stream goes through here, from the test's own thread"
     def __init__(self, loop, hdrs=None):
@@ -64,22 +76,21 @@ class Site:
         self.requests.append((path, stream.last_event_id))
         answer = self.answers.get(path)
         if answer and (response := answer(sum(p == path for p,_ in self.requests))): return response
+        # All this before the browser hears of its connection, which a test may count then
+        self.open.append(stream)
+        self.most[path] = max(self.most.get(path, 0), self.count(path))
+        ids = [i for i,_ in self.log]
+        after = ids.index(stream.last_event_id)+1 if stream.last_event_id in ids else len(ids)
+        missed = self.log[after:]  # What is published from here on comes by the queue
         async def frames():
-            self.open.append(stream)
-            self.most[path] = max(self.most.get(path, 0), self.count(path))
-            ids = [i for i,_ in self.log]
-            after = ids.index(stream.last_event_id)+1 if stream.last_event_id in ids else len(ids)
-            missed = self.log[after:]  # Now: what is published from here on comes by the queue
-            try:
-                yield self.opening.get(path, ': hello\n\n' if path in self.heartbeat else '')
-                for _,frame in missed: yield frame
-                while True:
-                    try: frame = await asyncio.wait_for(stream.queue.get(), self.heartbeat.get(path))
-                    except TimeoutError: frame = 'event: sse:heartbeat\ndata: \n\n'
-                    if frame is None: return
-                    yield frame
-            finally: self.open.remove(stream)
-        return StreamingResponse(frames(), media_type='text/event-stream')
+            yield self.opening.get(path, ': hello\n\n' if path in self.heartbeat else '')
+            for _,frame in missed: yield frame
+            while True:
+                try: frame = await asyncio.wait_for(stream.queue.get(), self.heartbeat.get(path))
+                except TimeoutError: frame = 'event: sse:heartbeat\ndata: \n\n'
+                if frame is None: return
+                yield frame
+        return Opened(frames(), partial(self.open.remove, stream))
 
     def send(self, frame, path='events'):
         "Send `frame` as it stands to the open streams of `path`; `None` ends them"
