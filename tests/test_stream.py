@@ -15,6 +15,7 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.sessions import SessionMiddleware
 
+from cjm_fasthtml_sse import stream
 from cjm_fasthtml_sse.backend import Message
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.testing import SSEClient
@@ -779,6 +780,75 @@ async def test_no_tab_is_silent_for_longer_than_the_heartbeat_and_none_gets_one_
     async with following(manager) as client:
         await asyncio.sleep(.1)
         assert len(client.events) == 1
+
+async def test_a_tab_that_catches_up_is_not_left_in_silence():
+    manager, go, begun = SSEBroadcastManager(heartbeat=.03), asyncio.Event(), []
+    async def state():
+        begun.append('state')
+        await go.wait()
+        return 'the state'
+    async def render(m):
+        begun.append(m['data'])
+        await go.wait()
+        return str(m['data'])
+    start = manager.cursor
+    await manager.broadcast('x', 1)
+    async with tab(manager, snapshot=state) as a, tab(manager, render=render, last_event_id=start) as b:
+        await eventually(lambda: {*begun} == {'state', 1})
+        n = [len(a.events), len(b.events)]
+        await eventually(lambda: len(a.events) > n[0]+3 and len(b.events) > n[1]+3, 'heartbeats come although nothing else can yet')
+        assert {e.event for e in a.events+b.events} == {HEARTBEAT} and {e.id for e in a.events} == {''} and {e.id for e in b.events} == {start}
+        go.set()
+        assert (await a.next(BOUND)).data == 'the state' and (await b.next(BOUND)).data == '1'
+
+async def test_a_snapshot_is_ended_with_its_stream_before_the_request_is_over():
+    manager, said = SSEBroadcastManager(), []
+    async def state():
+        said.append('begun')
+        try: await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(.01)
+            said.append('closed')
+    async with tab(manager, snapshot=state) as client:
+        await eventually(lambda: said == ['begun'])
+        await client.disconnect()
+        assert said == ['begun', 'closed']
+
+async def test_what_a_slow_renderer_has_made_of_a_replay_is_sent_before_all_of_it_is_ready(monkeypatch):
+    monkeypatch.setattr(stream, 'SLOW', 0)
+    manager, go = SSEBroadcastManager(), asyncio.Event()
+    async def render(m):
+        if m['data'] == 2: await go.wait()
+        return str(m['data'])
+    start = manager.cursor
+    for n in range(5): await manager.broadcast('x', n)
+    async with tab(manager, render=render, last_event_id=start) as client:
+        assert [e.data for e in await read(client, 2)] == ['0', '1']
+        last = client.last_event_id
+    async with tab(manager, render=render, last_event_id=last) as client:
+        go.set()
+        assert [e.data for e in await read(client, 3)] == ['2', '3', '4']
+
+@pytest.mark.parametrize('heartbeat', [0, .02])
+async def test_a_replay_that_nobody_reads_ends_when_the_log_has_moved_on(heartbeat, monkeypatch):
+    monkeypatch.setattr(stream, 'LOOK', .02)
+    manager, stuck = SSEBroadcastManager(replay_size=5, heartbeat=heartbeat, default_timeout=.01), asyncio.Event()
+    def unread(app):
+        async def wrapped(scope, receive, send):
+            async def until_the_replay(message):
+                if b'data: 0' in message.get('body', b''):
+                    stuck.set()
+                    await asyncio.Event().wait()
+                await send(message)
+            await app(scope, receive, until_the_replay)
+        return wrapped
+    start = manager.cursor
+    await manager.broadcast('x', 0)
+    async with tab(manager, last_event_id=start, wrap=unread):
+        async with asyncio.timeout(BOUND): await stuck.wait()
+        for n in range(10): await manager.broadcast('x', n)
+        await eventually(lambda: manager.stats()['evicted'], 'it is evicted')
+        assert manager.connection_count == 0
 
 async def test_the_first_chunk_is_a_retry_an_id_and_a_heartbeat_with_an_empty_data_line():
     manager = SSEBroadcastManager(retry=1234)
