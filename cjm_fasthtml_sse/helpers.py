@@ -36,14 +36,17 @@ from .wire import SSEError,StreamEnded
 # %% ../nbs/helpers.ipynb #f1c6bfbe
 def oob_swap(
     element: FT,                   # Changed in place
-    swap_type: str = 'outerHTML',  # How: `outerHTML`, `innerHTML`, `beforeend`, `delete`, ... as in `hx-swap`; or `morph`
+    swap_type: str = 'outerHTML',  # How: `outerHTML`, `innerHTML`, `beforeend`, `delete`, ... as in `hx-swap`; or `morph`. It may name its target, as in `beforeend:#list`
     target_id: str|None = None     # Where: the `id` of an element in the page; `None`: the one that `element` has itself
 ) -> FT:                           # The same element
-    "Mark `element` to be swapped out-of-band; `ArgumentError` for an element without an id that has no `target_id` either"
+    "Mark `element` to be swapped out-of-band; `ArgumentError` where nothing says where to"
     if not isinstance(getattr(element, 'attrs', None), dict): raise ArgumentError(f'`element` must be an FT element, got {element!r}')
     if not isinstance(swap_type, str) or not swap_type: raise ArgumentError(f'`swap_type` must be a swap style such as `outerHTML`, got {swap_type!r}')
-    if not target_id and not element.attrs.get('id'): raise ArgumentError(f'An element without `id` needs a `target_id`, got {to_xml(element, indent=False)}')
-    swap_type = _STYLES.get(swap_type.lower(), swap_type)
+    named = re.match(r'\S+?:\S', swap_type)  # A modifier, as in `innerHTML swap:1s`, stands after a blank
+    if named and target_id: raise ArgumentError(f'`swap_type` names a target already, so there must be no `target_id`, got {swap_type!r} and {target_id!r}')
+    if not (named or target_id or element.attrs.get('id')): raise ArgumentError(f'An element without `id` needs a `target_id`, got {to_xml(element, indent=False)}')
+    style,colon,target = swap_type.partition(':') if named else (swap_type, '', '')
+    swap_type = _STYLES.get(style.lower(), style)+colon+target
     element.attrs['hx-swap-oob'] = f'{swap_type}:#{_css_escape(target_id)}' if target_id else swap_type
     return element
 

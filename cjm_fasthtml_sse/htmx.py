@@ -87,7 +87,7 @@ def create_sse_element(
     element_id: str|None = None,       # The `id`, for scripts, styles and the monitor
     events: str|list[str]|None = None, # As in `add_sse_attrs`
     swap_type: str = 'message',        # As in `add_sse_attrs`
-    hidden: bool = False,              # Show nothing, swap nothing: for a stream of out-of-band elements
+    hidden: bool = False,              # Show nothing; and swap nothing, unless `swap`, `hx_swap` or `hx_target` ask for it: for a stream of out-of-band elements
     *,
     auto_reconnect: bool = True,       # As in `add_sse_attrs`
     swap: str|None = None,             # As in `add_sse_attrs`
@@ -99,7 +99,9 @@ def create_sse_element(
     "An element that is connected to the stream at `endpoint`; `ArgumentError` and `FieldError` as in `add_sse_attrs`"
     if not callable(element_type) or hasattr(element_type, 'to'):  # A route function has `to`; called, it would fail with an error of its own
         raise ArgumentError(f'`element_type` must be an FT function such as `Div`, got {str(element_type)!r}; the stream goes to `endpoint=`')
-    if hidden: kwargs['hidden'],swap = True,swap or 'none'
+    if hidden:
+        kwargs['hidden'] = True
+        if not {'hx_swap', 'hx-swap', 'hx_target', 'hx-target'} & {*kwargs}: swap = swap or 'none'
     element = element_type(*_children(content), id=element_id, **kwargs)
     return _connect(element, endpoint is not None and _endpoint(endpoint), events, swap_type, auto_reconnect, swap, after, share)
 
@@ -113,8 +115,8 @@ def _job_element(job_id, endpoint_template, element_id_template, content, kwargs
     if str(job_id) == '': raise ArgumentError("`job_id` must not be empty, got ''")
     try: quoted = quote(str(job_id), safe='')
     except UnicodeEncodeError as e: raise ArgumentError(f'`job_id` must be text that UTF-8 can carry, got {job_id!r}') from e
-    fill = lambda template: str(template).replace('{job_id}', quoted)
-    return HTMXSSEConnector.create_sse_element(Span, fill(endpoint_template), fill(element_id_template), content=content, **{'auto_reconnect': False} | kwargs)
+    url,element_id = (str(t).replace('{job_id}', o) for t,o in [(endpoint_template, quoted), (element_id_template, str(job_id))])
+    return HTMXSSEConnector.create_sse_element(Span, url, element_id, content=content, **{'auto_reconnect': False} | kwargs)
 
 @patch_to(HTMXSSEConnector, static_method=True)
 def sse_progress_element(
@@ -208,7 +210,7 @@ def monitor_settings(
     res |= config
     for k in ('sse_element_id', 'status_element_id'): _check(k, 'an id', res[k], isinstance(res[k], str) and res[k] and not re.search(r'\s', res[k]))
     for k in ('auto_reconnect', 'debug'): _check(k, 'True or False', res[k], isinstance(res[k], bool))
-    if res['reconnect_delay'] is not None: _check_ms('reconnect_delay', res['reconnect_delay'])
+    if res['reconnect_delay'] not in (None, 0): _check_ms('reconnect_delay', res['reconnect_delay'])
     _check_ms('heartbeat_timeout', res['heartbeat_timeout'])
     res['status_indicators'] = _INDICATORS | {k: _indicator(k, v) for k,v in _items(res['status_indicators'])}
     return res

@@ -373,7 +373,7 @@ def progress_status(
     return Span(state.capitalize(), f': {error}' if error else None, cls='job-status', data_state=state)
 
 # %% ../nbs/progress.ipynb #e491a6d0
-def _place(kind, report): return f'{kind}-span-{quote(report["id"], safe="")}'
+def _place(kind, report): return f'{kind}-span-{report["id"]}'
 
 def oob_progress(
     report  # Of a job, a dict with its `id`; what the events `job:<id>:*` carry

@@ -565,11 +565,11 @@ async def test_one_stream_for_all_jobs(manager):
     updater = SSEElementUpdater()
     updater.register_handler('job:*:*', oob_progress)
     async with track(manager, None, 'a/b') as first, tab(manager, render=updater, snapshot=lambda: [oob_progress(o) for o in jobs.values()]) as page:
-        assert 'id="progress-span-a%2Fb" hx-swap-oob="innerHTML"' in (await page.next(BOUND)).data
+        assert 'id="progress-span-a/b" hx-swap-oob="innerHTML"' in (await page.next(BOUND)).data
         async with track(manager, None, 'c'): assert 'id="progress-span-c"' in (await page.next(BOUND)).data
         assert 'id="progress-span-c"' in (await page.next(BOUND)).data
         first.update()
-        assert 'id="progress-span-a%2Fb"' in (await page.next(BOUND)).data
+        assert 'id="progress-span-a/b"' in (await page.next(BOUND)).data
     assert manager.stats()['errors'] == 0
 
 

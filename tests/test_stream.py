@@ -815,7 +815,7 @@ async def test_a_snapshot_is_ended_with_its_stream_before_the_request_is_over():
         assert said == ['begun', 'closed']
 
 async def test_what_a_slow_renderer_has_made_of_a_replay_is_sent_before_all_of_it_is_ready(monkeypatch):
-    monkeypatch.setattr(stream, 'SLOW', 0)
+    monkeypatch.setattr(stream, '_SLOW', 0)
     manager, go = SSEBroadcastManager(), asyncio.Event()
     async def render(m):
         if m['data'] == 2: await go.wait()
@@ -831,7 +831,7 @@ async def test_what_a_slow_renderer_has_made_of_a_replay_is_sent_before_all_of_i
 
 @pytest.mark.parametrize('heartbeat', [0, .02])
 async def test_a_replay_that_nobody_reads_ends_when_the_log_has_moved_on(heartbeat, monkeypatch):
-    monkeypatch.setattr(stream, 'LOOK', .02)
+    monkeypatch.setattr(stream, '_LOOK', .02)
     manager, stuck = SSEBroadcastManager(replay_size=5, heartbeat=heartbeat, default_timeout=.01), asyncio.Event()
     def unread(app):
         async def wrapped(scope, receive, send):

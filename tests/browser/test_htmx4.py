@@ -1,12 +1,12 @@
 "One app under htmx 2 and htmx 4: the same Python, the same page code, and the same things happen"
 import pytest
-from fasthtml.common import Button, Div, Input, Meta, NotStr, P, Script, Span, Ul, fast_app
+from fasthtml.common import Button, Div, Input, Meta, NotStr, P, Script, Span, Ul, fast_app, to_xml
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from handmade import ASSETS, HTMX4, MAJORS
 
-from cjm_fasthtml_sse.helpers import insert_htmx_sse_ext, sse_element
+from cjm_fasthtml_sse.helpers import insert_htmx_sse_ext, oob_update, sse_element
 from cjm_fasthtml_sse.htmx import HTMXSSEConnector, client_js
 from cjm_fasthtml_sse.monitoring import SSEMonitorConfig, create_sse_monitor
 
@@ -95,6 +95,15 @@ def test_ids_with_colons(page, site, until):
     assert texts(page, 'ul') == ['1\n2']*5
 
 
+def test_hidden_listener(page, site, until):
+    "A hidden element swaps nothing, unless it says what and where"
+    site.pages['p'] = lambda: Div(hidden(hx_target='#log', hx_swap='beforeend'), P(id='log'))
+    page.goto(site.url('p'))
+    until(site.count)
+    for word in 'one', 'two': site.send(f'data: <b>{word}</b>\n\n')
+    shows(page, '#log', 'onetwo')
+
+
 def test_closing_event(page, site, until):
     "`sse:close` ends the stream of an element that waits for it, and only there"
     once = sse_element('/stream/events', swap='beforeend')(lambda: Div(id='once'))
@@ -121,9 +130,11 @@ def test_job_elements(page, site, until):
     until(lambda: site.count('progress') == site.count('status') == 1)
     assert texts(page, 'div > span') == ['progress', 'status']
     site.send('data: <progress value=".5"></progress>\n\n', 'progress')
+    page.wait_for_function("document.querySelector('progress')?.value === .5")
     site.send('data: done\n\nevent: sse:close\ndata: \n\n', 'status')
-    shows(page, '[id="status-span-j%201"]', 'done')
-    assert page.evaluate("document.querySelector('progress').value") == .5
+    shows(page, '[id="status-span-j 1"]', 'done')
+    site.send(f'data: {to_xml(oob_update("progress-span-j 1", "half", element_type=Span), indent=False).strip()}\n\n', 'progress')
+    shows(page, '[id="progress-span-j 1"]', 'half')
     until(lambda: not site.count('status') and site.count('progress'))
 
 
