@@ -8,6 +8,8 @@ class SSEClient extends EventTarget {
     /** @type {Set<SSEEntry>} */
     this.entries = new Set();
     this.tag = '';           // of the user's session
+    /** @type {BroadcastChannel | null} */
+    this.sessions = null;    // where pages tell theirs
     this.alone = 'asked for';  // why tabs share no connections
     this.loaded = 0;         // when the page was
     this.loading = 0;        // until when what connects is part of it
@@ -72,10 +74,20 @@ class SSEClient extends EventTarget {
     const { sseShare, sseTag, sseMux } = script?.dataset ?? {};
     this.tag = sseTag ?? '';
     this.alone = sseShare === 'false' ? 'share=False' : window.isSecureContext && navigator.locks && window.BroadcastChannel ? '' : 'neither HTTPS nor localhost, or an old browser';
+    if (this.tag && !this.alone) this.hearSessions().postMessage(this.tag);
     if (sseMux && !this.alone) this.mux = new Multiplexer(sseMux, this.tag);
     this.load(document.readyState === 'loading' ? Infinity : 1000);
     // htmx connects what the page holds in the task of this event.
     document.addEventListener('DOMContentLoaded', () => setTimeout(() => this.load(0)));
+  }
+
+  hearSessions() {
+    const sessions = this.sessions = new BroadcastChannel('sse:session');
+    // Somebody else is logged in now.
+    sessions.onmessage = ({ data }) => {
+      for (const source of data === this.tag ? [] : this.sources) if (source instanceof SharedSource) source.own?.reconnect('another session');
+    };
+    return sessions;
   }
 
   /** @param {number} ms  What connects in that time is part of a page that loads. */
@@ -129,8 +141,13 @@ class SSEClient extends EventTarget {
     window.addEventListener('pagehide', () => {
       each(source => source.suspend())();
       this.mux?.leave();
+      this.sessions?.close();
     });
-    window.addEventListener('pageshow', e => { if (e.persisted) each(source => source.resume())(); });
+    window.addEventListener('pageshow', e => {
+      if (!e.persisted) return;
+      each(source => source.resume())();
+      if (this.sessions) this.hearSessions();
+    });
     const check = () => {
       this.mux?.check();
       each(source => source.check())();

@@ -140,8 +140,8 @@ class SharedSource extends SSESource {
   async connect() {
     this.leave();
     this.suspended = false;
-    const channel = this.channel = new BroadcastChannel(`sse:${this.url}`);
-    channel.onmessage = ({ data }) => { if (channel === this.channel) this.receive(data); };
+    const channel = this.channel = new BroadcastChannel(`sse:${this.tag}:${this.url}`);
+    channel.onmessage = ({ data }) => { if (channel === this.channel) this.hear(data); };
     await this.ask({ ifAvailable: true });
   }
 
@@ -252,15 +252,8 @@ class SharedSource extends SSESource {
   /** @param {Told} told */
   post(told) {
     if (!this.channel) return;
-    this.channel.postMessage({ ...told, tag: this.tag });
+    this.channel.postMessage(told);
     this.hear(told);
-  }
-
-  /** @param {Told} told */
-  receive(told) {
-    if (told.tag === this.tag) this.hear(told);
-    // Somebody else is logged in now.
-    else if (told.fresh && told.tag && this.tag) this.own?.reconnect('another session');
   }
 
   /** @param {Told} told */

@@ -53,8 +53,6 @@ interface SharedMessage {
  */
 interface Told {
   what: 'want' | 'ping' | 'again' | 'lead' | 'here' | 'pong' | 'message' | 'beat' | 'state' | 'move';
-  /** The session of the page. */
-  tag?: string;
   /** The source that asks, or that is answered. */
   who?: number;
   /** When its page was loaded, if it is part of it. */

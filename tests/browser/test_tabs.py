@@ -260,6 +260,37 @@ def test_users(tabs, make_site, until, setup):
     assert len(set(tags)) == lines
 
 
+def test_users_with_streams_of_their_own(tabs, make_site, until):
+    "Where pages say whose they are, a former user's streams are asked for anew, whatever their URL, and whoever leads"
+    site = make_site()
+    open_ = []
+    @site.app.route('/mine/{name}')
+    async def mine(sess, name: str):
+        if sess.get('auth') != name: return Response(status_code=403)
+        async def frames():
+            open_.append(name)
+            try:
+                yield f'data: hello {name}\n\n'
+                await asyncio.Event().wait()
+            finally: open_.remove(name)
+        return StreamingResponse(frames(), media_type='text/event-stream')
+    @site.app.route('/login/{name}')
+    def login(sess, name: str):
+        sess['auth'] = name
+        return connect(f'/mine/{name}')
+    home = site.url('').removesuffix('pages/')
+    tabs.open(f'{home}login/ann', 3)
+    tabs.active(1)
+    tabs[2].goto(f'{home}login/bob')
+    until(lambda: open_ == ['bob'], "ann's stream has ended")
+    for page in tabs[:2]: page.wait_for_function("cjmSSE.state === 'error' && cjmSSE.sources[0].reason === 'status 403'")
+    tabs[0].goto('about:blank')
+    tabs[0].go_back(wait_until='commit')
+    tabs[0].wait_for_function("cjmSSE.state === 'error'")
+    tabs[1].goto(f'{home}login/cem')
+    until(lambda: open_ == ['cem'])
+
+
 def test_older_app(tabs, tmp_path, until):
     "Three streams written by hand, of which two come and go with a job, nothing set up but the extension: twelve tabs stay usable"
     with running(uvicorn('jobs_by_hand:app'), tmp_path/'log', env=dict(ASSETS=str(ASSETS))) as server:
