@@ -79,11 +79,11 @@ def proxy(loop, site):
 
 @pytest.fixture
 def until(page):
-    "Waits until a condition of the test's own holds, while the page goes on"
+    "Waits until a condition of the test's own holds, while the page goes on; `what` may be a function that tells how things stand"
     def until(condition, what='the condition', secs=30):
         end = time.monotonic()+secs
         while not condition():
-            assert time.monotonic()<end, f'{what} did not come true in {secs} s'
+            assert time.monotonic()<end, f'{what() if callable(what) else what} did not come true in {secs} s'
             page.wait_for_timeout(20)
     return until
 

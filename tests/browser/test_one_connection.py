@@ -138,17 +138,18 @@ def test_half_open(tabs, loop, site, board, until):  # noqa: F811
 
 def test_navigations(tabs, site, board, until):  # noqa: F811
     "Ten navigations in one tab leave one carrier with its channels, and Back brings a live page"
+    def one_carrier(): until(lambda: open_at(site) == [6], lambda: f"{open_at(site)} {tabs.all('[cjmSSE.mux.broken, cjmSSE.sources.map(s => s.state)]')}")
     tabs.open(site.url('p'), 2)
     for i in range(10): tabs[1].goto(site.url('p') + f'?{i}')
     tabs.active(3)
-    until(lambda: open_at(site) == [6])
+    one_carrier()
     tabs[1].evaluate('window.kept = true')
     comes_back(tabs[1], tabs, site, board)
     assert tabs[1].evaluate('window.kept')
-    until(lambda: open_at(site) == [6])
+    one_carrier()
     # The one that leads leaves: the other one leads, and it comes back as one that follows
     comes_back(tabs[0], tabs, site, board)
-    until(lambda: open_at(site) == [6])
+    one_carrier()
 
 
 def test_an_element_that_goes_takes_its_stream_along(tabs, site, until):
