@@ -34,9 +34,10 @@ docs: .venv/dev ## Render the documentation into _docs/
 readme: .venv/dev ## Write README.md from nbs/index.ipynb and the code
 	@$(BIN)/python tools/readme.py
 
-prepare: .venv/dev ## Clean and export the notebooks, then write README.md
+prepare: .venv/dev ## Clean and export the notebooks, then write README.md and the settings of the site
 	@$(BIN)/nbdev-clean
 	@$(BIN)/nbdev-export
+	@$(BIN)/python -c 'from nbdev.quarto import refresh_quarto_yml; refresh_quarto_yml()'
 	@$(BIN)/python tools/readme.py
 
 clean: ## Remove the environment and all that the tools made
