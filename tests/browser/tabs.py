@@ -181,3 +181,14 @@ def stopped(pid):
     os.kill(pid, signal.SIGSTOP)
     try: yield
     finally: os.kill(pid, signal.SIGCONT)
+
+
+@contextmanager
+def frozen(page):
+    "A tab is frozen inside the `with` block, as browsers do with hidden ones to save power"
+    session = page.context.new_cdp_session(page)
+    session.send('Page.setWebLifecycleState', dict(state='frozen'))
+    try: yield
+    finally:
+        session.send('Page.setWebLifecycleState', dict(state='active'))
+        session.detach()

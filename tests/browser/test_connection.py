@@ -183,6 +183,23 @@ def test_retry_after(page, site):
     assert len(site.requests) == 1
 
 
+def test_a_server_that_is_busy_for_a_while(page, site, until):
+    "503 again and again, with and without a time to wait: the page says that it tries, comes back, and has missed nothing"
+    site.pages['p'] = lambda: (hidden(), Ul(id='list'))
+    page.goto(site.url('p'))
+    until(site.count)
+    site.publish(oob(('a', 'A')))
+    page.wait_for_selector('#a')
+    page.evaluate('cjmSSE.sources[0].configure({delay: 50})')
+    headers = iter([{'Retry-After': '1'}, {}, {'Retry-After': '1'}, {}])
+    site.answers['events'] = lambda n: Response(status_code=503, headers=h) if (h := next(headers, None)) is not None else None
+    site.send(None)
+    page.wait_for_function("cjmSSE.state === 'reconnecting' && cjmSSE.sources[0].reason === 'status 503'")
+    site.publish(oob(('b', 'B')))
+    page.wait_for_selector('#b')
+    assert (page.evaluate('cjmSSE.state'), site.last_ids()) == ('active', ['']+['1']*5)
+
+
 def test_reconnecting_backs_off(page, site, until):
     "Each failure doubles the wait; an open stream starts anew"
     site.answers['events'] = lambda n: Response(status_code=500) if n < 5 else None

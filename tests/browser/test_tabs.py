@@ -10,7 +10,7 @@ from fasthtml.common import Div, to_xml
 from starlette.responses import Response, StreamingResponse
 
 from handmade import ASSETS
-from tabs import answers, comes_back, complete, connect, crash, renderer, stopped
+from tabs import LEADS, answers, comes_back, complete, connect, crash, frozen, renderer, stopped
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from servers import running, uvicorn  # noqa: E402
 
@@ -68,7 +68,8 @@ def test_tabs_come_and_go(tabs, site, board, until):
     until(lambda: board.open == dict(a=1, b=1, c=1), 'three connections')
 
 
-def test_leader_that_hangs(tabs, site, board, until):
+@pytest.mark.parametrize('how', ['stopped', 'frozen'])
+def test_leader_that_hangs(tabs, site, board, until, how):
     "A tab that gives no sign of life loses the lead to one that misses its heartbeats. When it wakes up it has missed nothing"
     tabs.open(site.url('two'), 3)  # With three streams its connections and the new ones would be the six
     tabs.active(2)
@@ -77,13 +78,14 @@ def test_leader_that_hangs(tabs, site, board, until):
     tabs.rest()
     leader = tabs.leader('a/events')
     others = [t for t in tabs if t is not leader]
-    pid = renderer(leader)
+    hanging = stopped(renderer(leader)) if how == 'stopped' else frozen(leader)
     tabs.all('cjmSSE.sources.forEach(s => s.configure({heartbeatTimeout: 1500}))')
     tabs.wait('cjmSSE.sources.every(s => s.watchdog.armed || s.own)')
-    with stopped(pid):
+    with hanging:
         board.say(30)
         complete(others, board)
         assert not any(o.evaluate('shown.includes("error")') for o in others)
+        assert any(o.evaluate(LEADS, 'a/events') for o in others)
     board.say(30)
     complete(tabs, board)
     until(lambda: board.open == dict(a=1, b=1, c=0), 'two connections')
