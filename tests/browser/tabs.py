@@ -183,12 +183,24 @@ def stopped(pid):
     finally: os.kill(pid, signal.SIGCONT)
 
 
+def freeze(page):
+    "No line of a tab's scripts runs any more, though its process, its connection and its lock live on; returns what `thaw` takes"
+    # Chromium freezes hidden tabs alone, and without a window none is hidden
+    session = page.context.new_cdp_session(page)
+    session.send('Debugger.enable')
+    session.send('Debugger.pause')
+    return session
+
+
+def thaw(session):
+    "Let it go on"
+    session.send('Debugger.disable')
+    session.detach()
+
+
 @contextmanager
 def frozen(page):
     "A tab is frozen inside the `with` block, as browsers do with hidden ones to save power"
-    session = page.context.new_cdp_session(page)
-    session.send('Page.setWebLifecycleState', dict(state='frozen'))
+    session = freeze(page)
     try: yield
-    finally:
-        session.send('Page.setWebLifecycleState', dict(state='active'))
-        session.detach()
+    finally: thaw(session)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from fasthtml.common import Div
 from playwright.sync_api import Error
 
-from tabs import connect
+from tabs import connect, freeze, thaw
 
 SEED = int(os.environ.get('TABS_SEED') or random.SystemRandom().randrange(10**6))
 SECONDS = float(os.environ.get('TABS_SECONDS', 15))
@@ -89,15 +89,13 @@ class World:
         if self.having('frozen') or len(self.having('here')) < 2: return
         page = self.any('here')
         self.note('freeze', page)
-        self.sessions[page] = page.context.new_cdp_session(page)
-        self.sessions[page].send('Page.setWebLifecycleState', dict(state='frozen'))
+        self.sessions[page] = freeze(page)
         self.states[page] = 'frozen'
 
     def thaw(self):
         if page := self.any('frozen'):
             self.note('thaw', page)
-            self.sessions[page].send('Page.setWebLifecycleState', dict(state='active'))
-            self.sessions.pop(page).detach()
+            thaw(self.sessions.pop(page))
             self.states[page] = 'here'
 
     def restart(self):
