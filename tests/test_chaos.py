@@ -16,24 +16,27 @@ def test_nothing_is_lost_or_doubled_while_a_worker_is_killed_redis_restarted_and
     report = main(15, seed=1)
     said = '\n'.join([*report['wrong'], 'The server wrote:', report['output']])
     assert not report['wrong'] and not report['tracebacks'], said
+    assert report['gaps']==0, 'the log holds far more than is sent'
     assert report['kill']==report['restart_redis']==report['rolling']==1
     assert report['deliveries'] > report['clients']*500, 'hardly anything happened'
 
 
-@pytest.mark.parametrize('seen, gaps, wrong', [
-    ('12345', [], None),
-    ('1245', [], 'lost 1 of 5'),
-    ('123345', [], 'twice'),
-    ('13245', [], 'out of order'),
-    ('145', [('1', '3')], None),
-    ('15', [('1', '3')], 'lost 1 of 3')])
-def test_the_judge_sees_what_is_wrong(seen, gaps, wrong):
+@pytest.mark.parametrize('seen, gaps, log, wrong', [
+    ('12345', [], 1, None),
+    ('1245', [], 1, 'lost 1 of 5'),
+    ('123345', [], 1, 'twice'),
+    ('13245', [], 1, 'out of order'),
+    ('145', [('1', '3')], 1, None),
+    ('15', [('1', '3')], 1, 'lost 1 of 3'),
+    ('145', [('1', '3')], 2, 'told of 1 gaps where nothing was lost'),
+    ('12345', [('5', '5')], 1, 'told of 1 gaps where nothing was lost')])
+def test_the_judge_sees_what_is_wrong(seen, gaps, log, wrong):
     def id(n): return f'e:{n}-0'
     client = Client(0, None, {})
     client.first = id(0)
     client.seen = [(id(n), int(n)) for n in seen]
     client.gaps = [(id(a), id(b)) for a, b in gaps]
-    found = judge([client], [(f'{n}-0', n) for n in range(1, 6)], [])
+    found = judge([client], [(f'{n}-0', n) for n in range(1, 6)], [], log)
     assert wrong in found[0] if wrong else not found, found
 
 

@@ -8,7 +8,7 @@ from cjm_fasthtml_sse.redis_backend import RedisBackend
 from cjm_fasthtml_sse.wire import SSEError
 
 app, rt = fast_app()
-manager = SSEBroadcastManager(max_queue_size=int(os.environ.get('MAX_QUEUE', 100)), replay_size=20_000, heartbeat=2., retry=300,
+manager = SSEBroadcastManager(max_queue_size=int(os.environ.get('MAX_QUEUE', 100)), replay_size=int(os.environ['REPLAY_SIZE']), heartbeat=2., retry=300,
     backend=RedisBackend(os.environ['REDIS_URL'], max_length=1_000_000))  # The judge reads all of the stream at the end
 setup_sse(app, manager)
 
