@@ -349,7 +349,7 @@ async def test_full_queues_are_waited_for_together_and_only_once():
     task = asyncio.create_task(manager.broadcast('x', 2, timeout=.3))
     await eventually(lambda: ready.qsize() == 1, 'the one with room is served at once')
     assert not task.done()
-    await asyncio.wait_for(manager.register_connection(), .25)  # Nor does it hold up those who come
+    late = await asyncio.wait_for(manager.register_connection(), .25)  # Nor does it hold up those who come
     assert await task == 1
     assert loop.time()-at < 3, 'one after another takes 9 seconds'
     await eventually(lambda: len(hooks.closed) == 30, 'each hook fires')
@@ -358,7 +358,8 @@ async def test_full_queues_are_waited_for_together_and_only_once():
     for q in full:
         assert (await q.get())['data'] == 1
         with pytest.raises(StreamEnded): await q.get()
-    assert await manager.broadcast('x', 3) <= 2
+    assert ready.get_nowait()['data'] == 2 and {*manager.connections} == {ready, late}
+    assert await manager.broadcast('x', 3) == 2
 
 async def test_a_queue_of_any_class_that_makes_room_in_time_goes_on():
     class Slotted:
@@ -440,6 +441,7 @@ async def test_a_queue_that_raises_something_else_spoils_nothing_for_the_others(
     manager = SSEBroadcastManager(default_timeout=.01)
     class Broken(asyncio.Queue):
         def put_nowait(self, item): raise RuntimeError('broken')
+    hooks = Hooks(manager)
     bad = await manager.register_connection(dict(broken=Broken(), thread=thread_queue.Queue(1), ended=None)[make])
     if make == 'thread': bad.put_nowait('full')
     if make == 'ended': bad.end()
@@ -447,7 +449,10 @@ async def test_a_queue_that_raises_something_else_spoils_nothing_for_the_others(
     async with following(manager) as client:
         assert await manager.broadcast('x', 1) == 2
         assert good.get_nowait()['data'] == 1 and (await client.next(BOUND)).data == '1'
-    assert manager.stats()['connections'] <= 2
+        assert {*manager.connections} == {good, client.conn}, 'its connection is ended'
+        await eventually(lambda: hooks.closed == [bad], 'its hook fires')
+        assert await manager.broadcast('x', 2) == 2
+    assert manager.stats()['errors'] == 1 and 'its connection is ended' in caplog.text
 
 async def test_a_cancelled_broadcast_has_still_reached_those_with_room_and_blocks_nobody():
     manager = SSEBroadcastManager(1)
