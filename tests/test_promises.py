@@ -259,6 +259,24 @@ async def test_promise_4_with_drop_oldest_a_stalled_stream_skips_and_stays():
     assert got == sorted({*got}) and got[-9:] == [*range(41, 50)], 'in order, and with all that may wait'
     assert len(got) < 25 and manager.stats()['evicted'] == 0, 'it skipped what is older'
 
+@pytest.mark.parametrize('limit', [500, 100], ids=['within its backlog', 'beyond it'])
+async def test_promise_4_a_blocked_async_renderer_delays_its_own_group_alone_and_in_order(limit):
+    manager, gate, asked = SSEBroadcastManager(limit), asyncio.Event(), []
+    async def blocked(m):
+        asked.append(m['data'])
+        await gate.wait()
+        return f"<i>{m['data']}</i>"
+    async def quick(m): return f"<b>{m['data']}</b>"
+    async with following(manager, render=blocked) as waits, following(manager, render=blocked) as too, following(manager, render=quick) as client, following(manager) as plain:
+        async with asyncio.timeout(BOUND):
+            for i in range(300): assert await manager.broadcast('x', i) == 4
+            assert [e.data for e in await read(client, 300)] == [f'<b>{i}</b>' for i in range(300)]
+            assert [e.data for e in await read(plain, 300)] == [str(i) for i in range(300)]
+        assert asked and not [e for c in (waits, too) for e in c.events if e.event == 'message']
+        gate.set()
+        for c in waits, too: assert [e.data for e in await read(c, 300)] == [f'<i>{i}</i>' for i in range(300)]
+    assert manager.stats()['evicted'] == manager.stats()['gaps'] == 0
+
 async def test_promise_4_full_queues_cost_one_timeout_together():
     manager = SSEBroadcastManager(1)
     for _ in range(30): await manager.register_connection()
