@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import uuid
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
@@ -29,7 +29,7 @@ from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.packing import DataError, pack, unpack
 from cjm_fasthtml_sse.redis_backend import Publisher, RedisBackend
 from cjm_fasthtml_sse.render import to_html
-from cjm_fasthtml_sse.wire import GAP, FieldError
+from cjm_fasthtml_sse.wire import GAP, HEARTBEAT, FieldError
 from tests.support import BOUND, eventually, following, gaps, no_task_left, read, read_to, tab
 
 BINARIES = [b for b in ('redis-server', 'valkey-server') if shutil.which(b)]
@@ -207,6 +207,21 @@ async def test_a_worker_that_has_lost_touch_invents_no_gap_for_a_browser_that_ha
         async with tab(cut_off, last_event_id=last) as late:
             await quick.broadcast('n', 3)
             assert (await late.next(BOUND)).data=='3'
+
+async def test_a_process_makes_two_connections_to_redis_however_many_streams_it_has(server):
+    def made(): return server.client.info('stats')['total_connections_received']
+    before = made()
+    async with managers(server.url, 1) as (m,), AsyncExitStack() as stack:
+        for n in (1, 30):
+            streams = [await stack.enter_async_context(following(m, events=[f'n{i}', 'all'])) for i in range(n)]
+            await asyncio.gather(*[m.broadcast(f'n{i}', i) for i in range(n)])
+            unknown = f"{m.cursor.partition(':')[0]}:{10**14}-0"  # A worker asks Redis whether it knows such an id
+            back = await asyncio.gather(*[stack.enter_async_context(tab(m, last_event_id=unknown, events='all')) for _ in range(n)])
+            await m.everywhere()
+            await m.broadcast('all', 'all')
+            for i,c in enumerate(streams): assert [json.loads(e.data) for e in await read(c, 2)]==[i, 'all']
+            for c in back: assert [e.event for e in await read(c, 2)]==[GAP, 'all']
+        assert m.connection_count==62 and (made()-before, server.clients())==(2, 2), 'one reads, one writes'
 
 async def test_history_and_replay_survive_a_restart_of_all_workers(server):
     async with managers(server.url) as (one, two):
@@ -405,6 +420,31 @@ async def test_redis_gone_and_back_with_all_it_had(redises, caplog):
         await two.broadcast('n', 3)
         for c in (a, b): assert [e.data for e in await read(c, 3)]==['1', '2', '3'] and not gaps(c)
     assert 'is back' in caplog.text
+
+@pytest.mark.parametrize('away', ['killed', 'hangs'])
+async def test_open_streams_get_their_heartbeats_while_redis_is_away(redises, monkeypatch, away):
+    monkeypatch.setattr(redis_backend, 'PULSE', .2)
+    r = redises(*DURABLE)
+    manager = SSEBroadcastManager(heartbeat=.05, backend=RedisBackend(r.url, timeout=BOUND))
+    async with following(manager) as client:
+        await manager.broadcast('n', 0)
+        await client.next(BOUND)
+        patience(.5, manager)
+        line = manager._backend._lines[0]
+        asked = line.used
+        await eventually(lambda: line.used>asked, 'the question that was under way had longer')
+        if away=='killed': r.kill()
+        else: os.kill(r.process.pid, signal.SIGSTOP)
+        await eventually(lambda: manager._backend._gone, 'it notices')
+        n = len(client.events)
+        await eventually(lambda: len(client.events)>=n+5, 'heartbeats')
+        assert {e.event for e in client.events[n:]}=={HEARTBEAT} and manager._backend._gone and client.conn.ended is None
+        patience(BOUND, manager)
+        if away=='killed': r.start()
+        else: os.kill(r.process.pid, signal.SIGCONT)
+        assert await manager.broadcast('n', 1)==1
+        assert (await client.next(BOUND)).data=='1' and not gaps(client)
+    await manager.close()
 
 async def test_what_was_acknowledged_is_not_lost_and_nothing_comes_twice_while_redis_is_killed_again_and_again(redises):
     r = redises(*DURABLE)
