@@ -46,15 +46,23 @@ def table(section, columns):
 
 
 def ahead(figures):
-    "Where the median of a peer is better than ours: `figures` maps sections and figures to titles"
-    body = []
+    "Where the median of a peer is better than ours, under each Python: `figures` maps sections and figures to titles"
+    newest_first,body = measured[::-1],[]
     for (section,k),title in figures.items():
-        if section not in results: continue
-        medians = {name: middle(row[k]) for name,row in results[section]['found'].items() if k in row}
-        ours,more = medians.pop('ours'),k=='burst_rate'  # Of all else, less is better
-        better = sorted((n for n,v in medians.items() if (v>ours if more else v<ours)), key=medians.get, reverse=more)
-        body.append([title, number(ours), ', '.join(f'{n} {number(medians[n])}' for n in better) or 'nobody'])
-    return rows(['figure', 'this library', 'who is ahead'], body)
+        found = [_better(data[section]['found'], k) if section in data else ('', '') for data in newest_first]
+        if any(ours for ours,_ in found): body.append([title, *(o for pair in found for o in pair)])
+    return rows(['figure', *(o for data in newest_first for o in (f'this library, Python {_python(data)}', 'who is ahead'))], body)
+
+
+def _python(data): return next(iter(data.values()))['versions']['python']
+
+
+def _better(found, k):
+    medians = {name: middle(row[k]) for name,row in found.items() if k in row}
+    if 'ours' not in medians: return '',''
+    ours,more = medians.pop('ours'),k=='burst_rate'  # Of all else, less is better
+    better = sorted((n for n,v in medians.items() if (v>ours if more else v<ours)), key=medians.get, reverse=more)
+    return number(ours),', '.join(f'{n} {number(medians[n])}' for n in better) or 'nobody'
 
 
 RATIOS = [  # What, where it stands, ours and what it is compared with
@@ -92,7 +100,7 @@ def ratios():
             found = [ratio(data[section], one, other) if section in data else '' for data in newest_first]
             if any(found): body.append([title, BESIDE.get(other[1], other[0]), *found])
             title = title if not any(found) else ''
-    return rows(['this library', 'beside', *(f"Python {next(iter(data.values()))['versions']['python']}" for data in newest_first)], body)
+    return rows(['this library', 'beside', *(f'Python {_python(data)}' for data in newest_first)], body)
 
 
 def capacity(share=.25):

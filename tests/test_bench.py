@@ -1,4 +1,6 @@
 "The benchmark measures what it says: every server that needs nothing but the dev extra, with a few clients"
+import ast
+import json
 import sys
 from pathlib import Path
 
@@ -6,6 +8,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).resolve().parent.parent/'bench'))
 import harness  # noqa: E402
+import tables  # noqa: E402
 
 SERVERS = harness.Servers(Path(sys.executable))
 
@@ -57,3 +60,21 @@ def test_rounds_take_turns_and_keep_what_failed():
     assert order==['a', 'b', 'b', 'a']
     assert found==dict(a=dict(us=[1, 4]), b=dict(us=[2, None]))
     assert harness.middle(found['b']['us'])==(2, 2, 2)
+
+
+def test_where_others_are_ahead_leaves_out_no_figure_of_the_tables_and_no_python():
+    page = json.loads((Path(__file__).resolve().parent.parent/'nbs/speed.ipynb').read_text(encoding='utf-8'))
+    code = [ast.parse(''.join(c['source'])) for c in page['cells'] if c['cell_type']=='code']
+    calls = [(o.func.id, *map(ast.literal_eval, o.args)) for c in code for o in ast.walk(c)
+             if isinstance(o, ast.Call) and isinstance(o.func, ast.Name) and o.func.id in ('table', 'ahead')]
+    (_,figures), = [o for o in calls if o[0]=='ahead']
+    assert {*figures}=={(section, k) for f,section,*columns in calls if f=='table' and section in ('fanout', 'large') for k in columns[0].values()}
+    head,_,*body = tables.ahead(figures).data.split('\n')
+    assert len(body)==len(figures) and head.count('who is ahead')==len(tables.measured)>1
+
+
+def test_ahead_is_whose_median_is_better(monkeypatch):
+    def found(**rows): return dict(fanout=dict(found={n: dict(us=us, burst_rate=rate) for n,(us,rate) in rows.items()}, versions=dict(python='3.0')))
+    monkeypatch.setattr(tables, 'measured', [found(ours=([9], [9]), a=([8, 8, 20], [8]), b=([7], [10])), found(ours=([1], [9]), a=([2], [9]))])
+    *_,us,rate = tables.ahead({('fanout', 'us'): 'us', ('fanout', 'burst_rate'): 'rate', ('large', 'us'): 'nowhere'}).data.split('\n')
+    assert us=='| us | 1 | nobody | 9 | b 7, a 8 |' and rate=='| rate | 9 | nobody | 9 | b 10 |'
