@@ -64,6 +64,7 @@ class Site:
         routes = [Route('/assets/{name}', self._asset), Route('/stream/{name}', self._stream), Route('/raw/{name}', self._raw)]
         self.app = FastHTML(routes=routes, hdrs=hdrs, default_hdrs=False, secret_key='test')
         self.app.route('/pages/{name}')(self._page)
+        self.hosts = ['127.0.0.1']  # More of them from the next start on: a browser has six connections to each
         self.server,self.port = None,0
 
     def _page(self, name: str): return self.pages[name]()
@@ -111,10 +112,12 @@ class Site:
     def count(self, path='events'): return sum(s.path == path for s in self.open)
 
     def start(self):
-        sock = socket.create_server(('127.0.0.1', self.port))
-        self.port = sock.getsockname()[1]
+        socks = []
+        for host in self.hosts:
+            socks.append(socket.create_server((host, self.port)))
+            self.port = socks[0].getsockname()[1]
         self.server = uvicorn.Server(uvicorn.Config(self.app, log_level='error', lifespan='off', timeout_graceful_shutdown=1))
-        self.serving = asyncio.run_coroutine_threadsafe(self.server._serve([sock]), self.loop.loop)
+        self.serving = asyncio.run_coroutine_threadsafe(self.server._serve(socks), self.loop.loop)
         until = time.monotonic()+10
         while not self.server.started:
             if time.monotonic()>until: raise TimeoutError('The server did not start')

@@ -1,7 +1,12 @@
 "Coming back: not all at once, and in all tabs of a browser alike"
+import sys
+import time
+
 import pytest
 from fasthtml.common import Div, Span
+from starlette.middleware.cors import CORSMiddleware
 
+from cjm_fasthtml_sse.helpers import setup_sse
 from cjm_fasthtml_sse.htmx import HTMXSSEConnector
 from cjm_fasthtml_sse.monitoring import SSEMonitorConfig, create_sse_monitor
 
@@ -131,3 +136,33 @@ def test_no_thundering_herd(page, site, down):
     print(f'down for {down} s: back within {max(arrivals):.1f} s, in tenths of {window:.1f} s', counts)
     busiest = max(sum(a <= b < a+.1 for b in arrivals) for a in arrivals)
     assert busiest <= 24, 'of 200, in any tenth of a second'
+
+
+@pytest.mark.skipif(sys.platform!='linux', reason='needs all of 127.0.0.0/8')
+def test_no_thundering_herd_at_a_real_server(page, make_site, until):
+    "Almost two hundred clients of a server that is stopped and started again, as it sees them arrive"
+    def setup(app):
+        setup_sse(app)
+        app.add_middleware(CORSMiddleware, allow_origin_regex='.*', allow_credentials=True)
+    site,arrivals = make_site(setup),[]
+    site.stop()
+    site.hosts += [f'127.0.0.{i}' for i in range(2, 35)]
+    site.start()
+    site.pages['p'] = lambda: Div()
+    site.answers['events'] = lambda n: arrivals.append(time.monotonic())
+    site.opening['events'] = 'retry: 3000\n\n'
+    page.goto(site.url('p'))
+    urls = [f'http://{host}:{site.port}/stream/events?n={n}' for host in site.hosts[1:] for n in range(6)]
+    page.evaluate("""urls => { window.herd = urls.map(url => cjmSSE.connect(url, { share: false })) }""", urls)
+    page.wait_for_function("herd.every(source => source.state === 'active')")
+    arrivals.clear()
+    site.stop()
+    page.wait_for_function("herd.every(source => source.state !== 'active')")
+    site.start()
+    until(lambda: len(arrivals) >= len(urls), 'all come back')
+    page.wait_for_function("herd.every(source => source.state === 'active')")
+    assert len(arrivals) == len(urls) == site.count(), 'each of them once'
+    tenths = [sum(arrivals[0]+.3*i <= a < arrivals[0]+.3*(i+1) for a in arrivals) for i in range(10)]
+    print(f'{len(arrivals)} come back within {arrivals[-1]-arrivals[0]:.1f} s, in tenths of the 3 s that they draw from', tenths)
+    busiest = max(sum(a <= b < a+.3 for b in arrivals) for a in arrivals)
+    assert busiest < len(urls)/3, 'in any tenth'
