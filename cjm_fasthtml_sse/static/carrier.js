@@ -4,6 +4,7 @@
 // A carrier lives in one process of the server. A request that meets another process, which knows none of our carriers, becomes one itself. So there are as many as processes met.
 
 const MAX_CARRIERS = 3;
+const MISSES = 30;       // in a row. With 16 processes, one order in 500 has so many
 const ABOUT = 2 ** 31;   // added to the number of a channel: what follows is about it
 
 /** The number of a channel, from all that there were: one that was closed may still be spoken of. */
@@ -97,6 +98,8 @@ class Carriers {
     if (this.ended || !this.anyway && !open.length && !close.length) return;
     this.asking = true;
     this.anyway = false;
+    // Those that we meet are others, the oldest carrier makes way: its channels come back where there is a place.
+    if (this.misses >= MISSES && this.carriers.size >= MAX_CARRIERS) this.drop([...this.carriers.values()][0], 'moved');
     this.wanted.clear();
     const abort = new AbortController();
     // A carrier says at once that it is one.
@@ -133,7 +136,7 @@ class Carriers {
     const { status, headers } = response;
     const [id, identity] = [headers.get('SSE-Carrier') ?? '', headers.get('SSE-Identity')];
     // Another process. Its answer closes the connection, and the next one may lead elsewhere.
-    if (status === 409 && ++this.misses < 10) return this.again(open);
+    if (status === 409 && this.misses++ < MISSES) return this.again(open);
     if (status !== 200 && status !== 204 || !identity) {
       if (status >= 500 || status === 408) return this.fail(open, status, headers.get('Retry-After'));
       return this.owner.breakDown(`status ${status}`);
@@ -147,7 +150,7 @@ class Carriers {
       this.carriers.set(id, carrier);
       this.read(carrier, response.body.getReader());
     }
-    if (!carrier) return open.length && ++this.misses < 10 ? this.again(open) : this.fail(open, 0);   // it has ended in the meantime
+    if (!carrier) return open.length && this.misses++ < MISSES ? this.again(open) : this.fail(open, 0);   // it has ended in the meantime
     this.misses = 0;
     for (const [number, where] of this.gone) if (where === carrier) this.gone.delete(number);
     if (this.gone.size) this.askIn(6000);   // when a server has dropped the connection that this went over

@@ -1,5 +1,6 @@
 "Any number of streams in any number of tabs: one connection, and each stream what it would be on its own"
 import asyncio
+import itertools
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from servers import free_port, running, uvicorn  # noqa: E402
 
 from cjm_fasthtml_sse.helpers import setup_sse
+from cjm_fasthtml_sse.multiplex import PATH, Multiplexer
 
 BROKEN = 'cjmSSE.mux.broken'
 CARRIERS = 'cjmSSE.mux.carriers?.carriers.size ?? 0'
@@ -359,6 +361,54 @@ def test_another_user(tabs, site, until):
     tabs.wait("got['/mine'].at(-1) === 'secret of bob'")
     assert 'ann' not in str(tabs[0].evaluate('got'))
     assert tabs.all(BROKEN) == ['']*3
+
+
+def dealt(make_site, n, deal):
+    "A site behind which as good as `n` processes stand: each knows its own carriers alone. `deal` gives the one that an order meets"
+    each = []
+    def split(app):
+        setup_sse(app, multiplex=True)
+        def around(inner):
+            each[:] = [Multiplexer().around(inner) for _ in range(n)]
+            async def meet(scope, receive, send): await each[deal() if scope.get('path') == PATH else 0](scope, receive, send)
+            return meet
+        app._sse_setup.multiplexer.around = around
+    site = make_site(split)
+    site.pages['p'] = lambda: Div(connect('/stream/one', element_id='one'), connect('/stream/two'))
+    return site,lambda: [len(o.carriers) for o in each]
+
+
+def all_hear(tabs, site, text):
+    for name in ('one', 'two'):
+        site.publish(text, name)
+        tabs.wait("([url, text]) => got[url].at(-1) === text", [f'/stream/{name}', text])
+    assert tabs.all(BROKEN) == ['']*len(tabs)
+
+
+def test_many_processes(tabs, make_site, until):
+    "Sixteen take turns: thirteen orders in a row meet none that knows the browser"
+    turn = itertools.count()
+    site,carriers = dealt(make_site, 16, lambda: next(turn) % 16)
+    tabs.open(site.url('p'), 7)
+    tabs.active(2)
+    all_hear(tabs, site, 'hello')
+    until(lambda: sum(carriers()) == sum(tabs.all(CARRIERS)) <= 3, 'three carriers')
+
+
+def test_processes_that_are_met_no_more(tabs, make_site, until):
+    "Those of the carriers go on, and all orders go to others, as in a rolling deploy: the oldest carrier makes way"
+    turn,first = itertools.count(),[0, 1, 2]
+    site,carriers = dealt(make_site, 6, lambda: first.pop(0) if first else 3 + next(turn) % 3)
+    tabs.open(site.url('p'), 3)
+    tabs.active(2)
+    until(lambda: carriers() == [1, 1, 1, 0, 0, 0], 'three carriers')
+    all_hear(tabs, site, 'hello')  # From here on each has an id to come back with
+    for n in range(3):
+        tabs.open(site.url('p'))
+        tabs.active(2)
+        all_hear(tabs, site, f'hello {n}')
+        until(lambda: sum(carriers()) == sum(tabs.all(CARRIERS)) == 3, 'three carriers')
+    assert sum(carriers()[3:])
 
 
 def test_two_workers(tabs, tmp_path, until):
