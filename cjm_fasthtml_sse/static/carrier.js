@@ -33,6 +33,7 @@ class Carriers {
     this.silent = 0;         // requests without an answer, before that
     /** @type {number | undefined} */
     this.timer = undefined;
+    this.due = Infinity;     // when the timer fires
   }
 
   /**
@@ -83,8 +84,12 @@ class Carriers {
 
   /** @param {number} ms */
   askIn(ms) {
-    this.timer ??= setTimeout(() => {
-      this.timer = undefined;
+    const due = performance.now() + ms;
+    if (due >= this.due) return;
+    clearTimeout(this.timer);
+    this.due = due;
+    this.timer = setTimeout(() => {
+      this.due = Infinity;
       this.ask();
     }, ms);
   }
@@ -124,7 +129,8 @@ class Carriers {
     clearTimeout(patience);
     this.asking = false;
     this.tidy();
-    if (this.wanted.size && this.timer === undefined || this.anyway) this.ask();
+    if (this.wanted.size || this.anyway) this.ask();
+    else if (this.gone.size) this.askIn(6000);   // another process has answered, or the server dropped the connection that this went over
   }
 
   /**
@@ -153,7 +159,6 @@ class Carriers {
     if (!carrier) return open.length && this.misses++ < MISSES ? this.again(open) : this.fail(open, 0);   // it has ended in the meantime
     this.misses = 0;
     for (const [number, where] of this.gone) if (where === carrier) this.gone.delete(number);
-    if (this.gone.size) this.askIn(6000);   // when a server has dropped the connection that this went over
     for (const channel of open) {
       if (this.channels.has(channel.number)) channel.carrier = carrier;
       else this.gone.set(channel.number, carrier);   // closed in the meantime
@@ -165,7 +170,6 @@ class Carriers {
   /** @param {MuxChannel[]} open */
   again(open) {
     for (const channel of open) if (this.channels.has(channel.number)) this.wanted.add(channel);
-    this.askIn(20);
   }
 
   /**

@@ -411,6 +411,26 @@ def test_processes_that_are_met_no_more(tabs, make_site, until):
     assert sum(carriers()[3:])
 
 
+def test_an_order_does_not_wait_for_what_has_time(tabs, make_site, until):
+    "A channel is to be closed in a process that orders do not meet, to be tried in six seconds, here never. What is to be opened, or closed, elsewhere goes at once"
+    plan = [0, 1, 2]
+    site,carriers = dealt(make_site, 4, lambda: plan.pop(0) if len(plan) > 1 else plan[0])
+    tabs.context.add_init_script('const wait = setTimeout; window.setTimeout = (f, ms, ...rest) => ms === 6000 ? -1 : wait(f, ms, ...rest)')
+    tabs.open(site.url('p'), 3)
+    tabs.active(2)
+    until(lambda: carriers() == [1, 1, 1, 0], 'three carriers')
+    plan[:] = [3]
+    tabs[2].evaluate("document.querySelector('#one').remove()")
+    tabs[0].wait_for_function('cjmSSE.mux.carriers.timer === -1')
+    plan[:] = [3, 3, 1]
+    tabs.open(site.url('p')).wait_for_function("cjmSSE.sources.every(s => s.state === 'active')")
+    tabs[1].evaluate("document.querySelector('#one').remove()")
+    until(lambda: site.count('one') == 3, 'that one is closed')
+    plan[:] = [2]
+    tabs[3].evaluate("document.querySelector('#one').remove()")  # With this order goes the first one
+    until(lambda: site.count('one') == 2, 'that one too')
+
+
 def test_two_workers(tabs, tmp_path, until):
     "A browser has a carrier for each process that it meets, and all is right"
     with running(uvicorn('jobs_many:served', '--workers', '2', '--log-level', 'warning'), tmp_path/'log', env=dict(ASSETS=str(ASSETS), STREAMS='10')) as server:
