@@ -43,12 +43,12 @@ class Carrier:
 
 class Browser:
     "One browser; `async with` ends what it has open"
-    def __init__(self, url, cookies=None, headers=None, rcvbuf=None, pause=0):
+    def __init__(self, url, cookies=None, headers=None, rcvbuf=None, pause=0, **transport):
         options = [(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)] if rcvbuf else []
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0 if rcvbuf else 5)
-        self.client = httpx.AsyncClient(base_url=url, cookies=cookies, timeout=BOUND, transport=httpx.AsyncHTTPTransport(limits=limits, socket_options=options))
-        host = self.client.base_url.netloc.decode()
-        self.headers = {'Origin': f'http://{host}', 'Content-Type': 'application/json', 'SSE-Mux': '1', 'Sec-Fetch-Site': 'same-origin', **(headers or {})}
+        self.client = httpx.AsyncClient(base_url=url, cookies=cookies, timeout=BOUND, transport=httpx.AsyncHTTPTransport(limits=limits, socket_options=options, **transport))
+        base = self.client.base_url
+        self.headers = {'Origin': f'{base.scheme}://{base.netloc.decode()}', 'Content-Type': 'application/json', 'SSE-Mux': '1', 'Sec-Fetch-Site': 'same-origin', **(headers or {})}
         self.carriers,self.channels,self.last,self.tasks,self.number = {},{},None,[],0
         self.reads,self.pause = asyncio.Event(),pause  # Seconds that it takes over each part
         self.reads.set()

@@ -19,6 +19,8 @@ from proxies import DEPLOY, browsing, lacking, listening, proxying, replaced, se
 from servers import free_port, running, uvicorn
 from support import BOUND
 
+from tests.mux import Browser
+
 needs = {o: pytest.mark.skipif(bool(lacking(o, 'openssl')), reason=f"needs Debian's packages: {', '.join(lacking(o, 'openssl'))}") for o in ('nginx', 'caddy')}
 both = pytest.mark.parametrize('name', [pytest.param(o, marks=m) for o,m in needs.items()])
 
@@ -74,6 +76,24 @@ async def test_many_streams_need_one_connection(app, tmp_path, name):
         async with browsing(proxy, http2=False) as client, contextlib.AsyncExitStack() as stack:
             for _ in range(6): await stack.enter_async_context(listening(client))
             with pytest.raises(httpx.PoolTimeout): await client.get('/health')
+
+
+@both
+@pytest.mark.parametrize('http2', [False, True], ids=['HTTP/1.1', 'HTTP/2'])
+async def test_all_streams_of_a_browser_on_one_connection(tmp_path, name, http2):
+    "The multiplexer, on a port that is not 443: what it is asked by is the name and the port that the browser knows"
+    with running(uvicorn('mux:app', '--proxy-headers'), tmp_path/'app.log', env=dict(HOME=str(tmp_path))) as app, proxying(name, app.port, tmp_path) as proxy:
+        async with Browser(proxy.url, verify=trusting(proxy), http2=http2, http1=not http2) as browser:
+            channels = await browser.open(*['/events', '/by_hand']*3)
+            assert (browser.last.status_code, len(browser.carriers))==(200, 1)
+            for o in channels: await o.until(lambda o: o.events)
+            for n in range(10):
+                await browser.client.get('/say', params=dict(text=f'word {n}'))
+                for o in channels: await o.says(f'word {n}')
+            await browser.close(*channels[:2])
+            assert browser.last.status_code==204
+        async with browsing(app, http2=False) as direct, asyncio.timeout(BOUND):
+            while (await direct.get('/held')).json()['carriers']: await asyncio.sleep(.05)
 
 
 @both

@@ -32,7 +32,7 @@ def connect(url, **kw): return HTMXSSEConnector.create_sse_element(endpoint=url,
 class Tabs(list):
     "Tabs of one browser context"
     def __init__(self, page):
-        self.context,self.errors = page.context,page.errors
+        self.context,self.errors,self.console = page.context,page.errors,[]
         page.context.add_init_script(RECORD)
         self.wait_for_timeout = page.wait_for_timeout
 
@@ -41,6 +41,7 @@ class Tabs(list):
         for _ in range(n):
             page = self.context.new_page()
             page.on('pageerror', lambda e: self.errors.append(str(e)))
+            page.on('console', lambda m: self.console.append((m.type, m.text)))
             self.append(page)
             page.goto(url)
         return self[-1]

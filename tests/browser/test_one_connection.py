@@ -249,6 +249,7 @@ def test_falling_back(tabs, site, until, status):
     tabs.open(site.url('p'), 2)
     tabs.active(2)
     assert all(o == f'status {status}' for o in tabs.all(BROKEN))
+    assert [o for o in tabs.console if '[sse]' in o[1]] == [('warning', f'[sse] streams get no common connection (status {status}), tabs share by address')]*2
     until(lambda: (site.count('one'), site.count('two'), open_at(site)) == (1, 1, []))
     site.publish('hello', 'one')
     tabs.wait("got['/stream/one'].join() === 'hello'")
