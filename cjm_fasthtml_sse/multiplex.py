@@ -125,7 +125,7 @@ class Channel:
     def _count_wait(self):
         now = asyncio.get_running_loop().time()
         self._waits,self._waited = self._waits+1 if now-self._waited<GRACE else 1,now
-        if self._waits>=FLOOD and len(self.carrier.channels)>1 and self.carrier.sends_away(): self.end(direct=True)
+        if self._waits>=FLOOD and len(self.carrier.channels)>1 and self.carrier.sends_away(self.number): self.end(direct=True, away=True)
 
     @property
     def waits(self):
@@ -178,7 +178,7 @@ def _done(future):
 BEAT = 15.       # Seconds between two signs of life of a carrier
 LAST_WORDS = 1.  # Seconds for what waits when the server goes
 WRITE = 1<<18    # Bytes in one write, about
-AWAY = 2         # Channels that are sent to connections of their own, at most
+AWAY = 2         # Channels that are on connections of their own at a time, at most
 STUCK = 4        # Signs of life in a row that a browser has not read: it does not read any more
 
 class Carrier:
@@ -191,7 +191,7 @@ class Carrier:
         self._own,self._called = Channel(self, 0),{}
         self._news = asyncio.Event()
         self._patience: Any = None  # The timeout around `write`
-        self._away = self._unread = 0
+        self._away,self._unread = set(),0
 
     def call(self, channel):
         "`channel` has something to say"
@@ -202,10 +202,11 @@ class Carrier:
         "Send a sign of life"
         if not self._own.waits: self._own.tell()
 
-    def sends_away(self):
-        "May one more channel be sent away?"
-        self._away += 1
-        return self._away<=AWAY
+    def sends_away(self, number):
+        "Is there a place for this channel to be sent away? The browser closes the channel when it is over there"
+        if len(self._away)>=AWAY: return False
+        self._away.add(number)
+        return True
 
     async def write(self, send):
         "Send what the channels say, until the carrier is closed and nothing waits"
@@ -430,6 +431,7 @@ class Multiplexer:
 
     def _open(self, carrier, order, scope):
         for n in order.close:
+            carrier._away.discard(n)
             if n in carrier.channels: carrier.channels[n].close()
         if len(carrier._called)>2*CHANNELS: return carrier.give_up()  # It asks and asks, and does not read the answers
         carrier.beat()

@@ -391,6 +391,8 @@ async def test_a_flooder_is_sent_away_where_others_are(monkeypatch):
         start = sum(len(o.body) for o in more)
         await eventually(lambda: sum(len(o.body) for o in more)>start+100*multiplex.BUFFER, 'the others take turns')
         assert sum(o.direct for o in more)==multiplex.AWAY-1, 'a browser has few connections'
+        await browser.close(lone)  # It was away, and is over
+        await eventually(lambda: sum(o.direct for o in more)==multiplex.AWAY, 'the next one has its place')
         await site.manager.broadcast('said', 'in between')
         await quiet.says('in between')
         await browser.close(*more)

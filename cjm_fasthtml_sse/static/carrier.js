@@ -253,7 +253,7 @@ class Carriers {
     const news = this.news.get(channel.tab) ?? [];
     this.news.set(channel.tab, news);
     news.push([channel.key, word]);
-    if (word.bytes || word.status === 200) return;
+    if (word.bytes || word.status === 200 || word.away) return;   // what is away is told to the server when it is over
     this.forget(channel);   // that was its last word
     this.tidy();
   }

@@ -43,16 +43,16 @@ class Multiplexer {
 
   /**
    * As `fetch`, for an event stream.
+   * @param {string} key     of its channel
    * @param {string} url
    * @param {string} id      the last one
    * @param {AbortSignal} signal
    * @returns {Promise<Response>}
    */
-  fetch(url, id, signal) {
+  fetch(key, url, id, signal) {
     const { origin, pathname, search } = new URL(url);
     if (origin !== location.origin || this.broken) return Promise.reject(DIRECT);
     return new Promise((resolve, reject) => {
-      const key = `${this.me} ${++this.count}`;
       this.open.set(key, { key, path: pathname + search, id, resolve, reject, controller: null });
       signal.addEventListener('abort', () => {
         if (!this.open.delete(key)) return;
@@ -295,6 +295,7 @@ class ChannelSource extends SharedSource {
     super(url, options);
     this.mux = mux;
     this.shares = false;
+    this.key = '';           // of the last channel
     this.sharedAlarm = this.watchdog.alarm;
     this.watchdog.always = false;
     this.watchdog.alarm = () => this.lost('silence');
@@ -315,7 +316,14 @@ class ChannelSource extends SharedSource {
 
   /** @type {SSESource['fetch']} */
   fetch(headers, signal) {
-    return this.mux.fetch(this.url, this.lastEventId, signal);
+    this.key = `${this.mux.me} ${++this.mux.count}`;
+    return this.mux.fetch(this.key, this.url, this.lastEventId, signal);
+  }
+
+  /** @type {SSESource['stop']} */
+  stop(state, reason, status) {
+    super.stop(state, reason, status);
+    if (this.shares) this.mux.send({ what: 'close', key: this.key });   // if it was sent away, there is room for another
   }
 
   /** @type {SSESource['failed']} */

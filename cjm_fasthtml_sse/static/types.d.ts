@@ -118,7 +118,7 @@ interface MuxOpen extends MuxWish {
 }
 
 /**
- * What becomes of a channel: `bytes` that came, the `status` of the answer, its `end`; `direct`, ask without a channel; `moved`, ask again; `lost`, with the status of what refused it.
+ * What becomes of a channel: `bytes` that came, the `status` of the answer, its `end`; `direct`, ask without a channel, and `away`, say when that is over; `moved`, ask again; `lost`, with the status of what refused it.
  */
 interface MuxWord {
   bytes?: Uint8Array;
@@ -127,6 +127,7 @@ interface MuxWord {
   retry?: string | null;
   end?: boolean;
   direct?: boolean;
+  away?: boolean;
   moved?: boolean;
   lost?: number;
 }

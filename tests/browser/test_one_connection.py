@@ -327,7 +327,15 @@ def test_a_flood_moves_out(tabs, site, until):
     line.send('Network.emulateNetworkConditions', dict(offline=False, latency=0, downloadThroughput=1<<20, uploadThroughput=-1))
     tabs[0].goto(site.url('p'))
     until(lambda: flooding == [True, False], 'the flood has a connection of its own', 60)  # So slow is the network
+    away = lambda: [len(c._away) for c in site.app._sse_setup.multiplexer.carriers.values()]
+    assert away() == [1]
     tabs[0].evaluate("cjmSSE.get('flood').close()")
+    until(lambda: away() == [0], 'its place is free')
+    other = tabs.open(site.url('p'))
+    until(lambda: away() == [1], 'that of the other tab moves out, too', 60)
+    tabs.remove(other)
+    other.close()
+    until(lambda: away() == [0], 'and is over with it')
     now = tabs[0].evaluate("got['/ticks'].length")
     tabs[0].wait_for_function("now => got['/ticks'].length > now", arg=now)
     assert tabs[0].evaluate("got['/ticks'].every((n, i) => n === `${i}`)")
