@@ -1,4 +1,4 @@
-"""Any number of streams, in any number of tabs, on one connection for each browser
+"""A thousand streams, in any number of tabs, on one connection for each browser
 
 Docs: https://example.github.io/cjm-fasthtml-sse/multiplex.html.md"""
 
@@ -408,10 +408,11 @@ class Multiplexer:
     def _carrier(self, order, identity, known):
         "The one to attach to, `None` if there is none here"
         found = [o for id in order.carriers[:8] if (o := self.carriers.get(id)) and o.open and secrets.compare_digest(o.identity, identity)]
-        if found: return found[0]
+        best = min(found, key=lambda o: len(o.channels), default=None)
+        def many(): return len(self.carriers)>=CARRIERS or known and sum(o.identity==identity for o in self.carriers.values())>=EACH
+        if best is not None and (len(best.channels)+len(order.open)<=CHANNELS or not order.become or many()): return best  # What does not fit goes direct
         if order.open and not order.become: raise Refused(409, 'not here', Connection='close')  # Another connection may lead to another process
-        many = len(self.carriers)>=CARRIERS or known and sum(o.identity==identity for o in self.carriers.values())>=EACH
-        if order.open and many: raise Refused(503, 'too many', **{'Retry-After': '10'})
+        if order.open and many(): raise Refused(503, 'too many', **{'Retry-After': '10'})
 
     async def _identify(self, scope):
         "Whose request it is, and the cookies to set"
@@ -438,11 +439,10 @@ class Multiplexer:
         for n,url,last in order.open:
             if n in carrier.channels: continue
             channel = carrier.channels[n] = Channel(carrier, n)
-            try: request = stream_scope(scope, url, last, self.allow)
-            except Refused: channel.end(direct=True)
-            else:
-                if len(carrier.channels)>CHANNELS: channel.end(status=429)
-                else: channel.task = asyncio.get_running_loop().create_task(channel.run(self.app, request | {'sse.channel': channel}), context=Context())
+            try: request = stream_scope(scope, url, last, self.allow) if len(carrier.channels)<=CHANNELS else None
+            except Refused: request = None
+            if request is None: channel.end(direct=True)
+            else: channel.task = asyncio.get_running_loop().create_task(channel.run(self.app, request | {'sse.channel': channel}), context=Context())
 
     async def _become(self, order, identity, headers, scope, receive, send):
         carrier,self.loop = Carrier(identity),asyncio.get_running_loop()

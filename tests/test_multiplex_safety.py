@@ -237,8 +237,14 @@ async def test_numbers_have_a_bound(monkeypatch):
         for who,name in ((ann, 'ann'), (bob, 'bob')): await who.client.get(f'/login?name={name}')
         channels = await ann.open(*['/events']*3)
         for o in channels: await o.until(lambda o: o.events)
+        over = await ann.open('/events', become=False)
+        await over.until(lambda o: o.direct)
         over = await ann.open('/events')
-        await over.until(lambda o: o.status==429)
+        await over.until(lambda o: o.events)
+        assert over.carrier!=channels[0].carrier, 'beside a full one is another'
+        over = await ann.open(*['/events']*3)
+        await over[2].until(lambda o: o.direct)
+        assert not over[0].direct, 'what fits is open'
         for _ in range(3): r = await ann.post([[9, '/events', '']], carriers=[])
         assert r.status_code==503 and int(r.headers['retry-after']) and len(site.mux.carriers)==2, 'of one user'
         for _ in range(3): r = await nobody.post([[9, '/events', '']], carriers=[])

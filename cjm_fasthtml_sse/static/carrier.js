@@ -4,6 +4,7 @@
 // A carrier lives in one process of the server. A request that meets another process, which knows none of our carriers, becomes one itself. So there are as many as processes met.
 
 const MAX_CARRIERS = 3;
+const ORDER = 100;       // channels that are opened in one order: they fit, however long their addresses are
 const MISSES = 30;       // in a row. With 16 processes, one order in 500 has so many
 const ABOUT = 2 ** 31;   // added to the number of a channel: what follows is about it
 
@@ -99,13 +100,13 @@ class Carriers {
     this.anyway ||= anyway;
     if (this.asking) return;
     for (const [number, carrier] of this.gone) if (!this.carriers.has(carrier.id)) this.gone.delete(number);
-    const [open, close] = [[...this.wanted], [...this.gone.keys()]];
+    const [open, close] = [[...this.wanted].slice(0, ORDER), [...this.gone.keys()]];
     if (this.ended || !this.anyway && !open.length && !close.length) return;
     this.asking = true;
     this.anyway = false;
     // Those that we meet are others, the oldest carrier makes way: its channels come back where there is a place.
     if (this.misses >= MISSES && this.carriers.size >= MAX_CARRIERS) this.drop([...this.carriers.values()][0], 'moved');
-    this.wanted.clear();
+    for (const channel of open) this.wanted.delete(channel);
     const abort = new AbortController();
     // A carrier says at once that it is one.
     const patience = setTimeout(() => abort.abort(), 10000);

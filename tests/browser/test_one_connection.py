@@ -16,6 +16,7 @@ from tabs import Tabs, answers, board, comes_back, complete, connect, crash, ren
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from servers import free_port, running, uvicorn  # noqa: E402
 
+from cjm_fasthtml_sse import multiplex
 from cjm_fasthtml_sse.helpers import setup_sse
 from cjm_fasthtml_sse.multiplex import PATH, Multiplexer
 
@@ -340,6 +341,22 @@ def test_a_flood_moves_out(tabs, site, until):
     tabs[0].wait_for_function("now => got['/ticks'].length > now", arg=now)
     assert tabs[0].evaluate("got['/ticks'].every((n, i) => n === `${i}`)")
     works(tabs, site, until)
+
+
+def test_more_streams_than_fit(tabs, site, until, monkeypatch):
+    "A carrier takes 200 here: two more are opened, and what is beyond is shared by address"
+    monkeypatch.setattr(multiplex, 'CHANNELS', 200)
+    site.pages['p'] = lambda: Div(connect('/stream/one'))
+    tabs.open(site.url('p'))
+    tabs.active(1)
+    tabs[0].evaluate("""() => {
+        window.heard = 0;
+        for (let i = 0; i < 649; i++) cjmSSE.connect('/stream/many', {}).addEventListener('message', () => heard++);
+    }""")
+    until(lambda: (sorted(open_at(site)), site.count('many')) == ([200]*3, 600), 'three carriers, and one stream that is shared')
+    site.publish('hello', 'many')
+    tabs.wait('heard === 649')
+    assert tabs.all(BROKEN) == ['']
 
 
 def test_another_user(tabs, site, until):
