@@ -304,13 +304,18 @@ async def test_another_name_for_this_host_is_the_hosts_list_to_refuse():
     site = Guarded()
     async with site.up() as browser:
         await browser.client.get('/login?name=root')
-        evil = f'evil.example:{browser.client.base_url.port}'
-        request = browser.client.build_request('POST', PATH, content='{}')
-        assert 'cookie' in request.headers, 'a browser has it for this host'
-        async with Browser(str(browser.client.base_url)) as rebound:
-            channel = await rebound.open('/admin/events', Host=evil, Origin=f'http://{evil}')
-            await channel.until(lambda o: o.words)
-            assert channel.status==403, 'and for no other'
+        here,port = browser.client.base_url.host,browser.client.base_url.port
+        # The same browser, with all its cookies, after the name was made to lead here
+        async with Browser(f'http://evil.example:{port}', browser.client.cookies) as rebound:
+            async def lead_here(request): request.url = request.url.copy_with(host=here)
+            rebound.client.event_hooks = dict(request=[lead_here])
+            secret,public = await rebound.open('/admin/events', '/seen')
+            await secret.until(lambda o: o.words)
+            await public.until(lambda o: o.events)
+            assert (secret.status, site.seen[-1]['host'])==(403, f'evil.example:{port}') and 'cookie' not in site.seen[-1]
+            # The cookie is all that it lacks
+            forced = await rebound.open('/admin/events', Cookie='; '.join(f'{k}={v}' for k,v in browser.client.cookies.items()))
+            await forced.until(lambda o: o.events)
 
 
 async def test_forwarded_headers_are_believed_no_more_than_anywhere():
