@@ -2,6 +2,7 @@
 import asyncio
 import logging
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 
 import pytest
 from fasthtml.common import Beforeware, EventStream, FastHTML, Middleware, Mount, RedirectResponse, Response, Route
@@ -246,6 +247,30 @@ async def test_the_app_sees_the_request_that_it_would_see():
         await channel.until(lambda o: o.events)
         async with browser.client.stream('GET', '/sub/look?n=1', headers={'Accept': 'text/event-stream'}) as response: assert response.status_code==200
         assert got[0]==got[1] and got[0][:7]==('/sub/look', '1', '1', True, {}, '/sub', 'me'), got
+
+
+async def test_nothing_of_the_order_is_left_in_a_channels_request():
+    "Not what is conditional about it, not the context that it ran in, nor a state that another one has written to"
+    got,depth = [],ContextVar('depth', default=0)
+    class State(dict): "A server may have a kind of its own"
+    class Deeper:
+        def __init__(self, app): self.app = app
+        async def __call__(self, scope, receive, send):
+            depth.set(depth.get()+1)
+            await self.app(scope, receive, send)
+    site = Site([Middleware(Deeper)])
+    @site.app.get('/look')
+    def look(req):
+        got.append((depth.get(), dict(req.headers), dict(req.scope['state'])))
+        req.state.seen = True
+        return site.manager.stream(req)
+    async def server(scope, receive, send): await site.app(scope | {'state': State(of='the server')}, receive, send)
+    conditional = {'If-None-Match': '"x"', 'If-Modified-Since': 'Mon, 01 Jan 2024 00:00:00 GMT', 'If-Match': '*', 'If-Unmodified-Since': 'Mon, 01 Jan 2024 00:00:00 GMT', 'If-Range': '"x"', 'Range': 'bytes=1-'}
+    async with serve(server) as port, Browser(f'http://127.0.0.1:{port}', headers=conditional) as browser:
+        for _ in range(2):
+            for o in await browser.open('/look', '/look'): await o.until(lambda o: o.events)
+    assert len(got)==4 and all((d, s)==(1, {'of': 'the server'}) for d,_,s in got), got
+    assert not {o.lower() for o in (*conditional, 'SSE-Mux', 'Origin', 'Content-Type', 'Content-Length')}&{k for _,h,_ in got for k in h}
 
 
 async def test_a_proxy_that_takes_the_prefix_away():
