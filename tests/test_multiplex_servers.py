@@ -155,14 +155,15 @@ async def test_a_broadcast_reaches_channels_of_both_workers_and_ids_hold_in_both
     finally: redis.kill()
 
 
-async def test_a_restart_is_a_gap_as_on_a_connection_and_a_browser_comes_back(tmp_path):
-    with up(tmp_path) as server:
+@pytest.mark.parametrize('workers', ['1', '2'])
+async def test_a_restart_is_a_gap_as_on_a_connection_and_a_browser_comes_back(tmp_path, workers):
+    with up(tmp_path, '--workers', workers) as server:
         async with Browser(server.url) as browser:
             channel = await browser.open('/events')
             await channel.until(lambda o: o.events)
-            os.kill(server.process.pid, signal.SIGKILL)
+            os.killpg(server.process.pid, signal.SIGKILL)  # With all workers
             await eventually(lambda: not browser.carriers, 'the carrier is over')
-    with running(uvicorn('mux:app'), tmp_path/'log2', port=server.port, env={'HOME': str(tmp_path)}):
+    with running(uvicorn('mux:app', '--workers', workers), tmp_path/'log2', port=server.port, env={'HOME': str(tmp_path)}):
         async with Browser(server.url) as browser:
             again = await browser.open('/events', last=channel.last_id, carriers=[channel.carrier])
             await again.until(lambda o: any(e.event=='sse:gap' for e in o.events))
@@ -187,6 +188,36 @@ async def test_who_logs_in_as_someone_else_gets_a_carrier_of_their_own(tmp_path)
             state = None
             while state is None or state['carriers']>1: state = await held(other)
             assert state['connections']==1
+
+
+async def test_who_logs_in_as_someone_else_is_that_on_both_workers(tmp_path):
+    with up(tmp_path, '--workers', '2') as server:
+        async with Browser(server.url) as browser:
+            browser.client._transport._pool._max_keepalive_connections = 0
+            async def streams(carriers):
+                channels = []
+                for _ in range(200):
+                    channels.append(await browser.open('/private'))
+                    if len(browser.carriers)==carriers: break
+                for o in channels: await o.until(lambda o: o.events)
+                return channels
+            await browser.client.get('/login?name=ann')
+            anns = await streams(2)
+            await browser.client.get('/login?name=bob')
+            bobs = await streams(4)
+            whose = {o.carrier: browser.carriers[o.carrier].identity for o in anns+bobs}
+            assert {whose[o.carrier] for o in anns}.isdisjoint({whose[o.carrier] for o in bobs}) and sorted(map([*whose.values()].count, {*whose.values()}))==[2, 2]
+            for _ in range(200):  # Whichever worker answers
+                await browser.client.get('/say?text=hello')
+                if all('bob: hello' in o.data for o in bobs): break
+            for o in bobs: await o.says('bob: hello')
+            assert all('bob' not in d for o in anns for d in o.data) and all('ann' not in d for o in bobs for d in o.data)
+            for id in {o.carrier for o in anns}: await browser.carriers[id].response.aclose()
+            left = {}
+            async with asyncio.timeout(BOUND):
+                while len(left)<2 or any(carriers!=1 for carriers in left.values()):
+                    state = await held(browser)
+                    left[state['pid']] = state['carriers']
 
 
 async def test_a_session_that_has_expired_opens_nothing_more(tmp_path):

@@ -271,7 +271,7 @@ class Multiplexer {
   breakDown(reason) {
     if (this.broken) return;
     this.broken = reason;
-    console.warn(`[sse] streams get no common connection (${reason}), tabs share by address`);
+    console.warn(`[sse] streams get no common connection (${reason}), tabs share by address where they can`);
     this.channel?.postMessage({ what: 'broken', reason, tag: this.tag });
     const keys = [...this.open.keys()];
     this.leave();

@@ -4,6 +4,7 @@ import itertools
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -250,8 +251,20 @@ def test_falling_back(tabs, site, until, status):
     tabs.open(site.url('p'), 2)
     tabs.active(2)
     assert all(o == f'status {status}' for o in tabs.all(BROKEN))
-    assert [o for o in tabs.console if '[sse]' in o[1]] == [('warning', f'[sse] streams get no common connection (status {status}), tabs share by address')]*2
+    assert [o for o in tabs.console if '[sse]' in o[1]] == [('warning', f'[sse] streams get no common connection (status {status}), tabs share by address where they can')]*2
     until(lambda: (site.count('one'), site.count('two'), open_at(site)) == (1, 1, []))
+    site.publish('hello', 'one')
+    tabs.wait("got['/stream/one'].join() === 'hello'")
+
+
+def test_falling_back_where_there_are_no_locks(tabs, site, until):
+    "A browser that has them and refuses them: each tab has connections of its own"
+    site.pages['p'] = lambda: Div(connect('/stream/one'), connect('/stream/two'))
+    tabs.context.add_init_script("LockManager.prototype.request = () => Promise.reject(new DOMException('not here', 'SecurityError'))")
+    tabs.open(site.url('p'), 2)
+    tabs.active(2)
+    assert tabs.all(BROKEN) == ['no locks']*2
+    until(lambda: (site.count('one'), site.count('two'), open_at(site)) == (2, 2, []), 'no connection is shared')
     site.publish('hello', 'one')
     tabs.wait("got['/stream/one'].join() === 'hello'")
 
@@ -457,31 +470,60 @@ def test_an_order_does_not_wait_for_what_has_time(tabs, make_site, until):
     until(lambda: site.count('one') == 2, 'that one too')
 
 
-def test_two_workers(tabs, tmp_path, until):
-    "A browser has a carrier for each process that it meets. One after the other is killed: all channels that were there come back, and hear what is said then"
-    # Each request by a connection of its own. Which worker takes it is chance: all that needs a certain one is asked until it was met
-    args = ('--workers', '2', '--timeout-keep-alive', '0', '--log-level', 'warning')
-    with running(uvicorn('jobs_many:served', *args), tmp_path/'log', env=dict(ASSETS=str(ASSETS), STREAMS='10')) as server:
-        held = {}
-        def know_both():
-            state = httpx.get(f'{server.url}/counted').json()
-            held[state['pid']] = (state['counts'], state['connections'] > 0)
-            return len(held) == 2 and all(o == ({'application/octet-stream': 1}, True) for o in held.values())
-        def met_both():
-            if sum(tabs.all(CARRIERS)) == 2: return True
+@pytest.fixture
+def workers(tabs, tmp_path, until):
+    "Two workers, of whom each has a carrier of the browser. Which one takes a request is chance: what needs a certain one is asked until it was met"
+    class Workers:
+        pids = set()
+
+        def ask(self, path, **params):
+            "By a connection of its own, which a worker that is about to go may drop"
+            with suppress(httpx.TransportError): return httpx.get(f'{server.url}{path}', params=params).json()
+
+        def know(self):
+            "Both that there are now: does each have a carrier with channels?"
+            found = {}
+            for _ in range(50):
+                if state := self.ask('/counted'): found[state['pid']] = state['counts'] == {'application/octet-stream': 1} and state['connections'] > 0
+            self.pids = {*found}
+            return len(found) == 2 and all(found.values())
+
+        def meet(self):
+            "Both have a carrier, or else a stream tries it again"
+            if sum(tabs.all(CARRIERS)) == 2 and self.know(): return True
             tabs[0].evaluate('cjmSSE.sources[0].reconnect()')
             tabs.active(11)
-        def all_hear(text):
-            for n in range(10): httpx.get(f'{server.url}/say', params=dict(type=f'{"hand" if n%5 == 4 else "job"}:{n}', data=text))
-            httpx.get(f'{server.url}/say', params=dict(type='all:x', data=text))
+
+        def hear(self, text):
+            "Say it once more to each stream: have all heard it by now?"
+            for type in ('all:x', *(f'{"hand" if n%5 == 4 else "job"}:{n}' for n in range(10))): self.ask('/say', type=type, data=text)
             return all(tabs.all("text => [...document.querySelectorAll('#all, [id^=job-]')].filter(o => o.innerText === text).length === 11", text))
+    workers = Workers()
+    args = ('--workers', '2', '--timeout-keep-alive', '0', '--log-level', 'warning')
+    with running(uvicorn('jobs_many:served', *args), tmp_path/'log', env=dict(ASSETS=str(ASSETS), STREAMS='10')) as server:
+        workers.server = server
         tabs.open(server.url, 6)
         tabs.active(11)
-        until(met_both, 'a carrier of each worker')
-        until(know_both, 'each worker has one')
-        until(lambda: all_hear('both are there'))
-        for pid in held:
-            os.kill(pid, signal.SIGKILL)   # uvicorn starts another one
-            until(lambda text=f'{pid} is not': all_hear(text), 'all hear what is said now')
+        until(workers.meet, 'a carrier of each worker')
+        until(lambda: workers.hear('both are there'))
+        yield workers
         tabs.active(11)
         assert tabs.all(BROKEN) == ['']*6
+
+
+def test_two_workers(workers, until):
+    "One after the other is killed: all channels that were there come back, and hear what is said then"
+    for pid in workers.pids:
+        os.kill(pid, signal.SIGKILL)   # uvicorn starts another one
+        until(lambda text=f'{pid} is not': workers.hear(text), 'all hear what is said now')
+
+
+def test_a_rolling_restart(workers, until):
+    "One worker after the other is replaced: all streams go on with the new ones"
+    before = {*workers.pids}
+    workers.server.signal(signal.SIGHUP)
+    def replaced():
+        workers.know()
+        return len(workers.pids) == 2 and not workers.pids & before
+    until(replaced, 'both are new')
+    until(lambda: workers.hear('both are new'), 'all hear what is said now')
