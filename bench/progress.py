@@ -2,12 +2,13 @@
 
     python bench/progress.py [--items 1000000] [--rounds 5]
 
-A server's event loop runs in the main thread meanwhile, with a tab that follows the job. Bare and tracked loops take turns; the best round of each counts.
+A server's event loop runs in the main thread meanwhile, with a tab that follows the job. Bare and tracked loops take turns; the median of the rounds counts.
 Where tqdm is installed, it is measured too, writing to nowhere.
 """
 import argparse
 import asyncio
 import io
+import statistics
 import time
 
 from cjm_fasthtml_sse.core import SSEBroadcastManager
@@ -45,13 +46,14 @@ async def main(n, rounds):
         'async for, no report due': lambda: in_async_code(track(manager, numbers(n), 'j', n, every=1e6)),
         'async for, ten reports a second': lambda: in_async_code(track(manager, numbers(n), 'j', n))}
     if tqdm: loops['for, tqdm'] = lambda: asyncio.to_thread(plain, tqdm(range(n), file=io.StringIO()))
-    best = dict.fromkeys(loops, float('inf'))
+    took = {name: [] for name in loops}
     async with SSEClient(events):
         for _ in range(rounds):
-            for name,loop in loops.items(): best[name] = min(best[name], await loop())
+            for name,loop in loops.items(): took[name].append(await loop())
+    middle = {name: statistics.median(secs) for name,secs in took.items()}
     print(f'{"":34}{"ns an item":>12}{"more":>8}{"ratio":>8}')
-    for name,seconds in best.items():
-        bare = best['async for, bare' if name.startswith('async') else 'for, bare']
+    for name,seconds in middle.items():
+        bare = middle['async for, bare' if name.startswith('async') else 'for, bare']
         print(f'{name:34}{seconds/n*1e9:12.0f}{(seconds-bare)/n*1e9:8.0f}{seconds/bare:8.1f}')
 
 

@@ -96,12 +96,13 @@ def addressed(servers, n):
 
 @section
 def stalled(servers, n):
-    "Healthy clients, 100, while five more read nothing, for as long as it takes to fill all buffers and evict them"
-    def case(deaf):
-        steps = [['open', 100]] + [['stall', deaf]]*(deaf>0) + [['one_by_one', 400]]
+    "Healthy clients, and some more that read nothing, for as long as it takes to fill all buffers and evict them"
+    def case(healthy, deaf, messages):
+        steps = [['open', healthy]] + [['stall', deaf]]*(deaf>0) + [['one_by_one', messages]]
         got = measure(servers.python, servers.ours(), steps, size=20_000)[-1]
         return dict(us=got['us'], p50=got['ms'][PERCENT.index(50)], p99=got['ms'][PERCENT.index(99)], max=got['ms'][-1])
-    return harness.rounds(n, {'none stalled': lambda: case(0), '5 stalled': lambda: case(5)})
+    return harness.rounds(n, {'none stalled': lambda: case(100, 0, 400), '5 stalled': lambda: case(100, 5, 400),
+                              '970 clients, none stalled': lambda: case(970, 0, 200), '970 clients, 30 stalled': lambda: case(970, 30, 200)})
 
 
 @section
