@@ -77,6 +77,7 @@ RATIOS = [  # What, where it stands, ours and what it is compared with
     ('patterns of its own for each, 5,000 clients', 'groups', ('own', 'us_5000'), [('shared', 'us_5000')]),
     ('a call of `broadcast`, 1,000 of 10,000 stalled', 'inside', ('ours', 'call_tenth'), [('ours', 'call_none')]),
     ('time until 99 % have it, 5 of 105 stalled', 'stalled', ('5 stalled', 'p99'), [('none stalled', 'p99')]),
+    ('time until 99 % have it, 30 of 1,000 stalled', 'stalled', ('970 clients, 30 stalled', 'p99'), [('970 clients, none stalled', 'p99')]),
     ('a message to one of 10,000', 'addressed', ('ours', 'us_10000'), [('ours', 'us_10')]),
     ('without FastHTML, 1,000 clients', 'by_hand', ('ours, without FastHTML', 'us_1000'), [('ours', 'us_1000')]),
     ('without FastHTML, to connect', 'by_hand', ('ours, without FastHTML', 'connect_us'), [('ours', 'connect_us'), ('Starlette', 'connect_us')]),
