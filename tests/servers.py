@@ -62,6 +62,8 @@ class Server:
         "End it, and whatever it started and left behind"
         with suppress(ProcessLookupError): os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(10)
+        until = time.monotonic()+10
+        while accepts(self.port) and time.monotonic()<until: time.sleep(.01)  # A worker that dies still holds the port
 
 
 @contextmanager

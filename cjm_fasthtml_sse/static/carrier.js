@@ -107,7 +107,7 @@ class Carriers {
     // Those that we meet are others, the oldest carrier makes way: its channels come back where there is a place.
     if (this.misses >= MISSES && this.carriers.size >= MAX_CARRIERS) this.drop([...this.carriers.values()][0], 'moved');
     for (const channel of open) this.wanted.delete(channel);
-    const abort = new AbortController();
+    const [abort, asked] = [new AbortController(), Date.now()];
     // A carrier says at once that it is one.
     const patience = setTimeout(() => abort.abort(), 10000);
     try {
@@ -122,7 +122,7 @@ class Carriers {
         }),
       });
       if (this.ended) abort.abort();   // a carrier that nobody wants any more
-      else this.answered(response, open, abort);
+      else this.answered(response, open, close, abort, asked);
     } catch {
       if (!this.works && abort.signal.aborted && ++this.silent > 1) this.owner.breakDown('no answer');
       else this.fail(open, 0);
@@ -131,15 +131,18 @@ class Carriers {
     this.asking = false;
     this.tidy();
     if (this.wanted.size || this.anyway) this.ask();
-    else if (this.gone.size) this.askIn(6000);   // another process has answered, or the server dropped the connection that this went over
+    // The order did not say so yet; or another process has answered, or the server dropped the connection that this went over.
+    else if (this.gone.size) this.askIn([...this.gone.keys()].some(number => !close.includes(number)) ? 100 : 6000);
   }
 
   /**
    * @param {Response} response
    * @param {MuxChannel[]} open
+   * @param {number[]} close
    * @param {AbortController} abort
+   * @param {number} asked
    */
-  answered(response, open, abort) {
+  answered(response, open, close, abort, asked) {
     const { status, headers } = response;
     const [id, identity] = [headers.get('SSE-Carrier') ?? '', headers.get('SSE-Identity')];
     // Another process. Its answer closes the connection, and the next one may lead elsewhere.
@@ -159,12 +162,12 @@ class Carriers {
     }
     if (!carrier) return open.length && this.misses++ < MISSES ? this.again(open) : this.fail(open, 0);   // it has ended in the meantime
     this.misses = 0;
-    for (const [number, where] of this.gone) if (where === carrier) this.gone.delete(number);
+    for (const number of close) if (this.gone.get(number) === carrier) this.gone.delete(number);
     for (const channel of open) {
       if (this.channels.has(channel.number)) channel.carrier = carrier;
       else this.gone.set(channel.number, carrier);   // closed in the meantime
     }
-    if (open.length) this.expect(carrier);
+    if (open.length) this.expect(carrier, status === 200 ? carrier.watchdog.heardAt : asked - 1);
     this.flush();
   }
 
@@ -174,13 +177,13 @@ class Carriers {
   }
 
   /**
-   * A carrier that takes up channels says so at once, on itself.
+   * A carrier that takes up channels says so at once, on itself: that may be here before the answer is.
    * @param {MuxCarrier} carrier
+   * @param {number} since
    */
-  expect(carrier) {
-    const { heardAt } = carrier.watchdog;
+  expect(carrier, since) {
     setTimeout(() => {
-      if (carrier.watchdog.heardAt > heardAt || this.carriers.get(carrier.id) !== carrier) return;
+      if (carrier.watchdog.heardAt > since || this.carriers.get(carrier.id) !== carrier) return;
       if (this.works) this.drop(carrier, 'lost');
       else this.owner.breakDown('nothing comes');   // something on the way collects what should flow
     }, this.works ? 3000 : 10000);

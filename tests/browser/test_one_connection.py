@@ -167,6 +167,24 @@ def test_an_element_that_goes_takes_its_stream_along(tabs, site, until):
     until(lambda: (site.count('two'), open_at(site)) == (0, []))
 
 
+def test_a_stream_that_ends_while_an_order_is_under_way(tabs, site, until):
+    "That order did not say so, the next one does"
+    site.pages['p'] = lambda: Div(connect('/stream/one', element_id='one'), connect('/stream/two'))
+    tabs.open(site.url('p'))
+    tabs.active(2)
+    until(lambda: (site.count('one'), site.count('two')) == (1, 1))
+    orders = []
+    tabs.context.route(f'**{PATH}', lambda route: orders.append(route))
+    tabs[0].evaluate("cjmSSE.open('/stream/three', null)")
+    until(lambda: orders, 'the order is under way')
+    tabs[0].evaluate("document.querySelector('#one').remove()")
+    orders.pop().continue_()
+    tabs.context.unroute(f'**{PATH}')
+    until(lambda: [site.count(o) for o in ('one', 'two', 'three')] == [0, 1, 1])
+    tabs[0].wait_for_timeout(3500)  # So long it waits for a word of the carrier, which was here before the answer
+    assert [len(site.last_ids(o)) for o in ('one', 'two', 'three')] == [1, 1, 1], 'nothing was asked for again'
+
+
 def test_what_is_kept_of_tabs_that_have_gone(tabs, site, until):
     "One tab leads for days, while others come and go"
     site.pages['p'] = lambda: Div(connect('/stream/one'))
@@ -392,10 +410,16 @@ def test_another_user(tabs, site, until):
     def login(sess, name: str):
         sess['auth'] = name
         return connect('/mine')
+    @site.app.route('/logout')
+    def logout(sess):
+        sess.clear()
+        return 'bye'
     home = site.url('').removesuffix('pages/')
     tabs.open(f'{home}login/ann', 3)
     tabs.wait("got['/mine']?.at(-1) === 'secret of ann'")
     until(lambda: seen == ['ann']*3)
+    tabs[0].goto(f'{home}logout')
+    until(lambda: seen == ['nobody']*2, "ann's streams have ended with her session")
     tabs[0].goto(f'{home}login/bob')
     until(lambda: seen == ['bob']*3, "ann's streams have ended")
     tabs.wait("got['/mine'].at(-1) === 'secret of bob'")
