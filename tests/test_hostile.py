@@ -195,8 +195,8 @@ def test_other_methods(server):
 
 @pytest.mark.parametrize('how', ['closed', 'reset', 'half closed'])
 def test_clients_that_leave_while_the_response_starts(server, how):
-    with unharmed(server, 1500, mb=10):
-        for i in range(1500):
+    with unharmed(server, 600, mb=10):
+        for i in range(600):
             with socket.create_connection(('127.0.0.1', server.port), 5) as sock:
                 if how=='reset': sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
                 data = b'GET /events HTTP/1.1\r\nHost: test\r\nLast-Event-ID: 1-1\r\n\r\n'

@@ -14,7 +14,7 @@ from playwright.sync_api import Error
 from tabs import connect, freeze, thaw
 
 SEED = int(os.environ.get('TABS_SEED') or random.SystemRandom().randrange(10**6))
-SECONDS = float(os.environ.get('TABS_SECONDS', 15))
+SECONDS = float(os.environ.get('TABS_SECONDS', 10))
 STREAMS = 'ab'
 MOST = 6  # Tabs; of these one may be frozen, as it keeps its connections: a browser has six
 
