@@ -11,7 +11,7 @@ __all__ = ['BATCH', 'TURNS', 'MANY_TURNS', 'LAST_WORDS', 'being_cancelled', 'Chu
 # %% ../nbs/stream.ipynb #0da8265e
 import asyncio,logging,random,sys,threading
 from collections import deque
-from contextlib import suppress
+from contextlib import contextmanager,suppress
 from contextvars import Context,copy_context
 from dataclasses import dataclass
 from functools import partial
@@ -491,7 +491,9 @@ async def _replay(self:Connection):
             break
         self.since = hub.turns
         frame = self.group._frame(m)
-        if isawaitable(frame): frame = await self._meanwhile(frame)
+        if isawaitable(frame):
+            await self._meanwhile(frame)
+            frame = frame.result()
         if (entry := self.group._entry(m, frame)) is not None: entries.append(entry)
     hub.counts['replayed'] += len(entries)
     own,self._own = [e for e in self._own if e.seq<=seq],[e for e in self._own if e.seq>seq]
@@ -499,20 +501,31 @@ async def _replay(self:Connection):
 
 @patch
 async def _meanwhile(self:Connection, work):
-    "What the task `work` gives. It may take its time, so the browser hears meanwhile that the connection is alive"
+    "Wait for the task `work`. It may take its time, so the browser hears meanwhile that the connection is alive"
     hub = self.hub
     while not (await asyncio.wait({work}, timeout=max(0, self.due-hub.loop.time()) if hub.heartbeat else None))[0]:
         await self._send_chunk(Chunk(encode(event=HEARTBEAT).encode(), self.cursor))
-    return work.result()
 
 @patch
-async def _result(self:Connection, state):
+async def _finished(self:Connection, state):
+    "The task of an awaitable state, once it is done"
     work = asyncio.ensure_future(state)
-    try: return await self._meanwhile(work)
+    try: await self._meanwhile(work)
     finally:
         if not work.done():  # The browser has gone. Whatever was opened is closed before the request is over
             work.cancel()
             await asyncio.wait({work})
+    return work
+
+@patch
+@contextmanager
+def _outlives(self:Connection):
+    "An error of the snapshot is told, and the stream goes on"
+    try: yield
+    except (Exception, asyncio.CancelledError):
+        if being_cancelled(): raise  # This tab has left
+        self.hub.counts['errors'] += 1
+        _log.exception('Snapshot %r failed', self._snapshot)
 
 @patch
 async def _tell_state(self:Connection):
@@ -524,14 +537,14 @@ async def _tell_state(self:Connection):
     if self._untold=='gap': hub.counts['gaps'] += 1
     self._untold = None  # Now, as the log may begin anew while the state is read: that is a gap of its own
     if self._snapshot is not None:
-        try:
+        state = None
+        with self._outlives():
             state = self._snapshot()
             if isinstance(state, _Final): state,last = state.state,True
-            html = to_html(await self._result(state) if isawaitable(state) else state)
-        except (Exception, asyncio.CancelledError):
-            if being_cancelled(): raise  # This tab has left
-            hub.counts['errors'] += 1
-            _log.exception('Snapshot %r failed', self._snapshot)
+            if not isawaitable(state): html = to_html(state)
+        if isawaitable(state):
+            work = await self._finished(state)  # What fails in here is a send
+            with self._outlives(): html = to_html(work.result())
     event = GAP if html is None else None if html else HEARTBEAT  # An empty state is told by an id alone
     return Chunk((encode(html or '', event=event, id=id)+(encode(event=CLOSE, id=id) if last else '')).encode(), seq, last=last)
 

@@ -814,6 +814,22 @@ async def test_a_snapshot_is_ended_with_its_stream_before_the_request_is_over():
         await client.disconnect()
         assert said == ['begun', 'closed']
 
+async def test_a_tab_that_leaves_while_a_snapshot_is_read_is_no_error_of_the_snapshot(caplog):
+    manager, ended = SSEBroadcastManager(heartbeat=.02), []
+    async def state():
+        try: await asyncio.Event().wait()
+        finally: ended.append(1)
+    def gone_after_the_first(app):
+        async def wrapped(scope, receive, send):
+            async def once(message):
+                if message.get('body') and b'retry' not in message['body']: raise OSError('gone')  # As a server of ASGI 2.4 says it
+                await send(message)
+            await app(scope, receive, once)
+        return wrapped
+    async with tab(manager, snapshot=state, wrap=gone_after_the_first):
+        await eventually(lambda: ended and not manager.connection_count, 'the snapshot is ended, and the stream')
+    assert manager.stats()['errors'] == 0 and not caplog.records
+
 async def test_what_a_slow_renderer_has_made_of_a_replay_is_sent_before_all_of_it_is_ready(monkeypatch):
     monkeypatch.setattr(stream, '_SLOW', 0)
     manager, go = SSEBroadcastManager(), asyncio.Event()

@@ -8,6 +8,7 @@ class SSEClient extends EventTarget {
     /** @type {Set<SSEEntry>} */
     this.entries = new Set();
     this.tag = '';           // of the user's session
+    this.home = '';          // where the app has this script: others of this host have other sessions
     /** @type {BroadcastChannel | null} */
     this.sessions = null;    // where pages tell theirs
     this.alone = 'asked for';  // why tabs share no connections
@@ -73,6 +74,7 @@ class SSEClient extends EventTarget {
   configure(script) {
     const { sseShare, sseTag, sseMux } = script?.dataset ?? {};
     this.tag = sseTag ?? '';
+    this.home = new URL(script?.getAttribute('src') ?? '', location.href).pathname.replace(/[^/]*$/, '');
     this.alone = sseShare === 'false' ? 'share=False' : window.isSecureContext && navigator.locks && window.BroadcastChannel ? '' : 'neither HTTPS nor localhost, or an old browser';
     if (this.tag && !this.alone) this.hearSessions().postMessage(this.tag);
     if (sseMux && !this.alone) this.mux = new Multiplexer(sseMux, this.tag);
@@ -82,7 +84,7 @@ class SSEClient extends EventTarget {
   }
 
   hearSessions() {
-    const sessions = this.sessions = new BroadcastChannel('sse:session');
+    const sessions = this.sessions = new BroadcastChannel(`sse:session:${this.home}`);
     // Somebody else is logged in now.
     sessions.onmessage = ({ data }) => {
       for (const source of data === this.tag ? [] : this.sources) if (source instanceof SharedSource) source.own?.reconnect('another session');

@@ -413,7 +413,7 @@ def test_another_user(tabs, site, until):
     @site.app.route('/logout')
     def logout(sess):
         sess.clear()
-        return 'bye'
+        return Div('bye')
     home = site.url('').removesuffix('pages/')
     tabs.open(f'{home}login/ann', 3)
     tabs.wait("got['/mine']?.at(-1) === 'secret of ann'")

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from fasthtml.common import Div, to_xml
+from fasthtml.common import Div, FastHTML, to_xml
 from starlette.responses import Response, StreamingResponse
 
-from handmade import ASSETS
+from handmade import ASSETS, HTMX2
 from tabs import LEADS, answers, comes_back, complete, connect, crash, frozen, renderer, stopped
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from servers import running, uvicorn  # noqa: E402
@@ -265,9 +265,10 @@ def test_users(tabs, make_site, until, setup):
 def test_users_with_streams_of_their_own(tabs, make_site, until):
     "Where pages say whose they are, a former user's streams are asked for anew, whatever their URL, and whoever leads"
     site = make_site()
-    open_ = []
+    open_, asked = [], []
     @site.app.route('/mine/{name}')
     async def mine(sess, name: str):
+        asked.append(name)
         if sess.get('auth') != name: return Response(status_code=403)
         async def frames():
             open_.append(name)
@@ -280,9 +281,19 @@ def test_users_with_streams_of_their_own(tabs, make_site, until):
     def login(sess, name: str):
         sess['auth'] = name
         return connect(f'/mine/{name}')
+    other = FastHTML(hdrs=HTMX2(), default_hdrs=False, secret_key='of another app', session_cookie='other')
+    setup_sse(other)
+    other.get('/', name='page')(lambda: Div('An app of its own'))
+    site.app.mount('/other', other)
     home = site.url('').removesuffix('pages/')
     tabs.open(f'{home}login/ann', 3)
     tabs.active(1)
+    n = len(asked)
+    stranger = tabs.open(f'{home}other/')
+    assert stranger.evaluate("cjmSSE.tag") not in ('', tabs[0].evaluate("cjmSSE.tag"))
+    tabs.remove(stranger)
+    tabs.wait_for_timeout(300)
+    assert len(asked) == n, 'the sessions of another app are none of theirs'
     tabs[2].goto(f'{home}login/bob')
     until(lambda: open_ == ['bob'], "ann's stream has ended")
     for page in tabs[:2]: page.wait_for_function("cjmSSE.state === 'error' && cjmSSE.sources[0].reason === 'status 403'")
