@@ -262,6 +262,18 @@ async def dispatch(self:SSEEventDispatcher,
     return [*res] if isinstance(res, (list, tuple)) else [res]
 
 @patch
+def get_registered_events(self:SSEEventDispatcher) -> list[str]:
+    "The patterns with handlers, in order of their first registration"
+    return self.handlers.keys()
+
+@patch
+def handles(self:SSEEventDispatcher,
+    event_type: str  # What happened
+) -> bool:
+    "Whether an event of this type reaches anything; a stream hints at one that no renderer handles"
+    return bool({'transformer', 'middleware'} & {*self._around.keys()}) or bool(self.handlers.matching(event_type))
+
+@patch
 async def __call__(self:SSEEventDispatcher,
     message: SSEEvent|Mapping  # As for `dispatch`
 ) -> list:                     # As from `dispatch`

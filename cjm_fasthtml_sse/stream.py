@@ -25,6 +25,7 @@ from starlette.responses import PlainTextResponse,Response
 
 from .backend import BackendError,Log,Message
 from .dispatcher import Handlers,check_pattern,matches
+from .hints import calling_line,hint,nearest
 from .render import Renderer,to_html
 from .wire import CLOSE,GAP,HEARTBEAT,SSEError,check_event_type,encode
 
@@ -679,6 +680,7 @@ def _route(self:Hub, event_type):
     if found is None:
         if len(self._found)>=1000: self._found.clear()
         found = self._found[event_type] = tuple(dict.fromkeys(self._routes.matching(event_type)))
+        if self.connections: self._hint_at_silence(event_type, found)
     return found
 
 @patch
@@ -704,6 +706,21 @@ def wake(self:Hub, group):
     "Have the pump serve `group`"
     self._pending[group] = None
     if self._pump is None or self._pump.done(): self._pump = self.spawn(self._pump_all(), Context())  # Not in the context of who happens to broadcast
+
+# %% ../nbs/stream.ipynb #23173b36
+@patch
+def _hint_at_silence(self:Hub, event_type, groups):
+    "Say that no renderer handles such an event, if nobody else could want it"
+    if any(self.guests): return  # Queues get all, and are read by the app
+    renderers = [g.renderer.render for g in groups or self.groups.values()]
+    if not all(hasattr(f, 'handles') for f in renderers) or any(f.handles(event_type) for f in renderers): return
+    known = sorted({p for f in renderers for p in f.get_registered_events()})
+    near = nearest(event_type, known)
+    # No stream of the moment may want it, as where it is for somebody who is away; `track` reports whether somebody watches or not
+    if not near and (not groups or event_type.startswith('job:')): return
+    place = calling_line()
+    hint(place or ('unhandled', near), '%s%r was broadcast, and no open stream has a handler for it%s', place and f'{place}: ', event_type,
+        f'; did you mean {near!r}?' if near else f'; there are handlers for {", ".join(map(repr, known)) or "nothing"}')
 
 # %% ../nbs/stream.ipynb #9084decc
 @patch

@@ -82,6 +82,12 @@ class SSEElementUpdater:
         "The patterns with handlers, in order of their first registration"
         return self._handlers.keys()
 
+    def handles(self,
+        event_type: str  # What happened
+    ) -> bool:
+        "Whether an event of this type can make elements; a stream hints at one that no renderer handles"
+        return self._default is not None or 'post' in self._around.keys() or bool(self._handlers.matching(event_type))
+
 # %% ../nbs/updater.ipynb #f2aa8ace
 def _flat(x):
     "The elements in `x`, one by one"
