@@ -1056,5 +1056,7 @@ d = { 'settings': { 'branch': 'main',
                                        'cjm_fasthtml_sse.wire._single_line': ('wire.html#_single_line', 'cjm_fasthtml_sse/wire.py'),
                                        'cjm_fasthtml_sse.wire._utf8': ('wire.html#_utf8', 'cjm_fasthtml_sse/wire.py'),
                                        'cjm_fasthtml_sse.wire.check_event_type': ('wire.html#check_event_type', 'cjm_fasthtml_sse/wire.py'),
+                                       'cjm_fasthtml_sse.wire.check_message_type': ( 'wire.html#check_message_type',
+                                                                                     'cjm_fasthtml_sse/wire.py'),
                                        'cjm_fasthtml_sse.wire.comment': ('wire.html#comment', 'cjm_fasthtml_sse/wire.py'),
                                        'cjm_fasthtml_sse.wire.encode': ('wire.html#encode', 'cjm_fasthtml_sse/wire.py')}}}

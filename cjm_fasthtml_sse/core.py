@@ -29,7 +29,7 @@ from .dispatcher import Handlers,matches
 from .redis_backend import RedisBackend
 from .render import to_json
 from .stream import Connection,EventStreamResponse,Hub,being_cancelled,patterns
-from .wire import SSEError,StreamEnded,check_event_type
+from .wire import SSEError,StreamEnded,check_message_type
 
 # %% ../nbs/core.ipynb #c62b2700
 _log = logging.getLogger(__name__)
@@ -170,7 +170,7 @@ async def _call_hooks(self:SSEBroadcastManager, name, x):
 
 def _checked(message):
     if not isinstance(message, Mapping): raise TypeError(f'A broadcast hook returns a message or `None`, got {message!r}')
-    check_event_type(message['type'])
+    check_message_type(message['type'])
     return dict(message)
 
 @patch
@@ -323,7 +323,7 @@ async def broadcast(self:SSEBroadcastManager,
     key=None                # Of the messages with this type and key that wait for a stream, only the newest is sent; not for those that append
 ) -> int:                   # Connections here that got it
     "Send an event to every connection, in every process; `FieldError` for a bad `event_type`, `BackendError` if it may not have arrived"
-    check_event_type(event_type)
+    check_message_type(event_type)
     timeout = self.default_timeout if timeout is None else _seconds('timeout', timeout)
     hash(key)
     await self._ready()
@@ -565,7 +565,7 @@ def broadcast_threadsafe(self:SSEBroadcastManager,
     key=None           # As for `broadcast`
 ) -> Future:           # Its `result()` is the number of connections that got it
     "`broadcast` from any thread; `FieldError` for a bad `event_type`. Before any stream was opened it goes into the history at once"
-    check_event_type(event_type)
+    check_message_type(event_type)
     if timeout is not None: _seconds('timeout', timeout)
     def sending(): return self.broadcast(event_type, data, timeout, key=key)
     try: here = asyncio.get_running_loop()

@@ -24,7 +24,7 @@ from fastcore.basics import patch
 
 from .backend import BackendAway,BackendError,Record
 from .packing import pack,unpack
-from .wire import check_event_type
+from .wire import check_message_type
 
 # %% ../nbs/redis_backend.ipynb #5498c949
 _log = logging.getLogger(__name__)
@@ -227,7 +227,7 @@ def _read_entry(id, pairs):
         key = _frozen(unpack(found[b'k'])) if b'k' in found else None
         hash(key)
         if 'type' in fields:
-            check_event_type(fields['type'])
+            check_message_type(fields['type'])
             if 'timestamp' not in fields: fields['timestamp'] = datetime.fromtimestamp(_place(id)[0]/1000, timezone.utc).isoformat()
             fields.setdefault('data', None)
         return fields,key,tag
@@ -530,7 +530,7 @@ class Publisher:
         key=None           # As for the manager's `broadcast`
     ):
         "Send an event to every connection in every process; `DataError`, `FieldError`, or `BackendError` if it may not have arrived"
-        self.send(dict(type=check_event_type(event_type), timestamp=datetime.now(timezone.utc).isoformat(), data=data), key)
+        self.send(dict(type=check_message_type(event_type), timestamp=datetime.now(timezone.utc).isoformat(), data=data), key)
 
     def send(self,
         fields,   # As for `Backend.publish`

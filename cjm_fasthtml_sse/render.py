@@ -21,7 +21,7 @@ from uuid import UUID
 from fastcore.xml import NotStr,to_xml
 
 from .backend import Message
-from .wire import check_event_type,encode
+from .wire import check_message_type,encode
 
 # %% ../nbs/render.ipynb #d5322147
 _log = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ class Renderer:
         if self.render is None:
             data = message.get('data')
             text = to_html(data) if _is_element(data) else to_json(data)
-            return encode(text, event=check_event_type(message['type']), id=id).encode()
+            return encode(text, event=check_message_type(message['type']), id=id).encode()
         html = to_html(result)
         return encode(html, id=id).encode() if html else b''
 

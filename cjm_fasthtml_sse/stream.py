@@ -27,7 +27,7 @@ from .backend import BackendError,Log,Message
 from .dispatcher import Handlers,check_pattern,matches
 from .hints import calling_line,hint,nearest
 from .render import Renderer,to_html
-from .wire import CLOSE,GAP,HEARTBEAT,SSEError,check_event_type,encode
+from .wire import CLOSE,GAP,HEARTBEAT,SSEError,check_message_type,encode
 
 # %% ../nbs/stream.ipynb #4af7c86d
 _log = logging.getLogger(__name__)
@@ -259,7 +259,7 @@ def put_nowait(self:Connection,
     "Send `message` to this connection alone; `asyncio.QueueFull` if too many wait, `SSEError` if it has ended"
     if self.ended: raise SSEError(f'The connection has ended ({self.ended})')
     if not isinstance(message, dict) or 'type' not in message: raise SSEError(f'A message is a dict with a `type`, got {message!r}')
-    check_event_type(message['type'])
+    check_message_type(message['type'])
     if self.full(): raise asyncio.QueueFull(f'{self.qsize()} messages wait for this connection')
     frame = None if self.group._inbox or self.group.renderer.slow else self.group.renderer.frame(message)
     if frame is None or isawaitable(frame): self.group._await_turn(message, frame, self)
@@ -861,7 +861,7 @@ class EventStreamResponse(Response):
         self._wants = dict(events=patterns(events), render=render, until=patterns(until or (), 'until'), snapshot=snapshot, user=user)
         self.status_code,self.background = 200,None
         # `no-transform`: a proxy that compresses would hold events back until it has a block full of them
-        self.init_headers({'Cache-Control': 'no-store, no-transform', 'X-Accel-Buffering': 'no'})
+        self.init_headers({'Cache-Control': 'no-store, no-transform', 'X-Accel-Buffering': 'no', 'X-Content-Type-Options': 'nosniff'})
 
     async def __call__(self, scope, receive, send):
         if scope['method']=='HEAD':

@@ -483,13 +483,24 @@ async def test_promise_6_an_error_is_logged_with_its_traceback_counted_and_nobod
 
 # 7. Bad input
 
-@pytest.mark.parametrize('bad', ['a\rb', 'a\nb', 'a\0b', '', None, 7])
+@pytest.mark.parametrize('bad', ['a\rb', 'a\nb', 'a\0b', '', None, 7, HEARTBEAT, GAP, CLOSE])
 async def test_promise_7_a_bad_event_type_is_refused_before_anything_is_sent(bad):
     manager = SSEBroadcastManager()
     async with following(manager) as client:
         with pytest.raises(FieldError): await manager.broadcast(bad, 1)
+        with pytest.raises(FieldError): manager.broadcast_threadsafe(bad, 1)
+        with pytest.raises(FieldError): client.conn.put_nowait(dict(type=bad))
         await manager.broadcast('x', 1)
         assert (await client.next(BOUND)).event == 'x' and seq(manager.cursor) == 1
+
+async def test_promise_7_other_names_under_sse_are_the_apps(caplog):
+    "A hook that renames a message to one of the library's own events fails, and the message is sent as it was"
+    manager = SSEBroadcastManager()
+    manager.on_broadcast(lambda m: {**m, 'type': CLOSE} if m['data']=='bad' else None)
+    async with following(manager) as client:
+        for data in 'bad', 'good': await manager.broadcast('sse:mine', data)
+        assert [(e.event, e.data) for e in await read(client, 2)] == [('sse:mine', '"bad"'), ('sse:mine', '"good"')]
+    assert manager.stats()['errors'] == 1
 
 @pytest.mark.parametrize('bad', ['a\rb', 'a\nb', 'a\0b'])
 def test_promise_7_a_bad_id_is_refused(bad):
