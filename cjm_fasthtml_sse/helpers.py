@@ -20,7 +20,7 @@ from types import SimpleNamespace
 
 from fastcore.basics import risinstance
 from fastcore.xml import FT,to_xml
-from fasthtml.common import Div,HttpHeader,Script
+from fasthtml.common import Div,HttpHeader,NotStr,Script
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -29,7 +29,7 @@ from starlette.routing import Route
 
 from .backend import BackendAway
 from .core import watch_signals
-from .htmx import ArgumentError,HTMXSSEConnector,client_js,ext_script,morph_js,morph_script,unload_js
+from .htmx import ArgumentError,HTMXSSEConnector,client_js,ext_script,hints_js,morph_js,morph_script,unload_js
 from .multiplex import Multiplexer
 from .wire import SSEError,StreamEnded
 
@@ -148,7 +148,7 @@ def _script_idx(hdrs, name):
     "Position of our script `name`, -1 where there is none"
     return next((i for i,h in enumerate(hdrs) if f'data-sse-{name}' in _html(h)[:2000]), -1)
 
-_SCRIPTS = dict(client=client_js, morph=lambda htmx_version: morph_js())
+_SCRIPTS = dict(client=client_js, hints=lambda htmx_version: hints_js(), morph=lambda htmx_version: morph_js())
 
 def insert_htmx_sse_ext(
     hdrs: list,   # Changed in place, as in `insert_htmx_sse_ext(app.hdrs)`
@@ -182,8 +182,18 @@ _scope: ContextVar[dict] = ContextVar('sse_scope', default={})  # Of the present
 def _serve_scripts(app, nonce, morph):
     "Serve our scripts as files and load them from there"
     insert_htmx_sse_ext(app.hdrs, nonce=nonce, morph=morph)
-    for name in _SCRIPTS:
+    for name in ('client', 'morph'):
         if (i := _script_idx(app.hdrs, name)) >= 0 and not _is_served(app, name): _serve(app, name, i, nonce)
+    if _is_served(app, 'hints'): return
+    app.hdrs.insert(i := _script_idx(app.hdrs, 'client')+1, None)
+    _serve(app, 'hints', i, nonce)
+
+_LOCAL = re.compile(rb'(?:.+\.)?localhost|127(?:\.\d+){3}|\[::1\]')
+
+def _in_development(app):
+    "Whether the present page is for a developer: it was asked for at this machine's own address, or the app has `debug`"
+    host = next((v for k,v in _scope.get().get('headers', ()) if k == b'host'), b'')
+    return bool(app.debug or _LOCAL.fullmatch(re.sub(rb':\d*$', b'', host.lower())))
 
 def _is_served(app, name): return any(getattr(o, 'name', '') == f'sse_{name}' for o in app.routes)
 
@@ -192,7 +202,10 @@ def _serve(app, name, i, nonce):
     content = _SCRIPTS[name](_htmx_version(app.hdrs), **options).encode()
     path = f'/_sse/{name}-{sha256(content).hexdigest()[:16]}'
     async def send(request): return Response(content, media_type='text/javascript', headers={'Cache-Control': 'public, max-age=31536000, immutable'})
-    app.hdrs[i] = _Header(lambda nonce: _own_script(name, '', nonce, _scope.get().get('root_path', '') + path, _sharing(app) if name == 'client' else None), nonce)
+    def script(nonce):
+        if name == 'hints' and not _in_development(app): return NotStr('')
+        return _own_script(name, '', nonce, _scope.get().get('root_path', '') + path, _sharing(app) if name == 'client' else None)
+    app.hdrs[i] = _Header(script, nonce)
     app.router.routes.insert(0, Route(path, send, methods=['GET'], name=f'sse_{name}'))
 
 # %% ../nbs/helpers.ipynb #d91f2419

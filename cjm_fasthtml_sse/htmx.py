@@ -6,7 +6,7 @@ Docs: https://example.github.io/cjm-fasthtml-sse/htmx.html.md"""
 
 # %% auto #0
 __all__ = ['MONITOR_STATES', 'HTMXSSEConnector', 'ArgumentError', 'ext_script', 'morph_script', 'client_js', 'morph_js',
-           'unload_js', 'monitor_settings']
+           'hints_js', 'unload_js', 'monitor_settings']
 
 # %% ../nbs/htmx.ipynb #51b40b95
 import json,re
@@ -187,6 +187,11 @@ def morph_js(
 ) -> str: # JavaScript
     "Morph swaps for htmx 2, beside the client"
     return _js('morph')
+
+def hints_js(
+) -> str: # JavaScript
+    "What says in the console what would else be silent, for developers, beside the client"
+    return _js('hints')
 
 def unload_js(
 ) -> str: # JavaScript

@@ -19,18 +19,3 @@ function takePlaces(newcomers, remove) {
     }
   }
 }
-
-let warned = false;
-
-/**
- * Say, once, that a message changes nothing: a mistake that nothing else would show.
- * @param {Element} element  that hears it
- * @param {string | null} swap
- * @param {string} data
- */
-function warnOfNothing(element, swap, data) {
-  // Text and JSON are for scripts; others that hear the message may be within the element.
-  if (warned || swap !== 'none' || !/^\s*</.test(data) || /hx-swap-oob|<hx-partial/.test(data) || element.querySelector('[sse-swap], [data-sse-swap]')) return;
-  warned = true;
-  console.warn('[sse] A message that changes nothing, as none of its elements is out-of-band. On the server `oob_swap`, `oob_element` or `oob_update` make them so:', data);
-}

@@ -46,7 +46,6 @@ serveHtmx[2] = (htmx, client) => {
     const message = /** @type {CustomEvent} */ (event).detail;
     if (event.defaultPrevented) return;
     const swap = element.getAttribute('hx-swap');
-    warnOfNothing(element, swap, message.data);
     if (swap === 'none' || !message.data?.includes('hx-swap-oob')) return;
     const template = document.createElement('template');
     template.innerHTML = message.data;

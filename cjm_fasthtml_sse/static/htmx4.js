@@ -70,7 +70,6 @@ serveHtmx[4] = (htmx, client) => {
       if (element.closest(OWNER) !== owner) continue;
       if (swapping(element).includes(type) && htmx.trigger(element, 'htmx:sseBeforeMessage', message)) {
         const [swap, target] = ['hx-swap', 'hx-target'].map(name => attribute(element, name));
-        warnOfNothing(element, swap, data);
         htmx.swap({ sourceElement: element, target, swap, text: data, transition: htmx.config.transitions });
         htmx.trigger(element, 'htmx:sseMessage', message);
       }

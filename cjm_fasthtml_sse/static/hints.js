@@ -1,0 +1,138 @@
+// @ts-check
+// Says in the console what would else be silent, once for each place. For developers: `setup_sse` loads it on localhost and with `debug` alone.
+
+(() => {
+  const client = window.cjmSSE;
+  if (!client) return;
+
+  /** @type {Set<string>} */
+  const given = new Set();
+
+  /**
+   * @param {string} place  that the hint is about; numbers in it do not count, as ids of rows have them
+   * @param {string} text
+   * @param {string | Element} [about]
+   */
+  const hint = (place, text, about = '') => {
+    place = place.replace(/\d+/g, '0');
+    if (given.has(place) || given.size >= 100) return;
+    given.add(place);
+    console.warn(`[sse] ${text}. See "Nothing happens" in the documentation.`, about instanceof Element ? about.outerHTML : about);
+  };
+
+  /**
+   * How many letters differ.
+   * @param {string} a
+   * @param {string} b
+   */
+  const distance = (a, b) => {
+    let row = [...Array(b.length + 1).keys()];
+    for (let i = 1; i <= a.length; i++) {
+      const next = [i];
+      for (let j = 1; j <= b.length; j++) next[j] = Math.min(next[j - 1] + 1, row[j] + 1, row[j - 1] + (a[i - 1] === b[j - 1] ? 0 : 1));
+      row = next;
+    }
+    return row[b.length];
+  };
+
+  /**
+   * The one of `known` that `name` was meant to be, as words for the end of a sentence.
+   * @param {string} name
+   * @param {Iterable<string>} known
+   */
+  const meant = (name, known) => {
+    const [best] = [...known].map(other => ({ other, far: distance(name.toLowerCase(), other.toLowerCase()) })).sort((a, b) => a.far - b.far);
+    return best && best.far <= Math.max(1, name.length / 4) ? `; did you mean "${best.other}"?` : '';
+  };
+
+  const OUT_OF_BAND = '[hx-swap-oob], [data-hx-swap-oob]';
+
+  /**
+   * Is there the place for an out-of-band element, and does what it appends have ids?
+   * @param {Element} element
+   * @param {DocumentFragment} content  of the message
+   * @param {string} url
+   */
+  const lookAt = (element, content, url) => {
+    const value = element.getAttribute('hx-swap-oob') ?? element.getAttribute('data-hx-swap-oob') ?? '';
+    const [, style, selector] = /^([^\s:]+):(.+)$/.exec(value) ?? [null, value, `#${CSS.escape(element.id)}`];
+    if (value === 'false') return;
+    let target = null;
+    try {
+      target = document.querySelector(selector) ?? content.querySelector(`${selector}:not(${OUT_OF_BAND})`);
+    } catch {
+      return hint(`${url} ${selector}`, `"${selector}" is no CSS selector, in hx-swap-oob="${value}"`, element);
+    }
+    if (!target && !/^delete/.test(style)) {
+      const ids = [...document.querySelectorAll('[id]')].map(({ id }) => id);
+      return hint(`${url} ${selector}`, `The page has no element ${selector} for what ${url} brings${meant(selector.replace(/^#/, '').replaceAll('\\', ''), ids)}`, element);
+    }
+    if (!/^(before|after)/.test(style)) return;
+    const nameless = [...element.children].find(({ id, tagName }) => !id && !/^(SCRIPT|TEMPLATE|BR|HR)$/.test(tagName));
+    if (nameless) hint(`${url} ${selector} id`, `An element without an id is appended to ${selector}: a message may come twice, and only an element whose id stands in the page takes its place`, nameless);
+  };
+
+  document.addEventListener('htmx:sseBeforeMessage', event => {
+    const element = /** @type {Element} */ (event.target);
+    const { data } = /** @type {CustomEvent<MessageEvent>} */ (event).detail;
+    if (typeof data !== 'string' || !/^\s*</.test(data)) return;   // Text and JSON are for scripts.
+    const url = element.closest('[sse-connect], [data-sse-connect]')?.getAttribute('sse-connect') ?? element.closest('[data-sse-connect]')?.getAttribute('data-sse-connect') ?? '';
+    const template = document.createElement('template');
+    template.innerHTML = data;
+    const elements = template.content.querySelectorAll(OUT_OF_BAND);
+    for (const found of elements) lookAt(found, template.content, url);
+    // Others that hear the message may be within the element.
+    if (elements.length || /<hx-partial/.test(data) || element.getAttribute('hx-swap') !== 'none' || element.querySelector('[sse-swap], [data-sse-swap]')) return;
+    hint(`${url} nothing`, `A message of ${url} changes nothing, as none of its elements is out-of-band: on the server oob_swap, oob_element and oob_update make them so`, data);
+  }, true);
+
+  /**
+   * An event that nothing in the page listens to.
+   * @param {string} type
+   * @param {string} path
+   * @param {Set<string>} names
+   */
+  const unheard = (type, path, names) => {
+    if (type === 'sse:gap') return hint(`${path} gap`, `Messages of ${path} were missed, and are in no log any more; the page may be out of date. Give stream(...) a snapshot=, or listen for sse:gap`);
+    if (/^sse:/.test(type)) return;
+    const known = [...names].filter(name => !/^(sse:.*|open|error)$/.test(name));
+    const swapped = known.length ? `Elements swap ${known.map(name => `"${name}"`).join(', ')}` : 'No element swaps anything';
+    hint(`${path} unheard`, type === 'message'
+      ? `A message without a name came from ${path}, and nothing in the page listens to such. ${swapped}, and elements made by render= come without a name: swap "message"`
+      : `An event "${type}" came from ${path}, and nothing in the page listens to it${meant(type, known)}. ${swapped}. Without render=, stream(...) sends data as JSON under the event's own name`);
+  };
+
+  /** @type {WeakSet<EventTarget>} */
+  const known = new WeakSet();
+  /** What is listened to, by path. @type {Map<string, Set<string>>} */
+  const heard = new Map();
+  client.addEventListener('change', event => {
+    const { source, url } = /** @type {CustomEvent<SSEChange>} */ (event).detail;
+    if (known.has(source)) return;
+    known.add(source);
+    const path = new URL(url, document.baseURI).pathname;
+    // Each element with this path hears all that comes.
+    const names = heard.get(path) ?? new Set();
+    heard.set(path, names);
+    const { addEventListener, dispatchEvent } = source;
+    source.addEventListener = (/** @type {string} */ type, /** @type {any[]} */ ...rest) => {
+      names.add(type);
+      // @ts-ignore: the arguments are the caller's
+      addEventListener.call(source, type, ...rest);
+    };
+    source.dispatchEvent = event => {
+      if (event instanceof MessageEvent && !names.has(event.type) && !(event.type === 'message' && source.onmessage)) unheard(event.type, path, names);
+      return dispatchEvent.call(source, event);
+    };
+  });
+
+  // htmx connects when the page is there, and its extension may come from a CDN.
+  window.addEventListener('load', () => setTimeout(() => {
+    for (const element of document.querySelectorAll('[sse-connect], [data-sse-connect]')) {
+      if ([...client.entries].some(entry => entry.element === element)) continue;
+      const url = element.getAttribute('sse-connect') ?? element.getAttribute('data-sse-connect') ?? '';
+      if (new URL(url, document.baseURI).origin !== location.origin || element.closest('[hx-disable], [hx-ignore], [data-hx-disable]')) continue;
+      hint(`${url} alone`, `${url} was not connected: ${window.htmx ? 'is htmx\'s extension for server-sent events loaded?' : 'htmx is not loaded'}`, element);
+    }
+  }, 2000));
+})();
