@@ -337,7 +337,9 @@ def _fields(event_type, data): return dict(type=event_type, timestamp=datetime.n
 async def _deliver(self:SSEBroadcastManager, record):
     "Give what was broadcast, here or in another process, to the connections of this one; how many got it?"
     if 'type' not in record.fields: return self._heed(record.fields)
-    async with self._hub.line: await self._hub.room(self._hub._route(record.fields['type']))
+    groups = self._hub._route(record.fields['type'])
+    if self._hub.crowded(groups):
+        async with self._hub.line: await self._hub.room(groups)
     message = Message(record.fields, record.key)  # From here to the last queue nothing waits, so the order of ids is the order of delivery
     self._history.append(message)
     got,full = self._hub.publish(message, record.id),[]
@@ -354,8 +356,10 @@ async def _deliver(self:SSEBroadcastManager, record):
             _log.exception('Queue %r takes no messages, its connection is ended', q)
             self._lose(q)
     timeout = self.default_timeout if record.timeout is None else record.timeout
+    places = self._line_up(full, message)
+    await self._hub.room(groups)
     # Who waits for full queues is the broadcast, not the message behind it
-    return self._wait_for(self._line_up(full, message), timeout, got) if full else got
+    return self._wait_for(places, timeout, got) if full else got
 
 @patch
 def _heard(self:SSEBroadcastManager, message):

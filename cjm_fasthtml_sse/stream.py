@@ -544,6 +544,7 @@ async def _tell_state(self:Connection):
             if isinstance(state, _Final): state,last = state.state,True
             if not isawaitable(state): html = to_html(state)
         if isawaitable(state):
+            self.since -= MANY_TURNS  # No broadcast waits for it
             work = await self._finished(state)  # What fails in here is a send
             with self._outlives(): html = to_html(work.result())
     event = GAP if html is None else None if html else HEARTBEAT  # An empty state is told by an id alone
@@ -553,6 +554,19 @@ async def _tell_state(self:Connection):
 BATCH = 500  # Connections served in one turn of the event loop
 TURNS = 8    # Turns of the event loop that a broadcast gives to those who are behind, at most
 MANY_TURNS = 200  # Who has had so many is blocked; a send through a deep stack of middleware needs some dozens
+
+class _Line(asyncio.Lock):
+    "A lock that knows whether somebody waits for it: between a release and the next turn it is not locked, and yet not free"
+    waiting = 0
+
+    async def acquire(self):
+        "Wait for the lock, after those who came before"
+        self.waiting += 1
+        try: return await super().acquire()
+        finally: self.waiting -= 1
+
+    @property
+    def busy(self): return self.waiting>0 or self.locked()
 
 class Hub:
     "All streams of one manager: their groups, the log, and what moves them"
@@ -574,7 +588,8 @@ class Hub:
         self.counts = dict.fromkeys('broadcasts deliveries coalesced replayed evicted gaps errors bytes'.split(), 0)
         self.connections,self.joining,self.late = {},{},{}  # Open ones; those of them that catch up; those that the pump passed over
         self.requests = {}                     # Connections, open or ended, whose request the server still has
-        self.turns = 0                         # Given by `room`
+        self.turns = 0                         # Turns of the event loop that `room` has given
+        self._turning: Any = None              # Counts the present one
         self.line: Any = None                  # Broadcasts wait for room one behind the other
         self._idle: Any = None                 # Done when the last request is over, for who waits for that
         self.groups,self._routes,self._found = {},Handlers(),{}
@@ -658,8 +673,8 @@ def _move(self:Hub):
     for o in (self.connections, self.joining, self.late, self.requests, self.groups, self._found, self._renderers, self._pending, self._tasks,
         *self.guests): o.clear()
     self._routes.clear()
-    self._pump = self._timer = self._idle = None
-    self.loop,self.line = asyncio.get_running_loop(),asyncio.Lock()
+    self._pump = self._timer = self._idle = self._turning = None
+    self.loop,self.line = asyncio.get_running_loop(),_Line()
 
 # %% ../nbs/stream.ipynb #c7787ec7
 @patch
@@ -684,20 +699,30 @@ def _route(self:Hub, event_type):
     return found
 
 @patch
+def crowded(self:Hub, groups):
+    "Must a message for `groups` wait before it is published?"
+    return self.line.busy or any(g.fresh>=self.backlog for g in groups)
+
+@patch
 async def room(self:Hub, groups):
     "Let the pump see what `groups` have, once it is half a backlog"
     half,start = max(1, self.backlog//2),self.turns
     while self._pending and any(g.fresh>=half for g in groups) or self.turns<start+TURNS and self._pressed(groups, half):
-        self.turns += 1
+        if self._turning is None: self._turning = self.loop.call_soon(self._turned)
         await asyncio.sleep(0)
         if self._pump is None or self._pump.done():  # It was cancelled, by whomever
             for g in groups:
                 if g.fresh: self.wake(g)
 
 @patch
+def _turned(self:Hub):
+    "Count a turn of the event loop once, however many wait for it"
+    self._turning,self.turns = None,self.turns+1
+
+@patch
 def _pressed(self:Hub, groups, half):
     "Is somebody behind who may be as quick as he can?"
-    def quick(c): return self.turns<c.since+MANY_TURNS
+    def quick(c): return self.turns<c.since+MANY_TURNS and not c._untold  # Who is yet to read the state will read it as it is then
     late = next(reversed(self.late), None)  # The one that was passed over last; the others have been sending for longer
     return any(len(g._inbox)>=half for g in groups) or any(map(quick, self.joining)) or late is not None and len(late.group.log)>=half and quick(late)
 

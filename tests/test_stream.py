@@ -3,6 +3,7 @@ import asyncio
 import gc
 import json
 import random
+import re
 import sys
 import time
 import warnings
@@ -355,6 +356,52 @@ async def test_a_first_visit_gets_the_state_and_then_what_changes(asynchronous):
         await manager.broadcast('x', 'b')
         assert (first.data.replace('\n', ''), first.id) == ('<li>a</li>', manager._hub.log.id(0))
         assert (await client.next(BOUND)).data == 'b'
+
+@pytest.mark.parametrize('writers', [1, 40])
+async def test_state_and_messages_hold_each_item_once(writers):
+    "Each writer changes the state and broadcasts with no `await` in between, while connections open and read the state"
+    manager, items, rnd = SSEBroadcastManager(replay_size=5000), [], random.Random(writers)
+    def snapshot(): return [Li(i) for i in items]
+    def render(m): return Li(m['data']) if m['type'] == 'added' else None
+    async def write():
+        while len(items) < 400:
+            items.append(len(items))
+            await manager.broadcast('added', items[-1])
+            if rnd.random() < .3: await turns(rnd.randrange(5))
+    async def visit():
+        await turns(rnd.randrange(60))
+        async with tab(manager, render=render, snapshot=snapshot, until='end') as client: events = await read_all(client)
+        return [int(i) for e in events for i in re.findall(r'<li>(\d+)</li>', e.data)], events[0]
+    visits = [asyncio.create_task(visit()) for _ in range(80)]
+    await asyncio.gather(*[write() for _ in range(writers)])
+    await eventually(lambda: manager.stats()['connections'] == 80, 'all are open')
+    await manager.broadcast('end', None)
+    met = {len(re.findall('<li>', first.data)) for _, first in await asyncio.gather(*visits)}
+    assert len(met) > 3, f'they came before, meanwhile and after: {met}'
+    for got, _ in await asyncio.gather(*visits): assert got == [*range(len(items))]
+
+async def test_a_tab_that_reads_its_state_makes_no_broadcast_wait():
+    manager, reading, go = SSEBroadcastManager(), asyncio.Event(), asyncio.Event()
+    async def snapshot():
+        reading.set()
+        await go.wait()
+        return 'state'
+    async with following(manager), tab(manager, snapshot=snapshot) as client:
+        async with asyncio.timeout(BOUND): await reading.wait()
+        ran = 0
+        async def count():
+            nonlocal ran
+            while True:
+                ran += 1
+                await asyncio.sleep(0)
+        counter = asyncio.create_task(count())
+        await turns(3)
+        before = ran
+        for i in range(10): await manager.broadcast('x', i)
+        counter.cancel()
+        assert ran == before, 'no broadcast gave a turn of the loop away'
+        go.set()
+        assert (await client.next(BOUND)).data == 'state'
 
 async def test_a_change_while_the_state_is_read_comes_rather_twice_than_never():
     manager, reading, go = SSEBroadcastManager(), asyncio.Event(), asyncio.Event()
