@@ -33,12 +33,26 @@ def check_pattern(
     except FieldError as e: raise PatternError(f'A pattern follows the rules of event types: {e}') from None
 
 # %% ../nbs/dispatcher.ipynb #6200fba9
-_TOKENS = re.compile(r'(^(?:\*\*:)+)|((?::\*\*)+(?![^:]))|(\*\*+)|(\*)|[^*:]+|:')
-_MEANINGS = '(?:.*:)?', '(?::.*)?', '.*', '[^:]*'  # One for each group. A `**` that may stand for nothing takes a colon along
+# What spans segments. A `**` that may stand for nothing takes a colon along
+_SPANS = re.compile(r'(^(?:\*\*:)+|(?::\*\*)+(?![^:])|\*\*+)')
 
 def _regex(pattern):
-    def meaning(m): return next((o for group,o in zip(m.groups(), _MEANINGS) if group), None) or re.escape(m[0])
-    return re.compile(_TOKENS.sub(meaning, pattern), re.DOTALL)
+    "What `pattern` means, without a second try at anything"
+    parts: list[Any] = ['', *_SPANS.split(pattern), None]
+    res = ''
+    for span,piece,following in zip(parts[::2], parts[1::2], parts[2::2]):
+        edge = r'\Z' if following is None else '(?![^:])' if following[0]==':' else ''  # What comes behind the piece
+        if span and following is None and '*' not in piece: res += ('(?:.*:)?' if span[-1]==':' else '.*')+re.escape(piece)+edge
+        else: res += _piece('*'*(span[-1:]=='*')+piece, edge, '(?:[^:]*+:)*?' if span else '')
+    return re.compile(res, re.DOTALL)
+
+def _piece(piece, edge, skipped):
+    "Text and `*`, behind whole segments that are `skipped`"
+    first,*rest = [re.escape(o) for o in piece.split('*')]
+    if rest: rest[-1] += edge
+    else: first += edge
+    found = first + ''.join(f"(?>[^:]*{'+' if o==edge or o[0]==':' else '?'}{o})" for o in rest)
+    return f'(?>{skipped}{found})' if skipped else found
 
 @lru_cache(maxsize=1024)
 def matcher(
@@ -47,7 +61,7 @@ def matcher(
     "The test that `pattern` stands for, to be kept where it is asked often"
     stem = check_pattern(pattern).removesuffix(':**')
     if pattern in ('*', '**'): return lambda event_type: True
-    if '*' in stem: return _regex(pattern).fullmatch
+    if '*' in stem: return _regex(pattern).match
     if stem == pattern: return lambda event_type: event_type == pattern
     return lambda event_type: event_type == stem or event_type.startswith(stem + ':')
 
