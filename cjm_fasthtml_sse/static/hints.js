@@ -94,8 +94,8 @@
    */
   const unheard = (type, path, names) => {
     if (type === 'sse:gap') return hint(`${path} gap`, `Messages of ${path} were missed, and are in no log any more; the page may be out of date. Give stream(...) a snapshot=, or listen for sse:gap`);
-    if (/^sse:/.test(type)) return;
-    const known = [...names].filter(name => !/^(sse:.*|open|error)$/.test(name));
+    if (type === 'sse:heartbeat' || type === 'sse:close') return;
+    const known = [...names].filter(name => !/^(sse:(heartbeat|gap|close)|open|error)$/.test(name));
     const swapped = known.length ? `Elements swap ${known.map(name => `"${name}"`).join(', ')}` : 'No element swaps anything';
     hint(`${path} unheard`, type === 'message'
       ? `A message without a name came from ${path}, and nothing in the page listens to such. ${swapped}, and elements made by render= come without a name: swap "message"`
@@ -128,8 +128,8 @@
 
   // htmx connects when the page is there, and its extension may come from a CDN.
   window.addEventListener('load', () => setTimeout(() => {
+    if (heard.size) return;
     for (const element of document.querySelectorAll('[sse-connect], [data-sse-connect]')) {
-      if ([...client.entries].some(entry => entry.element === element)) continue;
       const url = element.getAttribute('sse-connect') ?? element.getAttribute('data-sse-connect') ?? '';
       if (new URL(url, document.baseURI).origin !== location.origin || element.closest('[hx-disable], [hx-ignore], [data-hx-disable]')) continue;
       hint(`${url} alone`, `${url} was not connected: ${window.htmx ? 'is htmx\'s extension for server-sent events loaded?' : 'htmx is not loaded'}`, element);
