@@ -73,6 +73,10 @@ class Log:
         "The event id that stands for the position `seq`; `None` if the log does not reach back to it"
         return self._ids.get(seq)
 
+    def ids(self) -> list:
+        "The event ids of all positions that the log reaches back to, oldest first"
+        return [*self._ids.values()]
+
     @property
     def cursor(self) -> str:
         "The id of the newest message"

@@ -149,7 +149,7 @@ def on_broadcast(self:SSEBroadcastManager,
 def on_delivery(self:SSEBroadcastManager,
     callback  # Plain and quick, as all connections wait for it; it may not change the message
 ):
-    "Call `callback(message)` with each message that arrives in this process, whichever process sent it, and with the past that a backend remembers"
+    "Call `callback(message)` once with each message that arrives in this process, whichever process sent it, and with what a backend remembers of the time before"
     if not callable(callback) or iscoroutinefunction(callback): raise TypeError(f'`callback` must be a plain function, as it is not awaited, got {callback!r}')
     return self._hooks.add('delivery', callback)
 
@@ -215,10 +215,14 @@ def _give_up(self:SSEBroadcastManager):
 def _renew(self:SSEBroadcastManager, origin, records):
     "The backend knows its past, or has lost it"
     messages = [(r.id, Message(r.fields, r.key)) for r in records if 'type' in r.fields]
+    known = {*map(_without_epoch, self._hub.log.ids())}
+    first = max((i for i,(id,_) in enumerate(messages, 1) if _without_epoch(id) in known), default=0)  # What came before a known one is no news
     self._hub.renew(origin, messages)
-    for _,m in messages: self._heard(m)
-    newest = [m for _,m in messages][-(self._history.maxlen or 1):]
-    self._history.extend([m for m in newest if m not in self._history])  # By what they say: their ids may be new ones
+    for _,m in messages[first:]:
+        self._history.append(m)
+        self._heard(m)
+
+def _without_epoch(id): return id.rpartition(':')[2]  # A backend that lost entries draws a new epoch, and what it kept has new ids
 
 @cache
 def _warn_of_several():

@@ -8,11 +8,12 @@ import threading
 from collections.abc import Set
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from itertools import count
 
 import pytest
 from fasthtml.common import FastHTML, Link
 
-from cjm_fasthtml_sse.backend import MemoryBackend
+from cjm_fasthtml_sse.backend import MemoryBackend, Record
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.testing import SSEClient
 from cjm_fasthtml_sse.wire import FieldError, SSEError, StreamEnded
@@ -874,3 +875,49 @@ def test_who_waits_for_a_broadcast_on_a_loop_that_was_closed_over_it_is_told():
             return (await queue.get())['data']
     assert asyncio.run(again()) == 2
     with pytest.raises(SSEError, match='closed before'): lost.result(BOUND)
+
+
+# What a hook of deliveries hears, where a backend tells the past again
+
+class Telling(MemoryBackend):
+    "Keeps what it carries, as a backend of several processes does, under ids of an epoch and a place"
+    def __init__(self):
+        super().__init__()
+        self.kept,self.epoch,self.origin,self.times = [],'e','e:0-0',count(1)
+
+    async def start(self, size, deliver, renew, tell):
+        await super().start(size, deliver, renew, tell)
+        self.renew = renew
+        self.tell_past()
+
+    def tell_past(self): self.renew(f'{self.epoch}:0-0', [Record(f'{self.epoch}:{id}', fields, key) for id,fields,key in self.kept])
+
+    def keep(self, data, key=None):
+        "What another process has published, and this one has not read yet"
+        self.kept.append((f'{next(self.times)}-0', dict(type='n', timestamp='', data=data), key))
+        return self.kept[-1]
+
+    async def publish(self, fields, key=None, timeout=None):
+        id,fields,key = self.keep(fields['data'], key)
+        return await self._deliver(Record(f'{self.epoch}:{id}', fields, key, timeout))
+
+
+@pytest.mark.parametrize('lost', ['nothing', 'epoch', 'newest'])
+async def test_renewals_repeat_nothing_to_hooks(lost):
+    "The past that is known already is not heard again; what this process missed of it is, in order"
+    backend,heard = Telling(),[]
+    manager = SSEBroadcastManager(backend=backend)
+    manager.on_delivery(lambda message: heard.append(message['data']))
+    backend.keep('past')
+    await manager.open()
+    for n in range(3): await manager.broadcast('n', n, key='one that the log drops for the next')
+    assert heard == ['past', 0, 1, 2]
+    if lost != 'nothing': backend.epoch = 'anew'
+    if lost == 'newest': backend.kept.pop()  # As where a replica takes over that lags behind
+    for data in 'missed', 'as well': backend.keep(data)
+    backend.tell_past()
+    await manager.broadcast('n', 'live')
+    assert heard == ['past', 0, 1, 2, 'missed', 'as well', 'live'] == [m['data'] for m in manager.get_history()]
+    await manager.close()
+    await manager.open()
+    assert heard[-1] == 'live' and len(heard) == 7, 'nor is it where the backend is started anew'
