@@ -46,6 +46,13 @@ class Log:
         self._messages,self._newest = {},{}         # seq -> message; label, that is (type, key) -> seq of the newest
         self._ids,self._seqs = {self.seq: origin},{origin: self.seq}
 
+    def branch(self,
+        origin: str  # The id that stands for having seen all that has come so far
+    ):
+        "Keep everything: ids given so far stay good, and those to come are of another epoch"
+        self.epoch = origin.rpartition('-')[0]
+        self._ids[self.seq],self._seqs[origin] = origin,self.seq
+
     def append(self,
         message: Message,   # Gets its `seq` and `id` here
         id: str|None=None   # From the backend; the next one of this epoch unless given
@@ -143,10 +150,15 @@ class Backend(Protocol):
 class MemoryBackend:
     "Broadcasts stay in this process"
     def __init__(self):
-        self._epoch,self._seq = secrets.token_hex(5),0
+        self._seq = 0
         self._deliver: Any = None
         self._tell: Any = None
-        self.origin = f'{self._epoch}-0'
+        self.origin = self.branch()
+
+    def branch(self) -> str: # The id that stands for all that has come so far
+        "Give ids of an epoch that no other process has"
+        self._epoch = secrets.token_hex(5)
+        return f'{self._epoch}-{self._seq}'
 
     async def start(self, size, deliver, renew, tell):
         "Begin to deliver"

@@ -102,6 +102,16 @@ class SSEBroadcastManager:
         self._brief = False  # Does a thread broadcast while no loop runs, on one that it makes for a moment?
         self._handed: dict = {}  # Broadcasts that threads have handed to an event loop: future -> loop
         self.connections = Connections(self._queues, self._hub.connections)
+        _managers.add(self)
+
+_managers: WeakSet = WeakSet()
+
+def _forked():
+    "This process was forked off: two processes that number alike would give one id to two messages"
+    for m in _managers:
+        if type(m._backend) is MemoryBackend: m._hub.log.branch(m._backend.branch())
+
+if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_forked)
 
 def _whole(name, x, least):
     if isinstance(x, bool) or not isinstance(x, int): raise TypeError(f'`{name}` must be a whole number, got {x!r}')

@@ -2,6 +2,8 @@
 import asyncio
 import gc
 import inspect
+import json
+import os
 import queue as thread_queue
 import sys
 import threading
@@ -16,7 +18,7 @@ from fasthtml.common import FastHTML, Link
 from cjm_fasthtml_sse.backend import MemoryBackend, Record
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.testing import SSEClient
-from cjm_fasthtml_sse.wire import FieldError, SSEError, StreamEnded
+from cjm_fasthtml_sse.wire import GAP, FieldError, SSEError, StreamEnded
 from tests.support import BOUND, Hooks, eventually, following, no_task_left, read, request, tab, turns
 
 EMPTY = inspect.Parameter.empty
@@ -670,6 +672,39 @@ def test_one_manager_serves_several_loops_in_succession():
         await manager.unregister_connection(queue)
     for i in range(3): asyncio.run(session(i))
     assert manager.connection_count == 0 and len(manager.get_history()) == 3
+
+def in_a_fork(f):
+    "What `f` gives in a process that was forked off from this one"
+    r,w = os.pipe()
+    if not (pid := os.fork()):
+        try: os.write(w, json.dumps(f()).encode())
+        finally: os._exit(0)
+    os.close(w)
+    with open(r, 'rb') as out: said = out.read()
+    os.waitpid(pid, 0)
+    return json.loads(said)
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
+@pytest.mark.filterwarnings('ignore:.*multi-threaded.*fork')
+@pytest.mark.parametrize('before', [0, 2])
+def test_forked_processes_share_the_past_alone(before):
+    "As under `gunicorn --preload`: what was broadcast before the fork has one id everywhere, and what comes afterwards another one in each process"
+    manager = SSEBroadcastManager()
+    for n in range(before): manager.broadcast_threadsafe('n', n).result()
+    then = manager.cursor
+    def serve(seen=then):
+        async def session():
+            async with tab(manager, last_event_id=seen) as client:
+                for n in 'ab': await manager.broadcast('n', n)
+                return dict(got=[(e.id, e.event, e.data) for e in await read(client, 2)], cursor=manager.cursor, history=[m['data'] for m in manager.get_history()])
+        return asyncio.run(session())
+    one,two = in_a_fork(serve),in_a_fork(serve)
+    assert len({then, in_a_fork(lambda: manager.cursor), in_a_fork(lambda: manager.cursor)}) == 3
+    for o in (one, two):
+        assert o['history'] == [*range(before), 'a', 'b'] and [d for _,_,d in o['got']] == ['"a"', '"b"'] and o['got'][-1][0] == o['cursor']
+    here = serve()
+    assert len({id for o in (one, two, here) for id,_,_ in o['got']}) == 6, 'two messages have one id'
+    assert in_a_fork(lambda: serve(one['cursor']))['got'][0][1] == GAP, 'what another process has said is missing here'
 
 def test_a_loop_that_ends_over_open_streams_does_not_spoil_the_next():
     manager = SSEBroadcastManager()

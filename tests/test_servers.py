@@ -1,5 +1,6 @@
 "Real uvicorn processes: what a client on a socket sees, and how they end"
 import json
+import os
 import signal
 import sys
 import time
@@ -168,3 +169,19 @@ def test_head_answers_without_streaming(serve):
     server = serve('many:app')
     r = httpx.head(f'{server.url}/events', timeout=5)
     assert (r.status_code, r.headers['content-type'], r.content)==(200, 'text/event-stream; charset=utf-8', b'')
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
+def test_preloaded_workers_number_apart(tmp_path):
+    "Two workers that were forked off once the app was made give no id twice, and know what came before them"
+    with running([sys.executable, 'preload.py', '{port}'], tmp_path/'log', env={'HOME': str(tmp_path)}) as app:
+        found = {}
+        until = time.monotonic()+60
+        while len(found)<2:
+            assert time.monotonic()<until, app.output
+            get(app, '/say', text='x')
+            here = get(app, '/here').json()
+            if here['broadcasts']>1: found[here['pid']] = here['cursor']  # Of its own, beside the one at import
+        epochs = {c.rpartition('-')[0] for c in found.values()}
+        assert len(epochs)==2, found
+        assert get(app, '/history').json()[0]=='at import'

@@ -31,7 +31,7 @@ async def everywhere(): return JSONResponse(await manager.everywhere())
 async def log_out(user: str): return str(await manager.disconnect(user))
 
 @rt
-def here(): return JSONResponse(dict(pid=os.getpid(), **manager.stats()))
+def here(): return JSONResponse(dict(pid=os.getpid(), cursor=manager.cursor, **manager.stats()))
 
 @rt
 def history(): return JSONResponse([m['data']['text'] for m in manager.get_history()])
