@@ -91,7 +91,7 @@ class SSEClient:
 
     def assert_oob(self,
         target,         # `id` of the element in the page
-        contains=None,  # Text that people must be able to read in it; or elements that must be in it
+        contains=None,  # Text that people must be able to read in it, as whole words; or elements that must be in it
         swap=None       # How it must get there, as in `hx-swap`
     ): # The `OOBElement`
         "Assert that the event which `next` gave last brings something to the element `target`"
@@ -149,6 +149,8 @@ def resume(self:SSEClient):
 
 # %% ../nbs/testing.ipynb #t0000008
 _VOID = {*'area base br col embed hr img input link meta source track wbr'.split()}  # Elements without an end tag
+_BLOCK = {*('address article aside blockquote br button caption dd details dialog div dl dt fieldset figcaption figure footer form h1 h2 h3 h4 h5 h6 header hr '
+            'legend li main menu nav ol option p pre section select summary table tbody td textarea tfoot th thead title tr ul').split()}  # They begin a line, or a cell
 
 @dataclass(frozen=True)
 class OOBElement:
@@ -156,7 +158,7 @@ class OOBElement:
     target: str  # `id` of the element in the page, or another selector
     swap: str    # How it gets there, as in `hx-swap`; `true` stands for `outerHTML`
     html: str    # The element
-    text: str    # What people can read of it
+    text: str    # What people can read of it; one blank between words, and between blocks such as `li` and `td`
 
 class _OOBParser(HTMLParser):
     def __init__(self):
@@ -174,14 +176,14 @@ class _OOBParser(HTMLParser):
             o = [_ident(target) if target else d.get('id') or '', 'outerHTML' if swap=='true' else swap, '', '']
             self.found.append(o)
         self._open.append((tag, o))
-        self._add(self.get_starttag_text())
+        self._add(self.get_starttag_text(), ' '*(tag in _BLOCK))
         if tag in _VOID: self._open.pop()
 
     def handle_startendtag(self, tag, attrs): self.handle_starttag(tag, attrs)
 
     def handle_endtag(self, tag):
         if tag not in [t for t,_ in self._open]: return
-        self._add(f'</{tag}>')
+        self._add(f'</{tag}>', ' '*(tag in _BLOCK))
         while self._open.pop()[0]!=tag: pass
 
     def handle_data(self, data): self._add(data, data)
@@ -206,22 +208,29 @@ def oob_elements(
 def assert_oob(
     html,           # An event, HTML, or elements; a list of events, of which one must
     target,         # `id` of the element in the page
-    contains=None,  # Text that people must be able to read in it; or elements that must be in it
+    contains=None,  # Text that people must be able to read in it, as whole words; or elements that must be in it
     swap=None       # How it must get there, as in `hx-swap`
 ) -> OOBElement:    # The first that fits
     "Assert that `html` brings something to the element `target` of the page"
     parts = html if isinstance(html, list) and all(isinstance(o, ServerSentEvent) for o in html) else [html]
     def fits(o):
-        there = contains is None or (contains in o.text if isinstance(contains, str) else to_html(contains) in o.html)
+        there = contains is None or (_reads(o.text, contains) if isinstance(contains, str) else to_html(contains) in o.html)
         return o.target==target and (swap is None or o.swap==swap) and there
     for o in [o for part in parts for o in oob_elements(part)]:
         if fits(o): return o
-    wanted = f'{target!r}' + (f' by {swap}' if swap else '') + (f' with {to_html(contains)!r}' if contains is not None else '')
-    raise AssertionError(f'Nothing for {wanted}. What came: ' + ('; '.join(map(_brought, parts)) or 'nothing'))
+    wanted = f'{target!r}' + (f' by {swap}' if swap else '') + (f' with {contains if isinstance(contains, str) else to_html(contains)!r}' if contains is not None else '')
+    came = [_brought(o, 'text' if isinstance(contains, str) else 'html') for o in parts]
+    raise AssertionError(f'Nothing for {wanted}. What came: ' + ('; '.join(came) or 'nothing'))
 
-def _brought(part):
-    "What `part` brings, for those who read why a test failed"
-    if found := oob_elements(part): return '; '.join(f'{o.target!r} by {o.swap}: {o.html}' for o in found)
+def _reads(text, words):
+    "Whether `words` stand in `text`, neither within a longer word nor within a longer number"
+    words = ' '.join(words.split())
+    before,after = (r'(?<!\w)(?<!\d[.,])' if re.match(r'\w', words) else ''),(r'(?!\w|[.,]\d)' if re.search(r'\w$', words) else '')
+    return re.search(before + re.escape(words) + after, text) is not None
+
+def _brought(part, what):
+    "What `part` brings, for those who read why a test failed; `what` of each element was compared"
+    if found := oob_elements(part): return '; '.join(f'{o.target!r} by {o.swap}: {repr(o.text) if what=="text" else o.html}' for o in found)
     return f'{part.event} {part.data!r}' if isinstance(part, ServerSentEvent) else repr(to_html(part))
 
 # %% ../nbs/testing.ipynb #t0000018
