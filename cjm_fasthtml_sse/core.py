@@ -194,11 +194,11 @@ async def _closed(self:SSEBroadcastManager, conn):
 
 # %% ../nbs/core.ipynb #62d00f9a
 @patch
-async def _ready(self:SSEBroadcastManager, last_event_id=''):
-    "Be at home on the running event loop, with the backend at work, and with what `last_event_id` names"
+async def _ready(self:SSEBroadcastManager, last_event_id='', page=()):
+    "Be at home on the running event loop, with the backend at work, and with what the ids name"
     self._hub.enter_loop()
     if self._started is not self._hub.loop: await self._start()
-    if last_event_id and self._hub.log.position(last_event_id) is None: await self._backend.reach(last_event_id)
+    if (id := last_event_id or page and self._hub.log.of_page(page)) and self._hub.log.position(id) is None: await self._backend.reach(id)
 
 @patch
 async def _start(self:SSEBroadcastManager):
@@ -451,8 +451,8 @@ def connection_count(self:SSEBroadcastManager) -> int:
 
 @patch(as_prop=True)
 def cursor(self:SSEBroadcastManager) -> str:
-    "The id of the newest message: a page rendered now has seen everything up to here"
-    return self._hub.log.cursor
+    "The id of the newest message: a page rendered now has seen everything up to here. '' while a backend was never reached"
+    return self._hub.log.cursor if self._backend.origin else ''
 
 @patch
 def stats(self:SSEBroadcastManager) -> dict:
@@ -484,9 +484,9 @@ def _lighten(request):
         request.htmlkw = request.bodykw = {}
 
 @patch
-async def _stream_begins(self:SSEBroadcastManager, last_event_id):
+async def _stream_begins(self:SSEBroadcastManager, last_event_id, page):
     watch_signals(self)
-    await self._ready(last_event_id)
+    await self._ready(last_event_id, page)
 
 @patch
 async def _stream_closed(self:SSEBroadcastManager, conn):

@@ -27,7 +27,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse,Response
 from starlette.routing import Route
 
-from .backend import BackendAway
+from .backend import BackendAway,page_cursors
 from .core import watch_signals
 from .htmx import ArgumentError,HTMXSSEConnector,client_js,ext_script,hints_js,morph_js,morph_script,unload_js
 from .multiplex import Multiplexer
@@ -268,10 +268,15 @@ class _Outer:
         if scope['type'] != 'http': return await self.app(scope, receive, send)
         abort = getattr(getattr(getattr(send, '__self__', None), 'transport', None), 'abort', None)
         if abort: scope['sse.abort'] = abort
-        token = _scope.set(scope)
+        # A mounted app adds its own to those around it
+        cursors = [*page_cursors.get(), *filter(None, (getattr(o, 'cursor', '') for o in self.managers))]
+        tokens = _scope.set(scope),page_cursors.set(cursors)
         try:
             with self.watch.during(send) as send: await self.app(scope, receive, send)
-        finally: _scope.reset(token)
+        finally:
+            cursors.clear()
+            _scope.reset(tokens[0])
+            page_cursors.reset(tokens[1])
 
     async def _open(self, manager):
         "Open a manager, and wait for a backend that is away"
@@ -314,6 +319,8 @@ def _is_end(e):
     "Whether `e` is nothing but `StreamEnded`"
     return all(map(_is_end, e.exceptions)) if isinstance(e, BaseExceptionGroup) else isinstance(e, StreamEnded)
 
+def _is_stream(message): return any(k.lower() == b'content-type' and v.startswith(b'text/event-stream') for k,v in message.get('headers', ()))
+
 class _Inner:
     "Ends the body of a response whose stream was ended"
     def __init__(self, app, tag, who): self.app,self.tag,self.who = app,tag,who
@@ -323,10 +330,12 @@ class _Inner:
         if tell := scope.get('sse.identify'):
             tell(self.tag(scope), bool(self.who(scope)))
             return await Response(status_code=204)(scope, receive, send)
-        open_body = False
+        open_body,cursors = False,page_cursors.get()
         def _send(message):
             nonlocal open_body
-            open_body = message['type'] == 'http.response.start' or message.get('more_body', False)
+            begins = message['type'] == 'http.response.start'
+            open_body = begins or message.get('more_body', False)
+            if not open_body or begins and _is_stream(message): cursors.clear()  # What is drawn from now on is part of no page
             return send(message)
         try: await self.app(scope, receive, _send)
         except (StreamEnded, BaseExceptionGroup) as e:

@@ -272,7 +272,7 @@ class Refused(Exception):
 
 _ODD = re.compile(r'[^\x21-\x7e]|[\\#]')  # No browser writes these into a path or query
 _OWN = {o.encode() for o in ('content-length content-type content-encoding transfer-encoding trailer te expect connection upgrade accept accept-encoding cache-control origin '
-    'last-event-id if-none-match if-modified-since if-match if-unmodified-since if-range range sse-mux').split()}  # Headers of the `POST` alone
+    'last-event-id sse-after if-none-match if-modified-since if-match if-unmodified-since if-range range sse-mux').split()}  # Headers of the `POST` alone
 
 def _pattern(path): return re.compile(''.join({'**': '.*', '*': '[^/]*'}.get(o, re.escape(o)) for o in re.split(r'(\*\*?)', path)))
 
@@ -290,7 +290,8 @@ def stream_scope(
     scope: dict,  # Of the `POST`
     url: str,     # Path and query
     last_event_id: str='',
-    allow=None    # Compiled patterns; `None`: any
+    allow=None,   # Compiled patterns; `None`: any
+    after: str=''     # Where the page stands: the header `SSE-After`
 ) -> dict:
     "The request for `url`, as ASGI has it; `Refused` if there must be none"
     if not isinstance(url, str) or not url.startswith('/') or url.startswith('//') or len(url)>4096 or _ODD.search(url): raise Refused(400, 'not a path')
@@ -301,9 +302,9 @@ def stream_scope(
     root = scope.get('root_path', '')
     if root and not path.startswith(f'{root}/'): raise Refused(400, 'outside of the app')
     if allow is not None and not any(o.fullmatch(path.removeprefix(root)) for o in allow): raise Refused(403, 'not allowed')
-    if not isinstance(last_event_id, str) or len(last_event_id)>1024 or re.search(r'[\0\r\n\ud800-\udfff]', last_event_id): raise Refused(400, 'not an id')
+    if not all(isinstance(o, str) and len(o)<=1024 and not re.search(r'[\0\r\n\ud800-\udfff]', o) for o in (last_event_id, after)): raise Refused(400, 'not an id')
     headers = [(k, v) for k,v in scope['headers'] if k not in _OWN] + [(b'accept', b'text/event-stream'), (b'cache-control', b'no-cache')]
-    if last_event_id: headers.append((b'last-event-id', last_event_id.encode()))
+    headers += [(k, v.encode()) for k,v in ((b'last-event-id', last_event_id), (b'sse-after', after)) if v]
     # What is around the app may have put in more, each request has its own
     same = {k: {**v} if type(v) is dict else v for k,v in scope.items() if not k.startswith('sse.')}
     # 2.3: `send` never raises, a disconnect is told by `receive`
@@ -320,7 +321,7 @@ EACH = 1000          # Of one user, in one process
 class Order(NamedTuple):
     "What a browser asks for"
     carriers: list   # Ids of those that it has
-    open: list       # Number, url and last id of each channel
+    open: list       # Number, url and last id of each channel, and where its page stands
     close: list      # Numbers
     become: bool     # May the response become a carrier?
 
@@ -328,7 +329,7 @@ def _order(body):
     try:
         order = Order(**json.loads(body))
         fine = all(isinstance(o, list) for o in order[:3]) and all(isinstance(o, str) for o in order.carriers) and all(type(o) is int for o in order.close) \
-            and all(isinstance(o, list) and len(o)==3 and type(o[0]) is int and 0<o[0]<ABOUT for o in order.open)
+            and all(isinstance(o, list) and len(o) in (3, 4) and type(o[0]) is int and 0<o[0]<ABOUT for o in order.open)
     except (ValueError, TypeError, RecursionError): fine = False
     if not fine: raise Refused(400, 'not an order')
     if len(order.open)>CHANNELS: raise Refused(413, 'too many channels')
@@ -436,10 +437,10 @@ class Multiplexer:
             if n in carrier.channels: carrier.channels[n].close()
         if len(carrier._called)>2*CHANNELS: return carrier.give_up()  # It asks and asks, and does not read the answers
         carrier.beat()
-        for n,url,last in order.open:
+        for n,url,*ids in order.open:
             if n in carrier.channels: continue
             channel = carrier.channels[n] = Channel(carrier, n)
-            try: request = stream_scope(scope, url, last, self.allow) if len(carrier.channels)<=CHANNELS else None
+            try: request = stream_scope(scope, url, ids[0], self.allow, *ids[1:]) if len(carrier.channels)<=CHANNELS else None
             except Refused: request = None
             if request is None: channel.end(direct=True)
             else: channel.task = asyncio.get_running_loop().create_task(channel.run(self.app, request | {'sse.channel': channel}), context=Context())

@@ -9,7 +9,6 @@ __all__ = ['FRAMES_KEPT', 'to_html', 'to_json', 'Renderer']
 
 # %% ../nbs/render.ipynb #86fe90bf
 import asyncio,dataclasses,json,logging
-from contextvars import Context
 from datetime import date,datetime,time
 from decimal import Decimal
 from inspect import isawaitable
@@ -20,7 +19,7 @@ from uuid import UUID
 
 from fastcore.xml import NotStr,to_xml
 
-from .backend import Message
+from .backend import Message,written_at
 from .wire import check_message_type,encode
 
 # %% ../nbs/render.ipynb #d5322147
@@ -88,14 +87,14 @@ class Renderer:
         return made
 
     def _make(self, message, frames):
+        context = written_at(getattr(message, 'id', None))
         try:
-            result = None if self.render is None else self.render(message)
-            if not isawaitable(result): return self._encode(message, result)
+            result = None if self.render is None else context.run(self.render, message)
+            if not isawaitable(result): return context.run(self._encode, message, result)
         except (Exception, asyncio.CancelledError): return self._failed(message)
-        # A task of its own, with an empty context: that the connection which asked first goes away must not spoil it for the others,
-        # and that one's context variables are none of their business
+        # A task of its own: that the connection which asked first goes away must not spoil it for the others
         self.slow = True
-        task = asyncio.get_running_loop().create_task(self._later(message, frames, result), context=Context())
+        task = asyncio.get_running_loop().create_task(self._later(message, frames, result), context=context)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         if hasattr(result, 'close'): task.add_done_callback(lambda t: result.close())  # A task cancelled before its first step never awaits it

@@ -23,7 +23,7 @@ from fastcore.basics import patch
 from starlette.datastructures import QueryParams
 from starlette.responses import PlainTextResponse,Response
 
-from .backend import BackendError,Log,Message
+from .backend import BackendError,Log,Message,written_at
 from .dispatcher import Handlers,check_pattern,matches
 from .hints import calling_line,hint,nearest
 from .render import Renderer,to_html
@@ -538,15 +538,15 @@ async def _tell_state(self:Connection):
     if self._untold=='gap': hub.counts['gaps'] += 1
     self._untold = None  # Now, as the log may begin anew while the state is read: that is a gap of its own
     if self._snapshot is not None:
-        state = None
+        state,context = None,written_at(id)
         with self._outlives():
-            state = self._snapshot()
+            state = context.run(self._snapshot)
             if isinstance(state, _Final): state,last = state.state,True
-            if not isawaitable(state): html = to_html(state)
+            if not isawaitable(state): html = context.run(to_html, state)
         if isawaitable(state):
             self.since -= MANY_TURNS  # No broadcast waits for it
-            work = await self._finished(state)  # What fails in here is a send
-            with self._outlives(): html = to_html(work.result())
+            work = await self._finished(context.run(asyncio.ensure_future, state))  # What fails in here is a send
+            with self._outlives(): html = context.run(to_html, work.result())
     event = GAP if html is None else None if html else HEARTBEAT  # An empty state is told by an id alone
     return Chunk((encode(html or '', event=event, id=id)+(encode(event=CLOSE, id=id) if last else '')).encode(), seq, last=last)
 
@@ -862,7 +862,7 @@ def patterns(
     if not found and name=='events': raise ValueError(f'`{name}` needs at least one pattern, got {events!r}')
     return tuple(found)
 
-async def _nothing(_): pass
+async def _nothing(*_): pass
 
 class EventStreamResponse(Response):
     "An endless response that carries what is broadcast"
@@ -875,7 +875,7 @@ class EventStreamResponse(Response):
         until=None,          # Patterns: after such a message the stream ends on purpose
         user=None,           # Whose connection it is; hashable
         refusal=lambda: None,# Gives a `Response` when there is no room, else `None`
-        ready=_nothing,      # Awaited with the last event id before the connection is made
+        ready=_nothing,      # Awaited with the last event id, and with the ids of the page, before the connection is made
         opened=_nothing,     # Awaited with the connection once it is registered
         closed=_nothing      # Awaited with the connection once it is unregistered
     ):
@@ -892,15 +892,17 @@ class EventStreamResponse(Response):
         if scope['method']=='HEAD':
             await send(self._beginning())
             return await send(dict(type='http.response.body', body=b''))
-        last_event_id = _last_event_id(scope)
+        seen,page = _last_event_id(scope),()
+        # A snapshot shows more than the page does
+        if not seen and not self._wants['snapshot']: page = _page_cursors(scope)
         if (refusal := self.refusal()) is None:
-            try: await self.ready(last_event_id)
+            try: await self.ready(seen, page)
             except BackendError as e:
                 _log.error('A stream was refused: %s', e)
                 refusal = PlainTextResponse('Not ready yet', 503, headers={'Retry-After': '3'})
             else: refusal = self.refusal()  # That may have taken a while, and others may have come, or the end
         if refusal is not None: return await refusal(scope, receive, send)
-        conn = self.hub.join(last_event_id=last_event_id, **self._wants)
+        conn = self.hub.join(last_event_id=seen or self.hub.log.of_page(page), **self._wants)
         try:
             opened,self.opened = self.opened,_nothing  # What it holds, such as the request, need not outlive it
             await opened(conn)
@@ -930,6 +932,11 @@ def _last_event_id(scope):
     for k,v in scope['headers']:
         if k==b'last-event-id' and v: return v.decode('latin-1')
     return QueryParams(scope['query_string']).get('last_event_id', '') if b'last_event_id' in scope['query_string'] else ''
+
+def _page_cursors(scope):
+    "Where the page stands that opens this stream, by manager; what a browser sends may be anything"
+    return next((v[:4096].decode('latin-1').split(' ')[:100] for k,v in scope['headers'] if k==b'sse-after'), [])
+
 
 # %% ../nbs/stream.ipynb #89e32136
 LAST_WORDS = .5  # Seconds that a closed connection has for the chunk that it is being sent
