@@ -6,9 +6,11 @@ import socket
 import time
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fasthtml.common import EventStream, FileResponse, Middleware, Response
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
@@ -252,6 +254,90 @@ async def test_numbers_have_a_bound(monkeypatch):
         assert (await bob.post([[9, '/events', '']])).status_code==503
 
 
+async def test_an_order_leaves_the_server_to_others():
+    "At most as many requests of a carrier are without an answer as a browser has connections; the others wait, in their order"
+    site,under_way,most,begun = Guarded(),0,0,[]
+    @site.app.get('/slow')
+    async def slow(n: int):
+        nonlocal under_way,most
+        begun.append(n)
+        under_way += 1
+        most = max(most, under_way)
+        await site.gate.wait()
+        await asyncio.sleep(.001)
+        under_way -= 1
+        return 'no stream'
+    async with site.up() as browser:
+        channels = await browser.open(*[f'/slow?n={n}' for n in range(60)], *['//nowhere']*100, *[f'/slow?n={n}' for n in range(60, 100)])
+        await eventually(lambda: len(begun)==multiplex.UNANSWERED, 'the first ones')
+        assert (await browser.client.get('/page')).status_code==200
+        await browser.close(*channels[50:60])
+        site.gate.set()
+        for o in channels[:50]+channels[60:]: await o.until(lambda o: o.direct or o.status==200)
+        assert most==multiplex.UNANSWERED
+        assert begun==[*range(50), *range(60, 100)], 'what is closed while it waits never begins'
+
+
+async def test_streams_without_a_first_word_hold_up_no_others():
+    "Some middleware keeps the beginning of a response until there is a body; a stream that waits to hear that the browser has gone is under way"
+    site = Guarded([Middleware(GZipMiddleware)])
+    @site.app.get('/quiet')
+    def quiet():
+        async def frames():
+            await site.gate.wait()
+            yield 'data: now\n\n'
+        return EventStream(frames())
+    async with site.up() as browser:
+        channels = await browser.open(*['/quiet']*2*multiplex.UNANSWERED, '/events')
+        await channels[-1].until(lambda o: o.events)
+        site.gate.set()
+        for o in channels[:-1]: await o.says('now')
+
+
+async def test_a_closed_request_without_an_answer_counts():
+    "Who closes and opens again has no more requests under way than before"
+    site,begun = Guarded(),[]
+    @site.app.get('/slow')
+    async def slow(n: int):
+        begun.append(n)
+        await site.gate.wait()
+        return 'no stream'
+    async with site.up() as browser:
+        for i in range(5):
+            channels = await browser.open(*[f'/slow?n={i}']*multiplex.UNANSWERED)
+            await eventually(lambda: len(begun)>=multiplex.UNANSWERED, 'they begin')
+            await browser.close(*channels)
+        assert len(begun)==multiplex.UNANSWERED
+        last = await browser.open('/slow?n=9')
+        site.gate.set()
+        await last.until(lambda o: o.status==200)
+        assert begun[multiplex.UNANSWERED:]==[9]
+
+
+async def test_an_address_cannot_write_lines_into_the_log(caplog):
+    class Fails:
+        def __init__(self, app): self.app = app
+        async def __call__(self, scope, receive, send):
+            if scope['path'].startswith('/fails'): raise ValueError('as it should')
+            await self.app(scope, receive, send)
+    site = Guarded([Middleware(Fails)])
+    async with site.up() as browser:
+        channel = await browser.open('/fails/x%0dERROR%20forged%1b[31m')
+        await channel.until(lambda o: o.status==500)
+    messages = [r.getMessage() for r in caplog.records if r.name==multiplex.__name__]
+    assert len(messages)==1 and 'forged' in messages[0] and messages[0].isprintable(), messages
+
+
+async def test_a_client_that_has_gone_is_no_error():
+    "What uvloop says of the socket of a connection that is closed"
+    class Gone:
+        def setsockopt(self, *args): raise ValueError('negative file descriptor')
+    class Server:
+        transport = SimpleNamespace(get_extra_info=lambda name: Gone())
+        def receive(self): "As a server gives it"
+    multiplex._keep_short(Server().receive)
+
+
 async def test_who_asks_and_does_not_read_is_cut_off(monkeypatch):
     "Answers that nobody fetches, and signs of life, do not pile up"
     site = Guarded()
@@ -268,7 +354,7 @@ async def test_who_asks_and_does_not_read_is_cut_off(monkeypatch):
         await asyncio.sleep(.5)
         most = 0
         for i in range(40):
-            await deaf.post([[1000*i+n, '/nowhere', ''] for n in range(2, 302)], carriers=[carrier.id])
+            await deaf.post([[1000*i+n, '/nowhere', ''] for n in range(2, 302)], carriers=[carrier.id], become=False)
             most = max(most, len(carrier._called))
             if not carrier.open: break
         assert not carrier.open and most<=2*CHANNELS+300
