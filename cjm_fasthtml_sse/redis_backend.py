@@ -15,7 +15,7 @@ from contextvars import Context
 from datetime import datetime,timezone
 from inspect import isawaitable
 from itertools import count
-from math import inf,isfinite
+from math import inf,isfinite,nan
 from numbers import Real
 from typing import Any
 from urllib.parse import urlsplit
@@ -135,9 +135,9 @@ class _Line:
         finally:
             if not ok: await self.drop()
 
-    async def ask(self, *commands):
+    async def ask(self, *commands, wait=0.):
         "The answers; `BackendError` for an error among them, too"
-        answers = await self.call(*commands)
+        answers = await self.call(*commands, wait=wait)
         for a in answers: self.good(a)
         return answers
 
@@ -183,6 +183,7 @@ class RedisBackend:
 
     def _clear(self):
         self._epoch,self._last = '',''               # As in Redis; the id of the entry read last
+        self._nth = nan                            # Of that entry among all that were ever added; no number where the server does not count (Redis 6)
         self._own: dict = {}                         # tag -> broadcast under way
         self._queue: deque = deque()                 # Those that are not sent yet
         self._lines: Any = ()                        # The connection that reads, the one that writes
@@ -216,6 +217,10 @@ def _place(id): return tuple(map(int, id.split('-')))  # Of an entry's id: milli
 def _before(id):
     ms,seq = _place(id)
     return f'{ms}-{seq-1}' if seq else f'{max(ms-1, 0)}-{2**64-1}'
+
+def _item(info, name, default):
+    "What XINFO says under `name`"
+    return dict(zip(info[::2], info[1::2])).get(name.encode(), default)
 
 def _read_entry(id, pairs):
     "Fields, key and tag of an entry; `{}` for what is no message"
@@ -276,24 +281,24 @@ def _spawn(self:RedisBackend, coro):
 @patch
 async def _load(self:RedisBackend):
     "Learn the epoch and the past, and tell them"
-    line,entries,end = self._lines[0],[],'+'
+    line,entries = self._lines[0],[]
     # The first entry of an empty stream has a fixed id, so that processes which begin at the same moment agree. It is a word that says nothing
     _,epoch,_ = await line.call(('SET', f'{self.name}:epoch', secrets.token_hex(5), 'NX'), ('GET', f'{self.name}:epoch'), ('XADD', self.name, '0-1', 'm', '{}'))
     epoch = line.good(epoch).decode()
-    while len(entries)<=self._size:
-        page, = await line.ask(('XREVRANGE', self.name, end, '-', 'COUNT', PAGE))
+    while not entries:
+        # At one moment
+        *_,(info,entries) = await line.ask(('MULTI',), ('XINFO', 'STREAM', self.name), ('XREVRANGE', self.name, '+', '-', 'COUNT', PAGE), ('EXEC',))
+        if not entries: await line.ask(('XADD', self.name, '*', 'm', '{}'))  # Somebody has deleted all of them
+    page = entries
+    while len(page)==PAGE and len(entries)<=self._size:
+        page, = await line.ask(('XREVRANGE', self.name, f'({page[-1][0].decode()}', '-', 'COUNT', PAGE))
         entries += page
-        if len(page)<PAGE: break
-        end = f'({page[-1][0].decode()}'
-    if not entries:  # Somebody has deleted all of them
-        id, = await line.ask(('XADD', self.name, '*', 'm', '{}'))
-        entries = [(id, [b'm', b'{}'])]
     found = [(i := id.decode(), *_read_entry(i, pairs)) for id,pairs in reversed(entries[:self._size+1])]
     origin = _before(found[0][0])
     if len(found)>self._size or 'type' not in found[0][1]: origin = found[0][0]
     for _,_,_,tag in found:
         if (b := self._own.get(tag)) and not b.seen.done(): b.seen.set_result(0)
-    self._epoch,self._last,self.origin = epoch,found[-1][0],f'{epoch}:{origin}'
+    self._epoch,self._last,self._nth,self.origin = epoch,found[-1][0],_item(info, 'entries-added', nan),f'{epoch}:{origin}'
     self._renew(self.origin, [Record(f'{epoch}:{id}', fields, key) for id,fields,key,_ in found if _place(id)>_place(origin)])
     self._wake()
 
@@ -328,23 +333,35 @@ async def _follow(self:RedisBackend):
     while True:
         if self._loop.time()>=due: due = await self._pulse()
         wait = max(.001, due-self._loop.time())
-        answer, = await line.call(('XREAD', 'COUNT', PAGE, 'BLOCK', int(1000*wait)+1, 'STREAMS', self.name, self._last), wait=wait)
-        if line.good(answer): await self._take(answer[0][1])
+        # Is anything left of what was read by then? What is trimmed is the oldest
+        answer,left = await line.ask(('XREAD', 'COUNT', PAGE, 'BLOCK', int(1000*wait)+1, 'STREAMS', self.name, self._last),
+            ('XREVRANGE', self.name, self._last, '-', 'COUNT', 1), wait=wait)
+        if not answer: continue
+        entries = answer[0][1]
+        if left or not await self._missed(entries): await self._take(entries)
+        else:
+            _log.warning('This process was too slow: entries were dropped from the stream before it had read them')
+            await self._load()
+
+@patch
+async def _missed(self:RedisBackend, entries=()):
+    "Nothing is left of what was read: was anything dropped between that and `entries`, or what else has come?"
+    info, = await self._lines[0].call(('XINFO', 'STREAM', self.name))
+    if isinstance(info, Exception): return True  # It is gone
+    oldest = _item(info, 'first-entry', None)
+    dropped = sum(oldest is None or _place(id.decode())<_place(oldest[0].decode()) for id,_ in entries)  # Of those that we have
+    return _item(info, 'entries-added', nan)-_item(info, 'length', 0)!=self._nth+dropped
 
 @patch
 async def _take(self:RedisBackend, entries):
     "Deliver entries that came"
-    if len(entries)>=PAGE:  # Behind. Was anything dropped between the last one and these?
-        last, = await self._lines[0].ask(('XRANGE', self.name, self._last, self._last))
-        if not last:
-            _log.warning('This process was too slow: entries were dropped from the stream before it had read them')
-            return await self._load()
     for id,pairs in entries:
         id = id.decode()
         fields,key,tag = _read_entry(id, pairs)
         own = self._own.get(tag)
         got: Any = 0
         self._last = id
+        self._nth += 1
         if fields:
             try: got = await self._deliver(Record(f'{self._epoch}:{id}', fields, key, own.timeout if own else None))
             except Exception: _log.exception('Message %s could not be delivered', id)
@@ -366,7 +383,7 @@ async def _check(self:RedisBackend):
     epoch,last,newest,oldest = await line.ask(('GET', f'{self.name}:epoch'), ('XRANGE', self.name, self._last, self._last),
         ('XREVRANGE', self.name, '+', '-', 'COUNT', 1), ('XRANGE', self.name, '-', '+', 'COUNT', 1))
     same = epoch is not None and epoch.decode()==self._epoch
-    if same and last: return newest[0][0].decode()
+    if same and (last or not await self._missed()): return newest[0][0].decode() if newest else self._last
     if same and not (oldest and _place(oldest[0][0].decode())>_place(self._last)):
         # Only one of the processes that notice draws the new epoch
         await line.ask(('EVAL', _SWAP, 1, f'{self.name}:epoch', self._epoch, secrets.token_hex(5)))

@@ -543,6 +543,63 @@ async def test_a_worker_for_which_entries_were_dropped_tells_a_gap_and_the_other
         await read_to(b, 'end')
         assert len(await read_to(a, 'end'))==600 and not gaps(a) and two.cursor==one.cursor and two.cursor.startswith(epoch)
 
+def entry(n): return dict(m=json.dumps(dict(type='n', data=n)))
+
+TRIMS = dict(by_hand=lambda m, client: client.xtrim('sse', maxlen=5, approximate=False),
+    by_a_smaller_publisher=lambda m, client: client.xadd('sse', entry('y'), maxlen=1, approximate=False),
+    by_a_publisher_of_ours=lambda m, client: [Publisher(client.url, max_length=1).broadcast('n', 'y'*200) for _ in range(150)],
+    by_age=lambda m, client: client.xtrim('sse', minid=client.xrevrange('sse', count=3)[-1][0], approximate=False))
+
+@pytest.mark.parametrize('way', TRIMS)
+async def test_a_short_log_that_was_trimmed_is_told(server, way):
+    "However few entries are left for a worker that was slow: those that it missed are a gap, and for the others there is none"
+    server.client.url = server.url
+    async with managers(server.url) as (one, two), following(one) as a, following(two) as b:
+        await two._hub.line.acquire()
+        for n in range(20): await one.broadcast('n', n)
+        await asyncio.to_thread(TRIMS[way], one, server.client)
+        assert server.client.xlen('sse')<100
+        two._hub.line.release()
+        await read_to(b, GAP)
+        await one.broadcast('end', 0)
+        await read_to(b, 'end')
+        assert len(await read_to(a, 'end'))>=20 and not gaps(a) and two.cursor==one.cursor
+
+async def test_what_was_trimmed_before_anybody_could_read_it_is_told(server):
+    "A program that sends many in one transaction, and keeps few of them"
+    async with managers(server.url, 1) as (m,), following(m) as c:
+        await m.broadcast('n', 0)
+        with server.client.pipeline() as p:
+            for n in range(20): p.xadd('sse', entry(n), maxlen=5, approximate=False)
+            p.execute()
+        await read_to(c, GAP)
+
+async def test_a_log_that_is_trimmed_behind_its_readers_has_no_gap(server, monkeypatch):
+    "Everything was read, so nothing is missing, however little is left"
+    monkeypatch.setattr(redis_backend, 'PULSE', .05)
+    async with managers(server.url) as (one, two), following(one) as a, following(two) as b:
+        for n in range(30):
+            server.client.xadd('sse', entry(n), maxlen=1, approximate=False)
+            for c in (a, b): await c.next(BOUND)
+        server.client.xtrim('sse', maxlen=0)
+        looks = [m._backend._lines[0] for m in (one, two)]
+        seen = [o.used for o in looks]
+        for _ in range(3):
+            await eventually(lambda: all(o.used>then for o,then in zip(looks, seen)), 'they look again')
+            seen = [o.used for o in looks]
+        assert await two.broadcast('end', 0)==1
+        for c in (a, b): assert not await read_to(c, 'end') and not gaps(c)
+
+async def test_a_server_that_does_not_count_is_told_in_doubt(server, monkeypatch):
+    "Redis 6 knows no `entries-added`"
+    item = redis_backend._item
+    monkeypatch.setattr(redis_backend, '_item', lambda info, name, default: default if name=='entries-added' else item(info, name, default))
+    async with managers(server.url, 1) as (m,), following(m) as c:
+        for n in range(150): await m.broadcast('n', n)
+        assert len(await read(c, 150))==150 and not gaps(c)
+        server.client.xadd('sse', entry(1), maxlen=1, approximate=False)
+        await read_to(c, GAP)
+
 async def test_the_reader_that_somebody_cancelled_starts_again(server):
     async with managers(server.url, 1) as (m,), m.subscribe() as q:
         m._backend._reader.cancel()
