@@ -26,6 +26,7 @@ from starlette.responses import PlainTextResponse
 
 from .backend import BackendAway,BackendError,MemoryBackend,Message,processes
 from .dispatcher import Handlers,matches
+from .hints import calling_line,has_hint,hint
 from .redis_backend import RedisBackend
 from .render import to_json
 from .stream import Connection,EventStreamResponse,Hub,being_cancelled,patterns
@@ -472,10 +473,18 @@ def stream(self:SSEBroadcastManager,
 ) -> EventStreamResponse:
     "A response that carries what is broadcast; a bad argument is an error here, before anything is sent: `PatternError` for a bad pattern"
     if not hasattr(request, 'scope'): raise TypeError(f'`request` must be the request, got {request!r}; write `def events(req): return manager.stream(req)`')
+    self._hint_at_setup(request.scope)
     def opened(conn):
         _lighten(request)
         return self._opened(conn)
     return EventStreamResponse(self._hub, render, events, snapshot, until, user, self._refusal, self._stream_begins, opened, self._stream_closed)
+
+@patch
+def _hint_at_setup(self:SSEBroadcastManager, scope):
+    "Say that the app of a stream does not know of it, if that is so"
+    if 'app' not in scope or has_hint(place := calling_line() or 'stream') or self in scope.get('sse_managers', ()): return
+    hint(place, '%s: the stream %r has a manager that %s: pages miss what happens while they load, and a shutdown does not end the stream. Write `setup_sse(app, sse)`',
+        place, scope.get('path'), 'the app was not set up with' if 'sse_managers' in scope else '`setup_sse` was not called for')
 
 def _lighten(request):
     "FastHTML gives each request a deep copy of all that goes around a page: 3 KB that a stream would hold as long as it lasts"

@@ -268,6 +268,7 @@ class _Outer:
         if scope['type'] != 'http': return await self.app(scope, receive, send)
         abort = getattr(getattr(getattr(send, '__self__', None), 'transport', None), 'abort', None)
         if abort: scope['sse.abort'] = abort
+        scope['sse_managers'] = [*scope.get('sse_managers', ()), *self.managers]  # For `stream`; a channel's request has them, too
         # A mounted app adds its own to those around it
         cursors = [*page_cursors.get(), *filter(None, (getattr(o, 'cursor', '') for o in self.managers))]
         tokens = _scope.set(scope),page_cursors.set(cursors)

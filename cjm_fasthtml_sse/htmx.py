@@ -9,18 +9,20 @@ __all__ = ['PAGE_CURSOR', 'MONITOR_STATES', 'HTMXSSEConnector', 'ArgumentError',
            'morph_js', 'hints_js', 'unload_js', 'monitor_settings']
 
 # %% ../nbs/htmx.ipynb #51b40b95
-import json,re
+import json,re,sys
 from functools import cache
 from html import escape
 from importlib.resources import files
 from typing import Any
 from urllib.parse import quote
+from weakref import WeakSet
 
 from fastcore.basics import patch_to
 from fastcore.xml import FT,to_xml
 from fasthtml.common import Div,Script,Span
 
-from .backend import page_cursors
+from .backend import NO_PAGE,page_cursors
+from .hints import has_hint,hint
 from .wire import CLOSE,SSEError,check_event_type
 
 # %% ../nbs/htmx.ipynb #06c6d1e5
@@ -50,10 +52,25 @@ def _event_names(events, swap_type):
         if ',' in name or name != name.strip(): raise ArgumentError(f'`events` must be names without commas and outer blanks, got {name!r}')
     return ','.join(dict.fromkeys(names))
 
+# %% ../nbs/htmx.ipynb #b34d1899
+_with_client: WeakSet = WeakSet()  # Apps
+
+def _hint_at_missing_client():
+    "Say that a page which connects to a stream has no client, if that is so"
+    frame: Any = sys._getframe(1)
+    while frame is not None and frame.f_globals.get('__name__')!='fasthtml.core': frame = frame.f_back
+    request = frame and frame.f_locals.get('req')
+    app = getattr(request, 'app', None)
+    if app is None or app in _with_client or has_hint(place := ('client', request.url.path)): return
+    if 'data-sse-client' in to_xml(tuple(getattr(app, 'hdrs', ())), indent=False): _with_client.add(app)
+    else: hint(place, 'The page %r connects to a stream, and has no script that does it: write `setup_sse(app, sse)` after the app was made', request.url.path)
+
 # %% ../nbs/htmx.ipynb #8e5696cc
 class _PageCursor:
     "The value of an attribute, found when it is written"
-    def __html__(self): return escape(' '.join(page_cursors.get()), quote=False)
+    def __html__(self):
+        if (ids := page_cursors.get()) is NO_PAGE: _hint_at_missing_client()
+        return escape(' '.join(ids), quote=False)
     def __repr__(self): return 'PAGE_CURSOR'
     def __reduce__(self): return 'PAGE_CURSOR'  # A copy is the same
     __str__ = __html__
