@@ -25,7 +25,7 @@ from fastcore.basics import patch
 from starlette.responses import PlainTextResponse
 
 from .backend import BackendAway,BackendError,MemoryBackend,Message,processes
-from .dispatcher import Handlers,matches
+from .dispatcher import Handlers,covers
 from .hints import calling_line,has_hint,hint
 from .redis_backend import RedisBackend
 from .render import to_json
@@ -83,7 +83,8 @@ class SSEBroadcastManager:
         retry: int=3000,              # Milliseconds a browser waits before it comes back
         max_connections: int|None=None, # Connections at most; a stream beyond that is answered 503
         overflow: str='evict',        # A stream that is blocked past `max_queue_size`: `evict` has it come back and replay, `drop_oldest` has it skip
-        backend=None                  # What carries broadcasts between processes: `redis://host:6379/0` or another address of a Redis or Valkey, or a `Backend`; `None`: this process only
+        backend=None,                 # What carries broadcasts between processes: `redis://host:6379/0` or another address of a Redis or Valkey, or a `Backend`; `None`: this process only
+        private=None                  # Pattern or patterns of private events, `{name}` standing for one segment: `user:{who}:**` goes only to those whose own pattern names the user
     ):
         _whole('max_queue_size', max_queue_size, 0)
         if replay_size is None: replay_size = max(1000, 10*max_queue_size)
@@ -94,7 +95,7 @@ class SSEBroadcastManager:
         self._history = deque(maxlen=_whole('history_size', history_size, 0))
         self._queues,self._late,self._hooks,self._refusing = {},{},Handlers(),0.
         self._hub = Hub(max_queue_size, _whole('replay_size', replay_size, 1), _seconds('heartbeat', heartbeat),
-            _whole('retry', retry, 0), self.default_timeout, overflow)
+            _whole('retry', retry, 0), self.default_timeout, overflow, private)
         self._hub.guests = self._queues,self._late
         self._backend: Any = RedisBackend(backend) if isinstance(backend, str) else backend or MemoryBackend()
         self._started,self._left = None,{}
@@ -288,13 +289,15 @@ def _full(self:SSEBroadcastManager):
 
 @patch
 async def register_connection(self:SSEBroadcastManager,
-    queue=None       # A queue of your own; it is unregistered when it stays full, but can't be ended
+    queue=None,      # A queue of your own; it is unregistered when it stays full, but can't be ended
+    *,
+    private: bool=False # `True`: it gets private events too, everybody's
 ) -> asyncio.Queue:  # Give it back to `unregister_connection`, in a `finally`
     "Open a connection that you read by hand; `TooManyConnections` if the house is full"
-    return await self._register(queue)
+    return await self._register(queue, private=private)
 
 @patch
-async def _register(self:SSEBroadcastManager, queue=None, wanted=None):
+async def _register(self:SSEBroadcastManager, queue=None, wanted=None, private=False):
     "Open a connection that gets what the patterns `wanted` match; all, without any"
     if queue is None: queue = ConnectionQueue(self.max_queue_size)
     elif not hasattr(queue, 'put_nowait'): raise TypeError(f'`queue` must have `put_nowait`, as `asyncio.Queue` has, got {queue!r}')
@@ -305,7 +308,7 @@ async def _register(self:SSEBroadcastManager, queue=None, wanted=None):
     if self._stopping() and isinstance(queue, ConnectionQueue):
         queue.end()  # A stream opened now would hold the process up
         return queue
-    self._queues[queue] = wanted
+    self._queues[queue] = wanted,private
     try: await self._opened(queue)
     except BaseException:  # Cancelled, so nobody will get the queue
         await self.unregister_connection(queue)
@@ -359,8 +362,9 @@ async def _deliver(self:SSEBroadcastManager, record):
     self._history.append(message)
     got,full = self._hub.publish(message, record.id),[]
     self._heard(message)
-    for q,events in [*self._queues.items()]:
-        if events and not any(matches(p, message['type']) for p in events): continue
+    depth = self._hub.private.depth(message['type'])
+    for q,(events,private) in [*self._queues.items()]:
+        if (events or depth) and not covers(events or ('**',), message['type'], 0 if private else depth): continue
         try:
             if q in self._late: raise asyncio.QueueFull  # Something older waits
             q.put_nowait(message)
@@ -439,11 +443,13 @@ async def _wait_for(self:SSEBroadcastManager, places, timeout, got):
 # %% ../nbs/core.ipynb #37e09610
 @patch
 def get_history(self:SSEBroadcastManager,
-    limit: int|None=None  # Messages at most; 0: none, `None`: all that are remembered
+    limit: int|None=None, # Messages at most; 0: none, `None`: all that are remembered
+    *,
+    private: bool=False   # `True`: private ones too, everybody's
 ) -> list:                # Messages, oldest first
     "The newest messages that were sent"
-    if limit is None: return [*self._history]
-    return [*self._history][max(0, len(self._history)-_whole('limit', limit, 0)):]
+    found = [m for m in [*self._history] if private or not self._hub.private.depth(m['type'])]
+    return found if limit is None else found[max(0, len(found)-_whole('limit', limit, 0)):]
 
 @patch(as_prop=True)
 def connection_count(self:SSEBroadcastManager) -> int:
@@ -570,15 +576,17 @@ def _hashed(user): return tuple(map(_hashed, user)) if isinstance(user, list) el
 # %% ../nbs/core.ipynb #3d146867
 @patch
 def subscribe(self:SSEBroadcastManager,
-    events='**'  # Pattern or patterns, as for `stream`
+    events='**', # Pattern or patterns, as for `stream`
+    *,
+    private: bool=False  # `True`: it gets private events too, whatever its patterns name
 ):               # For `async with`; gives a `ConnectionQueue`
     "A queue of what is broadcast while the block runs; `PatternError` for a bad pattern, `TooManyConnections` if the house is full"
-    return self._subscribed(patterns(events))
+    return self._subscribed(patterns(events), private)
 
 @patch
 @asynccontextmanager
-async def _subscribed(self:SSEBroadcastManager, wanted):
-    queue = await self._register(wanted=wanted)
+async def _subscribed(self:SSEBroadcastManager, wanted, private):
+    queue = await self._register(wanted=wanted, private=private)
     try: yield queue
     finally: await self.unregister_connection(queue)
 

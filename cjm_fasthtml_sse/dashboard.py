@@ -61,8 +61,8 @@ def _rates(samples, key, longest):
 # %% ../nbs/dashboard.ipynb #6b1f0a14
 class Dashboard:
     "What the dashboards of one manager have in common"
-    def __init__(self, manager, path, every=1., data=False):
-        self.manager,self.path,self.every,self.data = manager,path,every,data
+    def __init__(self, manager, path, every=1., data=False, private=False):
+        self.manager,self.path,self.every,self.data,self.private = manager,path,every,data,private
         self.id = f'sse-dash-{sha256(path.encode()).hexdigest()[:6]}'  # The same in every process, for whichever answers
         self.own = SSEBroadcastManager(10, 0, replay_size=1, retry=1000, backend=_OwnBackend())
         self.several = not isinstance(manager._backend, MemoryBackend)
@@ -85,6 +85,7 @@ class Dashboard:
         n = self.manager._hub.counts['broadcasts']
         if n==self._heard: return  # It is of the past
         self._heard,t = n,message['type']
+        if not self.private and self.manager._hub.private.depth(t): return
         if t in self.types: self.types[t] += 1
         elif len(self.types)<TYPES: self.types[t] = 1
         else: self.other += 1
@@ -356,7 +357,8 @@ def setup_dashboard(
     authorise=None,  # Callable of the request: may this one look? It gives `True`, `False` or what to answer. `True` itself: everybody may
     *,
     every=1.,        # Seconds between two looks; the charts show 120 of them
-    data=False       # `True`: show the data of the last messages, shortened
+    data=False,      # `True`: show the data of the last messages, shortened
+    private=False    # `True`: list private messages and their types too, which may hold names; the counters count them in any case
 ) -> Dashboard:
     "Add a page with the live dashboard of `manager`, and what `sse_dashboard` needs; `ArgumentError` without `authorise`, for a second one, or where the app has such a route"
     if authorise is not True and not callable(authorise): raise ArgumentError(
@@ -364,13 +366,14 @@ def setup_dashboard(
     if not isinstance(manager, SSEBroadcastManager): raise ArgumentError(f'`manager` must be an SSEBroadcastManager, got {manager!r}')
     if (old := getattr(manager, '_dashboard', None)) is not None: raise ArgumentError(f'This manager has a dashboard already, at {old.path}')
     if isinstance(every, bool) or not isinstance(every, Real) or not (isfinite(every) and every>=.05): raise ArgumentError(f'`every` must be .05 or more seconds, got {every!r}')
-    if not isinstance(data, bool): raise ArgumentError(f'`data` must be True or False, got {data!r}')
+    for name,o in dict(data=data, private=private).items():
+        if not isinstance(o, bool): raise ArgumentError(f'`{name}` must be True or False, got {o!r}')
     _check_path(path)
     setup_sse(app, manager)
     for name in ('', '/events', '/live'):  # The style sheet comes first of all: `fast_app` has a route for files that would take it
         scope = dict(type='http', method='GET', path=path+name, root_path='', headers=[])
         if any(r.matches(scope)[0]==Match.FULL for r in app.routes): raise ArgumentError(f'The app has a route for {path+name} already, which would answer instead')
-    board = manager._dashboard = Dashboard(manager, path, every, data)
+    board = manager._dashboard = Dashboard(manager, path, every, data, private)
     setup_sse(app, board.own)
     _add_routes(app, board, authorise)
     return board

@@ -492,7 +492,7 @@ def setup_progress(
         if any(r.matches(scope)[0]==Match.FULL and not getattr(r, 'name', '').startswith('sse_') for r in app.routes):
             raise ArgumentError(f'The app has a route for {path} already, which would answer instead')
     app._sse_jobs = manager
-    for m in manager.get_history(): jobs.hear(m)
+    for m in manager.get_history(private=True): jobs.hear(m)
     manager.on_delivery(jobs.hear)
     for kind,draw in dict(progress=bar, status=status).items(): _add_route(app, manager, jobs, kind, draw, authorise)
     return jobs

@@ -24,7 +24,7 @@ from starlette.datastructures import QueryParams
 from starlette.responses import PlainTextResponse,Response
 
 from .backend import BackendError,Log,Message,written_at
-from .dispatcher import Handlers,check_pattern,matches
+from .dispatcher import Handlers,Private,check_pattern,covers
 from .hints import calling_line,hint,nearest
 from .render import Renderer,to_html
 from .wire import CLOSE,GAP,HEARTBEAT,SSEError,check_message_type,encode
@@ -82,11 +82,11 @@ class Group:
 
     def wants(self, event_type):
         "Does such an event go to these connections?"
-        return any(matches(p, event_type) for p in self.events)
+        return covers(self.events, event_type, self.hub.private.depth(event_type))
 
     def ends(self, event_type):
         "Is such an event the last one?"
-        return any(matches(p, event_type) for p in self.until)
+        return covers(self.until, event_type, self.hub.private.depth(event_type))
 
     def __call__(self, message):
         "Take a message that was broadcast, and that this group's patterns match"
@@ -576,10 +576,12 @@ class Hub:
         heartbeat=15.,    # Seconds of silence after which a connection gets a sign of life; 0: never
         retry_ms=3000,    # Milliseconds a browser waits before it comes back
         patience=.1,      # Seconds that one send may take while more than `limit` messages wait behind it
-        overflow='evict'  # What becomes of a connection that takes longer; `drop_oldest`: it skips what it missed
+        overflow='evict', # What becomes of a connection that takes longer; `drop_oldest`: it skips what it missed
+        private=None      # Patterns of events that only those get who name them, as `Private` takes them
     ):
         self.limit,self.backlog = limit,limit or replay_size
         self.heartbeat,self.retry_ms,self.patience,self.overflow = heartbeat,retry_ms,patience,overflow
+        self.private = Private(private)
         self.guests: tuple = ()  # Dicts of what is no stream, but lives on the same event loop
         self.replay_batch = min(self.backlog, 100)  # Messages of a replay that are put into one chunk
         self.log = Log(replay_size)
@@ -694,7 +696,9 @@ def _route(self:Hub, event_type):
     found = self._found.get(event_type)
     if found is None:
         if len(self._found)>=1000: self._found.clear()
-        found = self._found[event_type] = tuple(dict.fromkeys(self._routes.matching(event_type)))
+        found = dict.fromkeys(self._routes.matching(event_type))
+        if self.private.depth(event_type): found = [g for g in found if g.wants(event_type) or g.ends(event_type)]
+        found = self._found[event_type] = tuple(found)
         if self.connections: self._hint_at_silence(event_type, found)
     return found
 
