@@ -19,6 +19,7 @@ from math import inf,isfinite,nan
 from numbers import Real
 from typing import Any
 from urllib.parse import urlsplit
+from weakref import WeakSet
 
 from fastcore.basics import patch
 
@@ -530,13 +531,14 @@ class Publisher:
         name: str='sse',          # As for `RedisBackend`
         *,
         max_length: int=10_000,   # As for `RedisBackend`
-        timeout: float=2.         # Seconds after which a broadcast fails
+        timeout: float=2.         # Seconds after which a broadcast fails, with the time that it waits for those of other threads
     ):
         _limits(name, max_length, 1, timeout)
         self._url,self.name,self.max_length,self.timeout = _checked_url(url),name,max_length,timeout
-        self._lock,self._used,self._pid = threading.Lock(),-inf,os.getpid()
+        self._lock,self._used = threading.Lock(),-inf
         self._made: Any = None  # What makes a connection, and what to call the other end
         self._conn: Any = None
+        _publishers.add(self)
 
     def __enter__(self): return self
     def __exit__(self, *exc): self.close()
@@ -554,12 +556,23 @@ class Publisher:
         key=None  # As for `Backend.publish`
     ):
         "Put a message, or a word among managers, into the stream; `DataError` for what can't cross, `BackendError` if it may not have arrived"
-        entry = _entry(self.name, self.max_length, fields, key)
-        with self._lock: self._send(entry)
+        entry,until = _entry(self.name, self.max_length, fields, key),time.monotonic()+self.timeout
+        if self._made is None: self._made = _maker(self._url, self.timeout, blocking=True)
+        if not self._lock.acquire(timeout=self.timeout): raise BackendError(f'{self._made[1]}: those before it took all the time. The broadcast was not sent')
+        try: self._send(entry, until)
+        finally: self._lock.release()
 
     def close(self):
         "Close the connection; the next broadcast makes another"
         with self._lock: self._drop()
+
+_publishers: WeakSet = WeakSet()
+
+def _forked():
+    "The connection stays the parent's, and so does the lock: a thread that held it is not here to give it back"
+    for p in _publishers: p._lock,p._conn = threading.Lock(),None
+
+if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_forked)
 
 # %% ../nbs/redis_backend.ipynb #b0a7d1c1
 @patch
@@ -569,37 +582,39 @@ def _drop(self:Publisher):
         if conn is not None: conn.disconnect()
 
 @patch
-def _send(self:Publisher, entry):
-    # Connecting, a sign of life, sending: a third of the time for each
-    if self._made is None: self._made = _maker(self._url, self.timeout/3, blocking=True)
+def _send(self:Publisher, entry, until):
     (make,where),(transient,fatal) = self._made,_errors()
-    until = time.monotonic()+self.timeout*2/3
-    if self._pid!=os.getpid(): self._conn,self._pid = None,os.getpid()  # The parent's connection stays the parent's
+    now = time.monotonic()
+    ready,half = now+(until-now)*2/3,now+(until-now)/3  # A third of the time for a sign of life, one for a new connection, one for sending
     while True:
         try:
             if self._conn is None:
                 self._conn = make()
+                self._conn.socket_connect_timeout = self._conn.socket_timeout = max(.001, ready-time.monotonic())
                 self._conn.connect()
-                self._call('PING')
+                self._call(ready, 'PING')
             elif self._conn.can_read(0): raise EOFError('it was closed')
-            elif time.monotonic()-self._used>.1: self._call('PING')
+            elif time.monotonic()-self._used>.1: self._call(half, 'PING')
             break
         except fatal as e:
             self._drop()
             raise BackendError(f'{where} refused: {_why(e)}. The broadcast was not sent') from e
         except transient as e:
             self._drop()
-            if time.monotonic()+.1>until: raise BackendError(f'{where} could not be reached: {_why(e)}. The broadcast was not sent') from e
+            if time.monotonic()+.1>ready: raise BackendError(f'{where} could not be reached: {_why(e)}. The broadcast was not sent') from e
             time.sleep(.05)
-    try: self._call(*entry)
+    try: self._call(until, *entry)
     except fatal as e: raise BackendError(f'{where} refused: {_why(e)}. The broadcast was not sent') from e
     except transient as e:
         self._drop()
         raise BackendError(f'The connection to {where} broke: {_why(e)}. The broadcast may or may not have arrived') from e
 
 @patch
-def _call(self:Publisher, *command):
+def _call(self:Publisher, until, *command):
+    def in_time(): self._conn._sock.settimeout(max(.001, until-time.monotonic()))
+    in_time()
     self._conn.send_packed_command(self._conn.pack_commands([command]), check_health=False)
+    in_time()
     answer = self._conn.read_response(disable_decoding=True)
     self._used = time.monotonic()
     return answer

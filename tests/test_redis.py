@@ -8,10 +8,12 @@ import subprocess
 import sys
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
+from math import inf
 from pathlib import Path
 
 import httpx
@@ -386,6 +388,49 @@ def test_a_publisher_survives_a_fork(server):
     assert os.waitpid(pid, 0)[1]==0
     p.broadcast('n', 'parent again')
     assert [unpack(m[b'm'])['data'] for _,m in server.client.xrange('sse')]==['parent', 'child', 'parent again'] and p._conn is connection
+
+
+def all_at_once(n, f):
+    "Call `f(i)` in `n` threads; how long each took, in seconds, and what it raised"
+    def timed(i):
+        start,raised = time.monotonic(),None
+        try: f(i)
+        except Exception as e: raised = e
+        return time.monotonic()-start,raised
+    with ThreadPoolExecutor(n) as pool: return [*pool.map(timed, range(n))]
+
+@pytest.mark.parametrize('state', ['new', 'in use', 'away'])
+def test_a_publishers_timeout_holds_for_each_of_many_threads(redises, state):
+    "They share one connection, so the last of ten waited for nine others"
+    r = redises()
+    with Publisher(r.url, timeout=2.) as p:
+        if state=='in use':
+            p.broadcast('n', 'first')
+            p._used = inf  # It is not asked for a sign of life
+        if state=='away': r.kill()
+        else: os.kill(r.process.pid, signal.SIGSTOP)
+        took = all_at_once(10, lambda i: p.broadcast('n', i))
+        assert {type(e) for _,e in took}=={BackendError} and max(secs for secs,_ in took)<2*p.timeout
+        if state=='in use': assert sum('may or may not' in str(e) for _,e in took)==1, 'the others never began'
+        if state=='away': return
+        os.kill(r.process.pid, signal.SIGCONT)
+        p.timeout = BOUND
+        assert {e for _,e in all_at_once(10, lambda i: p.broadcast('n', f'again {i}'))}=={None}
+        sent = [unpack(m[b'm'])['data'] for _,m in r.client.xrange('sse')]
+        assert {f'again {i}' for i in range(10)}<={*sent} and len(sent)==len({*sent})
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
+@pytest.mark.filterwarnings('ignore:.*multi-threaded.*fork')
+def test_a_publisher_that_was_busy_at_a_fork_serves_the_child(server):
+    "Nobody in the child would ever give back what another thread of the parent had taken"
+    with Publisher(server.url) as p, p._lock:
+        if not (pid := os.fork()):
+            signal.alarm(int(BOUND))  # It ends in any case
+            try:
+                p.broadcast('n', 'child')
+                os._exit(0)
+            finally: os._exit(1)
+        assert os.waitpid(pid, 0)[1]==0
 
 
 # Redis goes, and comes back
