@@ -1,7 +1,7 @@
 "The work of the job board: the SHA-256 of every file in a folder. Nothing here knows of pages or streams"
-import hashlib,os,stat
+import errno,hashlib,os,stat
+from contextlib import contextmanager
 from dataclasses import dataclass,replace
-from pathlib import Path
 
 BLOCK = 1<<18  # Bytes that are read at once
 NAMED = 50     # Unread files that a report names
@@ -11,9 +11,9 @@ NAMED = 50     # Unread files that a report names
 class Report:
     "How far a job is; a report never changes, a newer one takes its place"
     id: str
-    path: str               # Folder, with links resolved
+    path: str               # Folder, below the root
     name: str               # The same, as people are shown it
-    state: str = 'running'  # Later `finished`, `cancelled` or `failed`
+    state: str = 'waiting'  # Then `running`, and in the end `finished`, `cancelled` or `failed`
     found: int = 0          # Files to read
     size: int = 0           # Their bytes; 0 while files are being looked for
     files: int = 0          # Files read
@@ -30,62 +30,91 @@ class Report:
     def done(self): return 1. if self.state=='finished' else min(1., (self.files+self.bytes)/max(1, self.found+self.size))
 
 
-def shown(path, start):
-    "`path` relative to `start`, as text: to the system a name may be any bytes"
-    return os.fsencode(os.path.relpath(path, start)).decode(errors='replace')
+def shown(path):
+    "`path` as text: to the system a name may be any bytes"
+    return os.fsencode(path).decode(errors='replace')
+
+
+@contextmanager
+def inside(root, path, flags=os.O_DIRECTORY):
+    """The descriptor of `path` below the folder `root`; `OSError` says why it can't be had
+
+    No part of it may be a link, also one that takes the place of a folder or a file at this moment: what a link says is never
+    looked at, so no answer depends on where it leads."""
+    fd,parts = os.open(root, os.O_RDONLY|os.O_DIRECTORY),[o for o in path.split('/') if o]
+    try:
+        for i,part in enumerate(parts, 1):
+            above,fd = fd,None
+            # Without O_NONBLOCK a pipe would be waited for until somebody writes into it
+            try: fd = os.open(part, os.O_RDONLY|os.O_NOFOLLOW|os.O_NONBLOCK|(flags if i==len(parts) else os.O_DIRECTORY), dir_fd=above)
+            finally: os.close(above)
+        yield fd
+    finally:
+        if fd is not None: os.close(fd)
 
 
 def folder_in(root, text):
-    "The path of the folder `text` in `root`; `ValueError` says why it can't be had"
-    path = Path(os.path.realpath(os.path.join(root, text.strip())))
-    # First, so that nobody learns what there is outside
-    if not path.is_relative_to(root): raise ValueError(f'“{text}” is not in {root}. Nothing outside is read.')
-    if not path.is_dir(): raise ValueError(f'“{text}” is not a folder.' if path.exists() else f'There is no folder “{text}” in {root}.')
-    return str(path)
+    "The path below `root` of the folder `text`; `ValueError` and `OSError` say why it can't be had"
+    path = os.path.normpath(os.path.join(root, text.strip()))
+    if os.path.commonpath([root, path])!=str(root): raise ValueError(f'“{text}” is not in {root}. Nothing outside is read.')
+    path = '' if path==str(root) else os.path.relpath(path, root)
+    try:
+        with inside(root, path): return path
+    except OSError as e:
+        if e.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP): raise
+        raise ValueError(f'There is no folder “{text}” in {root}.') from None
 
 
-def size_of(path, root):
-    "Bytes of the file `path`; `OSError` says why it is not to be read"
-    if os.path.islink(path) and not Path(os.path.realpath(path, strict=True)).is_relative_to(root): raise OSError(0, 'a link that leads outside')
-    info = os.stat(path)
-    if stat.S_ISDIR(info.st_mode): raise OSError(0, 'a link to a folder, not followed')
-    if not stat.S_ISREG(info.st_mode): raise OSError(0, 'not a regular file')
-    return info.st_size
+def listed(root, path):
+    "What is in the folder `path`: names of its folders, (name, size) of its files, (name, reason) of all else"
+    folders,files,other = [],[],[]
+    with inside(root, path) as fd, os.scandir(fd) as entries:
+        for o in entries:
+            try:
+                info = o.stat(follow_symlinks=False)
+                if stat.S_ISDIR(info.st_mode): folders.append(o.name)
+                elif stat.S_ISREG(info.st_mode): files.append((o.name, info.st_size))
+                else: other.append((o.name, 'a link, not followed' if stat.S_ISLNK(info.st_mode) else 'not a regular file'))
+            except OSError as e: other.append((o.name, e.strerror))
+    return sorted(folders),sorted(files),sorted(other)
 
 
 def hash_folder(job, root):
     "Read the folder of `job`; gives newer and newer reports, after each block one, and raises `OSError` if nothing can be read"
-    os.listdir(job.path)  # Inside the folder, one that can't be listed is a line in the report; this one is the end
     files,digests,buffer = [],{},memoryview(bytearray(BLOCK))
 
-    def skip(e, path=None):
+    def skip(path, reason):
         nonlocal job
-        reason = shown(path or e.filename, job.path),e.strerror
-        job = replace(job, unread=job.unread+1, reasons=(*job.reasons, reason)[:NAMED])
+        job = replace(job, unread=job.unread+1, reasons=(*job.reasons, (shown(path), reason))[:NAMED])
 
-    size = 0
-    for folder,subfolders,names in os.walk(job.path, onerror=skip):
-        subfolders.sort()
-        links = [o for o in subfolders if os.path.islink(os.path.join(folder, o))]
-        for path in (os.path.join(folder, o) for o in sorted(links+names)):
-            try: size += size_of(path, root)
-            except OSError as e: skip(e, path)
-            else: files.append(path)
-        job = replace(job, found=len(files), text=shown(folder, job.path))
+    size,folders = 0,['']  # Relative to the job's folder, as all names below
+    while folders:
+        folder = folders.pop()
+        try: subfolders,found,other = listed(root, os.path.join(job.path, folder))
+        except OSError as e:
+            if not folder: raise  # The job's folder itself; one within is a line in the report
+            skip(folder, e.strerror)
+            continue
+        folders += [os.path.join(folder, o) for o in reversed(subfolders)]
+        files += [os.path.join(folder, name) for name,_ in found]
+        size += sum(n for _,n in found)
+        for name,reason in other: skip(os.path.join(folder, name), reason)
+        job = replace(job, found=len(files), text=shown(folder or '.'))
         yield job
 
     job = replace(job, size=size)
     for path in files:
-        sha,name = hashlib.sha256(),shown(path, job.path)
+        sha,name = hashlib.sha256(),shown(path)
         try:
-            with open(path, 'rb', buffering=0) as f:
-                while n := f.readinto(buffer):
+            with inside(root, os.path.join(job.path, path), 0) as fd:
+                if not stat.S_ISREG(os.fstat(fd).st_mode): raise OSError(0, 'not a regular file')  # Another one than was listed
+                while n := os.readv(fd, [buffer]):
                     sha.update(buffer[:n])
                     job = replace(job, bytes=job.bytes+n, text=name)
                     yield job
-            digests[os.fsencode(os.path.relpath(path, job.path))] = sha.hexdigest()
+            digests[os.fsencode(path)] = sha.hexdigest()
             job = replace(job, files=len(digests))
-        except OSError as e: skip(e, path)
+        except OSError as e: skip(path, e.strerror)
 
     if job.unread and not digests:
         yield job

@@ -4,11 +4,13 @@
     python demo/main.py --root /srv --port 8000  folders in /srv
     python demo/main.py --htmx4                  the same page with htmx 4
 """
-import argparse,asyncio,secrets,socket,sysconfig,threading
+import argparse,asyncio,ipaddress,os,secrets,socket,sysconfig,threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
+from urllib.parse import urlsplit
 
 import uvicorn
 from fasthtml.common import *
@@ -30,27 +32,52 @@ parser.add_argument('--htmx4', action='store_true', help='load htmx 4 instead of
 args = parser.parse_args()
 root,rate,here = Path(args.root).resolve(),args.rate*1e6 or float('inf'),Path(__file__).resolve().parent
 if not root.is_dir(): parser.error(f'there is no folder {root}')
+AT_ONCE,WAITING,KEPT = 8,16,100  # Jobs that run, that wait at most, and that are kept after their end
+
+# --- Who may ask
+class Guard:
+    "Refuses what other sites have a browser send: a name of theirs that leads here, and their forms. An address in numbers can't be such a name"
+    def __init__(self, app): self.app = app
+
+    async def __call__(self, scope, receive, send):
+        if scope['type']=='http' and (why := self.refuses(Request(scope))): return await Response(why, 403)(scope, receive, send)
+        await self.app(scope, receive, send)
+
+    def refuses(self, req):
+        host,origin = req.headers.get('host', ''),req.headers.get('origin')
+        if not is_ours(host): return 'Nothing is served under this name'
+        if req.method in ('GET', 'HEAD'): return ''
+        if req.headers.get('sec-fetch-site', 'same-origin')!='same-origin' or origin and origin.partition('://')[2]!=host: return 'Another site sent this'
+
+def is_ours(host):
+    with suppress(ValueError):
+        name = urlsplit(f'//{host}').hostname or ''
+        return name in {'localhost', args.host, socket.gethostname()} or bool(ipaddress.ip_address(name))
 
 # --- The app
 sse,updater,books = SSEBroadcastManager(retry=1000),SSEElementUpdater(),SSEEventDispatcher()
+pool = ThreadPoolExecutor(AT_ONCE)
 
 async def stop_all():
     "At shutdown: a thread that is told to stop does so after the block that it reads"
     for o in stops.values(): o.set()
+    pool.shutdown(wait=False, cancel_futures=True)
     with suppress(TimeoutError):
         async with asyncio.timeout(1):
             while running(): await asyncio.sleep(.01)
 
 scripts,routes = htmx(4 if args.htmx4 else 2)
-app = FastHTML(default_hdrs=False, routes=routes, secret_key=secrets.token_hex(), on_shutdown=[stop_all], htmlkw=dict(lang='en'), hdrs=(
+app = FastHTML(default_hdrs=False, routes=routes, secret_key=secrets.token_hex(), on_shutdown=[stop_all], htmlkw=dict(lang='en'), middleware=[Middleware(Guard)], hdrs=(
     Meta(charset='utf-8'), Meta(name='viewport', content='width=device-width, initial-scale=1'), Link(rel='icon', href=ICON),
     Style((here/'style.css').read_text(encoding='utf-8')), *scripts))
 setup_sse(app, sse, multiplex=True)
 
 # --- The server's books: kept by the events that everybody gets, so they can't differ from what the tabs show
-jobs,stops = {},{}  # By job id, the oldest first: its newest report; what stops it
+jobs,stops,threads = {},{},{}  # By job id, the oldest first: its newest report; what stops it; its place in the queue
 
-def running(): return [o for o in jobs.values() if o.state=='running']
+def in_state(*states): return [o for o in jobs.values() if o.state in states]
+def running(): return in_state('running')
+def over(): return in_state('finished', 'cancelled', 'failed')
 
 @sse.on_broadcast
 async def enter(message): await books.dispatch(message)
@@ -59,7 +86,7 @@ async def enter(message): await books.dispatch(message)
 def keep(event): jobs[event.data.id] = event.data
 
 @books.on('job:*:cleared')
-def forget(event): del jobs[event.data.id], stops[event.data.id]
+def forget(event): del jobs[event.data.id], stops[event.data.id], threads[event.data.id]
 
 @books.on('job:*:*')
 async def add_up(event): await sse.broadcast('board:totals', totals(), key='totals')
@@ -74,8 +101,9 @@ def totals():
 
 # --- A job, in a thread of its own
 def run(job, stop):
-    began,told = monotonic(),0.
+    began,told,job = monotonic(),0.,replace(job, state='running')
     def tell(what, key=None): sse.broadcast_threadsafe(f'job:{job.id}:{what}', job, key=key)
+    tell('begun')
     try:
         for job in hash_folder(job, root):
             stopped = stop.wait(max(0, job.bytes/rate - (monotonic()-began)))  # A job must not take the disk for itself, and wants to be watched
@@ -88,8 +116,11 @@ def run(job, stop):
     tell('ended')
 
 # --- What happened, as elements
-@updater.register('job:*:started')
-def started(job): return oob_element('jobs', row(job), 'afterbegin', element_type=Ul),say(f'{job.name} started')
+@updater.register('job:*:added')
+def added(job): return oob_element('jobs', row(job), 'afterbegin', element_type=Ul),say(f'{job.name} waits')
+
+@updater.register('job:*:begun')
+def begun(job): return oob_swap(row(job)),say(f'{job.name} started')
 
 @updater.register('job:*:progress')
 def progressed(job): return oob_swap(progress(job))
@@ -121,7 +152,7 @@ def tiles(running, speed, files, bytes):
     return [Div(Dt(k), Dd(v)) for k,v in values.items()]
 
 def row(job):
-    name,route = ('Cancel',cancel) if job.state=='running' else ('Clear',clear)
+    name,route = ('Cancel',cancel) if job.state in ('waiting', 'running') else ('Clear',clear)
     return Li(Div(H3(job.name), Span(job.state.title(), cls='chip'),
         Button(name, id=f'act-{job.id}', hx_post=route.to(id=job.id), hx_swap='none', aria_label=f'{name} {job.name}'), cls='head'),
         progress(job), unread(job), moves(job), id=f'job-{job.id}', cls=job.state)
@@ -146,14 +177,14 @@ def unread(job):
 
 # --- The routes
 @app.get
-def events(req): return sse.stream(req, render=updater, events=['board:*', *(f'job:*:{o}' for o in ('started', 'ended', 'cleared'))], snapshot=board, user=secrets.token_hex(4))
+def events(req): return sse.stream(req, render=updater, events=['board:*', *(f'job:*:{o}' for o in ('added', 'begun', 'ended', 'cleared'))], snapshot=board, user=secrets.token_hex(4))
 
 @app.get
 def job_events(req, id: str): return sse.stream(req, render=updater, events=f'job:{segment(id)}:progress', until=f'job:{segment(id)}:ended')
 
 @app.get('/')
-def index():
-    names = sorted(shown(o, root) for o in root.iterdir() if o.is_dir() and o.name[0] not in '._' and not o.name.endswith('.dist-info'))
+async def index():  # On the event loop, as all that changes the books: a plain `def` runs in a thread, and they could change while it draws them
+    names = sorted(shown(o.name) for o in os.scandir(root) if o.is_dir(follow_symlinks=False) and o.name[0] not in '._' and not o.name.endswith('.dist-info'))
     return Title('Job board'),Main(
         Header(Div(H1('Job board'), P('The SHA-256 of every file in a folder. Open this page in two tabs: both move.')), P('Connecting …', id='connection-status')),
         Form(Label('Folder', fr='folder'), Input(id='folder', name='folder', list='folders', placeholder=f'all of {root.name}',
@@ -165,26 +196,30 @@ def index():
             Ul(*rows(), id='jobs'), P('Nothing yet. Start a job above.')),
         Footer('Tabs that look at this: ', Span(f'{len(sse.present(0)):,}', id='tabs'), '. Each browser has one connection for all of its streams.'),
         Div(id='news', role='status'),
-        HTMXSSEConnector.create_sse_element(endpoint=events, element_id='sse-connection', hidden=True, after=sse.cursor),
+        HTMXSSEConnector.create_sse_element(endpoint=events, element_id='sse-connection', hidden=True),
         create_sse_monitor(HTMXSSEConnector, SSEMonitorConfig(reconnect_delay=1000), inline=False))
 
 @app.post
 async def start(folder: str = ''):
     try: path = folder_in(root, folder)
     except (OSError, ValueError) as e: return Span(getattr(e, 'strerror', None) or str(e))  # An element, because a string would be taken for HTML
-    job,stop = Report(secrets.token_hex(4), path, shown(path, root.parent)),threading.Event()
-    stops[job.id] = stop
-    await sse.broadcast(f'job:{job.id}:started', job)
-    threading.Thread(target=run, args=(job, stop), daemon=True).start()
+    if len(in_state('waiting'))>=WAITING: return Span(f'{WAITING} jobs wait already. Try again when one has begun.')
+    id = secrets.token_hex(4)
+    jobs[id],stops[id] = Report(id, path, shown(os.path.join(root.name, path))),threading.Event()
+    await sse.broadcast(f'job:{id}:added', jobs[id])
+    threads[id] = pool.submit(run, jobs[id], stops[id])
+    for old in over()[:-KEPT]: await sse.broadcast(f'job:{old.id}:cleared', old)
     return ''
 
 @app.post
-def cancel(id: str):
+async def cancel(id: str):
     if stop := stops.get(id): stop.set()
+    if id in threads and threads[id].cancel(): await sse.broadcast(f'job:{id}:ended', replace(jobs[id], state='cancelled'))  # It has not begun
 
 @app.post
 async def clear(id: str = None):
-    for job in [o for o in jobs.values() if o.state!='running' and id in (None, o.id)]: await sse.broadcast(f'job:{job.id}:cleared', job)
+    for job in over():
+        if id in (None, job.id): await sse.broadcast(f'job:{job.id}:cleared', job)
 
 # --- The server
 def listen(host, ports):
