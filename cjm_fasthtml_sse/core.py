@@ -473,7 +473,7 @@ def stream(self:SSEBroadcastManager,
     request,         # The request, as FastHTML gives it to `req`
     render=None,     # Callable of a message, such as an `SSEElementUpdater`; its elements go out as out-of-band HTML. `None`: JSON under the event's own name
     events='**',     # Pattern or patterns: what this connection gets. Values from outside go through `segment` first
-    snapshot=None,   # Callable without arguments, sync or async, that gives the state as out-of-band elements: for first visits, and for gaps that no replay can close
+    snapshot=None,   # Callable without arguments, sync or async, that gives the state as out-of-band elements: for first visits, and for gaps that no replay can close. Defined once, not in the route, a crowd of tabs shares what it gives for 100 ms. A plain one runs on the event loop
     until=None,      # Pattern or patterns: after such a message the stream ends; elements with `auto_reconnect=False` stay closed then, the others come back
     user=None        # Whose connection this is, for `present` and `disconnect`; a value that JSON can carry
 ) -> EventStreamResponse:

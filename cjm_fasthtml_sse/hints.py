@@ -35,12 +35,13 @@ _given: set = set()
 def hint(
     place,     # Hashable: what the hint is about, such as a line of the app's code; each has one
     text: str, # What is wrong, and what to write instead
-    *args      # Put into `text`, as `logging` does it
+    *args,     # Put into `text`, as `logging` does it
+    page: str='Nothing happens'  # Of the documentation, where more is said
 ):
     "Log `text` as a warning, once for each `place`, and `MAX_HINTS` times in all"
     if place in _given or len(_given)>=MAX_HINTS: return
     _given.add(place)
-    _log.warning(text + '. See "Nothing happens" in the documentation', *args)
+    _log.warning(f'{text}. See "{page}" in the documentation', *args)
 
 def has_hint(
     place  # As in `hint`

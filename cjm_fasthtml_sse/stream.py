@@ -6,16 +6,17 @@ Docs: https://example.github.io/cjm-fasthtml-sse/stream.html.md"""
 
 # %% auto #0
 __all__ = ['BATCH', 'TURNS', 'MANY_TURNS', 'LAST_WORDS', 'being_cancelled', 'Chunk', 'Entry', 'Group', 'Turn', 'Connection',
-           'Hub', 'patterns', 'EventStreamResponse']
+           'Hub', 'Reading', 'patterns', 'EventStreamResponse']
 
 # %% ../nbs/stream.ipynb #0da8265e
 import asyncio,logging,random,sys,threading
 from collections import deque
-from contextlib import contextmanager,suppress
+from contextlib import suppress
 from contextvars import Context,copy_context
 from dataclasses import dataclass
 from functools import partial
-from inspect import isawaitable
+from inspect import isawaitable,ismethod
+from time import perf_counter
 from types import CoroutineType
 from typing import Any,NamedTuple
 
@@ -26,7 +27,7 @@ from starlette.responses import PlainTextResponse,Response
 from .backend import BackendError,Log,Message,written_at
 from .dispatcher import Handlers,Private,check_pattern,covers
 from .hints import calling_line,hint,nearest
-from .render import Renderer,to_html
+from .render import Renderer,hint_if_slow,to_html
 from .wire import CLOSE,GAP,HEARTBEAT,SSEError,check_message_type,encode
 
 # %% ../nbs/stream.ipynb #4af7c86d
@@ -208,13 +209,14 @@ async def _bytes(frame):
 class Connection:
     "One open stream, with the face of a queue"
     __slots__ = 'hub','group','user','cursor','sending','behind','overdue','receding','since','busy','sends','due','ended','_own','_rest','_task','_todo','_parked','_send','_context',\
-        '_snapshot','_untold','_stop','__weakref__'
+        '_snapshot','_untold','_reading','_stop','__weakref__'
     def __init__(self, hub, group, snapshot=None, last_event_id='', user=None):
         self.hub,self.group,self._snapshot,self.user = hub,group,snapshot,user
         seen = hub.log.position(last_event_id) if last_event_id else None
         self.cursor = hub.log.seq if seen is None else seen
         # What must be told before any message: that there is a gap, or the state as it is
         self._untold = None if seen is not None else 'gap' if last_event_id else 'state' if snapshot else None
+        self._reading: Any = None      # Of the state, while it waits for that
         self.sending = True            # Is a send under way? One that is catching up counts as sending
         self.behind = self.overdue = self.receding = False  # Was it passed over by the pump; is it about to be evicted; to catch up?
         self.since = hub.turns         # Turns that `room` had given when the present step began: opening, reading the state, a send
@@ -407,7 +409,9 @@ def _count(self:Connection, chunk):
     counts['deliveries'] += chunk.count
     counts['bytes'] += len(chunk.body)
     if chunk.skipped: counts['coalesced'] += chunk.skipped
-    if chunk.last: self.end('done')
+    if chunk.last:
+        self._rest = b''  # Nothing comes after the end
+        self.end('done')
 
 @patch
 def _broke(self:Connection, e):
@@ -507,49 +511,6 @@ async def _meanwhile(self:Connection, work):
     while not (await asyncio.wait({work}, timeout=max(0, self.due-hub.loop.time()) if hub.heartbeat else None))[0]:
         await self._send_chunk(Chunk(encode(event=HEARTBEAT).encode(), self.cursor))
 
-@patch
-async def _finished(self:Connection, state):
-    "The task of an awaitable state, once it is done"
-    work = asyncio.ensure_future(state)
-    try: await self._meanwhile(work)
-    finally:
-        if not work.done():  # The browser has gone. Whatever was opened is closed before the request is over
-            work.cancel()
-            await asyncio.wait({work})
-    return work
-
-@patch
-@contextmanager
-def _outlives(self:Connection):
-    "An error of the snapshot is told, and the stream goes on"
-    try: yield
-    except (Exception, asyncio.CancelledError):
-        if being_cancelled(): raise  # This tab has left
-        self.hub.counts['errors'] += 1
-        _log.exception('Snapshot %r failed', self._snapshot)
-
-@patch
-async def _tell_state(self:Connection):
-    "The state as it is now; without a snapshot, that there is a gap"
-    hub,seq,html = self.hub,self.hub.log.seq,None
-    id = hub.log.id(seq)
-    # It stands for all that has come so far: was the end among that?
-    last = bool(self.group.until) and any(self.group.ends(m['type']) for m in hub.log.after(self.cursor, hub.log.size))
-    if self._untold=='gap': hub.counts['gaps'] += 1
-    self._untold = None  # Now, as the log may begin anew while the state is read: that is a gap of its own
-    if self._snapshot is not None:
-        state,context = None,written_at(id)
-        with self._outlives():
-            state = context.run(self._snapshot)
-            if isinstance(state, _Final): state,last = state.state,True
-            if not isawaitable(state): html = context.run(to_html, state)
-        if isawaitable(state):
-            self.since -= MANY_TURNS  # No broadcast waits for it
-            work = await self._finished(context.run(asyncio.ensure_future, state))  # What fails in here is a send
-            with self._outlives(): html = context.run(to_html, work.result())
-    event = GAP if html is None else None if html else HEARTBEAT  # An empty state is told by an id alone
-    return Chunk((encode(html or '', event=event, id=id)+(encode(event=CLOSE, id=id) if last else '')).encode(), seq, last=last)
-
 # %% ../nbs/stream.ipynb #62de1261
 BATCH = 500  # Connections served in one turn of the event loop
 TURNS = 8    # Turns of the event loop that a broadcast gives to those who are behind, at most
@@ -595,7 +556,7 @@ class Hub:
         self.line: Any = None                  # Broadcasts wait for room one behind the other
         self._idle: Any = None                 # Done when the last request is over, for who waits for that
         self.groups,self._routes,self._found = {},Handlers(),{}
-        self._renderers = {}
+        self._renderers,self.readings = {},{}
         self._pending,self._pump,self._timer,self._tasks = {},None,None,set()
         self.made = Entry(b'', 0)              # The latest entry
 
@@ -672,7 +633,7 @@ def _move(self:Hub):
         'This manager has connections on another event loop, in another thread: use `broadcast_threadsafe` from here')
     # What was left behind by a loop that was closed over it
     for c in self.connections: c.ended = 'disconnected'
-    for o in (self.connections, self.joining, self.late, self.requests, self.groups, self._found, self._renderers, self._pending, self._tasks,
+    for o in (self.connections, self.joining, self.late, self.requests, self.groups, self._found, self._renderers, self.readings, self._pending, self._tasks,
         *self.guests): o.clear()
     self._routes.clear()
     self._pump = self._timer = self._idle = self._turning = None
@@ -726,7 +687,7 @@ def _turned(self:Hub):
 @patch
 def _pressed(self:Hub, groups, half):
     "Is somebody behind who may be as quick as he can?"
-    def quick(c): return self.turns<c.since+MANY_TURNS and not c._untold  # Who is yet to read the state will read it as it is then
+    def quick(c): return self.turns<c.since+MANY_TURNS and not c._untold and c._reading is None  # The state is read as it is by then
     late = next(reversed(self.late), None)  # The one that was passed over last; the others have been sending for longer
     return any(len(g._inbox)>=half for g in groups) or any(map(quick, self.joining)) or late is not None and len(late.group.log)>=half and quick(late)
 
@@ -820,6 +781,96 @@ async def _beat(self:Hub, group):
         c.give(chunk)
         if i%BATCH==0: await asyncio.sleep(0)
 
+# %% ../nbs/stream.ipynb #5a280261
+_SHARED_FOR = .1  # Seconds for which the state that was read is good for others
+_CHEAP = .002     # Seconds on the event loop; what took less is read anew once something was broadcast
+
+class Reading:
+    "What one call of a snapshot gives to all connections that share it"
+    def __init__(self, hub, key, snapshot):
+        self.hub,self.key,self.snapshot = hub,key,snapshot
+        self.seq,self.id = hub.log.seq,hub.log.cursor  # Where the log stood when it began: the state has all that came before
+        self.html,self.final = None,False  # HTML, `None` where there is none; does nothing come after it?
+        self.waiting,self.work = 0,None    # Connections that wait for it; its task, where the snapshot is async
+        context,began = written_at(self.id),perf_counter()
+        self.cheap = True
+        try: state = context.run(self._call)
+        except (Exception, asyncio.CancelledError): return self._failed()
+        finally: hint_if_slow('snapshot', snapshot, began)
+        self.cheap = perf_counter()-began<_CHEAP
+        if state is None: return self._keep()
+        self.work = hub.spawn(self._finish(state), context)
+        if hasattr(state, 'close'): self.work.add_done_callback(lambda t: state.close())  # It may be cancelled before its first step
+
+    def _call(self):
+        state = self.snapshot()
+        if isinstance(state, _Final): state,self.final = state.state,True
+        if isawaitable(state): return state
+        self.html = to_html(state)
+
+    async def _finish(self, state):
+        try: self.html = to_html(await state)
+        except (Exception, asyncio.CancelledError):
+            if being_cancelled(): raise  # All who waited have left
+            return self._failed()
+        self._keep()
+
+    def _keep(self): self.hub.loop.call_later(_SHARED_FOR, self.forget)
+
+    def _failed(self):
+        self.forget()
+        self.hub.counts['errors'] += 1
+        _log.exception('Snapshot %r failed', self.snapshot)
+
+    def is_good(self):
+        "May a connection that asks now share it?"
+        if not self.hub.log.reaches(self.seq): return False
+        return not self.cheap or self.seq==self.hub.log.seq or self.work is not None and not self.work.done()
+
+    def forget(self):
+        "Be shared no more"
+        if self.hub.readings.get(self.key) is self: del self.hub.readings[self.key]
+
+@patch
+def read_state(self:Hub, snapshot, events):
+    "A reading by this very function for these patterns: the one that is under way or was just made, or a new one"
+    key = snapshot if ismethod(snapshot) else id(snapshot),events  # An object has a new method each time that it is asked for one
+    found = self.readings.get(key)
+    if found is None or not found.is_good():
+        found = Reading(self, key, snapshot)
+        if found.html is not None or found.work is not None: self.readings[key] = found
+    return found
+
+@patch
+async def _await_reading(self:Connection, reading):
+    "Wait until the state was read; it ends with the last one who waits"
+    self._reading = reading
+    reading.waiting += 1
+    try: await self._meanwhile(reading.work)
+    finally:
+        self._reading = None
+        reading.waiting -= 1
+        if not reading.waiting and not reading.work.done():  # Whatever was opened is closed before the request is over
+            reading.forget()
+            reading.work.cancel()
+            await asyncio.wait({reading.work})
+
+@patch
+async def _tell_state(self:Connection):
+    "The state as it is now; without a snapshot, that there is a gap"
+    hub,group,html,final = self.hub,self.group,None,False
+    if self._untold=='gap': hub.counts['gaps'] += 1
+    self._untold = None  # Now, as the log may begin anew while the state is read: that is a gap of its own
+    seq,id = hub.log.seq,hub.log.cursor
+    if self._snapshot is not None:
+        reading = hub.read_state(self._snapshot, group.events)
+        if reading.work is not None and not reading.work.done(): await self._await_reading(reading)
+        seq,id,html,final = reading.seq,reading.id,reading.html,reading.final
+    # It stands for all that came before it: was the end among that?
+    last = final or bool(group.until) and any(group.ends(m['type']) for m in hub.log.after(self.cursor, hub.log.size) if m.seq<=seq)
+    event = GAP if html is None else None if html else HEARTBEAT  # An empty state is told by an id alone
+    return Chunk((encode(html or '', event=event, id=id)+(encode(event=CLOSE, id=id) if last else '')).encode(), seq, last=last)
+
 # %% ../nbs/stream.ipynb #79fe59fd
 @patch
 def renew(self:Hub,
@@ -828,6 +879,7 @@ def renew(self:Hub,
 ):
     "Begin a new log"
     self.log.renew(origin)
+    self.readings.clear()
     for id,m in messages: self.log.append(m, id)
     for c in self.connections:
         c._untold,c.cursor = 'gap',self.log.seq

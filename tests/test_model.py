@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from support import serving
 
+from cjm_fasthtml_sse import stream
 from cjm_fasthtml_sse.backend import Record
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.dispatcher import matches
@@ -22,6 +23,7 @@ from cjm_fasthtml_sse.wire import CLOSE, GAP, HEARTBEAT, SSEError, StreamEnded
 
 LIMIT, REPLAY = 4, 12  # Messages that may wait, and that are kept: few, so that a short run goes beyond them
 HEARTBEAT_SECS, PATIENCE, RETRY = 15., .05, 3000
+CHEAP = stream._CHEAP
 
 
 class Loop(asyncio.SelectorEventLoop):
@@ -115,7 +117,9 @@ class Tab:
                 assert self.ends(at) and (self.covered==at or not self.shown(at))
                 self.cover(at-1)
             self.covered,self.said_close = at,True
-        elif 'state' in e.data: self.told(at)
+        elif 'state' in e.data:
+            assert int(e.data.split()[1])>=at, f'{self}: {e.data} lacks what came before {at}'
+            self.told(at)
         else:
             data = json.loads(re.sub('</?i>', '', e.data))
             if 'own' in data:
@@ -174,6 +178,7 @@ class Delivery(RuleBasedStateMachine):
     def begin(self, overflow):
         self.overflow,self.loop = overflow,Loop()
         asyncio.set_event_loop(self.loop)
+        stream._CHEAP = 0  # A state that was read is shared for a while, although the log has moved on
         logging.getLogger('cjm_fasthtml_sse').setLevel(logging.ERROR)  # That queues which nobody reads are ended is meant
         self.manager = SSEBroadcastManager(LIMIT, default_timeout=PATIENCE, replay_size=REPLAY, heartbeat=HEARTBEAT_SECS, retry=RETRY, overflow=overflow)
         self.log = []                                # (type, key) of message n at n-1
@@ -185,6 +190,11 @@ class Delivery(RuleBasedStateMachine):
         self.manager.on_connect(self.opened.append)
         self.manager.on_disconnect(self.closed.append)
         self.settled = True
+
+    def state(self): return f'state {len(self.log)}'
+    async def state_later(self):
+        await asyncio.sleep(.01)
+        return self.state()
 
     def run(self, coro): return self.loop.run_until_complete(asyncio.wait_for(coro, 1000))
 
@@ -216,12 +226,8 @@ class Delivery(RuleBasedStateMachine):
     def _open(self, wants, last_id='', reads=None):
         events,render,snapshot,until = wants
         tab = Tab(self, wants, last_id)
-        def state(): return f'state {len(self.log)}'
-        async def state_later():
-            await asyncio.sleep(.01)
-            return state()
         tab.client = Client(serving(self.manager, render=RENDERERS[render], events=events, until='end' if until else None,
-                                       snapshot=(state_later if render=='slow' else state) if snapshot else None), last_event_id=last_id or None)
+                                       snapshot=(self.state_later if render=='slow' else self.state) if snapshot else None), last_event_id=last_id or None)
         if reads is not None: tab.client.reads,tab.stalled,tab.lagged = reads,True,True
         self.run(tab.client.__aenter__())
         tab.conn = self.opened[-1]
@@ -453,6 +459,7 @@ class Delivery(RuleBasedStateMachine):
             while left := asyncio.all_tasks(self.loop):  # Only where something failed
                 for t in left: t.cancel()
                 self.loop.run_until_complete(asyncio.wait(left))
+            stream._CHEAP = CHEAP
             asyncio.set_event_loop(None)
             self.loop.close()
 
@@ -481,6 +488,9 @@ FOUND = {  # What the machine found, as short as it gets
     'a close comes while a renderer is behind': ('evict', [
         ('connect', WIDE|dict(render='slow')), ('stall', dict(i=0)), ('put_by_hand', dict(i=0, n=1, settle=True)), ('burst', dict(messages=SIX, settle=True)),
         ('unregister', dict(i=0, settle=False)), ('resume', dict(i=0, settle=True))]),
+    'a close comes while the end is under way': ('drop_oldest', [
+        ('connect', WIDE|dict(render='slow', until=True)), ('stall', dict(i=0)), ('broadcast', dict(event_type='end', key=None, settle=True)),
+        ('broadcast', dict(event_type='a', key=None, settle=True)), ('unregister', dict(i=0, settle=False)), ('drop', dict(i=0))]),
     # Where these fail, the machine seldom finds it
     'the log begins anew while the state is read': ('evict', [
         ('connect', WIDE|dict(render='slow', snapshot=True, settle=False)), ('begin_anew', ANEW)]),

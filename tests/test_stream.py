@@ -1,5 +1,6 @@
 "Streams under attack: renderers, replay, middleware, and what happens between two awaits"
 import asyncio
+import contextvars
 import gc
 import json
 import random
@@ -357,9 +358,11 @@ async def test_a_first_visit_gets_the_state_and_then_what_changes(asynchronous):
         assert (first.data.replace('\n', ''), first.id) == ('<li>a</li>', manager._hub.log.id(0))
         assert (await client.next(BOUND)).data == 'b'
 
+@pytest.mark.parametrize('shared', [True, False])
 @pytest.mark.parametrize('writers', [1, 40])
-async def test_state_and_messages_hold_each_item_once(writers):
+async def test_state_and_messages_hold_each_item_once(writers, shared, monkeypatch):
     "Each writer changes the state and broadcasts with no `await` in between, while connections open and read the state"
+    monkeypatch.setattr(stream, '_CHEAP', 0)
     manager, items, rnd = SSEBroadcastManager(replay_size=5000), [], random.Random(writers)
     def snapshot(): return [Li(i) for i in items]
     def render(m): return Li(m['data']) if m['type'] == 'added' else None
@@ -370,14 +373,15 @@ async def test_state_and_messages_hold_each_item_once(writers):
             if rnd.random() < .3: await turns(rnd.randrange(5))
     async def visit():
         await turns(rnd.randrange(60))
-        async with tab(manager, render=render, snapshot=snapshot, until='end') as client: events = await read_all(client)
+        own = snapshot if shared else lambda: snapshot()
+        async with tab(manager, render=render, snapshot=own, until='end') as client: events = await read_all(client)
         return [int(i) for e in events for i in re.findall(r'<li>(\d+)</li>', e.data)], events[0]
     visits = [asyncio.create_task(visit()) for _ in range(80)]
     await asyncio.gather(*[write() for _ in range(writers)])
     await eventually(lambda: manager.stats()['connections'] == 80, 'all are open')
     await manager.broadcast('end', None)
     met = {len(re.findall('<li>', first.data)) for _, first in await asyncio.gather(*visits)}
-    assert len(met) > 3, f'they came before, meanwhile and after: {met}'
+    assert len(met) > 1 if shared else len(met) > 3, f'they came before, meanwhile and after: {met}'
     for got, _ in await asyncio.gather(*visits): assert got == [*range(len(items))]
 
 async def test_a_tab_that_reads_its_state_makes_no_broadcast_wait():
@@ -402,6 +406,134 @@ async def test_a_tab_that_reads_its_state_makes_no_broadcast_wait():
         assert ran == before, 'no broadcast gave a turn of the loop away'
         go.set()
         assert (await client.next(BOUND)).data == 'state'
+
+class Store:
+    "A state that counts how often it is read, in a way that only the very same function may share"
+    def __init__(self, manager): self.manager, self.calls, self.go = manager, [], asyncio.Event()
+    def plain(self):
+        self.calls.append(seq(self.manager.cursor))
+        return f'state at {self.calls[-1]}'
+    async def slow(self):
+        state = self.plain()
+        await self.go.wait()
+        return state
+
+@pytest.mark.parametrize('which', ['method', 'closures', 'patterns', 'async'])
+async def test_the_very_same_snapshot_is_read_once_for_a_crowd(which, monkeypatch):
+    "Methods of one object are one function; closures, and other patterns, are another one"
+    monkeypatch.setattr(stream, '_CHEAP', 0)
+    manager = SSEBroadcastManager()
+    store, clients = Store(manager), []
+    for i in range(5):
+        snapshot = dict(closures=lambda: store.plain(), **{'async': store.slow}).get(which, store.plain)
+        clients.append(tab(manager, snapshot=snapshot, events=['**', f'user:{i}'] if which == 'patterns' else '**'))
+        await clients[-1].__aenter__()
+        if i == 2: await manager.broadcast('x', 'news')
+    store.go.set()
+    want = [0, 0, 0, 1, 1] if which in ('closures', 'patterns') else [0]*5
+    for at, client in zip(want, clients, strict=True):
+        state = await client.next(BOUND)
+        assert (state.data, seq(state)) == (f'state at {at}', at)
+        await manager.broadcast('end', None)
+        assert [e.data for e in await read_to(client, 'end')] == ([] if at else ['"news"']), 'each goes on from where the log stood'
+        await client.disconnect()
+    assert len(store.calls) == (5 if which in ('closures', 'patterns') else 1)
+
+async def test_a_state_that_was_read_is_good_for_a_moment_only(monkeypatch):
+    monkeypatch.setattr(stream, '_SHARED_FOR', .02)
+    manager = SSEBroadcastManager()
+    store = Store(manager)
+    for _ in range(2):
+        async with tab(manager, snapshot=store.plain) as client: await client.next(BOUND)
+        await eventually(lambda: not manager._hub.readings, 'it is let go')
+    assert len(store.calls) == 2
+
+@pytest.mark.parametrize('why', ['overrun', 'anew'])
+async def test_a_state_from_before_the_log_is_read_again(why, monkeypatch):
+    monkeypatch.setattr(stream, '_CHEAP', 0)
+    manager = SSEBroadcastManager(replay_size=5)
+    store = Store(manager)
+    async with tab(manager, snapshot=store.plain) as first: await first.next(BOUND)
+    for i in range(6 if why == 'overrun' else 1): await manager.broadcast('x', i)
+    if why == 'anew': manager._hub.renew('anew-0')
+    async with tab(manager, snapshot=store.plain) as client:
+        assert (await client.next(BOUND)).id == manager.cursor
+        await manager.broadcast('end', None)
+        assert await read_to(client, 'end') == [] and not gaps(client)
+    assert len(store.calls) == 2
+
+async def test_a_cheap_state_is_read_again_after_a_change():
+    manager = SSEBroadcastManager()
+    store = Store(manager)
+    for i in range(3):
+        async with tab(manager, snapshot=store.plain) as client: assert (await client.next(BOUND)).data == f'state at {i}'
+        await manager.broadcast('x', i)
+    assert len(store.calls) == 3
+
+async def test_a_shared_reading_ends_with_the_last_who_waits(caplog):
+    manager, said = SSEBroadcastManager(), []
+    async def state():
+        said.append('begun')
+        try: await asyncio.Event().wait()
+        finally: said.append('closed')
+    async with tab(manager, snapshot=state) as a, tab(manager, snapshot=state) as b:
+        await eventually(lambda: said == ['begun'] and all(c._reading for c in manager.connections), 'both wait for it')
+        await a.disconnect()
+        assert said == ['begun']
+        await b.disconnect()
+        assert said == ['begun', 'closed']
+        async with tab(manager, snapshot=state): await eventually(lambda: said == ['begun', 'closed', 'begun'], 'a new one begins')
+    assert not caplog.records and manager.stats()['errors'] == 0
+
+async def test_a_reading_that_fails_is_one_error_and_not_shared_later(caplog):
+    manager, tries, go = SSEBroadcastManager(), [], asyncio.Event()
+    async def state():
+        tries.append(1)
+        if len(tries) > 1: return 'state'
+        await go.wait()
+        raise RuntimeError('no database')
+    async with tab(manager, snapshot=state) as a, tab(manager, snapshot=state) as b:
+        await eventually(lambda: tries and all(c._reading for c in manager.connections), 'both wait for it')
+        go.set()
+        assert [(await o.next(BOUND)).event for o in (a, b)] == [GAP, GAP]
+        async with tab(manager, snapshot=state) as c: assert (await c.next(BOUND)).data == 'state'
+    assert manager.stats()['errors'] == 1 and len(caplog.records) == 1
+
+@pytest.mark.parametrize('asynchronous', [False, True])
+async def test_renderer_and_snapshot_see_nobodys_context(asynchronous):
+    "What they make goes to all, and so must not depend on who broadcasts, connects first or puts a message in"
+    who, manager = contextvars.ContextVar('who', default='nobody'), SSEBroadcastManager()
+    def plain(*_): return who.get()
+    async def slow(*_):
+        await asyncio.sleep(0)
+        return who.get()
+    f = slow if asynchronous else plain
+    who.set('visitor')
+    async with tab(manager, render=f, snapshot=f) as client:
+        who.set('poster')
+        assert (await client.next(BOUND)).data == 'nobody'
+        await manager.broadcast('x', 1)
+        for c in manager.connections: c.put_nowait(dict(type='hand'))
+        assert [e.data for e in await read(client, 2)] == ['nobody', 'nobody']
+    async with tab(manager, render=f, last_event_id=manager._hub.log.id(0)) as client:
+        who.set('another')
+        assert (await client.next(BOUND)).data == 'nobody'
+
+async def test_what_holds_up_the_loop_is_named_once(caplog):
+    manager = SSEBroadcastManager()
+    def sleepy_state():
+        time.sleep(.06)
+        return 'state'
+    def sleepy_renderer(m):
+        time.sleep(.06)
+        return 'x'
+    for _ in range(2):
+        async with tab(manager, snapshot=lambda: sleepy_state(), render=sleepy_renderer) as client:
+            await client.next(BOUND)
+            await manager.broadcast('x', 1)
+            await client.next(BOUND)
+    said = [r.getMessage() for r in caplog.records]
+    assert [('snapshot' in s, 'sleepy_renderer' in s, 'asyncio.to_thread' in s) for s in said] == [(True, False, True), (False, True, True)], said
 
 async def test_a_change_while_the_state_is_read_comes_rather_twice_than_never():
     manager, reading, go = SSEBroadcastManager(), asyncio.Event(), asyncio.Event()

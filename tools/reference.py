@@ -32,8 +32,8 @@ INNER = {
     'progress': 'PATIENCE Job JobStream',
     'dashboard': 'SAMPLES TYPES MESSAGES Sample Dashboard chart chart_table',
     'multiplex': 'ABOUT TURN BUFFER FLOOD AWAY GRACE WRITE STUCK EACH BEAT LAST_WORDS PATH BODY CHANNELS CARRIERS frame Channel Carrier Refused path_patterns stream_scope Order Multiplexer',
-    'stream': 'BATCH TURNS MANY_TURNS LAST_WORDS being_cancelled Entry Chunk Group Turn Connection Hub patterns EventStreamResponse',
-    'render': 'FRAMES_KEPT Renderer',
+    'stream': 'BATCH TURNS MANY_TURNS LAST_WORDS being_cancelled Entry Chunk Group Turn Connection Hub Reading patterns EventStreamResponse',
+    'render': 'FRAMES_KEPT SLOW_CALL function_name hint_if_slow Renderer',
     'backend': 'Log processes',
     'redis_backend': 'PAGE PULSE EXPIRY REACH',
 }
