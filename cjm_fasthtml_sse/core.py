@@ -18,6 +18,7 @@ from functools import cache
 from inspect import isawaitable,iscoroutinefunction
 from math import ceil,isfinite
 from numbers import Real
+from time import monotonic
 from typing import Any
 from weakref import WeakSet
 
@@ -41,11 +42,21 @@ class ConnectionQueue(asyncio.Queue):
     _END = object()
     ended = False  # Was the connection ended?
     due = None     # The broadcast that waits for room; nothing may overtake it
+    home: Any = None  # The event loop of whoever waits in `get`, which a thread has to wake
+
+    def _at_home(self, f, *args):
+        if self.home is None or asyncio._get_running_loop() is self.home or not self.home.is_running(): f(*args)
+        else: self.home.call_soon_threadsafe(f, *args)
+
+    def _wakeup_next(self, waiters): self._at_home(super()._wakeup_next, waiters)
 
     def end(self):
         "No more messages will come"
         if self.ended: return
         self.ended = True
+        self._at_home(self._mark_end)
+
+    def _mark_end(self):
         # Whoever waits in `get` wakes up as for any item. A full queue has nobody waiting, so there it is enough to append
         if self.full(): self._put(self._END)
         else:
@@ -98,7 +109,7 @@ class SSEBroadcastManager:
             _whole('retry', retry, 0), self.default_timeout, overflow, private)
         self._hub.guests = self._queues,self._late
         self._backend: Any = RedisBackend(backend) if isinstance(backend, str) else backend or MemoryBackend()
-        self._started,self._left = None,{}
+        self._started = None
         self._failed: tuple[float, type, str] = -9.,BackendError,''  # The last start that failed: loop time, error
         if self._backend.origin: self._hub.log.renew(self._backend.origin)
         self._brief = False  # Does a thread broadcast while no loop runs, on one that it makes for a moment?
@@ -126,11 +137,11 @@ def _seconds(name, x):
     return float(x)
 
 class Connections(Set):
-    "The open connections, queues and streams alike; looping over it is safe while they come and go"
+    "The open connections, queues and streams alike; looping over it is safe while they come and go, in threads too"
     def __init__(self, queues, streams): self._parts = queues,streams
     def __len__(self): return sum(map(len, self._parts))
     def __contains__(self, x): return any(x in p for p in self._parts)
-    def __iter__(self): return iter([c for p in self._parts for c in p])
+    def __iter__(self): return iter([*self._parts[0], *self._parts[1]])  # Copied by C code, which no other thread interrupts
     def __repr__(self): return f'<{len(self)} connections>'
     @classmethod
     def _from_iterable(cls, it): return {*it}
@@ -308,6 +319,7 @@ async def _register(self:SSEBroadcastManager, queue=None, wanted=None, private=F
     if self._stopping() and isinstance(queue, ConnectionQueue):
         queue.end()  # A stream opened now would hold the process up
         return queue
+    if isinstance(queue, ConnectionQueue): queue.home = self._hub.loop
     self._queues[queue] = wanted,private
     try: await self._opened(queue)
     except BaseException:  # Cancelled, so nobody will get the queue
@@ -464,7 +476,7 @@ def cursor(self:SSEBroadcastManager) -> str:
 @patch
 def stats(self:SSEBroadcastManager) -> dict:
     "Counters since the start, in messages unless named otherwise: `connections`, `backlog` (the deepest), `broadcasts`, `deliveries`, `coalesced`, `replayed`, `evicted` (connections), `gaps`, `errors`, `bytes`"
-    backlog = max((c.qsize() for c in self.connections if hasattr(c, 'qsize')), default=0)
+    backlog = max(self._hub.deepest(), *(q.qsize() for q in [*self._queues] if hasattr(q, 'qsize')), 0)
     return dict(connections=len(self.connections), backlog=backlog, **self._hub.counts)
 
 # %% ../nbs/core.ipynb #48bbd72c
@@ -483,7 +495,7 @@ def stream(self:SSEBroadcastManager,
     def opened(conn):
         _lighten(request)
         return self._opened(conn)
-    return EventStreamResponse(self._hub, render, events, snapshot, until, user, self._refusal, self._stream_begins, opened, self._stream_closed)
+    return EventStreamResponse(self._hub, render, events, snapshot, until, user, self._refusal, self._stream_begins, opened, self._closed)
 
 @patch
 def _hint_at_setup(self:SSEBroadcastManager, scope):
@@ -504,11 +516,6 @@ async def _stream_begins(self:SSEBroadcastManager, last_event_id, page):
     await self._ready(last_event_id, page)
 
 @patch
-async def _stream_closed(self:SSEBroadcastManager, conn):
-    if conn.user is not None: self._left[conn.user] = self._hub.loop.time()
-    await self._closed(conn)
-
-@patch
 def _refusal(self:SSEBroadcastManager):
     "A response for those who can't be let in now"
     stopping = self._stopping()
@@ -523,11 +530,8 @@ def present(self:SSEBroadcastManager,
     grace: float=5.  # Seconds for which somebody who has left is still listed, an hour at most
 ) -> dict:           # User -> connections of this process
     "Who is connected"
-    res,now = {},self._hub.loop.time() if self._hub.loop else 0.
-    for c in self._hub.connections:
-        if c.user is not None: res[c.user] = res.get(c.user, 0)+1
-    self._left = {u: t for u,t in self._left.items() if now-t<3600}
-    return {**{u: 0 for u,t in self._left.items() if now-t<grace}, **res}
+    now = monotonic()
+    return {**{u: 0 for u,t in self._hub.left.copy().items() if now-t<grace}, **self._hub.users}
 
 @patch
 async def disconnect(self:SSEBroadcastManager,

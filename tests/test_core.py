@@ -7,15 +7,16 @@ import os
 import queue as thread_queue
 import sys
 import threading
+import time
 from collections.abc import Set
-from contextlib import contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from datetime import datetime
 from itertools import count
 
 import pytest
 from fasthtml.common import FastHTML, Link
 
-from cjm_fasthtml_sse.backend import MemoryBackend, Record
+from cjm_fasthtml_sse.backend import MemoryBackend, Message, Record
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.testing import SSEClient
 from cjm_fasthtml_sse.wire import GAP, FieldError, SSEError, StreamEnded
@@ -956,3 +957,155 @@ async def test_renewals_repeat_nothing_to_hooks(lost):
     await manager.close()
     await manager.open()
     assert heard[-1] == 'live' and len(heard) == 7, 'nor is it where the backend is started anew'
+
+
+# Other threads, such as those in which FastHTML runs plain `def` routes
+
+@contextmanager
+def hasty_threads():
+    "Threads take turns after every few instructions, so that whatever can go wrong between two does"
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try: yield
+    finally: sys.setswitchinterval(before)
+
+
+def idle(): time.sleep(.2)  # By now the event loop waits, and only a thread that wakes it gets anything done
+
+
+@asynccontextmanager
+async def woken():
+    "Fails where the event loop was not woken, but got to it when a timer was due"
+    loop = asyncio.get_running_loop()
+    timer = loop.call_later(5, lambda: None)
+    yield
+    assert loop.time() < timer.when()
+
+
+async def test_threads_look_while_connections_change():
+    manager,stop,looks = SSEBroadcastManager(),threading.Event(),[]
+    def look():
+        while not stop.is_set():
+            for conn in manager.connections: conn.qsize()
+            looks.append((manager.stats()['connections'], len(manager.present()), manager.connection_count, manager.get_history(3), manager.cursor))
+        return True
+    with hasty_threads():
+        threads = [asyncio.create_task(asyncio.to_thread(look)) for _ in range(2)]
+        keep = [manager._hub.join(user=f'stays {n}') for n in range(3000)]  # A look takes a while
+        n = 0
+        while (n < 100 or len(looks) < 30) and not any(t.done() for t in threads):
+            some = [manager._hub.join(user=f'user {i}') for i in range(20)]
+            queue = await manager.register_connection()
+            await manager.broadcast('n', n)
+            for conn in some: conn.end()
+            await manager.unregister_connection(queue)
+            n += 1
+        stop.set()
+        assert all(await asyncio.gather(*threads))
+    for conn in keep: conn.end()
+
+
+async def test_threads_send_to_one_connection():
+    "What the server gave to send with is called in its own thread, and the messages keep their order"
+    manager,home,sends = SSEBroadcastManager(),threading.get_ident(),set()
+    def watched(app):
+        async def wrapped(scope, receive, send):
+            async def noting(message):
+                sends.add(threading.get_ident())
+                await send(message)
+            await app(scope, receive, noting)
+        return wrapped
+    async with following(manager, wrap=watched) as client:
+        def push():
+            idle()
+            for conn in manager.connections:
+                for n in range(50): conn.put_nowait(dict(type='n', data=n))
+        threading.Thread(target=push).start()
+        async with woken(): assert [e.data for e in await read(client, 50)] == [*map(str, range(50))] and sends == {home}
+
+
+async def test_threads_find_a_connection_full_or_ended():
+    manager = SSEBroadcastManager(max_queue_size=3)
+    async with following(manager) as client:
+        def push():
+            with pytest.raises(asyncio.QueueFull):  # The event loop has no turn meanwhile
+                for n in range(10): client.conn.put_nowait(dict(type='n', data=n))
+            assert client.conn.full() and client.conn.qsize() == 3
+        t = threading.Thread(target=push)
+        t.start()
+        t.join(BOUND)
+        assert [e.data for e in await read(client, 3)] == ['0', '1', '2'] and client.conn.empty()
+        threading.Thread(target=lambda: (idle(), client.conn.end())).start()
+        async with woken():
+            with pytest.raises(StreamEnded): await client.next(BOUND)
+        with pytest.raises(SSEError, match='has ended'): await asyncio.to_thread(client.conn.put_nowait, dict(type='n'))
+
+
+@pytest.mark.parametrize('ended', [False, True])
+async def test_threads_wake_who_waits_at_a_queue(ended):
+    "Nothing else moves the event loop meanwhile"
+    manager = SSEBroadcastManager()
+    queue = await manager.register_connection()
+    def push():
+        idle()
+        for conn in manager.connections: conn.end() if ended else conn.put_nowait(dict(type='n', data=1))
+    threading.Thread(target=push).start()
+    async with woken():
+        with pytest.raises(StreamEnded) if ended else nullcontext(): assert (await queue.get())['data'] == 1
+
+
+# What it costs to ask, and what stays of those who have left
+
+def behind(manager, n, messages):
+    "Connections that follow live, of which the pump has served none yet"
+    conns = [manager._hub.join() for _ in range(n)]
+    for conn in conns:
+        manager._hub.joining.pop(conn)
+        conn.group.conns[conn] = None
+    for i in range(messages): manager._hub.publish(Message(dict(type='n', data=i)))
+    return conns
+
+
+async def test_the_backlog_is_that_of_the_deepest_queue():
+    manager = SSEBroadcastManager()
+    conns = behind(manager, 5, 9)
+    queue = await manager.register_connection()
+    assert manager.stats()['backlog'] == 9
+    for n,conn in enumerate(conns): conn.cursor += 3+n
+    assert manager.stats()['backlog'] == max(c.qsize() for c in conns) == 6
+    for n in range(4): conns[3].put_nowait(dict(type='n', data=n))
+    assert manager.stats()['backlog'] == conns[3].qsize() == 7
+    for n in range(8): queue.put_nowait(dict(type='n', data=n))
+    assert manager.stats()['backlog'] == 8
+    await manager.unregister_connection(queue)
+    for conn in conns: conn.end()
+    assert manager.stats()['backlog'] == 0
+
+
+async def test_a_deep_backlog_costs_stats_little():
+    "Each connection is looked at, not each message that waits for it"
+    def cost(messages):
+        manager,best = SSEBroadcastManager(max_queue_size=1000),float('inf')
+        conns = behind(manager, 1000, messages)
+        for _ in range(5):
+            start = time.perf_counter()
+            assert manager.stats()['backlog'] == messages
+            best = min(best, time.perf_counter()-start)
+        for conn in conns: conn.end()
+        return best
+    assert cost(800) < 20*cost(1)
+
+
+async def test_those_who_left_are_forgotten_unasked(monkeypatch):
+    manager = SSEBroadcastManager()
+    monkeypatch.setattr('cjm_fasthtml_sse.stream.LEFT', 10)
+    for n in range(30): manager._hub.join(user=n).end()
+    assert [*manager.present()] == [*range(20, 30)] and len(manager._hub.left) == 10
+    both = [manager._hub.join(user='ann') for _ in range(2)]
+    both[0].end()
+    assert manager.present(0) == dict(ann=1)
+    both[1].end()
+    assert manager.present(0) == {} and manager.present()['ann'] == 0
+    manager._hub.left = {'long ago': time.monotonic()-3601}
+    manager._hub.join(user='last').end()
+    assert [*manager._hub.left] == ['last']
