@@ -1098,7 +1098,7 @@ async def test_a_deep_backlog_costs_stats_little():
 
 async def test_those_who_left_are_forgotten_unasked(monkeypatch):
     manager = SSEBroadcastManager()
-    monkeypatch.setattr('cjm_fasthtml_sse.stream.LEFT', 10)
+    monkeypatch.setattr('cjm_fasthtml_sse.stream._LEFT', 10)
     for n in range(30): manager._hub.join(user=n).end()
     assert [*manager.present()] == [*range(20, 30)] and len(manager._hub.left) == 10
     both = [manager._hub.join(user='ann') for _ in range(2)]
