@@ -39,12 +39,12 @@ class Carriers {
 
   /**
    * @param {number} tab
-   * @param {{key: string, path: string, id: string}} wish
+   * @param {MuxWish} wish
    */
-  open(tab, { key, path, id }) {
+  open(tab, { key, path, ids }) {
     if (this.keys.has(key)) return;
     /** @type {MuxChannel} */
-    const channel = { number: ++channels, tab, key, path, id, carrier: null };
+    const channel = { number: ++channels, tab, key, path, ids, carrier: null };
     this.keys.set(key, channel);
     this.channels.set(channel.number, channel);
     this.wanted.add(channel);
@@ -116,7 +116,7 @@ class Carriers {
         headers: { 'Content-Type': 'application/json', 'SSE-Mux': '1' },
         body: JSON.stringify({
           carriers: [...this.carriers.keys()],
-          open: open.map(({ number, path, id }) => [number, path, id]),
+          open: open.map(({ number, path, ids }) => [number, path, ...ids]),
           close,
           become: this.carriers.size < MAX_CARRIERS,
         }),

@@ -54,10 +54,13 @@ class SSEClient extends EventTarget {
   /**
    * The only place that makes a source.
    * @param {string} url
-   * @param {{lastEventId?: string, share?: boolean}} options
+   * @param {{lastEventId?: string, cursor?: string, share?: boolean}} options
    */
   connect(url, { share = true, ...options }) {
-    const source = share && !this.alone ? this.shared(url, { ...options, tag: this.tag, fresh: performance.now() < this.loading ? this.loaded : 0 }) : new SSESource(url, options);
+    const fresh = performance.now() < this.loading ? this.loaded : 0;
+    const source = share && !this.alone ? this.shared(url, { ...options, tag: this.tag, fresh }) : new SSESource(url, options);
+    // What the page missed is in no log any more, as it was drawn long ago: it comes from a cache.
+    if (fresh) source.addEventListener('sse:gap', e => { if (source.cursor) this.renew(e); });
     source.connect();
     return source;
   }
@@ -99,18 +102,35 @@ class SSEClient extends EventTarget {
   }
 
   /**
+   * Fetch the page anew, but not again and again.
+   * @param {Event} event  that says why; nobody hears of it then
+   */
+  renew(event) {
+    const key = `sse:renewed:${location.href}`;
+    try {
+      if (Date.now() - Number(sessionStorage.getItem(key)) < 600000) return;
+      sessionStorage.setItem(key, `${Date.now()}`);
+    } catch {
+      return;   // where nothing can be kept
+    }
+    event.stopImmediatePropagation();
+    location.reload();
+  }
+
+  /**
    * @param {string} url
    * @param {Element | null} element
    */
   open(url, element) {
     let lastEventId = element?.getAttribute('data-sse-after') ?? '';
+    const cursor = element?.getAttribute('data-sse-cursor') ?? '';
     for (const entry of this.entries) {
       if (!element || entry.element !== element) continue;
       if (entry.url === url) lastEventId = entry.source.lastEventId;
       this.release(entry, 'replaced');
     }
     const share = element?.closest('[data-sse-share]')?.getAttribute('data-sse-share') !== 'false';
-    const source = this.connect(url, { lastEventId, share });
+    const source = this.connect(url, { lastEventId, cursor, share });
     /** @type {SSEEntry} */
     const entry = { url, element, source };
     this.entries.add(entry);

@@ -45,22 +45,22 @@ class Multiplexer {
    * As `fetch`, for an event stream.
    * @param {string} key     of its channel
    * @param {string} url
-   * @param {string} id      the last one
+   * @param {string[]} ids   the last one, and without it where the page stands
    * @param {AbortSignal} signal
    * @returns {Promise<Response>}
    */
-  fetch(key, url, id, signal) {
+  fetch(key, url, ids, signal) {
     const { origin, pathname, search } = new URL(url);
     if (origin !== location.origin || this.broken) return Promise.reject(DIRECT);
     return new Promise((resolve, reject) => {
-      this.open.set(key, { key, path: pathname + search, id, resolve, reject, controller: null });
+      this.open.set(key, { key, path: pathname + search, ids, resolve, reject, controller: null });
       signal.addEventListener('abort', () => {
         if (!this.open.delete(key)) return;
         this.send({ what: 'close', key });
         if (!this.open.size) setTimeout(() => { if (!this.open.size) this.leave(); }, 1000);
       });
       this.join();
-      if (this.leader) this.request({ what: 'open', wishes: [{ key, path: pathname + search, id }] });
+      if (this.leader) this.request({ what: 'open', wishes: [{ key, path: pathname + search, ids }] });
     });
   }
 
@@ -155,8 +155,8 @@ class Multiplexer {
   led(who) {
     this.leader = who;
     const wishes = [];
-    for (const { key, path, id, controller } of [...this.open.values()]) {
-      if (!controller) wishes.push({ key, path, id });
+    for (const { key, path, ids, controller } of [...this.open.values()]) {
+      if (!controller) wishes.push({ key, path, ids });
       else this.told(key, { moved: true });
     }
     if (wishes.length) this.request({ what: 'open', wishes });
@@ -317,7 +317,7 @@ class ChannelSource extends SharedSource {
   /** @type {SSESource['fetch']} */
   fetch(headers, signal) {
     this.key = `${this.mux.me} ${++this.mux.count}`;
-    return this.mux.fetch(this.key, this.url, this.lastEventId, signal);
+    return this.mux.fetch(this.key, this.url, [this.lastEventId, this.cursor], signal);
   }
 
   /** @type {SSESource['stop']} */

@@ -20,9 +20,10 @@ class SharedLine extends SSESource {
    * @param {SharedSource} owner
    * @param {string} id
    * @param {number} fresh  when the page was loaded that it is for
+   * @param {string} cursor
    */
-  constructor(owner, id, fresh) {
-    super(owner.url, { lastEventId: id, delay: owner.delay ?? undefined });
+  constructor(owner, id, fresh, cursor) {
+    super(owner.url, { lastEventId: id, cursor, delay: owner.delay ?? undefined });
     this.owner = owner;
     this.fresh = fresh;
     this.key = Math.random();
@@ -37,12 +38,13 @@ class SharedLine extends SSESource {
     this.recent = [];
     /** @type {SharedMessage[]} */
     this.brought = [];       // with an id, by earlier connections too
-    this.began = this.before = id;   // the id before all, and before the recent ones
+    this.began = this.before = id;   // where this is from, and the id before the recent ones
     this.watchdog.learn(owner.watchdog);
   }
 
   connect() {
-    this.began = this.before = this.lastEventId;
+    this.before = this.lastEventId;
+    this.began = this.before || this.cursor;
     this.recent = [];
     this.asked = Date.now();
     this.owner.asks(this);
@@ -61,6 +63,7 @@ class SharedLine extends SSESource {
   /** @type {SSESource['deliver']} */
   deliver(type, data, id, own) {
     this.lastEventId = id;
+    if (id) this.cursor = '';
     if (data === null) {
       if (!own) return;
       type = HEARTBEAT;   // an id alone is no more
@@ -89,10 +92,13 @@ class SharedLine extends SSESource {
    * What a source has to be told to follow from an id; `null`: nobody knows.
    * @param {string} id
    * @param {number} fresh
+   * @param {string} cursor  without an id
    */
-  after(id, fresh) {
+  after(id, fresh, cursor = '') {
     // A page must be served by a request that is younger than itself.
-    if (fresh) return id === this.began && this.asked >= fresh && this.recent.length < REPLAY ? this.recent : null;
+    if (fresh) return (id || cursor) === this.began && this.asked >= fresh && this.recent.length < REPLAY ? this.recent : null;
+    const [epoch] = this.lastEventId.split(/[:-]/);
+    id ||= cursor.split(' ').find(each => epoch && each.startsWith(epoch)) ?? '';
     // An element that a message brings comes to all tabs at about the same time.
     if (!id || this.owner.repeats) return Date.now() - this.since < 2000 ? this.recent : [];
     const at = this.recent.map(message => message.own && message.id === id).lastIndexOf(true);
@@ -103,7 +109,7 @@ class SharedLine extends SSESource {
 class SharedSource extends SSESource {
   /**
    * @param {string} url
-   * @param {{lastEventId?: string, fresh?: number, tag?: string} & SSESettings} options
+   * @param {{lastEventId?: string, cursor?: string, fresh?: number, tag?: string} & SSESettings} options
    */
   constructor(url, options) {
     super(url, options);
@@ -210,7 +216,7 @@ class SharedSource extends SSESource {
   /** @returns {Promise<void>} */
   lead() {
     this.answered();
-    const line = this.own = new SharedLine(this, this.lastEventId, 0);
+    const line = this.own = new SharedLine(this, this.lastEventId, 0, this.cursor);
     this.line = line.key;
     this.post({ what: 'lead', line: line.key, id: line.began, fresh: this.fresh });
     this.fresh = 0;
@@ -228,7 +234,7 @@ class SharedSource extends SSESource {
 
   want() {
     this.line = 0;
-    this.request({ what: 'want', id: this.lastEventId, fresh: this.fresh });
+    this.request({ what: 'want', id: this.lastEventId, fresh: this.fresh, cursor: this.cursor });
   }
 
   /**
@@ -300,6 +306,7 @@ class SharedSource extends SSESource {
       if (this.seen.size > 2000) this.seen.delete(this.seen.keys().next().value ?? '');
     }
     if (data !== null) this.dispatchEvent(new MessageEvent(type, { data, lastEventId: id, origin: location.origin }));
+    if (id) this.cursor = '';
   }
 
   /** @param {SSEStateDetail} detail  of the line that is followed */
@@ -322,12 +329,12 @@ class SharedSource extends SSESource {
    * Somebody wants to follow.
    * @param {Told} told
    */
-  serve({ who, id = '', fresh = 0 }) {
+  serve({ who, id = '', fresh = 0, cursor }) {
     const [own, ...seconds] = [/** @type {SharedLine} */ (this.own), ...this.seconds];
-    let line = [own, ...seconds].find(line => line.after(id, fresh));
-    if (!line && this.seconds.push(line = new SharedLine(this, id, fresh)) === 1) this.second();
+    let line = [own, ...seconds].find(line => line.after(id, fresh, cursor));
+    if (!line && this.seconds.push(line = new SharedLine(this, id, fresh, cursor ?? '')) === 1) this.second();
     const { key, lastEventId, state, reason } = line;
-    this.post({ what: 'here', who, line: key, id: lastEventId, messages: line.after(id, fresh) ?? [], detail: { state, reason } });
+    this.post({ what: 'here', who, line: key, id: lastEventId, messages: line.after(id, fresh, cursor) ?? [], detail: { state, reason } });
   }
 
   /** Open the next second line, when it is its turn. */

@@ -12,7 +12,7 @@ class SSESource extends EventTarget {
 
   /**
    * @param {string} url
-   * @param {{lastEventId?: string} & SSESettings} [options]
+   * @param {{lastEventId?: string, cursor?: string} & SSESettings} [options]
    */
   constructor(url, options = {}) {
     super();
@@ -23,6 +23,8 @@ class SSESource extends EventTarget {
     this.state = 'connecting';
     this.reason = '';
     this.lastEventId = options.lastEventId ?? '';
+    /** Where the page stands, in the logs of all managers: to go on from until an id has come. */
+    this.cursor = this.lastEventId ? '' : options.cursor ?? '';
     this.autoReconnect = true;
     /** @type {number | null} */
     this.delay = null;       // the page's wish
@@ -80,8 +82,9 @@ class SSESource extends EventTarget {
     const abort = this.abort = new AbortController();
     /** @type {Record<string, string>} */
     const headers = { Accept: 'text/event-stream' };
-    // As browsers do: a header is a string of bytes, the id travels as UTF-8.
-    if (this.lastEventId) headers['Last-Event-ID'] = String.fromCharCode(...new TextEncoder().encode(this.lastEventId));
+    const [name, ids] = this.cursor ? ['SSE-After', this.cursor] : ['Last-Event-ID', this.lastEventId];
+    // As browsers do: a header is a string of bytes, ids travel as UTF-8.
+    if (ids) headers[name] = String.fromCharCode(...new TextEncoder().encode(ids));
     this.watchdog.start(false);
     try {
       const response = await this.fetch(headers, abort.signal);
@@ -180,6 +183,7 @@ class SSESource extends EventTarget {
   deliver(type, data, id, own) {
     this.lastEventId = id;
     if (data !== null) this.dispatchEvent(new MessageEvent(type, { data, lastEventId: id, origin: location.origin }));
+    if (id) this.cursor = '';
   }
 
   /**

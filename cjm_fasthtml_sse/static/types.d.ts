@@ -60,6 +60,8 @@ interface Told {
   /** Somebody looks at the page. */
   eager?: boolean;
   id?: string;
+  /** Without an id: where its page stands. */
+  cursor?: string;
   line?: number;
   /** The line to move to. */
   to?: number;
@@ -99,8 +101,8 @@ interface MuxChannel {
   tab: number;
   key: string;
   path: string;
-  /** The last event id. */
-  id: string;
+  /** The last event id, and without it where the page stands. */
+  ids: string[];
   /** Where it is open. */
   carrier: MuxCarrier | null;
 }
@@ -108,7 +110,7 @@ interface MuxChannel {
 interface MuxCarrier { id: string; identity: string; abort: AbortController; watchdog: Watchdog }
 
 /** A channel that a tab wants, or has. */
-interface MuxWish { key: string; path: string; id: string }
+interface MuxWish { key: string; path: string; ids: string[] }
 
 interface MuxOpen extends MuxWish {
   resolve(response: Response): void;
