@@ -97,6 +97,7 @@ class SharedLine extends SSESource {
   after(id, fresh, cursor = '') {
     // A page must be served by a request that is younger than itself.
     if (fresh) return (id || cursor) === this.began && this.asked >= fresh && this.recent.length < REPLAY ? this.recent : null;
+    if (cursor && !this.since) return cursor === this.began ? this.recent : null;
     const [epoch] = this.lastEventId.split(/[:-]/);
     id ||= cursor.split(' ').find(each => epoch && each.startsWith(epoch)) ?? '';
     // An element that a message brings comes to all tabs at about the same time.
