@@ -377,7 +377,7 @@ if sys.version_info>=(3, 12):
     @patch
     def _start(self:Connection):
         "Send what a stream begins with, or what the log holds"
-        self._task = self.hub.loop.create_task(self._write(), context=self._context)
+        self._task = asyncio.Task(self._write(), loop=self.hub.loop, context=self._context)  # Never an eager one
         self._task.add_done_callback(self._wrote)
 
     @patch
@@ -587,8 +587,8 @@ class Hub:
         return self.loop is not None and asyncio._get_running_loop() is not self.loop and self.loop.is_running()
 
     def spawn(self, coro, context=None):
-        "A task that is kept until it is done"
-        self._tasks.add(t := self.loop.create_task(coro, context=context))
+        "A task that is kept until it is done, and does not begin before the caller has it, whatever the loop's own factory does"
+        self._tasks.add(t := asyncio.Task(coro, loop=self.loop, context=context))
         t.add_done_callback(self._tasks.discard)
         return t
 

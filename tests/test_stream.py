@@ -1219,3 +1219,27 @@ async def test_a_group_lets_go_of_what_all_have_been_given_even_if_there_is_alwa
 async def test_an_idle_stream_has_no_task_of_its_own():
     async with following(SSEBroadcastManager()) as client:
         await eventually(lambda: client.conn._task is None, 'the task that sent the first chunk is let go')
+
+
+@pytest.mark.skipif(sys.version_info<(3, 12), reason='eager tasks came with Python 3.12')
+async def test_eager_tasks_mute_no_stream():
+    "With `asyncio.eager_task_factory` a task may be over before its creator gets it"
+    asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+    manager = SSEBroadcastManager(heartbeat=.05)
+    async def at_once(m): return m['type']
+    async def later(m):
+        await asyncio.sleep(0)
+        return m['type']
+    async def state(): return 'state'
+    async with no_task_left():
+        for render, snapshot in [(None, None), (at_once, state), (later, state), (lambda m: m['type'], lambda: 'state')]:
+            async with following(manager, render=render, snapshot=snapshot) as client:
+                if snapshot: assert (await client.next(BOUND)).data == 'state'
+                for i in range(5): await manager.broadcast(f'n{i}', i)
+                client.conn.put_nowait(dict(type='hand'))
+                await manager.broadcast('end', None)
+                got = [e.event if render is None else e.data for e in await read(client, 7)]
+                assert got == ['n0', 'n1', 'n2', 'n3', 'n4', 'hand', 'end']
+            async with tab(manager, render=render, last_event_id=manager._hub.log.id(manager._hub.log.seq-2)) as back:
+                assert [e.event if render is None else e.data for e in await read(back, 2)] == ['n4', 'end']
+        await manager.close()
