@@ -93,6 +93,7 @@ class SSEBroadcastManager:
         heartbeat: float=15.,         # Seconds of silence after which a stream gets a sign of life, 0: never; proxies cut after 29 to 60
         retry: int=3000,              # Milliseconds a browser waits before it comes back
         max_connections: int|None=None, # Connections at most; a stream beyond that is answered 503
+        max_age: float|None=None,     # Seconds after which a stream ends and its browser comes back for what follows, up to a fifth earlier; below the limit at which a proxy or a platform cuts responses. `None`: never
         overflow: str='evict',        # A stream that is blocked past `max_queue_size`: `evict` has it come back and replay, `drop_oldest` has it skip
         backend=None,                 # What carries broadcasts between processes: `redis://host:6379/0` or another address of a Redis or Valkey, or a `Backend`; `None`: this process only
         private=None                  # Pattern or patterns of private events, `{name}` standing for one segment: `user:{who}:**` goes only to those whose own pattern names the user
@@ -107,6 +108,8 @@ class SSEBroadcastManager:
         self._queues,self._late,self._hooks,self._refusing = {},{},Handlers(),0.
         self._hub = Hub(max_queue_size, _whole('replay_size', replay_size, 1), _seconds('heartbeat', heartbeat),
             _whole('retry', retry, 0), self.default_timeout, overflow, private)
+        if max_age is not None and not _seconds('max_age', max_age): raise ValueError('`max_age` must be more than 0 seconds, got 0')
+        self.max_age = self._hub.max_age = max_age
         self._hub.guests = self._queues,self._late
         self._backend: Any = RedisBackend(backend) if isinstance(backend, str) else backend or MemoryBackend()
         self._started = None

@@ -564,6 +564,7 @@ class Hub:
         self.limit,self.backlog = limit,limit or replay_size
         self.heartbeat,self.retry_ms,self.patience,self.overflow = heartbeat,retry_ms,patience,overflow
         self.private = Private(private)
+        self.max_age: Any = None  # Seconds after which a stream ends and its browser comes back
         self.guests: tuple = ()  # Dicts of what is no stream, but lives on the same event loop
         self.replay_batch = min(self.backlog, 100)  # Messages of a replay that are put into one chunk
         self.log = Log(replay_size)
@@ -1058,12 +1059,15 @@ async def run(self:Connection, receive, send):
     if self.ended: return
     self._send,self._context = send,copy_context()
     self._start()
+    # Not all at the same time. A channel has no age: the carrier's connection is what a proxy would cut
+    age = self.hub.loop.call_later(self.hub.max_age*random.uniform(.8, 1), self.end) if self.hub.max_age else None
     try:
         async with asyncio.timeout(None) as self._stop:
             while (await receive())['type']!='http.disconnect': pass
     except TimeoutError:
         if not self.ended: raise
     finally:
+        if age is not None: age.cancel()
         self._stop = None
         self.end('disconnected')
         if not self.hub.loop.is_closed(): await self._settle()

@@ -1243,3 +1243,36 @@ async def test_eager_tasks_mute_no_stream():
             async with tab(manager, render=render, last_event_id=manager._hub.log.id(manager._hub.log.seq-2)) as back:
                 assert [e.event if render is None else e.data for e in await read(back, 2)] == ['n4', 'end']
         await manager.close()
+
+
+async def test_a_stream_of_age_ends_politely_and_loses_nothing():
+    "Without a closing event, so that the browser comes back; and not all streams at the same moment"
+    manager, n, ended = SSEBroadcastManager(max_age=.3), 0, []
+    manager.on_disconnect(lambda conn: ended.append((conn.ended, time.monotonic())))
+    async def write():
+        nonlocal n
+        while True:
+            await manager.broadcast('n', n)
+            n += 1
+            await asyncio.sleep(.005)
+    async def follow():
+        got, last = [], manager.cursor
+        for _ in range(2):
+            async with tab(manager, last_event_id=last) as client:
+                got += [int(e.data) for e in await read_all(client)]
+                assert client.events[-1].event == HEARTBEAT and client.events[-1].retry
+                last = client.last_event_id
+        assert got == [*range(got[0], got[0]+len(got))] and len(got) > 1
+    writer = asyncio.create_task(write())
+    await asyncio.gather(*[follow() for _ in range(20)])
+    writer.cancel()
+    assert {why for why, _ in ended} == {'closed'} and len(ended) == 40
+    assert ended[19][1]-ended[0][1] > .01, 'they came together, and left one after another'
+
+async def test_the_age_of_a_stream_that_left_holds_nothing():
+    manager = SSEBroadcastManager(max_age=1000)
+    async with following(manager) as client: ref = weakref.ref(client.conn)
+    del client
+    await turns()
+    gc.collect()
+    assert ref() is None
