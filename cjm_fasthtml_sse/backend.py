@@ -178,7 +178,8 @@ class Backend(Protocol):
     ): "Wait, within a bound, until what another process has delivered up to `last_event_id` was delivered here"
     async def ask(self) -> list: "What each process tells of itself: this one now, the others within the last seconds"
     async def stop(self): "Deliver no more, and leave no task and no connection behind; `start` may be called again, on this event loop or another"
-    # Optional, for threads without an event loop:  def send(self, fields: dict, key: Any=None)
+    # Optional: `def send(self, fields: dict, key: Any=None)` carries a broadcast for threads without an event loop,
+    # `def check(self, fields: dict, key: Any=None)` raises for what can't cross, so that `broadcast` does it at the call
 
 # %% ../nbs/backend.ipynb #8248a962
 class MemoryBackend:
@@ -198,10 +199,18 @@ class MemoryBackend:
         "Begin to deliver"
         self._deliver,self._tell = deliver,tell
 
+    def record(self,
+        fields,      # As for `publish`
+        key=None,    # As for `publish`
+        timeout=None # As for `publish`
+    ) -> Record:     # With the next id
+        "Number a broadcast"
+        self._seq += 1
+        return Record(f'{self._epoch}-{self._seq}', fields, key, timeout)
+
     async def publish(self, fields, key=None, timeout=None):
         "Deliver here"
-        self._seq += 1  # Nothing waits between this and the line in which `deliver` waits, so ids come in order
-        got = await self._deliver(Record(f'{self._epoch}-{self._seq}', fields, key, timeout))
+        got = await self._deliver(self.record(fields, key, timeout))  # Nothing waits between these two, so ids come in order
         return await got if isawaitable(got) else got
 
     async def reach(self, last_event_id):

@@ -117,7 +117,9 @@ def _tell(self:Job, what):
     def send(_=None):
         try: sent = self.manager.broadcast_threadsafe(f'job:{segment(self.id)}:{what}', report, key=key)
         except Exception as e: (sent := Future()).set_exception(e)
-        sent.add_done_callback(gone)
+        # On the event loop nobody hears of it before that has run
+        try: asyncio.get_running_loop().call_soon(lambda: sent.add_done_callback(gone))
+        except RuntimeError: sent.add_done_callback(gone)
     def gone(sent):
         try: sent.result()
         except Exception as e: self._complain(what, e)

@@ -407,6 +407,14 @@ async def _pulse(self:RedisBackend):
 
 # %% ../nbs/redis_backend.ipynb #2580c20c
 @patch
+def check(self:RedisBackend,
+    fields,   # As for `Backend.publish`
+    key=None  # As for `Backend.publish`
+):
+    "Raise `DataError` for what can't cross"
+    _entry(self.name, self.max_length, fields, key)
+
+@patch
 async def publish(self:RedisBackend, fields, key=None, timeout=None):
     "Carry a broadcast to all processes; `DataError` for what can't cross, `BackendError` after `timeout` seconds at most"
     if self._reader is None: raise BackendError('The Redis backend has not been started')

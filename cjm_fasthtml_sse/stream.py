@@ -670,15 +670,28 @@ def enter_loop(self:Hub):
     with self.moving: self._move()
 
 @patch
-def _move(self:Hub):
-    if (self.connections or any(self.guests)) and not self.loop.is_closed(): raise SSEError(
-        'This manager has connections on another event loop, in another thread: use `broadcast_threadsafe` from here')
-    # What was left behind by a loop that was closed over it
+def abandon(self:Hub):
+    "Forget what an event loop that was closed has left behind; `SSEError` if that loop may go on"
+    if (self.connections or any(self.guests)) and not self.loop.is_closed(): raise SSEError('This manager has connections on another event loop')
+    self._forget_all()
+
+@patch
+def disown(self:Hub):
+    "Forget everything, in a process that was forked off: connections and their event loop are the parent's"
+    self.loop,self.moving = None,threading.RLock()
+    self._forget_all()
+
+@patch
+def _forget_all(self:Hub):
     for c in self.connections: c.ended = 'disconnected'
     for o in (self.connections, self.users, self.joining, self.late, self.requests, self.groups, self._found, self._renderers, self.readings, self._pending, self._tasks,
         *self.guests): o.clear()
     self._routes.clear()
     self._pump = self._timer = self._idle = self._turning = None
+
+@patch
+def _move(self:Hub):
+    self.abandon()
     self.loop,self.line = asyncio.get_running_loop(),_Line()
 
 # %% ../nbs/stream.ipynb #c7787ec7
@@ -713,13 +726,19 @@ def crowded(self:Hub, groups):
 @patch
 async def room(self:Hub, groups):
     "Let the pump see what `groups` have, once it is half a backlog"
-    half,start = max(1, self.backlog//2),self.turns
-    while self._pending and any(g.fresh>=half for g in groups) or self.turns<start+TURNS and self._pressed(groups, half):
+    start = self.turns
+    while self.lags(groups, self.turns<start+TURNS):
         if self._turning is None: self._turning = self.loop.call_soon(self._turned)
         await asyncio.sleep(0)
         if self._pump is None or self._pump.done():  # It was cancelled, by whomever
             for g in groups:
                 if g.fresh: self.wake(g)
+
+@patch
+def lags(self:Hub, groups, patient=True):
+    "Has the pump half a backlog to see, or, if `patient`, is somebody behind?"
+    half = max(1, self.backlog//2)
+    return self._pending and any(g.fresh>=half for g in groups) or patient and self._pressed(groups, half)
 
 @patch
 def _turned(self:Hub):
