@@ -803,7 +803,7 @@ def cursor(self:SSEBroadcastManager) -> str:
 
 @patch
 def stats(self:SSEBroadcastManager) -> dict:
-    "Counters since the start, in messages unless named otherwise: `connections`, `backlog` (the deepest), `broadcasts`, `deliveries`, `coalesced`, `replayed`, `evicted` (connections), `gaps`, `errors`, `bytes`"
+    "Counters since the start, in messages unless named otherwise: `connections`, `backlog` (the deepest), `broadcasts`, `deliveries`, `coalesced`, `replayed`, `evicted` (connections), `gaps`, `errors`, `bytes`; channels that the hub serves alone, `detached`, and channels that stay in their request, `attached`"
     backlog = max(self._hub.deepest(), *(q.qsize() for q in [*self._queues] if hasattr(q, 'qsize')), 0)
     return dict(connections=len(self.connections), backlog=backlog, **self._hub.counts)
 

@@ -30,6 +30,7 @@ from starlette.routing import Route
 from .backend import BackendAway,page_cursors
 from .core import watch_signals
 from .htmx import ArgumentError,HTMXSSEConnector,client_js,ext_script,hints_js,morph_js,morph_script,unload_js
+from .layers import leaves_bodies_alone
 from .multiplex import Multiplexer
 from .wire import SSEError,StreamEnded
 
@@ -229,6 +230,7 @@ class _Watch:
     "Calls `stop` when the server stops, which not every server is told by a signal that this process sees"
     def __init__(self, stop): self.stop,self.loops = stop,{}  # Event loop -> what to look at for the requests under way, and the task that looks
 
+    @leaves_bodies_alone
     @contextmanager
     def during(self, send):
         "While a request is under way; gives the `send` to use"
@@ -263,6 +265,7 @@ class _Outer:
     "What is between the server and the app"
     def __init__(self, app, managers): self.app,self.managers,self.watch,self.told = app,managers,_Watch(self._close),False
 
+    @leaves_bodies_alone
     async def __call__(self, scope, receive, send):
         if scope['type'] == 'lifespan': return await self.app(scope, self._lifespan(receive, send), send)
         if scope['type'] != 'http': return await self.app(scope, receive, send)
@@ -326,6 +329,7 @@ class _Inner:
     "Ends the body of a response whose stream was ended"
     def __init__(self, app, tag, who): self.app,self.tag,self.who = app,tag,who
 
+    @leaves_bodies_alone
     async def __call__(self, scope, receive, send):
         if scope['type'] != 'http': return await self.app(scope, receive, send)
         if tell := scope.get('sse.identify'):

@@ -43,17 +43,17 @@ _log = logging.getLogger(__name__)
 
 class Channel:
     "One stream of one element"
-    __slots__ = 'carrier','number','open','begun','unanswered','connection','task','_frames','_size','_waits','_waited','_asked','_told','_came','_gone','_room'
+    __slots__ = 'carrier','number','open','begun','unanswered','connection','managed','task','_frames','_size','_waits','_waited','_asked','_told','_gone','_room'
     def __init__(self, carrier, number):
         self.carrier,self.number = carrier,number
         self.open = True
         self.begun = self._asked = self._told = False  # Was the response; was the request's empty body asked for; was the app told of the end?
         self.unanswered = False                # Has the request a place among those that have no answer yet?
         self.connection: Any = None            # The hub's, where it has taken over
+        self.managed = False                   # Is it a manager's stream, in its request or not?
         self.task: Any = None                  # The request's
         self._frames,self._size = deque(),0    # What waits; its bytes
         self._waits,self._waited = 0,0.        # How often in a row its stream had to wait for room; when it last did
-        self._came: Any = None                 # `True` once some of the body has come; before, the future of who waits for that
         self._gone: Any = None                 # Futures: the end, and room for more
         self._room: Any = None
 
@@ -74,9 +74,7 @@ class Channel:
         if message['type']=='http.response.start': self._answered()
         if self.connection is not None or not self.open: return await asyncio.sleep(0)  # Who never waits would hold up everybody
         if message['type']=='http.response.start': self._begin(message['status'], {k.lower(): v.decode('latin-1') for k,v in message.get('headers', ())})
-        elif message['type']=='http.response.body':
-            if message.get('body'): self._come()
-            await self.deliver(message)
+        elif message['type']=='http.response.body': await self.deliver(message)
 
     def start(self, app, scope):
         "Begin the request"
@@ -89,17 +87,6 @@ class Channel:
         self.unanswered = False
         self.carrier.unanswered -= 1
         asyncio.get_running_loop().call_soon(self.carrier.start_waiting)  # Not at once: others have their turn of the loop
-
-    def _come(self):
-        came,self._came = self._came,True
-        if came is not True: _done(came)
-
-    async def flows(self):
-        "Wait until the body has begun to come through all middleware, or the channel is closed: is it still open?"
-        if self.open and self._came is None:
-            self._came = asyncio.get_running_loop().create_future()
-            await self._came
-        return self.open
 
     def _begin(self, status, headers):
         self.begun = True
@@ -174,7 +161,6 @@ class Channel:
         self.open = False
         self.carrier.leave(self)
         for o in (self._gone, self._room): _done(o)
-        self._come()
         if self.connection is not None: self.connection.end('disconnected')
 
     async def run(self, app, scope):
@@ -421,7 +407,7 @@ class Multiplexer:
         "Close behind the managers, who have heard the signal too"
         with suppress(TimeoutError):
             async with asyncio.timeout(1):
-                while any(o.connection is not None for c in self.carriers.values() for o in c.channels.values()): await asyncio.sleep(.01)
+                while any(o.managed for c in self.carriers.values() for o in c.channels.values()): await asyncio.sleep(.01)
         await self.close()
 
     async def __call__(self, scope, receive, send):

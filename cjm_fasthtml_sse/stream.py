@@ -28,6 +28,7 @@ from starlette.responses import PlainTextResponse,Response
 from .backend import BackendError,Log,Message,written_at
 from .dispatcher import Handlers,Private,check_pattern,covers
 from .hints import calling_line,hint,nearest
+from .layers import leaves_bodies_alone,unknown_layer
 from .render import Renderer,hint_if_slow,to_html
 from .wire import CLOSE,GAP,HEARTBEAT,SSEError,check_message_type,encode
 
@@ -570,7 +571,7 @@ class Hub:
         self.log = Log(replay_size)
         self.loop: Any = None  # The event loop that the streams live on, from the first one
         self.moving = threading.RLock()  # to another one
-        self.counts = dict.fromkeys('broadcasts deliveries coalesced replayed evicted gaps errors bytes'.split(), 0)
+        self.counts = dict.fromkeys('broadcasts deliveries coalesced replayed evicted gaps errors bytes detached attached'.split(), 0)
         self.connections,self.joining,self.late = {},{},{}  # Open ones; those of them that catch up; those that the pump passed over
         self.users,self.left = {},{}           # User -> open connections; user -> when the last of them was closed, in seconds of `monotonic`
         self.requests = {}                     # Connections, open or ended, whose request the server still has
@@ -1019,6 +1020,7 @@ class EventStreamResponse(Response):
         # `no-transform`: a proxy that compresses would hold events back until it has a block full of them
         self.init_headers({'Cache-Control': 'no-store, no-transform', 'X-Accel-Buffering': 'no', 'X-Content-Type-Options': 'nosniff'})
 
+    @leaves_bodies_alone
     async def __call__(self, scope, receive, send):
         if scope['method']=='HEAD':
             await send(self._beginning())
@@ -1038,8 +1040,12 @@ class EventStreamResponse(Response):
             opened,self.opened = self.opened,_nothing  # What it holds, such as the request, need not outlive it
             await opened(conn)
             await send(self._beginning())
-            if (channel := scope.get('sse.channel')) is None: await conn.run(receive, send)
-            elif await conn.comes_through(channel, send): return conn.run_alone(channel, self._end)
+            if (channel := scope.get('sse.channel')) is not None and channel.open and not conn.ended:
+                channel.managed = True
+                if (layer := unknown_layer(receive, send, channel, channel.run)) is None: return conn.run_alone(channel, self._end)
+                self.hub.counts['attached'] += 1
+                _log.debug('%r stays in its request: not known to leave bodies alone: %s', conn, layer)
+            await conn.run(receive, send)
         except OSError: pass  # Gone before the stream began
         except BaseException:
             await self._end(conn)
@@ -1101,17 +1107,10 @@ async def _settle(self:Connection):
     await asyncio.wait({task}, timeout=1)
 
 @patch
-async def comes_through(self:Connection, channel, send):
-    "Send the first chunk as any response does: can the hub go on alone with `channel`?"
-    if self.ended: return False
-    self._send = send
-    await self._send_first()  # Some middleware keeps the start of a response until its body begins, some changes it after a while
-    return await channel.flows() and not self.ended
-
-@patch
 def run_alone(self:Connection, channel, finish):
     "Serve `channel`, of which no request's task knows any more; `finish` is awaited at the end, as `finish(connection, receive, send)`"
     channel.connection = self
+    self.hub.counts['detached'] += 1
     self._send,self._context,self._stop = channel.deliver,copy_context(),_Alone(self, channel, finish)
     self._start()
 

@@ -1,16 +1,19 @@
 "The multiplexer on real servers: each channel keeps what a connection of its own would have"
 import asyncio
 import logging
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
+from functools import partial
 
 import pytest
 from fasthtml.common import Beforeware, EventStream, FastHTML, Middleware, Mount, RedirectResponse, Response, Route
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.sessions import SessionMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import StreamingResponse
 
 from cjm_fasthtml_sse import multiplex
@@ -82,11 +85,136 @@ async def test_a_stream_comes_through_any_middleware(stack):
         await events.until(lambda o: o.events, 'the first heartbeat')
         assert (events.status, hand.status)==(200, 200)
         assert events.words[0]==dict(status=200, type='text/event-stream')
-        await eventually(lambda: all(o.task is None for c in site.mux.carriers.values() for o in c.channels.values() if o.number==events.number), 'the request is over, the hub goes on')
+        assert ways(site)==((1, 0) if stack=='none' else (0, 1)), 'what is not known may do something with bodies, or when the request is over'
         await site.manager.broadcast('said', 'hello')
         await events.says('hello')
         assert site.manager.connection_count==1
     await eventually(lambda: not site.manager.connection_count and site.notes==['hand 0 over'], 'all that was open ends')
+
+
+def ways(site):
+    "Channels that the hub has taken over, and channels that stayed in their request"
+    stats = site.manager.stats()
+    return stats['detached'],stats['attached']
+
+
+class Plain:
+    "A layer that does nothing"
+    def __init__(self, app): self.app = app
+    def inner(self, receive, send): return receive,send
+    async def __call__(self, scope, receive, send): await self.app(scope, *self.inner(receive, send) if scope['type']=='http' else (receive, send))
+
+
+class Masking(Plain):
+    "No number of a card leaves the app"
+    def inner(self, receive, send):
+        async def mask(message):
+            if b'4111' in message.get('body', b''): message = {**message, 'body': message['body'].replace(b'4111', b'****')}
+            await send(message)
+        return receive,mask
+
+
+class MaskingUnseen(Masking):
+    "The same, in a call that is over before the app runs"
+    def __call__(self, scope, receive, send): return self.app(scope, *self.inner(receive, send))
+
+
+class MaskedResponse(Response):
+    "The same, around one response alone"
+    def __init__(self, inner): self.of = inner
+    async def __call__(self, scope, receive, send): await self.of(scope, *Masking(None).inner(receive, send))
+
+
+async def masked_by_partial(send, message):
+    if b'4111' in message.get('body', b''): message = {**message, 'body': message['body'].replace(b'4111', b'****')}
+    await send(message)
+
+
+class MaskedByPartial(Plain):
+    def inner(self, receive, send): return receive,partial(masked_by_partial, send)
+
+
+@pytest.mark.parametrize('where', [Masking, MaskingUnseen, MaskedByPartial, 'response', 'mounted'])
+async def test_masked_bodies_stay_masked(where):
+    site = Site([Middleware(where)] if isinstance(where, type) else [])
+    @site.app.get('/one')
+    def one(req): return MaskedResponse(site.manager.stream(req, render=lambda m: m['data']))
+    sub = FastHTML(secret_key='test', default_hdrs=False, middleware=[Middleware(Masking)])
+    @sub.get('/events')
+    def events(req): return site.manager.stream(req, render=lambda m: m['data'])
+    site.app.mount('/sub', sub)
+    async with site.up() as browser:
+        channel = await browser.open(dict(response='/one', mounted='/sub/events').get(where, '/events'))
+        await channel.until(lambda o: o.events)
+        await site.manager.broadcast('said', 'card 4111 1111')
+        await channel.says('card')
+        assert channel.data==['card **** 1111'] and ways(site)==(0, 1)
+
+
+class TimeLimit(Plain):
+    async def __call__(self, scope, receive, send):
+        if scope.get('path')!='/events': return await self.app(scope, receive, send)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(.3): await self.app(scope, receive, send)
+
+
+class EndsAfterThree(Plain):
+    "A look at rights before each part of the body"
+    def inner(self, receive, send):
+        count = 0
+        async def look(message):
+            nonlocal count
+            count += message['type']=='http.response.body'
+            if count>3: raise PermissionError('no more')
+            await send(message)
+        return receive,look
+
+
+class Listens(Plain):
+    "A `receive` that says when it is over, in a call that is over before the app runs"
+    def inner(self, receive, send):
+        asked = False
+        async def limited():
+            nonlocal asked
+            if asked: return {'type': 'http.disconnect'}
+            asked = True
+            return await receive()
+        return limited,send
+    def __call__(self, scope, receive, send): return self.app(scope, *self.inner(receive, send) if scope.get('path')=='/events' else (receive, send))
+
+
+@pytest.mark.parametrize('layer', [TimeLimit, EndsAfterThree, Listens])
+async def test_limits_of_a_layer_hold(layer, caplog):
+    "What may end a stream, whatever its means, ends a channel as well"
+    site = Site([Middleware(layer)])
+    async with site.up() as browser:
+        channel = await browser.open('/events')
+        await channel.until(lambda o: o.words)
+        async def speak():
+            while not channel.ended and not channel.status==500:
+                await site.manager.broadcast('said', 'x')
+                await asyncio.sleep(.01)
+        await asyncio.wait_for(speak(), 30)
+        await eventually(lambda: not site.manager.connection_count, 'its connection is over')
+        assert ways(site)==(0, 1)
+
+
+async def test_the_usual_layers_cost_no_short_cut():
+    "Sessions, CORS, trusted hosts, a Beforeware, an exception handler, a mounted app with a set-up of its own"
+    site = Site([Middleware(CORSMiddleware, allow_origins=['*']), Middleware(TrustedHostMiddleware, allowed_hosts=['*'])], before=Beforeware(lambda req, sess: None),
+        exception_handlers={418: lambda req, exc: Response('tea')})
+    sub = FastHTML(secret_key='test', default_hdrs=False)
+    setup_sse(sub, site.manager)
+    @sub.get('/events')
+    async def events(req): return site.manager.stream(req, render=lambda m: m['data'])
+    site.app.mount('/sub', sub)
+    async with site.up() as browser:
+        channels = await browser.open('/events', '/sub/events')
+        for o in channels: await o.until(lambda o: o.events)
+        await eventually(lambda: all(o.task is None for c in site.mux.carriers.values() for o in c.channels.values()), 'the requests are over, the hub goes on')
+        assert ways(site)==(2, 0)
+        await site.manager.broadcast('said', 'hello')
+        for o in channels: await o.says('hello')
 
 
 @pytest.mark.parametrize('path', ['/events', '/by_hand'])
