@@ -41,7 +41,7 @@ def test_the_twenty_lines_run_as_they_stand(tmp_path):
         for s in (a, b): s.until(lambda es: 'sse:heartbeat' in names(es))
         assert 'sse-connect="/events"' in get(server, '/').text
         httpx.post(f'{server.url}/add', data=dict(title='tea'), timeout=10)
-        for s in (a, b): assert '<li>tea</li>' in s.until(lambda es: len(es)>1)[-1].data
+        for s in (a, b): assert '>tea</li>' in s.until(lambda es: len(es)>1)[-1].data
         server.signal(signal.SIGINT)
         code,secs = server.ends()
     assert secs<5 and 'Traceback' not in server.output
@@ -63,7 +63,7 @@ async def test_what_a_real_page_adds_runs_as_it_stands(tmp_path, monkeypatch):
         ben = Client(page['app']).cli
         await ben.get('/')
         async with SSEClient(page['app'], '/events', cookies=ben.cookies) as late:
-            await late.until_oob('todos', 'tea', 'innerHTML')
+            await late.until_oob('todos', 'tea', 'outerHTML')
             await ann.until_oob('people', '2 here')
         await ann.until_oob('people', '1 here')
 

@@ -7,7 +7,7 @@
 import os
 from fasthtml.common import *
 from cjm_fasthtml_sse.core import SSEBroadcastManager
-from cjm_fasthtml_sse.helpers import oob_element,setup_sse
+from cjm_fasthtml_sse.helpers import oob_element,oob_swap,setup_sse
 from cjm_fasthtml_sse.htmx import HTMXSSEConnector
 from cjm_fasthtml_sse.updater import SSEElementUpdater
 
@@ -18,25 +18,27 @@ updater,items = SSEElementUpdater(),[]
 setup_sse(app, sse)
 
 @updater.register('item:added')
-def added(data): return oob_element('items', Li(data['text']), 'beforeend')
+def added(item): return oob_element('items', line(item), 'beforeend', element_type=Ul)
 
 @sse.on_delivery
 def keep(message):
     "The list, in every worker the same"
-    if message['type']=='item:added': items.append(message['data']['text'])
+    if message['type']=='item:added': items.append(message['data'])
 
-def shown(): return oob_element('items', [Li(o) for o in items])
+def line(item): return Li(item['text'], id=item['id'])
+def item_list(): return Ul(*map(line, items), id='items')
+def state(): return oob_swap(item_list())
 
 @rt
-def events(req): return sse.stream(req, render=updater, snapshot=shown)
+def events(req): return sse.stream(req, render=updater, snapshot=state)
 
 @rt
 def index():
-    return Titled('Items', HTMXSSEConnector.create_sse_element(endpoint=events, hidden=True), Ul(id='items'),
+    return Titled('Items', HTMXSSEConnector.create_sse_element(endpoint=events, hidden=True), item_list(),
         Form(Input(name='text', aria_label='New item'), Button('Add'), hx_post=add, hx_swap='none'))
 
-@rt
-async def add(text: str): return str(await sse.broadcast('item:added', dict(text=text)))
+@app.post
+async def add(text: str): return str(await sse.broadcast('item:added', dict(id=unqid(), text=text)))
 
 @rt
 def health(): return JSONResponse(dict(connections=sse.connection_count))

@@ -10,7 +10,7 @@ sse, updater = SSEBroadcastManager(), SSEElementUpdater()
 setup_sse(app, sse)
 
 @updater.register('todo:added')
-def added(data): return oob_element('todos', Li(data['title']), 'beforeend')
+def added(todo): return oob_element('todos', Li(todo['title'], id=todo['id']), 'beforeend', element_type=Ul)
 
 @rt
 def events(req): return sse.stream(req, render=updater)
@@ -20,7 +20,7 @@ def index():
     return Titled('Todos', HTMXSSEConnector.create_sse_element(endpoint=events, hidden=True),
         Ul(id='todos'), Form(Input(name='title'), hx_post=add, hx_swap='none'))
 
-@rt
-async def add(title: str): await sse.broadcast('todo:added', dict(title=title))
+@app.post
+async def add(title: str): await sse.broadcast('todo:added', dict(id=unqid(), title=title))
 
 serve()
