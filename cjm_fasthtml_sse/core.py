@@ -314,7 +314,11 @@ def watch_signals(
     for sig in (signal.SIGINT, signal.SIGTERM):
         old = signal.getsignal(sig)
         # The default handler of SIGTERM ends the process at once, and an ignored signal is ignored
-        if callable(old) and not isinstance(old, _StopHandler): signal.signal(sig, _StopHandler(old))
+        if callable(old) and not isinstance(old, _StopHandler) and not _is_of_run(old): signal.signal(sig, _StopHandler(old))
+
+def _is_of_run(handler):
+    "Is it the one of `asyncio.run`? That cancels its task, and takes the handler back only where no other stands before it"
+    return isinstance(getattr(getattr(handler, 'func', None), '__self__', None), asyncio.Runner)
 
 class _StopHandler:
     "Ends all streams, then does what was done before"

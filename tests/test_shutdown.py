@@ -5,6 +5,7 @@ Some of the servers have 1,000 streams open here, the others 20. `STREAMS=1000 p
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -161,3 +162,16 @@ def test_a_response_that_closes_its_connection_stops_nothing(in_a_thread):
         time.sleep(.5)  # Longer than between two looks at the server
         httpx.get(f'http://127.0.0.1:{in_a_thread.port}/say', params=dict(text='still here'), timeout=10)
         for s in streams: s.until(lambda es: 'still here' in str(es))
+
+
+@pytest.mark.parametrize('runs', [1, 2])
+def test_ctrl_c_in_asyncio_run(runs):
+    "It cancels the main task, however many runs were before, and never strikes within the event loop"
+    script = '\n'.join(['import asyncio, os, signal', 'from cjm_fasthtml_sse.core import SSEBroadcastManager', 'm = SSEBroadcastManager()',
+        'async def main(kill):', '    await m.register_connection()', '    if not kill: return',
+        '    asyncio.get_running_loop().call_later(.05, os.kill, os.getpid(), signal.SIGINT)',
+        '    try: await asyncio.sleep(20)', '    except asyncio.CancelledError: print("cancelled", flush=True); await asyncio.sleep(.05); print("cleaned up", flush=True); raise',
+        f'for n in range({runs}):', f'    try: asyncio.run(main(n=={runs-1}))', '    except KeyboardInterrupt: print("stopped")',
+        'assert signal.getsignal(signal.SIGINT) is signal.default_int_handler'])
+    done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, timeout=60)
+    assert (done.stdout.split('\n')[:3], done.stderr, done.returncode) == (['cancelled', 'cleaned up', 'stopped'], '', 0)
