@@ -87,6 +87,8 @@ class Job:
     def __repr__(self): return f'<Job {self.id!r} {self.state}, {self.n} of {self.total}>'
 
 # %% ../nbs/progress.ipynb #b8f844c1
+_BACK_OFF = 10  # After a report that failed, so many times as long as it took nothing is reported: a backend that is away takes a tenth of the time at most
+
 @patch
 def report(self:Job) -> dict:
     "How it stands now"
@@ -115,8 +117,12 @@ def _tell(self:Job, what):
         self._last,self._told = (self.n, self.text),done
     report,key = self.report(),None if last else 'progress'
     def send(_=None):
+        start = monotonic()
         try: sent = self.manager.broadcast_threadsafe(f'job:{segment(self.id)}:{what}', report, key=key)
-        except Exception as e: (sent := Future()).set_exception(e)
+        except Exception as e:
+            (sent := Future()).set_exception(e)
+            end = monotonic()
+            self._due = max(self._due, end+_BACK_OFF*(end-start))
         # On the event loop nobody hears of it before that has run
         try: asyncio.get_running_loop().call_soon(lambda: sent.add_done_callback(gone))
         except RuntimeError: sent.add_done_callback(gone)

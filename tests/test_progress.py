@@ -14,7 +14,7 @@ from fasthtml.common import Beforeware, Div, FastHTML, Redirect
 from starlette.responses import Response
 
 from cjm_fasthtml_sse import progress
-from cjm_fasthtml_sse.backend import MemoryBackend, Record
+from cjm_fasthtml_sse.backend import BackendAway, MemoryBackend, Record
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.dispatcher import segment
 from cjm_fasthtml_sse.helpers import setup_sse
@@ -317,6 +317,24 @@ async def test_work_goes_on_where_nothing_can_be_told(kind, caplog):
     def work(): return [*track(Broken(), range(50), 'j', every=0)]
     with caplog.at_level(logging.WARNING): assert await asyncio.to_thread(work) == [*range(50)]
     assert [r.message.count('no Redis') for r in caplog.records if r.name == progress.__name__] == [1]
+
+
+def test_a_backend_that_is_away_costs_little(monkeypatch):
+    "Each attempt takes 1.3 s where an item takes 0.1: the work goes on, reports are few, and the end is tried all the same"
+    now,tries = [0.],[]
+    monkeypatch.setattr(progress, 'monotonic', lambda: now[0])
+    class Away:
+        def broadcast_threadsafe(self, event_type, *args, **kw):
+            tries.append(event_type)
+            now[0] += 1.3
+            raise BackendAway('it is away')
+    def items():
+        for n in range(2000):
+            now[0] += .1
+            yield n
+    assert [*track(Away(), items(), 'j')] == [*range(2000)]
+    assert 5 < len(tries) < 20 and (tries[0], tries[-1]) == ('job:j:started', 'job:j:completed')
+    assert now[0] < 1.2*2000*.1
 
 
 async def test_an_error_that_nobody_can_name(manager, caplog):
