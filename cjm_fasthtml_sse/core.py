@@ -958,11 +958,11 @@ async def close(self:SSEBroadcastManager,
 ):
     "End every connection politely: browsers are told to come back"
     _seconds('timeout', timeout)
-    if self._hub.loop is None or self._hub.loop.is_closed(): return
+    if self._hub.loop is None or self._hub.loop.is_closed(): return await self._backend.stop()
     self._hub.enter_loop()
     queues = [q for q in [*self._queues] if self._drop(q)]
     self._hub.end_all()
     for q in queues: await self._closed(q)
     await self._hub.until_idle(timeout)
-    started,self._started = self._started,None  # Should the app live on, the next one starts it anew
-    if started: await self._backend.stop()
+    self._started = None  # Should the app live on, the next one starts it anew
+    await self._backend.stop()

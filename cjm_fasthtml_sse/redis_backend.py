@@ -194,6 +194,7 @@ class RedisBackend:
         self._reader: Any = None                     # Tasks
         self._sender: Any = None
         self._moved: Any = None                      # Done when the reader has moved on, for who waits for that
+        self._asked: Any = None                      # The task that is about to ask for the newest entry
         self._size,self._numbers = 0,count()
         self._deliver: Any = None
         self._renew: Any = None
@@ -246,16 +247,14 @@ async def start(self:RedisBackend, size, deliver, renew, tell=dict):
     "Reach Redis, read the past, and begin to deliver; `BackendError` if that can't be"
     if self._reader is not None and self._loop is asyncio.get_running_loop(): raise BackendError('This backend serves another manager; each needs one of its own')
     await self.stop()
+    lines = _Line(self._url, self.timeout),_Line(self._url, self.timeout)
     self._loop,self._size,self._deliver,self._renew,self._tell = asyncio.get_running_loop(),size,deliver,renew,tell
-    self._token = secrets.token_hex(6)
+    self._token,self._lines = secrets.token_hex(6),lines
     self._moved = self._loop.create_future()
-    try:
-        self._lines = _Line(self._url, self.timeout),_Line(self._url, self.timeout)
-        await self._begin(self._loop.time()+self.timeout)
+    try: await _outcome(self._spawn(self._begin(self._loop.time()+self.timeout)))
     except BaseException:
-        await self.stop()
+        if self._lines is lines: await self.stop()
         raise
-    self._run()
 
 @patch
 async def _begin(self:RedisBackend, until):
@@ -264,7 +263,8 @@ async def _begin(self:RedisBackend, until):
         await line.ready(until)
         try:
             await self._load()
-            return await self._pulse()
+            await self._pulse()
+            return self._run()
         except BackendError:
             if line.conn is not None: raise  # It has answered. One that broke, as where Redis is restarted in this moment, is made again
 
@@ -278,6 +278,13 @@ def _spawn(self:RedisBackend, coro):
     self._tasks.add(t := self._loop.create_task(coro, context=Context()))  # Not in the context of who happens to broadcast
     t.add_done_callback(self._tasks.discard)
     return t
+
+async def _outcome(task):
+    "What a task of the backend gives; `BackendError` where `stop` has ended it. Who no longer waits leaves it to the others"
+    try: await asyncio.wait({task})
+    finally: task.add_done_callback(lambda t: t.cancelled() or t.exception())
+    if task.cancelled(): raise BackendError('The Redis backend was stopped')
+    return task.result()
 
 @patch
 async def _load(self:RedisBackend):
@@ -473,26 +480,41 @@ def _settle(self:RedisBackend, b, state, why):
 # %% ../nbs/redis_backend.ipynb #66140655
 @patch
 async def reach(self:RedisBackend, last_event_id):
-    "Wait a second at most until the reader has come to `last_event_id`; `BackendError` if only Redis has come so far. An id of another epoch is not waited for"
+    "Wait a second at most until the reader has come to `last_event_id`, if Redis knows it; `BackendError` if only Redis has come so far"
     found = re.fullmatch(r'([0-9a-f]+):([0-9]{1,20}-[0-9]{1,20})', last_event_id)
-    if not found or found[1]!=self._epoch or self._reader is None: return
+    if not found or self._reader is None: return
+    epoch,place = found[1],_place(found[2])
+    def lacks(): return epoch==self._epoch and place>_place(self._last)
+    if not lacks(): return
     self._run()
-    def lacks(): return found[1]==self._epoch and _place(found[2])>_place(self._last)
+    if place>await self._newest(): return
     with suppress(TimeoutError):
         async with asyncio.timeout(REACH):
             while lacks():
                 if self._moved.done(): self._moved = self._loop.create_future()
                 await asyncio.shield(self._moved)
-    if not lacks(): return
-    async with self._second_line() as line: newest, = await line.ask(('XREVRANGE', self.name, '+', '-', 'COUNT', 1))
     # A gap would be a lie: nothing is lost, it is this process that lags behind
-    if newest and lacks() and _place(found[2])<=_place(newest[0][0].decode()): raise BackendError(f'{line.where} has entries that this process has not read yet')
+    if lacks(): raise BackendError(f'{self._lines[1].where} has entries that this process has not read yet' if self._lines else 'The Redis backend was stopped')
+
+@patch
+async def _newest(self:RedisBackend):
+    "Where the newest entry stands in Redis. All who ask before the question is sent share it: a browser that comes back is mostly one of many"
+    if self._asked is None: self._asked = self._spawn(self._ask_newest())
+    return await _outcome(self._asked)
+
+@patch
+async def _ask_newest(self:RedisBackend):
+    try:
+        async with self._second_line() as line:
+            self._asked = None  # Who comes from now on may have seen something newer than the answer
+            newest, = await line.ask(('XREVRANGE', self.name, '+', '-', 'COUNT', 1))
+    finally: self._asked = None
+    return _place(newest[0][0].decode()) if newest else (0, 0)
 
 @patch
 @asynccontextmanager
 async def _second_line(self:RedisBackend):
     "The connection that writes, for a question; `BackendError` if Redis does not answer"
-    if not self._lines: raise BackendError('The Redis backend has not been started')
     line = self._lines[1]
     try:
         async with asyncio.timeout(2*self.timeout), line.lock:  # Somebody may be about to connect already
@@ -503,21 +525,30 @@ async def _second_line(self:RedisBackend):
 @patch
 async def ask(self:RedisBackend):
     "What each process told within the last seconds, and what this one tells now; `BackendError` if Redis does not answer"
+    if self._reader is None: raise BackendError('The Redis backend has not been started')
+    tell = self._tell
+    told = await _outcome(self._spawn(self._ask_others()))
+    return [json.loads(o) for o in (json.dumps(tell(), default=str), *told)]
+
+@patch
+async def _ask_others(self:RedisBackend):
+    "What the other processes told, as JSON"
     key = f'{self.name}:worker'
     async with self._second_line() as line:
         tokens, = await line.ask(('SMEMBERS', f'{key}s'))
         tokens = sorted(t for t in tokens if t.decode()!=self._token)
         told = await line.ask(*[('GET', f'{key}:{t.decode()}') for t in tokens]) if tokens else []
         if dead := [t for t,o in zip(tokens, told) if o is None]: await line.ask(('SREM', f'{key}s', *dead))
-    return [json.loads(o) for o in (json.dumps(self._tell(), default=str), *told) if o is not None]
+    return [o for o in told if o is not None]
 
 @patch
 async def stop(self:RedisBackend):
     "Deliver no more, and leave no task and no connection behind"
-    loop,tasks,lines,here = self._loop,[*self._tasks],self._lines,f'{self.name}:worker'
-    alive = self._reader is not None and not self._gone
+    loop,tasks,lines,here,token,publisher = self._loop,[*self._tasks],self._lines,f'{self.name}:worker',self._token,self._publisher
+    alive,self._publisher = self._reader is not None and not self._gone,None
     for b in self._own.values(): self._settle(b, dict(waiting='refused', taken='taken').get(b.state, 'lost'), 'The backend was stopped')
     self._clear()
+    if publisher is not None: await asyncio.to_thread(publisher.close)
     if loop is None or loop.is_closed(): return
     if loop is not asyncio.get_running_loop():  # It went on elsewhere
         for t in tasks: loop.call_soon_threadsafe(t.cancel)
@@ -528,7 +559,7 @@ async def stop(self:RedisBackend):
         with suppress(BackendError, TimeoutError):  # Else the expiry does it
             async with asyncio.timeout(.3), lines[1].lock:
                 await lines[1].ready(loop.time()+.3)
-                await lines[1].call(('DEL', f'{here}:{self._token}'), ('SREM', f'{here}s', self._token))
+                await lines[1].call(('DEL', f'{here}:{token}'), ('SREM', f'{here}s', token))
     for line in lines: await line.drop()
 
 # %% ../nbs/redis_backend.ipynb #230d61e4
