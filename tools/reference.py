@@ -10,6 +10,7 @@ The rules, for all that is in `__all__` and for the public methods of its classe
 - the name of each error that it raises, itself or through the package's functions that it calls
 - a cell of its own module's notebook uses it; a method may be used by any notebook
 - the page of `SSEError` has a line for each error there is
+- what apps are built with, the tutorials and the six modules, uses public names alone in its lessons
 """
 import ast
 import io
@@ -156,8 +157,23 @@ def uses(path):
     return res
 
 
+def private_names(path):
+    "Private names that the lessons of a notebook use, but for those that they define themselves"
+    lessons = []
+    for kind, src in p.cells(p.NBS/path):
+        if kind != 'code' or p.directives(src).keys() & {'export', 'exporti', 'hide'}: continue
+        try: lessons.append(ast.parse(src))
+        except SyntaxError: continue
+    nodes = [n for body in lessons for n in ast.walk(body)]
+    own = {n.name for n in nodes if p.is_def(n)} | {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    used = {n.id for n in nodes if isinstance(n, ast.Name)} - own | {n.attr for n in nodes if isinstance(n, ast.Attribute) and getattr(n.value, 'id', '') != 'self'}
+    return sorted(o for o in used if re.match('_[a-z]', o))
+
+
 def lacking():
     "What is missing, one line each"
+    for o in p.pages():
+        if o.section in ('Modules', 'Tutorials'): yield from (f'nbs/{o.path}: a lesson uses the private name {name}' for name in private_names(o.path))
     everywhere = set().union(*(uses(o.path) for o in p.pages()))
     speaks = {(o.node.name, k) for o in defs() if p.is_def(o.node) for k, v in docmented(o).items() if v}
     for m, page in p.modules().items():
