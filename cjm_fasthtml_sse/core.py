@@ -9,7 +9,7 @@ __all__ = ['ConnectionQueue', 'TooManyConnections', 'SSEBroadcastManager', 'Conn
            'worker_name']
 
 # %% ../nbs/core.ipynb #0b4c04f6
-import asyncio,concurrent.futures,inspect,json,logging,os,random,signal,socket,sys,threading
+import asyncio,concurrent.futures,inspect,logging,os,random,signal,socket,sys,threading
 from collections import deque
 from collections.abc import Coroutine,Mapping,Set
 from concurrent.futures import InvalidStateError
@@ -32,7 +32,6 @@ from .backend import BackendAway,BackendError,MemoryBackend,Message,processes
 from .dispatcher import Handlers,covers
 from .hints import calling_line,has_hint,hint
 from .redis_backend import RedisBackend
-from .render import to_json
 from .stream import Connection,EventStreamResponse,Hub,being_cancelled,patterns
 from .wire import SSEError,StreamEnded,check_message_type
 
@@ -869,23 +868,14 @@ def present(self:SSEBroadcastManager,
 async def disconnect(self:SSEBroadcastManager,
     user  # As given to `stream`
 ) -> int: # Connections of this process that were ended
-    "End all streams of `user`, in every process"
+    "End all streams of `user`, in every process; also those whose request began before this call arrived there, and which open later"
     await self._ready()
     return await self._backend.publish(dict(disconnect=user))
 
 @patch
 def _heed(self:SSEBroadcastManager, word):
     "Do what another manager, or this one, asks of all"
-    if (user := word.get('disconnect')) is None: return 0
-    theirs = [c for c in [*self._hub.connections] if c.user is not None and (c.user==user or _crossed(c.user)==user)]
-    for c in theirs: c.end('closed')
-    return len(theirs)
-
-def _crossed(user):
-    "`user` as it is once it has crossed between processes"
-    if isinstance(user, str): return user
-    try: return json.loads(to_json(user))
-    except (TypeError, ValueError): return None
+    return 0 if (user := word.get('disconnect')) is None else self._hub.disconnect(user)
 
 # %% ../nbs/core.ipynb #2a816f36
 @patch

@@ -340,12 +340,23 @@ class _Inner:
             nonlocal open_body
             begins = message['type'] == 'http.response.start'
             open_body = begins or message.get('more_body', False)
+            if begins: scope.get('sse.began', {}).clear()
             if not open_body or begins and _is_stream(message): cursors.clear()  # What is drawn from now on is part of no page
             return send(message)
         try: await self.app(scope, receive, _send)
         except (StreamEnded, BaseExceptionGroup) as e:
             if not open_body or not _is_end(e): raise
             await send({'type': 'http.response.body', 'body': b'', 'more_body': False})
+
+# %% ../nbs/helpers.ipynb #01d52e0e
+def _noting(app, managers):
+    "`app`, whose requests hold the `Moment` at which they began"
+    def noted(scope, receive, send):
+        if scope['type'] == 'http':
+            hubs = [o._hub for o in managers if hasattr(o, '_hub')]
+            scope['sse.began'] = scope.get('sse.began', {}) | {o: o.moment for o in hubs}
+        return app(scope, receive, send)
+    return noted
 
 # %% ../nbs/helpers.ipynb #aba74ef0
 def _who(app, scope):
@@ -384,7 +395,10 @@ def setup_sse(
     if not hasattr(app, '_sse_setup'):
         app._sse_setup = setup
         build = app.build_middleware_stack
-        app.build_middleware_stack = lambda: _Outer(setup.multiplexer.around(build()) if setup.multiplexer else build(), setup.managers)
+        def layers():
+            inside = _noting(build(), setup.managers)
+            return _Outer(setup.multiplexer.around(inside) if setup.multiplexer else inside, setup.managers)
+        app.build_middleware_stack = layers
         app.user_middleware.append(Middleware(_Inner, tag=partial(_tag, app), who=partial(_who, app)))
         app.middleware_stack = None  # Built at the first request, or anew if there was one
     if multiplex and not setup.multiplexer:

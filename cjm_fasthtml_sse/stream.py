@@ -6,10 +6,10 @@ Docs: https://example.github.io/cjm-fasthtml-sse/stream.html.md"""
 
 # %% auto #0
 __all__ = ['BATCH', 'TURNS', 'MANY_TURNS', 'LAST_WORDS', 'being_cancelled', 'Chunk', 'Entry', 'Group', 'Turn', 'Connection',
-           'Hub', 'Reading', 'patterns', 'EventStreamResponse']
+           'Hub', 'Moment', 'Reading', 'patterns', 'EventStreamResponse']
 
 # %% ../nbs/stream.ipynb #0da8265e
-import asyncio,logging,random,sys,threading
+import asyncio,json,logging,random,sys,threading
 from bisect import bisect_right
 from collections import Counter,deque
 from contextlib import suppress
@@ -29,7 +29,7 @@ from .backend import BackendError,Log,Message,written_at
 from .dispatcher import Handlers,Private,check_pattern,covers
 from .hints import calling_line,hint,nearest
 from .layers import leaves_bodies_alone,unknown_layer
-from .render import Renderer,hint_if_slow,to_html
+from .render import Renderer,hint_if_slow,to_html,to_json
 from .wire import CLOSE,GAP,HEARTBEAT,SSEError,check_message_type,encode
 
 # %% ../nbs/stream.ipynb #4af7c86d
@@ -565,6 +565,7 @@ class Hub:
         self.limit,self.backlog = limit,limit or replay_size
         self.heartbeat,self.retry_ms,self.patience,self.overflow = heartbeat,retry_ms,patience,overflow
         self.private = Private(private)
+        self.moment = Moment()
         self.max_age: Any = None  # Seconds after which a stream ends and its browser comes back
         self.guests: tuple = ()  # Dicts of what is no stream, but lives on the same event loop
         self.replay_batch = min(self.backlog, 100)  # Messages of a replay that are put into one chunk
@@ -602,7 +603,8 @@ def join(self:Hub,
     until=(),            # Patterns; the stream ends after a message that one of them matches
     snapshot=None,       # Callable without arguments, sync or async, that gives the state as out-of-band elements
     last_event_id='',    # What the browser saw
-    user=None            # Whose it is
+    user=None,           # Whose it is
+    began=None           # The `Moment` at which its request began: it has ended where its user was disconnected since
 ) -> Connection:
     "Open a connection; nothing is sent yet"
     self.enter_loop()
@@ -622,6 +624,7 @@ def join(self:Hub,
     self.connections[conn] = self.requests[conn] = self.joining[conn] = None
     if user is not None: self.users[user] = self.users.get(user, 0)+1
     if self._timer is None or self._timer.done(): self._timer = self.spawn(self._heartbeats(), Context())
+    if began is not None and _was_disconnected(user, began): conn.end('closed')
     return conn
 
 def _hashable(x):
@@ -694,6 +697,39 @@ def _forget_all(self:Hub):
 def _move(self:Hub):
     self.abandon()
     self.loop,self.line = asyncio.get_running_loop(),_Line()
+
+# %% ../nbs/stream.ipynb #f9db08c2
+class Moment:
+    "A moment, and who was disconnected after it"
+    __slots__ = 'user','next'
+    def __init__(self):
+        self.user: Any = None  # Who was disconnected then
+        self.next: Any = None  # The moment after that; `None`: nobody was since
+
+@patch
+def disconnect(self:Hub,
+    user       # As given to `join`, or as it is once JSON has carried it
+) -> int:      # Streams that were open
+    "End the streams of `user`, and those that are being opened"
+    self.moment.user,self.moment.next = user,Moment()
+    self.moment = self.moment.next
+    theirs = [c for c in [*self.connections] if _is_user(c.user, user)]
+    for c in theirs: c.end('closed')
+    return len(theirs)
+
+def _was_disconnected(user, began):
+    while began.next is not None:
+        if _is_user(user, began.user): return True
+        began = began.next
+    return False
+
+def _is_user(user, named): return user is not None and (user==named or _crossed(user)==named)
+
+def _crossed(user):
+    "`user` as it is once it has crossed between processes"
+    if isinstance(user, str): return user
+    try: return json.loads(to_json(user))
+    except (TypeError, ValueError): return None
 
 # %% ../nbs/stream.ipynb #c7787ec7
 @patch
@@ -1015,6 +1051,7 @@ class EventStreamResponse(Response):
             if f is not None and not callable(f): raise TypeError(f'`{name}` must be callable, got {f!r}')
         self.hub,self.refusal,self.ready,self.opened,self.closed = hub,refusal,ready,opened,closed
         hash(user)
+        self.began = hub.moment  # At the latest: `setup_sse` notes it as soon as the request comes in
         self._wants = dict(events=patterns(events), render=render, until=patterns(until or (), 'until'), snapshot=snapshot, user=user)
         self.status_code,self.background = 200,None
         # `no-transform`: a proxy that compresses would hold events back until it has a block full of them
@@ -1035,7 +1072,8 @@ class EventStreamResponse(Response):
                 refusal = PlainTextResponse('Not ready yet', 503, headers={'Retry-After': '3'})
             else: refusal = self.refusal()  # That may have taken a while, and others may have come, or the end
         if refusal is not None: return await refusal(scope, receive, send)
-        conn = self.hub.join(last_event_id=seen or self.hub.log.of_page(page), **self._wants)
+        conn = self.hub.join(last_event_id=seen or self.hub.log.of_page(page), began=scope.get('sse.began', {}).pop(self.hub, self.began), **self._wants)
+        self.began = None  # Held no longer, see `Moment`
         try:
             opened,self.opened = self.opened,_nothing  # What it holds, such as the request, need not outlive it
             await opened(conn)

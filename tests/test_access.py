@@ -1,13 +1,21 @@
 "Who gets which message, for how long, and how many streams at once"
+import asyncio
+import gc
 import re
 
 import pytest
 from fastcore.xml import Li
+from fasthtml.common import FastHTML
 from hypothesis import given, settings, strategies as st
+from starlette.responses import StreamingResponse
 
+from cjm_fasthtml_sse.backend import MemoryBackend
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.dispatcher import Private, covers, matches
-from tests.support import eventually, following, read, read_all, tab
+from cjm_fasthtml_sse.helpers import setup_sse
+from cjm_fasthtml_sse.stream import Moment
+from cjm_fasthtml_sse.testing import SSEClient
+from tests.support import BOUND, eventually, following, read, read_all, request, tab
 
 segs = st.sampled_from(['user', 'ann', 'bob', 'mail', '', 'a*', '*', '**'])
 patterns = st.lists(segs, min_size=1, max_size=4).map(':'.join).filter(bool)
@@ -58,3 +66,81 @@ class TestPrivate:
             async with following(manager, events='all', until='user:*:bye', snapshot=lambda: Li('state'), last_event_id=last) as other:
                 await manager.broadcast('all', 2)
                 await eventually(lambda: other.events and other.events[-1].event == 'all', 'the stream goes on')
+
+
+def moments(): return sum(type(o) is Moment for o in gc.get_objects())
+
+
+class TestDisconnect:
+    @pytest.mark.parametrize('plain', [False, True], ids=['async', 'plain'])
+    async def test_ends_what_is_being_opened(self, plain):
+        "Whether the login is looked at in the route, or in a Beforeware before the rest of the request has come"
+        app, manager = FastHTML(secret_key='x', before=lambda req: req.scope.update(auth='bob')), SSEBroadcastManager()
+        setup_sse(app, manager)
+        asked = asyncio.Event()
+        def stream(req, late: str): return manager.stream(req, user=req.scope['auth'])
+        async def stream_later(req, late: str): return manager.stream(req, user=req.scope['auth'])
+        app.get('/events')(stream if plain else stream_later)
+        going = asyncio.Event()
+        async def drawn_out(scope, receive, send):
+            "The body of a `GET`, of which nothing comes for a while"
+            async def later():
+                asked.set()
+                await going.wait()
+                return dict(type='http.request', body=b'late=1', more_body=False)
+            scope['headers'] = [*scope['headers'], (b'content-type', b'application/x-www-form-urlencoded'), (b'content-length', b'6')]
+            await app(scope, lambda: later() if not going.is_set() else receive(), send)
+        async def open(): return await SSEClient(drawn_out, '/events').__aenter__()
+        task = asyncio.create_task(open())
+        await asyncio.wait_for(asked.wait(), BOUND)
+        assert await manager.disconnect('bob') == 0
+        going.set()
+        bob = await task
+        assert bob.status == 200 and await read_all(bob) == [] and manager.connection_count == 0
+        await bob.__aexit__(None, None, None)
+        async with SSEClient(app, '/events?late=1') as again:  # He has logged in again
+            await again.next(BOUND, heartbeats=True)
+            assert manager.present() == {'bob': 1}
+
+    async def test_ends_what_the_backend_holds_up(self):
+        "With an id that is waited for, a client draws out its request by itself"
+        waits, goes = asyncio.Event(), asyncio.Event()
+        class Slow(MemoryBackend):
+            async def reach(self, last_event_id):
+                waits.set()
+                await goes.wait()
+        manager = SSEBroadcastManager(backend=Slow())
+        await manager.open()
+        async def open(): return await tab(manager, user='bob', last_event_id='unknown-1').__aenter__()
+        task = asyncio.create_task(open())
+        await asyncio.wait_for(waits.wait(), BOUND)
+        await manager.disconnect('bob')
+        goes.set()
+        bob = await task
+        assert await read_all(bob) == [] and manager.connection_count == 0
+        await bob.__aexit__(None, None, None)
+
+    async def test_remembers_no_longer_than_needed(self):
+        "Streams that stay open, a page and a request by hand hold nothing of the past; one that is being opened holds what it needs"
+        app, manager = FastHTML(secret_key='x'), SSEBroadcastManager()
+        setup_sse(app, manager)
+        @app.get('/events')
+        def events(req): return manager.stream(req, user='ann')
+        @app.get('/by_hand')
+        async def by_hand():
+            queue = await manager.register_connection()
+            async def messages():
+                yield 'data: x\n\n'
+                yield await queue.get()
+            return StreamingResponse(messages(), media_type='text/event-stream')
+        gc.collect()
+        before = moments()
+        async with SSEClient(app, '/events') as a, SSEClient(app, '/by_hand') as b:
+            for o in a, b: await o.next(BOUND, heartbeats=True)
+            response = manager.stream(request(), user='bob')
+            for i in range(1000): await manager.disconnect(str(i))
+            gc.collect()
+            assert moments()-before == 1000
+            del response
+            gc.collect()
+            assert moments() == before
