@@ -1260,4 +1260,6 @@ d = { 'settings': { 'branch': 'main',
                                        'cjm_fasthtml_sse.wire.check_message_type': ( 'wire.html#check_message_type',
                                                                                      'cjm_fasthtml_sse/wire.py'),
                                        'cjm_fasthtml_sse.wire.comment': ('wire.html#comment', 'cjm_fasthtml_sse/wire.py'),
-                                       'cjm_fasthtml_sse.wire.encode': ('wire.html#encode', 'cjm_fasthtml_sse/wire.py')}}}
+                                       'cjm_fasthtml_sse.wire.encode': ('wire.html#encode', 'cjm_fasthtml_sse/wire.py'),
+                                       'cjm_fasthtml_sse.wire.replace_surrogates': ( 'wire.html#replace_surrogates',
+                                                                                     'cjm_fasthtml_sse/wire.py')}}}

@@ -23,7 +23,7 @@ from fastcore.xml import NotStr,to_xml
 
 from .backend import Message,written_at
 from .hints import hint
-from .wire import check_message_type,encode
+from .wire import check_message_type,encode,replace_surrogates
 
 # %% ../nbs/render.ipynb #d5322147
 _log = logging.getLogger(__name__)
@@ -32,11 +32,11 @@ _log = logging.getLogger(__name__)
 def to_html(
     elements: Any  # FT elements, one or many; a string is taken for HTML; `None` or nothing
 ) -> str:          # '' where there is nothing
-    "The HTML of what a renderer returned"
+    "The HTML of what a renderer returned; what UTF-8 cannot carry in it becomes U+FFFD"
     if elements is None: return ''
-    if isinstance(elements, str): return elements
-    if isinstance(elements, (list,tuple)): return ''.join(to_xml((o,), indent=False) if o is not None else '' for o in _flat(elements))
-    if _is_element(elements): return str(to_xml((elements,), indent=False))
+    if isinstance(elements, str): return replace_surrogates(elements)
+    if isinstance(elements, (list,tuple)): return replace_surrogates(''.join(to_xml((o,), indent=False) if o is not None else '' for o in _flat(elements)))
+    if _is_element(elements): return replace_surrogates(str(to_xml((elements,), indent=False)))
     raise TypeError(f'A renderer returns elements, a string of HTML, or a list of elements, got {elements!r}')
 
 def _is_element(o): return isinstance(o, NotStr) or hasattr(o, '__ft__') or hasattr(o, '__html__')
@@ -50,8 +50,8 @@ def _flat(elements):
 def to_json(
     data: Any  # What `json` takes, FT elements, dataclasses, dates, `UUID`, `Decimal` and paths
 ) -> str:      # One line
-    "`data` as JSON; elements in it as their HTML"
-    return json.dumps(data, default=_plain, ensure_ascii=False, allow_nan=False, separators=(',', ':'))
+    "`data` as JSON; elements in it as their HTML, what UTF-8 cannot carry as U+FFFD"
+    return replace_surrogates(json.dumps(data, default=_plain, ensure_ascii=False, allow_nan=False, separators=(',', ':')))
 
 def _plain(o):
     if _is_element(o): return to_html(o)

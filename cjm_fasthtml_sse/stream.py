@@ -650,8 +650,9 @@ def leave(self:Hub, conn):
         group.renderer.drop()
         if not group.renderer.users: del self._renderers[group.label]
         if group._worker is not None: group._worker.cancel()
-    if not self.connections and self._timer is not None:
-        self._timer.cancel()
+    if not self.connections:
+        for r in [*self.readings.values()]: r.forget()  # And with it what its function holds
+        if self._timer is not None: self._timer.cancel()
         self._timer = None
 
 _REMEMBERED = 3600. # Seconds for which it is known that somebody was here
@@ -904,6 +905,7 @@ class Reading:
         self.seq,self.id = hub.log.seq,hub.log.cursor  # Where the log stood when it began: the state has all that came before
         self.html,self.final = None,False  # HTML, `None` where there is none; does nothing come after it?
         self.waiting,self.work = 0,None    # Connections that wait for it; its task, where the snapshot is async
+        self.timer: Any = None             # Ends its time
         context,began = written_at(self.id),perf_counter()
         self.cheap = True
         try: state = context.run(self._call)
@@ -927,7 +929,7 @@ class Reading:
             return self._failed()
         self._keep()
 
-    def _keep(self): self.hub.loop.call_later(_SHARED_FOR, self.forget)
+    def _keep(self): self.timer = self.hub.loop.call_later(_SHARED_FOR, self.forget, context=Context())
 
     def _failed(self):
         self.forget()
@@ -941,6 +943,7 @@ class Reading:
 
     def forget(self):
         "Be shared no more"
+        if self.timer is not None: self.timer.cancel()
         if self.hub.readings.get(self.key) is self: del self.hub.readings[self.key]
 
 @patch

@@ -65,13 +65,13 @@ async def test_a_renderer_that_gives_nothing_sends_nothing_and_the_id_moves_on(n
         await eventually(lambda: client.events[-1].event == HEARTBEAT and client.events[-1].id == manager.cursor, 'a heartbeat tells the new id')
         assert [e for e in client.events if e.event != HEARTBEAT] == []
 
-@pytest.mark.parametrize('kind', ['raises', 'cancelled', 'async raises', 'async cancelled', 'nonsense', 'surrogate'])
+@pytest.mark.parametrize('kind', ['raises', 'cancelled', 'async raises', 'async cancelled', 'nonsense'])
 async def test_a_renderer_that_fails_spoils_one_message_of_its_own_and_nothing_else(kind, caplog):
     def bad(m):
         if m['data'] != 1: return str(m['data'])
         if kind == 'raises': raise RuntimeError('renderer')
         if kind == 'cancelled': raise asyncio.CancelledError
-        return 3 if kind == 'nonsense' else '\ud800'
+        return 3
     async def async_bad(m):
         if m['data'] != 1: return str(m['data'])
         if kind == 'async raises': raise RuntimeError('renderer')
@@ -346,6 +346,19 @@ async def test_a_message_of_one_key_never_overtakes_and_a_replay_has_only_the_ne
 # Snapshots
 
 @pytest.mark.parametrize('asynchronous', [False, True])
+async def test_text_that_utf8_cannot_carry_ends_no_stream(asynchronous):
+    "A lone surrogate in the state, in what is rendered, in data: it is replaced"
+    broken, manager = 'a\ud83db', SSEBroadcastManager()
+    def state(): return Li(broken)
+    async def slow(): return state()
+    async with (tab(manager, snapshot=slow if asynchronous else state, render=lambda m: Li(broken)) as html,
+                tab(manager, snapshot=lambda: broken) as plain):
+        assert [(await c.next(BOUND)).data for c in (html, plain)] == ['<li>a\ufffdb</li>', 'a\ufffdb']
+        await manager.broadcast('x', dict(name=broken))
+        assert [(await c.next(BOUND)).data for c in (html, plain)] == ['<li>a\ufffdb</li>', '{"name":"a\ufffdb"}']
+    assert manager.stats()['errors'] == 0
+
+@pytest.mark.parametrize('asynchronous', [False, True])
 async def test_a_first_visit_gets_the_state_and_then_what_changes(asynchronous):
     manager, state = SSEBroadcastManager(), ['a']
     def snapshot(): return [Li(o) for o in state]
@@ -443,31 +456,37 @@ async def test_a_state_that_was_read_is_good_for_a_moment_only(monkeypatch):
     monkeypatch.setattr(stream, '_SHARED_FOR', .02)
     manager = SSEBroadcastManager()
     store = Store(manager)
-    for _ in range(2):
-        async with tab(manager, snapshot=store.plain) as client: await client.next(BOUND)
-        await eventually(lambda: not manager._hub.readings, 'it is let go')
-    assert len(store.calls) == 2
+    async with following(manager):
+        for _ in range(2):
+            async with tab(manager, snapshot=store.plain) as client: await client.next(BOUND)
+            assert manager._hub.readings
+            await eventually(lambda: not manager._hub.readings, 'it is let go')
+    assert len(store.calls) == 2 and not manager._hub.readings
 
 @pytest.mark.parametrize('why', ['overrun', 'anew'])
 async def test_a_state_from_before_the_log_is_read_again(why, monkeypatch):
     monkeypatch.setattr(stream, '_CHEAP', 0)
     manager = SSEBroadcastManager(replay_size=5)
     store = Store(manager)
-    async with tab(manager, snapshot=store.plain) as first: await first.next(BOUND)
-    for i in range(6 if why == 'overrun' else 1): await manager.broadcast('x', i)
-    if why == 'anew': manager._hub.renew('anew-0')
-    async with tab(manager, snapshot=store.plain) as client:
+    async with tab(manager, snapshot=store.plain) as first, tab(manager, snapshot=store.plain) as client:
+        for c in first, client: assert (await c.next(BOUND)).data == 'state at 0'
+        await client.disconnect()
+        for i in range(6 if why == 'overrun' else 1): await manager.broadcast('x', i)
+        if why == 'anew': manager._hub.renew('anew-0')
+        client = await tab(manager, snapshot=store.plain).__aenter__()
         assert (await client.next(BOUND)).id == manager.cursor
         await manager.broadcast('end', None)
         assert await read_to(client, 'end') == [] and not gaps(client)
+        await client.disconnect()
     assert len(store.calls) == 2
 
 async def test_a_cheap_state_is_read_again_after_a_change():
     manager = SSEBroadcastManager()
     store = Store(manager)
-    for i in range(3):
-        async with tab(manager, snapshot=store.plain) as client: assert (await client.next(BOUND)).data == f'state at {i}'
-        await manager.broadcast('x', i)
+    async with following(manager):
+        for i in range(3):
+            async with tab(manager, snapshot=store.plain) as client: assert (await client.next(BOUND)).data == f'state at {i}'
+            await manager.broadcast('x', i)
     assert len(store.calls) == 3
 
 async def test_a_shared_reading_ends_with_the_last_who_waits(caplog):
