@@ -126,6 +126,7 @@ class SSEBroadcastManager:
         self._outbox: deque = deque()     # Those of them that wait for the backend to start, or for readers, in order
         self._sender: Any = None          # The task that sends them
         self._giving = False              # Is a message being given to the connections at this moment?
+        self._resting = False             # Was it closed, and has nobody connected since?
         self._temporary: dict = {}        # Event loops that only hooks run on, where there is no other -> their tasks
         self._slots = threading.Semaphore(_MAX_UNDER_WAY)
         self.connections = Connections(self._queues, self._hub.connections)
@@ -239,9 +240,10 @@ async def _closed(self:SSEBroadcastManager, conn):
 
 # %% ../nbs/core.ipynb #62d00f9a
 @patch
-async def _ready(self:SSEBroadcastManager, last_event_id='', page=()):
+async def _ready(self:SSEBroadcastManager, last_event_id='', page=(), lasting=True):
     "Be at home on the running event loop, with the backend at work, and with what the ids name"
     self._hub.enter_loop()
+    if lasting: self._resting = False
     if self._started is not self._hub.loop: await self._start()
     if (id := last_event_id or page and self._hub.log.of_page(page)) and self._hub.log.position(id) is None: await self._backend.reach(id)
 
@@ -672,7 +674,7 @@ async def _run_temporary(self:SSEBroadcastManager, coro):
 def _post(self:SSEBroadcastManager, p):
     "Send `p` behind what was posted before"
     if p.loop is None: return self._send_alone(p)
-    if self._can_give(p.fields['type']) if self._memory else self._started is p.loop and not self._outbox: return self._carry(p)
+    if self._can_give(p.fields['type']) if self._memory else self._started is p.loop and not self._outbox and not self._resting: return self._carry(p)
     self._outbox.append(p)
     if self._sender is None or self._sender.done():
         self._sender = self._hub.spawn(self._send_outbox(), Context())
@@ -682,7 +684,8 @@ def _post(self:SSEBroadcastManager, p):
 def _carry(self:SSEBroadcastManager, p):
     if not self._memory: return self._finish(p, self._published(p))
     got,places = self._give(self._backend.record(p.fields, p.key, p.timeout))
-    self._finish(p, self._wait_for(places, p.timeout, got)) if places else p.settle(got)
+    if places: return self._finish(p, self._wait_for(places, p.timeout, got))
+    p.settle(got)
 
 @patch
 async def _published(self:SSEBroadcastManager, p):
@@ -704,12 +707,16 @@ def _finish(self:SSEBroadcastManager, p, coro):
 async def _send_outbox(self:SSEBroadcastManager):
     await asyncio.sleep(0)  # It may have been called in the midst of a delivery
     while self._outbox:
-        await self._ready()
+        await self._ready(lasting=False)
+        tasks = []
         for _ in range(len(self._outbox)):
             groups = self._hub._route(self._outbox[0].fields['type'])
             if self._memory and self._hub.crowded(groups): await self._hub.room(groups)
             if self._hub.loop is not asyncio.get_running_loop(): return  # The manager has moved on, and another task sends the rest
-            self._carry(self._outbox.popleft())
+            tasks.append(self._carry(self._outbox.popleft()))
+        if self._resting:
+            if tasks := [t for t in tasks if t is not None]: await asyncio.wait(tasks)
+            if not self._outbox and self._resting: await self._stop_backend()
         await asyncio.sleep(0)
 
 @patch
@@ -950,9 +957,18 @@ async def close(self:SSEBroadcastManager,
     _seconds('timeout', timeout)
     if self._hub.loop is None or self._hub.loop.is_closed(): return await self._backend.stop()
     self._hub.enter_loop()
+    until = self._hub.loop.time()+timeout
     queues = [q for q in [*self._queues] if self._drop(q)]
     self._hub.end_all()
     for q in queues: await self._closed(q)
     await self._hub.until_idle(timeout)
-    self._started = None  # Should the app live on, the next one starts it anew
-    await self._backend.stop()
+    self._resting = True
+    under_way = [Broadcast(self._hub, pending=p)._waiter() for p in [*self._under_way] if p.loop is self._hub.loop]
+    if under_way: await asyncio.wait(under_way, timeout=max(0, until-self._hub.loop.time()))
+    if self._resting: await self._stop_backend()
+
+@patch
+async def _stop_backend(self:SSEBroadcastManager):
+    "Stop the backend. What is broadcast later starts it for as long as that takes, and who connects for longer"
+    self._started = None
+    async with self._hub.line: await self._backend.stop()

@@ -472,3 +472,65 @@ class TestBroadcastsWithinBroadcasts:
         manager.on_delivery(lambda m: m['type'] == 'x' and manager.broadcast('delivered', m['data']))
         assert asyncio.run(manager.broadcast('x', 1)) == 0
         assert sorted(m['type'] for m in manager.get_history()) == ['audit', 'audit', 'delivered', 'x']
+
+
+class TestAtTheEnd:
+    class Watched(MemoryBackend):
+        "It knows whether it runs, and takes a while to stop"
+        running = stopping = False
+        async def start(self, *args):
+            assert not self.stopping, 'it was started while it stopped'
+            await super().start(*args)
+            self.running = True
+        async def publish(self, *args):
+            await asyncio.sleep(0)
+            assert self.running, 'it was stopped over a broadcast'
+            return await super().publish(*args)
+        async def stop(self):
+            self.stopping = True
+            await turns()
+            self.running = self.stopping = False
+
+    async def test_a_hook_that_broadcasts_after_close(self):
+        "It is sent, and the backend does not go on after that"
+        manager, go = SSEBroadcastManager(backend=(backend := self.Watched())), asyncio.Event()
+        @manager.on_disconnect
+        async def slow(conn):
+            await go.wait()
+            await manager.broadcast('left', 1)
+        async with following(manager) as client:
+            await manager.close(.01)
+            assert not backend.running
+            go.set()
+            await eventually(lambda: manager.get_history(), 'it is sent')
+            await eventually(lambda: not backend.running, 'the backend stops again')
+            await client._task
+        for i in range(3): await manager.broadcast('x', i)
+        await eventually(lambda: not backend.running)
+        async with following(manager) as client:  # The app lives on
+            await manager.broadcast('y', 1)
+            assert (await client.next(BOUND)).event == 'y'
+            await turns(50)
+            assert backend.running
+
+    @pytest.mark.parametrize('before', range(0, 30, 3))
+    async def test_close_beside_broadcasts(self, before):
+        "Each is sent, by a backend that is not stopped over it"
+        manager = SSEBroadcastManager(backend=(backend := self.Watched()))
+        await manager.open()
+        async def send():
+            for i in range(10):
+                for sent in [manager.broadcast('x', i) for _ in range(3)]: assert await sent == 0
+        sending = asyncio.create_task(send())
+        await turns(before)
+        await asyncio.gather(manager.close(BOUND), sending)
+        await eventually(lambda: not backend.running and not backend.stopping)
+        assert len(manager.get_history()) == 30
+
+    async def test_close_does_not_wait_for_ever(self):
+        manager = SSEBroadcastManager()
+        await manager.open()
+        held(manager)
+        sent = manager.broadcast('x', 1)
+        await asyncio.wait_for(manager.close(.01), BOUND)
+        assert 'under way' in repr(sent)

@@ -371,6 +371,51 @@ def test_a_script_publishes(server, tmp_path):
         'assert m._backend.origin is None, "it need not read the past"'))
     assert got==[1, 2]
 
+@pytest.mark.parametrize('asynchronous', [False, True])
+def test_a_hook_that_broadcasts_without_a_loop(server, asynchronous):
+    "Neither the message nor what its hook broadcasts is lost, whether the hook awaits it or not"
+    manager = SSEBroadcastManager(backend=server.url)
+    def audit(m):
+        if m['type']=='n': manager.broadcast('called', m['data'])
+    async def later(m):
+        await asyncio.sleep(0)
+        audit(m)
+        if m['type']=='n': await manager.broadcast('awaited', m['data'])
+    manager.on_broadcast(later if asynchronous else audit)
+    assert manager.broadcast('n', 1).result()==0 and asyncio.run(manager.broadcast('n', 2))==0
+    types = [unpack(m[b'm'])['type'] for _,m in server.client.xrange('sse')]
+    assert sorted(types)==['awaited']*2*asynchronous+['called']*2+['n']*2 and manager._backend.origin is None
+
+async def test_a_hook_that_broadcasts_after_close(server):
+    "Its message arrives; afterwards no reader is left, and no worker is counted"
+    async with managers(server.url, 1) as (other,), no_task_left():
+        manager,go = SSEBroadcastManager(backend=server.url),asyncio.Event()
+        @manager.on_disconnect
+        async def slow(conn):
+            await go.wait()
+            await manager.broadcast('left', 1)
+        async with other.subscribe() as q, following(manager) as client:
+            await manager.close(.05)
+            assert (await other.everywhere())['workers']==1
+            go.set()
+            assert (await asyncio.wait_for(q.get(), BOUND))['type']=='left'
+            await client._task
+            await eventually(lambda: manager._backend._reader is None, 'the reader ends again')
+            await eventually(lambda: len(server.client.smembers('sse:workers'))==1, 'no token is left')
+        await other.close()
+
+async def test_close_beside_broadcasts(server):
+    async with managers(server.url, 1) as (m,):
+        await m.open()
+        sent = [m.broadcast('n', i) for i in range(50)]
+        closing = asyncio.create_task(m.close())
+        await asyncio.sleep(0)
+        sent += [m.broadcast('n', i) for i in range(50, 100)]
+        assert await asyncio.gather(*sent)==[0]*100
+        await closing
+        await eventually(lambda: m._backend._reader is None and not server.client.smembers('sse:workers'), 'nothing is left')
+        assert [unpack(e[b'm'])['data'] for _,e in server.client.xrange('sse') if b'data' in e[b'm']]==[*range(100)]
+
 def test_a_publisher_says_what_became_of_a_broadcast(redises):
     r = redises(*DURABLE)
     with Publisher(r.url, timeout=3.) as p:
