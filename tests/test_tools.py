@@ -1,9 +1,13 @@
 "The tools count what they ran"
+import re
 import sys
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parent.parent/'tools'))
 import check
+import docs
+
+from cjm_fasthtml_sse.htmx import HTMXSSEConnector
 
 
 def test_what_failed_in_any_report_counts(tmp_path):
@@ -19,3 +23,21 @@ def test_a_check_that_fails_does_not_keep_others_from_running(monkeypatch, capsy
     assert check.main([])
     assert capsys.readouterr().out.splitlines()[-1] == '3 passed, 3 failed'
     assert not check.main(['right'])
+
+
+def test_links_of_the_readme():
+    "They lead to files of the repository, also before there is a release or a site"
+    root = Path(__file__).parent.parent
+    links = re.findall(r'\]\(([^)\s]+)\)', re.sub(r'```.*?```', '', (root/'README.md').read_text(), flags=re.S))
+    assert len(links) > 40
+    assert [o for o in links if '://' in o or not (root/o.partition('#')[0]).exists()] == []
+
+
+def test_a_table_of_parameters():
+    "`**kwargs` has a row of its own, what is returned another, and no default is a place in memory"
+    rendered = docs.TableRenderer(HTMXSSEConnector.create_sse_element)._repr_markdown_()
+    assert re.search(r'<code>\*\*kwargs</code> \|.*\| Further attributes \|', rendered)
+    assert re.search(r'\*\*Returns\*\* \| <code>FT</code> \|.*\|  \|', rendered)
+    assert '0x' not in rendered and 'element_type=Div' in rendered
+    def f(a=object()): "Something"
+    assert docs.TableRenderer(f).signature() == 'def f(a=<object object>)'

@@ -12,6 +12,7 @@ import re
 import shutil
 import sys
 import time
+from functools import partial
 from html import escape, unescape
 from html.parser import HTMLParser
 from itertools import groupby
@@ -52,6 +53,21 @@ def short(text):
 
 # What `show_doc` says
 
+class Written:
+    "A default as people write it: a partial of FastHTML's is the element that it makes, and no object has an address"
+    def __init__(self, o): self.o = o
+    def __repr__(self):
+        if isinstance(self.o, partial) and self.o.args: return str(self.o.args[0]).title()
+        return getattr(self.o, '__name__', None) or re.sub(r' at 0x[0-9a-f]+', '', repr(self.o))
+
+
+def said_of_kwargs(sym):
+    "Name and docment of `**kwargs`, which fastcore takes for what is returned"
+    try: found = re.search(r'^ *\*\*(\w+)[^#\n]*# *(.+?) *$', inspect.getsource(sym), re.M)
+    except (OSError, TypeError): return None
+    return found and found.groups()
+
+
 class TableRenderer(ShowDocRenderer):
     "Heading with a link to the source, signature, docstring, and a table of the parameters"
     def _repr_markdown_(self):
@@ -83,6 +99,7 @@ class TableRenderer(ShowDocRenderer):
         if kind == 'class' and '__init__' not in vars(self.sym): return f"{head}({', '.join(b.__name__ for b in self.sym.__bases__ if b is not object)})".replace('()', '')
         if self.sig is None: return str(self.dm)
         params = [v for v in self.sig.parameters.values() if v.name not in ('self', 'cls')]
+        params = [v if v.default is EMPTY else v.replace(default=Written(v.default)) for v in params]
         sig = self.sig.replace(parameters=params, return_annotation=EMPTY if kind == 'class' else self.sig.return_annotation)
         if getattr(self, 'is_property', False): return short(f'@property\n{head}{self.sig}')
         one = short(f'{head}{sig}')
@@ -100,13 +117,22 @@ class TableRenderer(ShowDocRenderer):
         rows = {k: v for k, v in docments(self.sym, full=True).items() if k != 'self'}
         if not any(v.docment for v in rows.values()): return ''
         ret = rows.pop('return', None)
+        kw = next((k for k, v in self.sig.parameters.items() if v.kind == v.VAR_KEYWORD), None)
+        if kw in rows:
+            said = said_of_kwargs(self.sym)
+            if said and not rows[kw].docment: rows[kw].docment = said[1]
+            if said and ret and ret.docment == said[1]: ret.docment = None
+            rows = {f'**{k}' if k == kw else k: v for k, v in rows.items()}
         if ret and (ret.docment or ret.anno not in (EMPTY, None)) and not inspect.isclass(self.sym): rows['**Returns**'] = ret
         def code(s, cls=''): return '<code' + (f' class="{cls}"' if cls else '') + '>' + escape(s).replace('|', '&#124;') + '</code>'
         def kind(o):
             text = '' if o in (EMPTY, None, type(None)) else short(inspect.formatannotation(o)).strip("'")
             return code(text, 'long' * (len(text) > 24)) if text else ''
-        def default(o): return '' if o is EMPTY else code(getattr(o, '__name__', None) or repr(o))
-        cols = [('', lambda k, v: k if k.startswith('*') else code(k)), ('Type', lambda k, v: kind(v.anno)),
+        def default(o): return '' if o is EMPTY else code(repr(Written(o)))
+        def declared(k, o):  # fastcore takes the default's type where none is given: that of a value says something, that of an object does not
+            v = self.sig.parameters.get(k)
+            return o if v is None or v.annotation is not EMPTY or getattr(o, '__module__', '') == 'builtins' else EMPTY
+        cols = [('', lambda k, v: k if k == '**Returns**' else code(k)), ('Type', lambda k, v: kind(declared(k, v.anno))),
                 ('Default', lambda k, v: default(v.default)), ('Details', lambda k, v: ' '.join((v.docment or '').split()).replace('|', r'\|'))]
         cells = [[f(k, v) for _, f in cols] for k, v in rows.items()]
         used = [i for i in range(len(cols)) if i == 0 or any(r[i] for r in cells)]
@@ -349,7 +375,7 @@ def mend_anchors(out):
             above = m[2].rpartition('.')[0]
             return f'href="{m[1] or PurePosixPath(page).name}{"#" + above if above in ids[target] else ""}"'
         html = (out/page).read_text(encoding='utf-8')
-        (out/page).write_text(re.sub(r'href="([^":#]*)#([a-z_]\w*\.[\w.]+)"', fix, html), encoding='utf-8')
+        (out/page).write_text(re.sub(r'href="([^":#]*)#(_\w+|[a-z_]\w*\.[\w.]+)"', fix, html), encoding='utf-8')
 
 
 # Checks
@@ -398,6 +424,12 @@ def unshown(out):
             if not shown.get(name.lower()): yield f'{address(o.path)}: {name} ' + ('has no link to its source' if name.lower() in shown else 'is not shown')
 
 
+def addresses(out):
+    "Places in memory: a page that has one differs each time it is made"
+    for f in out.rglob('*.html'):
+        for found in set(re.findall(r'[^<>]{0,30} at 0x[0-9a-f]{6,}', f.read_text(encoding='utf-8'))): yield f'{f.relative_to(out)}: an address in memory: {found}'
+
+
 def titles(out):
     "Titles that two pages share"
     found = {}
@@ -434,7 +466,7 @@ def main():
     (out/'search-index.js').write_text(f'window.searchIndex = {json.dumps(entries, ensure_ascii=False)}\n', encoding='utf-8')
 
     mend_anchors(out)
-    bad = [f'broken link: {b}' for b in broken(out)] + [*unshown(out)] + titles(out) + p.problems()
+    bad = [f'broken link: {b}' for b in broken(out)] + [*unshown(out), *addresses(out)] + titles(out) + p.problems()
     for b in bad: print(b)
     pages = len(list(out.rglob('*.html')))
     print(f"{pages} pages, {len(entries)} sections to search, {len(bad)} problems, {time.monotonic() - start:.0f} s: {Path(out/'index.html').relative_to(p.ROOT)}")

@@ -9,8 +9,6 @@ import sys
 from pathlib import PurePosixPath
 from posixpath import normpath
 
-from nbdev.config import nbpath2html
-
 import project as p
 
 README = p.ROOT/'README.md'
@@ -38,8 +36,8 @@ def hand_written():
 
 
 def tutorials():
-    "The tutorials, on the site"
-    rows = [(f'[{o.title}]({p.DOCS}{nbpath2html(o.path).as_posix()})', o.description) for o in p.tutorials()]
+    "The tutorials, as files of the repository: they are there before any site is"
+    rows = [(f'[{o.title}](nbs/{o.path})', o.description) for o in p.tutorials()]
     return f"## Tutorials\n\nEach is a notebook in [nbs/tutorials](nbs/tutorials) that the tests run.\n\n{table(('Tutorial', 'What it is about'), rows)}"
 
 
