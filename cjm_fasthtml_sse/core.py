@@ -100,13 +100,15 @@ class SSEBroadcastManager:
         max_age: float|None=None,     # Seconds after which a stream ends and its browser comes back for what follows, up to a fifth earlier; below the limit at which a proxy or a platform cuts responses. `None`: never
         overflow: str='evict',        # A stream that is blocked past `max_queue_size`: `evict` has it come back and replay, `drop_oldest` has it skip
         backend=None,                 # What carries broadcasts between processes: `redis://host:6379/0` or another address of a Redis or Valkey, or a `Backend`; `None`: this process only
+        max_per_user: int|None=None,  # Browsers of one user at most, in this process, where `stream` gets a `user`: one more is answered 503. A browser with `multiplex` counts once, else each stream does
         private=None                  # Pattern or patterns of private events, `{name}` standing for one segment: `user:{who}:**` goes only to those whose own pattern names the user
     ):
         _whole('max_queue_size', max_queue_size, 0)
         if replay_size is None: replay_size = max(1000, 10*max_queue_size)
         if max_connections is not None: _whole('max_connections', max_connections, 1)
+        if max_per_user is not None: _whole('max_per_user', max_per_user, 1)
         if overflow not in ('evict', 'drop_oldest'): raise ValueError(f"`overflow` must be 'evict' or 'drop_oldest', got {overflow!r}")
-        self.max_queue_size,self.max_connections = max_queue_size,max_connections
+        self.max_queue_size,self.max_connections,self.max_per_user = max_queue_size,max_connections,max_per_user
         self.default_timeout = _seconds('default_timeout', default_timeout)
         self._history = deque(maxlen=_whole('history_size', history_size, 0))
         self._queues,self._late,self._hooks,self._refusing = {},{},Handlers(),0.
@@ -833,7 +835,8 @@ def stream(self:SSEBroadcastManager,
     def opened(conn):
         _lighten(request)
         return self._opened(conn)
-    return EventStreamResponse(self._hub, render, events, snapshot, until, user, self._refusal, self._stream_begins, opened, self._closed)
+    refusal = partial(self._refusal, user, getattr(request.scope.get('sse.channel'), 'carrier', None))
+    return EventStreamResponse(self._hub, render, events, snapshot, until, user, refusal, self._stream_begins, opened, self._closed)
 
 @patch
 def _hint_at_setup(self:SSEBroadcastManager, scope):
@@ -854,13 +857,19 @@ async def _stream_begins(self:SSEBroadcastManager, last_event_id, page):
     await self._ready(last_event_id, page)
 
 @patch
-def _refusal(self:SSEBroadcastManager):
-    "A response for those who can't be let in now"
-    stopping = self._stopping()
-    if not stopping and not self._full(): return None
+def _refusal(self:SSEBroadcastManager, user=None, carrier=None):
+    "A response for those who can't be let in now. Nothing may be awaited between this and `join`, or more would come in"
+    why = 'The server is stopping' if self._stopping() else 'Too many open streams' if self._full() else \
+        'Too many open streams of this user' if self._has_enough(user, carrier) else None
+    if why is None: return None
     # Not all at the same moment
     seconds = ceil(random.uniform(1, 3)*max(1, self._hub.retry_ms/1000))
-    return PlainTextResponse('The server is stopping' if stopping else 'Too many open streams', 503, headers={'Retry-After': str(seconds)})
+    return PlainTextResponse(why, 503, headers={'Retry-After': str(seconds)})
+
+@patch
+def _has_enough(self:SSEBroadcastManager, user, carrier):
+    places = self._hub.places.get(user, ())
+    return self.max_per_user is not None and len(places)>=self.max_per_user and carrier not in places
 
 # %% ../nbs/core.ipynb #e0aa23c4
 @patch

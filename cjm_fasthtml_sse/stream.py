@@ -575,7 +575,8 @@ class Hub:
         self.counts = dict.fromkeys('broadcasts deliveries coalesced replayed evicted gaps errors bytes detached attached'.split(), 0)
         self.connections,self.joining,self.late = {},{},{}  # Open ones; those of them that catch up; those that the pump passed over
         self.users,self.left = {},{}           # User -> open connections; user -> when the last of them was closed, in seconds of `monotonic`
-        self.requests = {}                     # Connections, open or ended, whose request the server still has
+        self.requests = {}                     # Connections, open or ended, whose request the server still has -> the place that each takes
+        self.places = {}                       # User -> places -> requests: a place is a browser's carrier, or a connection of its own
         self.turns = 0                         # Turns of the event loop that `room` has given
         self._turning: Any = None              # Counts the present one
         self.line: Any = None                  # Broadcasts wait for room one behind the other
@@ -604,6 +605,7 @@ def join(self:Hub,
     snapshot=None,       # Callable without arguments, sync or async, that gives the state as out-of-band elements
     last_event_id='',    # What the browser saw
     user=None,           # Whose it is
+    carrier=None,        # Of the browser, where the stream is a channel of one
     began=None           # The `Moment` at which its request began: it has ended where its user was disconnected since
 ) -> Connection:
     "Open a connection; nothing is sent yet"
@@ -621,7 +623,11 @@ def join(self:Hub,
         self._found.clear()
     group.members += 1
     conn = Connection(self, group, snapshot, last_event_id, user)
-    self.connections[conn] = self.requests[conn] = self.joining[conn] = None
+    self.connections[conn] = self.joining[conn] = None
+    self.requests[conn] = place = carrier or conn
+    if user is not None:
+        places = self.places.setdefault(user, {})
+        places[place] = places.get(place, 0)+1
     if user is not None: self.users[user] = self.users.get(user, 0)+1
     if self._timer is None or self._timer.done(): self._timer = self.spawn(self._heartbeats(), Context())
     if began is not None and _was_disconnected(user, began): conn.end('closed')
@@ -689,7 +695,7 @@ def disown(self:Hub):
 @patch
 def _forget_all(self:Hub):
     for c in self.connections: c.ended = 'disconnected'
-    for o in (self.connections, self.users, self.joining, self.late, self.requests, self.groups, self._found, self._renderers, self.readings, self._pending, self._tasks,
+    for o in (self.connections, self.users, self.places, self.joining, self.late, self.requests, self.groups, self._found, self._renderers, self.readings, self._pending, self._tasks,
         *self.guests): o.clear()
     self._routes.clear()
     self._pump = self._timer = self._idle = self._turning = None
@@ -1011,7 +1017,11 @@ def end_all(self:Hub):
 @patch
 def forget(self:Hub, conn):
     "The request of `conn` is over"
-    self.requests.pop(conn, None)
+    place = self.requests.pop(conn, None)
+    if place is not None and (places := self.places.get(conn.user)):
+        places[place] -= 1
+        if not places[place]: del places[place]
+        if not places: del self.places[conn.user]
     if not self.requests and self._idle is not None and not self._idle.done(): self._idle.set_result(None)
 
 @patch
@@ -1075,7 +1085,8 @@ class EventStreamResponse(Response):
                 refusal = PlainTextResponse('Not ready yet', 503, headers={'Retry-After': '3'})
             else: refusal = self.refusal()  # That may have taken a while, and others may have come, or the end
         if refusal is not None: return await refusal(scope, receive, send)
-        conn = self.hub.join(last_event_id=seen or self.hub.log.of_page(page), began=scope.get('sse.began', {}).pop(self.hub, self.began), **self._wants)
+        conn = self.hub.join(last_event_id=seen or self.hub.log.of_page(page), began=scope.get('sse.began', {}).pop(self.hub, self.began),
+            carrier=getattr(scope.get('sse.channel'), 'carrier', None), **self._wants)
         self.began = None  # Held no longer, see `Moment`
         try:
             opened,self.opened = self.opened,_nothing  # What it holds, such as the request, need not outlive it

@@ -15,7 +15,8 @@ from cjm_fasthtml_sse.dispatcher import Private, covers, matches
 from cjm_fasthtml_sse.helpers import setup_sse
 from cjm_fasthtml_sse.stream import Moment
 from cjm_fasthtml_sse.testing import SSEClient
-from tests.support import BOUND, eventually, following, read, read_all, request, tab
+from tests.mux import Browser
+from tests.support import BOUND, eventually, following, read, read_all, request, serve, tab
 
 segs = st.sampled_from(['user', 'ann', 'bob', 'mail', '', 'a*', '*', '**'])
 patterns = st.lists(segs, min_size=1, max_size=4).map(':'.join).filter(bool)
@@ -144,3 +145,46 @@ class TestDisconnect:
             del response
             gc.collect()
             assert moments() == before
+
+
+class TestMaxPerUser:
+    async def test_many_at_once_never_exceed(self):
+        "However many wait together for the backend"
+        waiting, goes = [], asyncio.Event()
+        class Slow(MemoryBackend):
+            async def reach(self, last_event_id):
+                waiting.append(1)
+                await goes.wait()
+        manager = SSEBroadcastManager(max_per_user=3, backend=Slow())
+        await manager.open()
+        tabs = [tab(manager, user='bob', last_event_id='unknown-1') for _ in range(20)] + [tab(manager, user='ann', last_event_id='unknown-1')]
+        opening = asyncio.gather(*[o.__aenter__() for o in tabs])
+        await eventually(lambda: len(waiting) == 21, 'all wait')
+        goes.set()
+        await opening
+        assert sorted(o.status for o in tabs[:20]) == [200]*3 + [503]*17 and tabs[20].status == 200
+        assert all('retry-after' in o.headers for o in tabs if o.status == 503)
+        for o in tabs: await o.__aexit__(None, None, None)
+        assert manager._hub.places == {}
+
+    async def test_a_browser_counts_once(self):
+        "All channels of a carrier take one place, which is free again with the last of them"
+        app, manager = FastHTML(secret_key='x'), SSEBroadcastManager(max_per_user=2)
+        setup_sse(app, manager, multiplex=True)
+        @app.get('/events')
+        def events(req): return manager.stream(req, user='ann')
+        async with serve(app) as port:
+            url = f'http://127.0.0.1:{port}'
+            async with Browser(url) as one, Browser(url) as two, Browser(url) as three:
+                for b in one, two:
+                    for c in await b.open(*['/events']*3): await c.until(lambda o: o.events, 'it begins')
+                assert manager.connection_count == 6
+                assert [len(o) for o in manager._hub.places.values()] == [2]
+                late = await three.open('/events')
+                await late.until(lambda o: o.status, 'an answer')
+                assert late.status == 503 and late.told('retry')
+                await one.hang_up()
+                await eventually(lambda: manager.connection_count == 3, 'the streams end')
+                again = await three.open('/events')
+                await again.until(lambda o: o.events, 'it begins')
+        await eventually(lambda: not manager._hub.places, 'no place is taken')
