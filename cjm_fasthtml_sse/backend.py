@@ -56,6 +56,7 @@ class Log:
         self.epoch = origin.rpartition('-')[0]
         self._first = self.seq+1                    # Oldest sequence number that the log reaches back to
         self._messages,self._newest = {},{}         # seq -> message; label, that is (type, key) -> seq of the newest
+        self._replaced = {}                         # seq of a message that a newer one took the place of -> their label
         self._ids,self._seqs = {self.seq: origin},{origin: self.seq}
 
     def branch(self,
@@ -74,7 +75,9 @@ class Log:
         message.seq,message.id = self.seq,id or f'{self.epoch}-{self.seq}'
         self._ids[self.seq],self._seqs[message.id] = message.id,self.seq
         if message.label is not None:
-            self._messages.pop(self._newest.get(message.label), None)
+            if (old := self._newest.get(message.label)) is not None:
+                del self._messages[old]
+                self._replaced[old] = message.label
             self._newest[message.label] = self.seq
         self._messages[self.seq] = message
         while self.seq-self._first >= self.size: self._forget()
@@ -82,7 +85,8 @@ class Log:
 
     def _forget(self):
         old = self._messages.pop(self._first, None)
-        if old is not None and old.label is not None: del self._newest[old.label]
+        if old is None: self._replaced.pop(self._first, None)
+        elif old.label is not None: del self._newest[old.label]
         del self._seqs[self._ids.pop(self._first-1)]
         self._first += 1
 
@@ -109,12 +113,17 @@ class Log:
 
     def after(self,
         seq: int,      # Position of the reader
-        limit: int     # Messages at most
+        limit: int,    # Messages at most
+        ends=None      # Function of an event type: does it end the reader's stream? A message that would have ended it is not left out
     ) -> list:         # Oldest first
-        "What came after `seq`"
+        "What came after `seq`; in the place of a replaced message that ends a stream, the newest one of its key"
         found = []
         for n in range(max(seq+1, self._first), self.seq+1):
-            if (m := self._messages.get(n)) is not None: found.append(m)
+            m = self._messages.get(n)
+            if m is None and ends is not None and (label := self._replaced.get(n)) and ends(label[0]):
+                m = Message(self._messages[self._newest[label]])
+                m.seq,m.id = n,self._ids[n]
+            if m is not None: found.append(m)
             if len(found)==limit: break
         return found
 

@@ -510,7 +510,7 @@ async def _catch_up(self:Connection):
 async def _replay(self:Connection):
     "The next chunk out of the log"
     hub,entries,begun = self.hub,[],self.hub.loop.time()
-    messages = hub.log.after(self.cursor, hub.replay_batch)
+    messages = hub.log.after(self.cursor, hub.replay_batch, self.group.ends if self.group.until else None)
     seq = messages[-1].seq if len(messages)==hub.replay_batch else hub.log.seq
     for m in messages:
         if entries and hub.loop.time()-begun>_SLOW:
@@ -852,12 +852,17 @@ def _pass_over(self:Hub, conn, behind):
         if not conn.receding: conn.cursor = group.after(conn.cursor)[0].seq-1
     if conn.cursor<group.floor and not conn.overdue and self.overflow=='evict':
         conn.overdue = True
-        self.loop.call_later(self.patience, self._evict, conn, conn.sends)
+        self._evict(conn, conn.sends, _LOOKS)
+
+_LOOKS = 4  # Parts of `patience`: while the event loop is blocked only one of them can pass
 
 @patch
-def _evict(self:Hub, conn, sends):
-    conn.overdue = False
-    if conn.busy and conn.sends==sends: conn.end('evicted')  # Still the same send
+def _evict(self:Hub, conn, sends, looks):
+    "End `conn` unless its send is through after so many looks"
+    if looks and conn.busy and conn.sends==sends: self.loop.call_later(self.patience/_LOOKS, self._evict, conn, sends, looks-1)
+    else:
+        conn.overdue = False
+        if conn.busy and conn.sends==sends: conn.end('evicted')
 
 # %% ../nbs/stream.ipynb #20c0696e
 _LOOK = 15.  # Seconds between two looks at those who catch up, where there are no heartbeats
@@ -871,7 +876,7 @@ async def _heartbeats(self:Hub):
         for c in [*self.joining]:  # A replay that nobody reads ends when the log has moved on
             if self.overflow=='evict' and c.busy and not c.overdue and not self.log.reaches(c.cursor):
                 c.overdue = True
-                self.loop.call_later(self.patience, self._evict, c, c.sends)
+                self._evict(c, c.sends, _LOOKS)
         due = min((g.beat for g in self.groups.values()), default=now)+self.heartbeat
         await asyncio.sleep(max(due-self.loop.time(), self.heartbeat/10) if self.heartbeat else _LOOK)
 
@@ -988,7 +993,7 @@ async def _tell_state(self:Connection):
         if reading.work is not None and not reading.work.done(): await self._await_reading(reading)
         seq,id,html,final = reading.seq,reading.id,reading.html,reading.final
     # It stands for all that came before it: was the end among that?
-    last = final or bool(group.until) and any(group.ends(m['type']) for m in hub.log.after(self.cursor, hub.log.size) if m.seq<=seq)
+    last = final or bool(group.until) and any(group.ends(m['type']) for m in hub.log.after(self.cursor, hub.log.size, group.ends) if m.seq<=seq)
     event = GAP if html is None else None if html else HEARTBEAT  # An empty state is told by an id alone
     return Chunk((encode(html or '', event=event, id=id)+(encode(event=CLOSE, id=id) if last else '')).encode(), seq, last=last)
 

@@ -266,6 +266,21 @@ async def test_until_ends_live_and_in_a_replay_and_nothing_comes_after_it():
     async with tab(manager, until='job:done', last_event_id=live.events[-1].id) as back:
         assert (await back.next(BOUND)).event == 'b'
 
+async def test_a_key_moves_no_end_in_a_replay():
+    "The message that ended a live stream was replaced in the log by a later one of its key"
+    manager = SSEBroadcastManager()
+    start = manager.cursor
+    async with following(manager, until='job:done') as live:
+        for i, (type, key) in enumerate([('job:done', None), ('a', 'k'), ('job:done', 'k'), ('b', None), ('job:done', 'k'), ('c', None)][1:]):
+            await manager.broadcast(type, i, key=key)
+        ended = (await read_all(live))[-1]
+    async with tab(manager, until='job:done', last_event_id=start) as late: got = await read_all(late)
+    assert [e.event for e in got] == ['a', 'job:done', CLOSE] and got[-1].id == got[-2].id == ended.id
+    async with tab(manager, last_event_id=start) as other:
+        await manager.broadcast('end', None)
+        assert [e.event for e in await read_to(other, 'end')] == ['a', 'b', 'job:done', 'c'], 'who does not end there gets the newest alone'
+    async with tab(manager, until='job:done', last_event_id=ended.id) as back: assert (await back.next(BOUND)).event == 'b'
+
 async def test_until_outside_of_events_ends_without_showing_the_message():
     manager = SSEBroadcastManager()
     async with following(manager, events='a', until='secret') as client:
@@ -742,6 +757,26 @@ async def test_a_loop_that_was_blocked_for_a_while_evicts_nobody_who_reads():
         await manager.broadcast('end', None)
         got = await read_to(client, 'end')
     assert manager.stats()['evicted'] == 0 and not gaps(client) and len(got) == 300
+
+async def test_a_blocked_loop_uses_up_nobodys_patience():
+    "The reader was quick, but its send could not go on while somebody computed on the event loop for longer than a send may take"
+    manager = SSEBroadcastManager(10, default_timeout=.2)
+    def slow_end(app):
+        async def middleware(scope, receive, send):
+            async def slow_send(message):
+                await send(message)
+                await turns(40)
+            await app(scope, receive, slow_send)
+        return middleware
+    async with following(manager, wrap=slow_end) as client:
+        client.stall()
+        for i in range(30): await manager.broadcast('x', i)
+        await eventually(lambda: client.conn.overdue, 'it is about to be evicted')
+        client.resume()
+        time.sleep(.4)
+        await manager.broadcast('end', None)
+        assert len(await read_to(client, 'end')) == 30
+    assert manager.stats()['evicted'] == 0
 
 async def test_one_busy_writer_does_not_starve_another():
     manager, stop = SSEBroadcastManager(), False
