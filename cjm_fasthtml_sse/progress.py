@@ -35,7 +35,7 @@ from .dispatcher import segment
 from .helpers import _refused,oob_update,setup_sse
 from .htmx import ArgumentError
 from .render import to_html
-from .stream import _Final
+from .stream import _Final,_last_event_id,_page_cursors
 from .wire import CLOSE,FieldError,SSEError,encode
 
 # %% ../nbs/progress.ipynb #9ece0f17
@@ -443,21 +443,18 @@ class JobStream(Response):
         self.init_headers()
 
     async def __call__(self, scope, receive, send):
-        with suppress(BackendError): await self.manager.open()  # If it can't be reached, `stream` will say so
-        lost = self._without_last_id(scope := dict(scope))
+        seen,page = _last_event_id(scope),_page_cursors(scope)
+        with suppress(BackendError): await self.manager._ready(seen, page)  # If it can't be reached, `stream` will say so
+        log = self.manager._hub.log
+        lost = bool(id := seen or log.of_page(page)) and log.position(id) is None
+        # Whatever the browser has seen, it is sent how the job stands
+        scope = scope | dict(headers=[o for o in scope['headers'] if o[0]!=b'last-event-id'], query_string=b'')
         report = self.jobs.get(self.job_id)
         if report is not None and report['state'] in _ENDS: response = await self._ended(report)
         else:
             until = [f'job:{segment(self.job_id)}:{o}' for o in _ENDS]
             response = self.manager.stream(Request(scope), render=self.render, events=[*self.events, *until], snapshot=lambda: self._state(lost), until=until)
         await response(scope, receive, send)
-
-    def _without_last_id(self, scope):
-        "Take the last event id out of the request; did it name something that is not known any more?"
-        ids = [v.decode('latin-1') for k,v in scope['headers'] if k==b'last-event-id' and v]
-        scope['headers'] = [(k, v) for k,v in scope['headers'] if k!=b'last-event-id']
-        scope['query_string'] = b''
-        return bool(ids) and self.manager._hub.log.position(ids[0]) is None
 
     def _state(self, lost):
         "Elements for how the job stands; nothing for one that is yet to come"

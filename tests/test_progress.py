@@ -556,8 +556,11 @@ async def test_what_a_restart_has_lost_is_unknown():
     manager = SSEBroadcastManager()
     app,_ = site(manager)
     await manager.broadcast('other', 1)
-    for last,want in [(lambda: 'ffff-7', True), (lambda: manager.cursor, False), (lambda: None, False)]:
-        async with SSEClient(app, url('status'), last_event_id=last()) as page:
+    other = SSEBroadcastManager()
+    def after(id): return dict(headers={'SSE-After': id})  # A page that has not heard anything so far
+    for seen,want in [(lambda: dict(last_event_id='ffff-7'), True), (lambda: dict(last_event_id=manager.cursor), False), (lambda: {}, False),
+                      (lambda: after('ffff-7'), True), (lambda: after(manager.cursor), False), (lambda: after(other.cursor), False)]:
+        async with SSEClient(app, url('status'), **seen()) as page:
             if want: assert 'Unknown' in (await page.next(BOUND)).data
             async for _ in track(manager, 'ab', 'other'): pass
             async with track(manager, None, 'j'):

@@ -175,6 +175,23 @@ async def test_a_browser_that_comes_back_to_another_worker_gets_what_it_missed(s
             async with tab(m, last_event_id=last) as client:
                 assert [e.data for e in await read(client, 5)]==['1', '2', '3', '4', '5'] and not gaps(client)
 
+async def test_page_of_another_worker(server):
+    "Its stream goes on where it stands, at a worker that lags behind too, whichever message that is at; before Redis was reached a page stands nowhere"
+    other = SSEBroadcastManager()
+    async with managers(server.url) as (quick, slow):
+        assert (quick.cursor, slow.cursor)==('', '')
+        await slow.open()
+        await quick.broadcast('n', 0)
+        before = f'{other.cursor} {quick.cursor}'
+        await slow._hub.line.acquire()  # Nothing is delivered meanwhile
+        await quick.broadcast('n', 1)
+        await asyncio.sleep(.1)         # Read, but not delivered
+        asyncio.get_running_loop().call_later(.2, slow._hub.line.release)
+        async with tab(slow, headers={'SSE-After': f'{quick.cursor} {other.cursor}'}) as late, tab(slow, headers={'SSE-After': before}) as early:
+            await slow.broadcast('n', 2)
+            assert [[e.data for e in await read(client, n)] for client,n in ((late, 1), (early, 2))]==[['2'], ['1', '2']]
+            assert not gaps(late) and not gaps(early)
+
 async def test_a_browser_from_a_quicker_worker_gets_no_gap(server):
     async with managers(server.url) as (quick, slow):
         await slow.open()
