@@ -368,11 +368,10 @@ async def _take(self:RedisBackend, entries):
         fields,key,tag = _read_entry(id, pairs)
         own = self._own.get(tag)
         got: Any = 0
-        self._last = id
-        self._nth += 1
         if fields:
             try: got = await self._deliver(Record(f'{self._epoch}:{id}', fields, key, own.timeout if own else None))
             except Exception: _log.exception('Message %s could not be delivered', id)
+        self._last,self._nth = id,self._nth+1  # From here on `reach` waits for it no more
         if isawaitable(got): got = self._spawn(got)
         if own and not own.seen.done(): own.seen.set_result(got)
         self._wake()
