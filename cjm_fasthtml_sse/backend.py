@@ -17,8 +17,6 @@ from pathlib import PurePath
 from typing import Any,NamedTuple,Protocol
 from weakref import WeakSet
 
-from fastcore.basics import patch
-
 from .wire import SSEError
 
 # %% ../nbs/backend.ipynb #3ada6fbc
@@ -133,6 +131,14 @@ class Log:
         "Where a browser stands that saw `last_event_id`"
         return self._seqs.get(last_event_id)
 
+    def of_page(self,
+        ids    # As a page brought them: of several managers, and from a browser, so they may be anything
+    ) -> str:  # For `position`; '' where none of them is about this log
+        "The id that says where a page stands in this log"
+        if not ids: return ''
+        mine,known = _epoch(self.cursor),{_epoch(o.cursor) for o in [*_logs]}
+        return next((o for o in ids if _epoch(o)==mine), '') or next((o for o in ids if _epoch(o) not in known), '')
+
 # %% ../nbs/backend.ipynb #f5620c20
 NO_PAGE: list = []  # Nobody has noted where the page stands
 page_cursors: ContextVar[list] = ContextVar('page_cursors', default=NO_PAGE)  # Ids at which what is being written stands
@@ -144,16 +150,6 @@ def written_at(
     context = Context()
     context.run(page_cursors.set, [id] if id else [])
     return context
-
-# %% ../nbs/backend.ipynb #77549c74
-@patch
-def of_page(self:Log,
-    ids    # As a page brought them: of several managers, and from a browser, so they may be anything
-) -> str:  # For `position`; '' where none of them is about this log
-    "The id that says where a page stands in this log"
-    if not ids: return ''
-    mine,known = _epoch(self.cursor),{_epoch(o.cursor) for o in [*_logs]}
-    return next((o for o in ids if _epoch(o)==mine), '') or next((o for o in ids if _epoch(o) not in known), '')
 
 # %% ../nbs/backend.ipynb #758d696e
 class Record(NamedTuple):

@@ -14,7 +14,6 @@ from inspect import ismethod,unwrap
 from types import CodeType
 from typing import Any
 
-from fasthtml.common import FastHTML
 from starlette.applications import Starlette
 from starlette.middleware.authentication import AuthenticationMiddleware
 from starlette.middleware.cors import CORSMiddleware
@@ -39,7 +38,7 @@ def leaves_bodies_alone(
     return f
 
 for _f in (ServerErrorMiddleware.__call__, ExceptionMiddleware.__call__, wrap_app_handling_exceptions, SessionMiddleware.__call__, CORSMiddleware.__call__, CORSMiddleware.simple_response,
-    CORSMiddleware.send, TrustedHostMiddleware.__call__, HTTPSRedirectMiddleware.__call__, AuthenticationMiddleware.__call__, Starlette.__call__, FastHTML.__call__, Router.__call__, Router.app,
+    CORSMiddleware.send, TrustedHostMiddleware.__call__, HTTPSRedirectMiddleware.__call__, AuthenticationMiddleware.__call__, Starlette.__call__, Router.__call__, Router.app,
     Route.handle, Mount.handle, Host.handle, request_response): leaves_bodies_alone(_f)
 
 # %% ../nbs/layers.ipynb #e7f71a07

@@ -296,6 +296,7 @@ async def _load(self:RedisBackend):
     while not entries:
         # At one moment
         *_,(info,entries) = await line.ask(('MULTI',), ('XINFO', 'STREAM', self.name), ('XREVRANGE', self.name, '+', '-', 'COUNT', PAGE), ('EXEC',))
+        for o in (info, entries): line.good(o)
         if not entries: await line.ask(('XADD', self.name, '*', 'm', '{}'))  # Somebody has deleted all of them
     page = entries
     while len(page)==PAGE and len(entries)<=self._size:

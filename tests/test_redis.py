@@ -1049,7 +1049,7 @@ def starting(tmp_path):
 AWAY = 'could not be reached'
 
 def test_a_server_with_a_wrong_redis_does_not_start(starting):
-    server = starting('redis://127.0.0.1:1', patience=3)
+    server = starting('redis://127.0.0.1:1', patience=6)
     assert server.ends(20)[0] and server.output.count(AWAY)>1, server.output
 
 def test_a_server_that_redis_refuses_does_not_wait(redises, starting):
