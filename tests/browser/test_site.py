@@ -64,3 +64,14 @@ def test_the_search_finds_by_the_keyboard(page, site):
     page.goto((site/'index.html').as_uri())
     page.locator('#search').press_sequentially('zzqqxx')
     expect(page.locator('#found')).to_have_text('Nothing found')
+
+
+@pytest.mark.parametrize('words, where', {'offline': 'recipes.html#offline', 'self host': 'recipes.html#offline', 'notify one user': 'recipes.html#notify-one-user', 'who is online': 'recipes.html#who-is-online',
+                                         'multiple workers': 'recipes.html#multiple-workers', 'presence': 'recipes.html#who-is-online', 'celery': 'recipes.html#a-background-task-queue'}.items())
+def test_the_search_finds_recipes(page, site, words, where):
+    "By the words that people look for; among the first three"
+    page.goto((site/'index.html').as_uri())
+    page.locator('#search').fill(words)
+    expect(page.get_by_role('option').first).to_be_visible()
+    found = page.get_by_role('option').evaluate_all('all => all.slice(0, 3).map(o => o.dataset.url)')
+    assert any(where in o for o in found), found
