@@ -92,6 +92,7 @@ class Renderer:
     ):
         self.render,self.counts,self.number = render,counts,next(self._numbers)
         self.slow = False               # Has it ever returned an awaitable?
+        self.kept = False               # Does a message keep a frame of it?
         self.users,self._tasks = 0,set()  # Groups that share it; renderings under way
         self._latest = None,b''         # The message it was given last, and its frame: groups ask one after another
 
@@ -104,7 +105,9 @@ class Renderer:
         made = message.frames.get(self.number)
         if made is None:
             made = self._make(message, message.frames)
-            if len(message.frames)<FRAMES_KEPT: message.frames[self.number] = made
+            if len(message.frames)<FRAMES_KEPT:
+                message.frames[self.number] = made
+                self.kept = True
         self._latest = message,made
         return made
 
@@ -129,7 +132,7 @@ class Renderer:
     async def _later(self, message, frames, result):
         try: made = self._encode(message, await result)
         except (Exception, asyncio.CancelledError): made = self._failed(message) if self.users else b''
-        if self.number in frames: frames[self.number] = made
+        if self.number in frames: frames[self.number] = made  # Else it was dropped meanwhile
         return made
 
     def drop(self):
@@ -137,6 +140,12 @@ class Renderer:
         self.users -= 1
         if not self.users:
             for t in [*self._tasks]: t.cancel()
+
+    def forget(self,
+        log # Where it may have left frames, a `Log`
+    ):
+        "Drop the frames of a renderer without users: nobody will ask for them"
+        for m in log.after(0, log.size) if self.kept else (): m.frames.pop(self.number, None)
 
     def _encode(self, message, result):
         id = getattr(message, 'id', None)

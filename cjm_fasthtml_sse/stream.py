@@ -29,7 +29,7 @@ from .backend import BackendError,Log,Message,written_at
 from .dispatcher import Handlers,Private,check_pattern,covers
 from .hints import calling_line,hint,nearest
 from .layers import leaves_bodies_alone,unknown_layer
-from .render import Renderer,hint_if_slow,to_html,to_json
+from .render import Renderer,function_name,hint_if_slow,to_html,to_json
 from .wire import CLOSE,GAP,HEARTBEAT,SSEError,check_message_type,encode
 
 # %% ../nbs/stream.ipynb #4af7c86d
@@ -482,6 +482,7 @@ async def _send_chunk(self:Connection, chunk):
 
 # %% ../nbs/stream.ipynb #0dc4aa12
 _SLOW = 1.  # Seconds that a replay is rendered for before what there is of it is sent
+_PIECE = 65_536  # Bytes of a replay after which what there is of it is sent: as many as a server buffers by itself
 
 @patch
 async def _send_first(self:Connection):
@@ -502,6 +503,7 @@ async def _catch_up(self:Connection):
         if self.ended: return  # Its renderer may have been stopped meanwhile, so the chunk may have holes
         self.cursor = chunk.seq
         if chunk.body: await self._send_chunk(chunk)
+        await asyncio.sleep(0)  # Neither the renderer nor the send need have waited for anything
         if self.ended: return
     hub.joining.pop(self, None)
     if not self.ended: self.group.conns[self] = None
@@ -509,11 +511,11 @@ async def _catch_up(self:Connection):
 @patch
 async def _replay(self:Connection):
     "The next chunk out of the log"
-    hub,entries,begun = self.hub,[],self.hub.loop.time()
+    hub,entries,size,begun = self.hub,[],0,self.hub.loop.time()
     messages = hub.log.after(self.cursor, hub.replay_batch, self.group.ends if self.group.until else None)
     seq = messages[-1].seq if len(messages)==hub.replay_batch else hub.log.seq
     for m in messages:
-        if entries and hub.loop.time()-begun>_SLOW:
+        if entries and (size>=_PIECE or hub.loop.time()-begun>_SLOW):
             seq = m.seq-1
             break
         self.since = hub.turns
@@ -521,7 +523,9 @@ async def _replay(self:Connection):
         if isawaitable(frame):
             await self._meanwhile(frame)
             frame = frame.result()
-        if (entry := self.group._entry(m, frame)) is not None: entries.append(entry)
+        if (entry := self.group._entry(m, frame)) is not None:
+            entries.append(entry)
+            size += len(entry.body)
     hub.counts['replayed'] += len(entries)
     own,self._own = [e for e in self._own if e.seq<=seq],[e for e in self._own if e.seq>seq]
     return _join(sorted(entries+own, key=lambda e: e.seq), seq)
@@ -583,6 +587,8 @@ class Hub:
         self._idle: Any = None                 # Done when the last request is over, for who waits for that
         self.groups,self._routes,self._found = {},Handlers(),{}
         self._renderers,self.readings = {},{}
+        self.closures: dict = {}               # Code of a renderer -> renderers in use that it has made
+        self.quiet_until = 0.                  # Loop time before which no refusal is logged, in seconds
         self._pending,self._pump,self._timer,self._tasks = {},None,None,set()
         self.made = Entry(b'', 0)              # The latest entry
 
@@ -615,7 +621,9 @@ def join(self:Hub,
     group = self.groups.get(key)
     if group is None:
         renderer = self._renderers.get(label)
-        if renderer is None: renderer = self._renderers[label] = Renderer(render, self.counts)
+        if renderer is None:
+            renderer = self._renderers[label] = Renderer(render, self.counts)
+            self._note_closure(render)
         renderer.users += 1
         group = self.groups[key] = Group(self, events, renderer, until)
         group.key,group.label,group.beat = key,label,self.loop.time()
@@ -632,6 +640,16 @@ def join(self:Hub,
     if self._timer is None or self._timer.done(): self._timer = self.spawn(self._heartbeats(), Context())
     if began is not None and _was_disconnected(user, began): conn.end('closed')
     return conn
+
+@patch
+def _note_closure(self:Hub, render):
+    "Say it once where a route makes a renderer for each request"
+    if (code := getattr(render, '__code__', None)) is None: return
+    n = self.closures[code] = self.closures.get(code, 0)+1
+    if n==_MANY_CLOSURES: hint(('closures', name := function_name(render)),
+        '%d open streams each have a renderer of their own, made by %s, and each renders every message anew: define it once, outside of the route, and choose with `events=` what a stream gets', n, name, page='stream')
+
+_MANY_CLOSURES = 10  # Renderers made by one piece of code, as where each request makes its own
 
 def _hashable(x):
     try: hash(x)
@@ -654,7 +672,12 @@ def leave(self:Hub, conn):
         self._pending.pop(group, None)
         group.fresh = 0
         group.renderer.drop()
-        if not group.renderer.users: del self._renderers[group.label]
+        if not group.renderer.users:
+            del self._renderers[group.label]
+            group.renderer.forget(self.log)
+            if (code := getattr(group.renderer.render, '__code__', None)) is not None:
+                self.closures[code] -= 1
+                if not self.closures[code]: del self.closures[code]
         if group._worker is not None: group._worker.cancel()
     if not self.connections:
         for r in [*self.readings.values()]: r.forget()  # And with it what its function holds
@@ -695,7 +718,7 @@ def disown(self:Hub):
 @patch
 def _forget_all(self:Hub):
     for c in self.connections: c.ended = 'disconnected'
-    for o in (self.connections, self.users, self.places, self.joining, self.late, self.requests, self.groups, self._found, self._renderers, self.readings, self._pending, self._tasks,
+    for o in (self.connections, self.users, self.places, self.joining, self.late, self.requests, self.groups, self._found, self._renderers, self.readings, self.closures, self._pending, self._tasks,
         *self.guests): o.clear()
     self._routes.clear()
     self._pump = self._timer = self._idle = self._turning = None
@@ -1086,7 +1109,9 @@ class EventStreamResponse(Response):
         if (refusal := self.refusal()) is None:
             try: await self.ready(seen, page)
             except BackendError as e:
-                _log.error('A stream was refused: %s', e)
+                if (now := self.hub.loop.time())>=self.hub.quiet_until:  # An id that is not here yet may be made up
+                    self.hub.quiet_until = now+60
+                    _log.error('A stream was refused: %s', e)
                 refusal = PlainTextResponse('Not ready yet', 503, headers={'Retry-After': '3'})
             else: refusal = self.refusal()  # That may have taken a while, and others may have come, or the end
         if refusal is not None: return await refusal(scope, receive, send)
@@ -1130,7 +1155,6 @@ def _last_event_id(scope):
 def _page_cursors(scope):
     "Where the page stands that opens this stream, by manager; what a browser sends may be anything"
     return next((v[:4096].decode('latin-1').split(' ')[:100] for k,v in scope['headers'] if k==b'sse-after'), [])
-
 
 # %% ../nbs/stream.ipynb #89e32136
 LAST_WORDS = .5  # Seconds that a closed connection has for the chunk that it is being sent
