@@ -98,6 +98,7 @@ class SSEBroadcastManager:
         retry: int=3000,              # Milliseconds a browser waits before it comes back
         max_connections: int|None=None, # Connections at most; a stream beyond that is answered 503
         max_age: float|None=None,     # Seconds after which a stream ends and its browser comes back for what follows, up to a fifth earlier; below the limit at which a proxy or a platform cuts responses. `None`: never
+        hook_timeout: float=5.,       # Seconds that the `on_connect` hooks of one connection may take, and its `on_disconnect` hooks again; one that takes longer is cancelled
         overflow: str='evict',        # A stream that is blocked past `max_queue_size`: `evict` has it come back and replay, `drop_oldest` has it skip
         backend=None,                 # What carries broadcasts between processes: `redis://host:6379/0` or another address of a Redis or Valkey, or a `Backend`; `None`: this process only
         max_per_user: int|None=None,  # Browsers of one user at most, in this process, where `stream` gets a `user`: one more is answered 503. A browser with `multiplex` counts once, else each stream does
@@ -118,6 +119,10 @@ class SSEBroadcastManager:
         self.max_age = self._hub.max_age = max_age
         self._hub.guests = self._queues,self._late
         self._backend: Any = RedisBackend(backend) if isinstance(backend, str) else backend or MemoryBackend()
+        self.hook_timeout = _seconds('hook_timeout', hook_timeout)
+        self._opening,self._calls = {},{}  # Connection -> future, done when its `on_connect` hooks have ended; such futures -> the task of the hooks
+        self._hub.guests += self._opening,self._calls
+        self._known,self._looking,self._changed,self._own_changed = {},None,asyncio.Event(),False  # Who is here, as the presence hooks know it; what calls them
         self._started = None
         self._failed: tuple[float, type, str] = -9.,BackendError,''  # The last start that failed: loop time, error
         if self._backend.origin: self._hub.log.renew(self._backend.origin)
@@ -171,14 +176,14 @@ class Connections(Set):
 def on_connect(self:SSEBroadcastManager,
     callback  # Called with the connection, a queue or the handle of a stream; sync or async
 ):               # `callback`, so this is a decorator too
-    "Call `callback(connection)` when one was opened"
+    "Call `callback(connection)` when one was opened. What a stream receives first waits for its hooks, `hook_timeout` seconds at most, and no broadcast does"
     return self._hooks.add('connect', callback)
 
 @patch
 def on_disconnect(self:SSEBroadcastManager,
     callback  # As for `on_connect`
 ):               # `callback`, so this is a decorator too
-    "Call `callback(connection)` when one has ended, whichever way, exactly once"
+    "Call `callback(connection)` when one has ended, whichever way, exactly once, and after its `on_connect` hooks have ended"
     return self._hooks.add('disconnect', callback)
 
 @patch
@@ -197,24 +202,41 @@ def on_delivery(self:SSEBroadcastManager,
     return self._hooks.add('delivery', callback)
 
 @patch
-async def _call_hooks(self:SSEBroadcastManager, name, x):
-    "Call the hooks one after another; one that returns a message replaces it for the next"
-    return await _through(self._hook_steps(name, x))
+def on_presence(self:SSEBroadcastManager,
+    callback  # Called with a dict, user -> connections in all processes; sync or async
+):            # `callback`, so this is a decorator too
+    "Call `callback(users)` in every process when the users of `stream(..., user=)` have changed in any of them: at most once in 0.25 seconds, however many come and go. A reload within that time is no change"
+    self._hub.noticed = self._notice
+    return self._hooks.add('presence', callback)
 
 @patch
-def _hook_steps(self:SSEBroadcastManager, name, x):
+async def _call_hooks(self:SSEBroadcastManager, name, x, timeout=None):
+    "Call the hooks one after another, `timeout` seconds at most; one that returns a message replaces it for the next"
+    return await _through(self._hook_steps(name, x, timeout))
+
+@patch
+def _hook_steps(self:SSEBroadcastManager, name, x, timeout=None):
     "Call the hooks, as a generator of what has to be awaited meanwhile; where none is async, that is nothing"
+    until = None if timeout is None else self._hub.loop.time()+timeout
     for f in self._hooks.matching(name):
         try:
             given = dict(x) if name=='broadcast' else x
             res = f(given)
-            if isawaitable(res): res = yield res
+            if isawaitable(res): res = yield res if until is None else _within(res, until, timeout)
             if name=='broadcast': x = x | _checked(given if res is None or isinstance(res, list) else res)
         except (Exception, asyncio.CancelledError) as e:
             if isinstance(e, asyncio.CancelledError) and being_cancelled(): raise
             self._hub.counts['errors'] += 1
             _log.exception('Hook %r failed', f)
     return x
+
+async def _within(awaitable, until, timeout):
+    limit = asyncio.timeout_at(until)
+    try:
+        async with limit: return await awaitable
+    except TimeoutError:
+        if not limit.expired(): raise
+        raise TimeoutError(f'It was cancelled when `hook_timeout`, {timeout:g} s, had passed') from None
 
 async def _through(steps, wanted=None):
     "Await what a generator asks for, such as `wanted`, and give what it returns"
@@ -231,14 +253,76 @@ def _checked(message):
     check_message_type(message['type'])
     return dict(message)
 
+# %% ../nbs/core.ipynb #7d2f4c11
 @patch
-async def _opened(self:SSEBroadcastManager, conn):
-    if self._hooks.keys(): await self._call_hooks('connect', conn)
+async def _opened(self:SSEBroadcastManager, queue):
+    "Call the hooks of a queue that was registered, within the task of whoever registers it"
+    if not self._hooks.matching('connect'): return
+    self._opening[queue] = over = self._hub.loop.create_future()
+    self._calls[over] = None
+    try: await self._call_hooks('connect', queue, self.hook_timeout)
+    finally:
+        self._opening.pop(queue, None)
+        self._end_calls(over)
+
+@patch
+def _stream_opened(self:SSEBroadcastManager, conn):
+    "Begin to call the hooks of a stream; a future that its first message waits for, or `None`"
+    if not self._hooks.matching('connect'): return None
+    self._opening[conn] = over = self._begin_calls(self._call_hooks('connect', conn, self.hook_timeout), self.hook_timeout)
+    over.add_done_callback(lambda _: self._opening.pop(conn, None))
+    return over
+
+@patch
+def _begin_closed(self:SSEBroadcastManager, conn):
+    "Begin to call the hooks of a connection that has ended; a future that is done with them, or `None`"
+    if not self._hooks.matching('disconnect'): return None
+    opening = self._opening.get(conn)
+    async def call():
+        if opening is not None: await asyncio.wait({opening})
+        await self._call_hooks('disconnect', conn, self.hook_timeout)
+    return self._begin_calls(call(), 2*self.hook_timeout)
 
 @patch
 async def _closed(self:SSEBroadcastManager, conn):
-    # A task of its own: who closes is often being cancelled, and the hooks must run to their end all the same
-    if self._hooks.keys(): await asyncio.shield(self._hub.spawn(self._call_hooks('disconnect', conn)))
+    opening = self._opening.get(conn)
+    over = self._begin_closed(conn)
+    # A queue may have been unregistered by one of its own hooks, which can't wait for what begins after them
+    if over is not None and (opening is None or isinstance(conn, Connection)): await asyncio.wait({over})
+
+@patch
+def _begin_calls(self:SSEBroadcastManager, coro, within):
+    "Call hooks in a task of their own, as whoever waits for them may be cancelled; a future, done when they have ended or nobody is to wait for them any longer"
+    loop = self._hub.loop
+    if self._stopping(): within = min(within, 1)
+    task,over = self._hub.spawn(coro),loop.create_future()
+    self._calls[over] = task
+    timer = loop.call_later(within+.1, self._end_calls, over)  # One that ignores that it was cancelled goes on alone
+    def end(_):
+        timer.cancel()
+        self._end_calls(over)
+    task.add_done_callback(end)
+    return over
+
+@patch
+def _end_calls(self:SSEBroadcastManager, over):
+    self._calls.pop(over, None)
+    if not over.done(): over.set_result(None)
+
+@patch
+async def _until_quiet(self:SSEBroadcastManager, timeout):
+    "Wait until no request is under way and no hook runs, at most `timeout` seconds"
+    until = self._hub.loop.time()+timeout
+    await self._hub.until_idle(timeout)
+    if self._calls: await asyncio.wait([*self._calls], timeout=max(0, until-self._hub.loop.time()))
+
+@patch
+async def _cut_calls(self:SSEBroadcastManager, overs):
+    "Cancel hooks, and have nobody wait for them any longer"
+    for _ in range(3): await asyncio.sleep(0)  # Those that have only just begun are called all the same
+    for over in overs:
+        if (task := self._calls.get(over)) is not None: task.cancel()
+        self._end_calls(over)
 
 # %% ../nbs/core.ipynb #62d00f9a
 @patch
@@ -834,7 +918,7 @@ def stream(self:SSEBroadcastManager,
     self._hint_at_setup(request.scope)
     def opened(conn):
         _lighten(request)
-        return self._opened(conn)
+        return self._stream_opened(conn)
     refusal = partial(self._refusal, user, getattr(request.scope.get('sse.channel'), 'carrier', None))
     return EventStreamResponse(self._hub, render, events, snapshot, until, user, refusal, self._stream_begins, opened, self._closed)
 
@@ -891,6 +975,7 @@ async def disconnect(self:SSEBroadcastManager,
 @patch
 def _heed(self:SSEBroadcastManager, word):
     "Do what another manager, or this one, asks of all"
+    if 'presence' in word and self._hooks.matching('presence'): self._notice(here=False)
     return 0 if (user := word.get('disconnect')) is None else self._hub.disconnect(user)
 
 # %% ../nbs/core.ipynb #2a816f36
@@ -914,6 +999,65 @@ def worker_name() -> str:
     return f'{socket.gethostname()}:{os.getpid()}'
 
 def _hashed(user): return tuple(map(_hashed, user)) if isinstance(user, list) else user
+
+# %% ../nbs/core.ipynb #7d2f4c13
+_PRESENCE = .25  # Seconds over which those who come and go are looked at together
+_RECHECK = 3.    # Seconds between two looks at whether other processes have died
+
+@patch
+def _notice(self:SSEBroadcastManager, here=True):
+    "Somebody came or went, `here` or in another process"
+    if self._hub.loop.is_closed(): return
+    if here: self._own_changed = True
+    if self._looking is None or self._looking.done():
+        self._changed = asyncio.Event()
+        self._looking = self._hub.spawn(self._look(), Context())  # Not in the context of the request that happens to be the first
+    self._changed.set()
+
+@patch
+async def _look(self:SSEBroadcastManager):
+    "Call the presence hooks with who is connected, until nothing changes any more"
+    while self._changed.is_set() or self._shares and self._hub.users:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_RECHECK): await self._changed.wait()
+        await asyncio.sleep(_PRESENCE)
+        self._changed.clear()
+        users = await self._everybody()
+        if users==self._known: continue
+        self._known = users
+        await self._call_hooks('presence', dict(users), self.hook_timeout)
+
+@patch(as_prop=True)
+def _shares(self:SSEBroadcastManager): return hasattr(self._backend, 'tell')
+
+@patch
+async def _everybody(self:SSEBroadcastManager):
+    "User -> connections of all processes; as they were known where the backend is away, as nothing that is broadcast would arrive either"
+    if not self._shares: return self.present(0)
+    try:
+        if self._own_changed: await self._tell_others()
+        return (await self.everywhere())['users']
+    except BackendError: return self._known
+
+@patch
+async def _tell_others(self:SSEBroadcastManager):
+    self._own_changed = False
+    try:
+        await self._ready()
+        await self._backend.tell()
+        await self._backend.publish(dict(presence=worker_name()))
+    except BackendError:
+        self._own_changed = True
+        raise
+
+@patch
+async def _farewell(self:SSEBroadcastManager):
+    "Nobody is connected any more: no hook hears of it here, but the other processes do"
+    if self._looking is not None: self._looking.cancel()
+    self._known,looking,self._looking = {},self._looking,None
+    if looking is None or not self._shares or self._started is not self._hub.loop: return
+    with suppress(BackendError, TimeoutError):  # Else they find out for themselves
+        async with asyncio.timeout(.3): await self._tell_others()
 
 # %% ../nbs/core.ipynb #3d146867
 @patch
@@ -960,7 +1104,7 @@ def _run(self:SSEBroadcastManager, coro):
 # %% ../nbs/core.ipynb #d461a745
 @patch
 async def close(self:SSEBroadcastManager,
-    timeout: float=1.  # Seconds to wait until the streams have ended
+    timeout: float=1.  # Seconds to wait until the streams have ended; hooks that take longer are cancelled
 ):
     "End every connection politely: browsers are told to come back"
     _seconds('timeout', timeout)
@@ -969,8 +1113,12 @@ async def close(self:SSEBroadcastManager,
     until = self._hub.loop.time()+timeout
     queues = [q for q in [*self._queues] if self._drop(q)]
     self._hub.end_all()
-    for q in queues: await self._closed(q)
-    await self._hub.until_idle(timeout)
+    for q in queues: self._begin_closed(q)
+    await self._until_quiet(timeout/2)
+    await self._cut_calls([*self._opening.values()])
+    await self._until_quiet(timeout/2)
+    await self._cut_calls([*self._calls])
+    await self._farewell()
     self._resting = True
     under_way = [Broadcast(self._hub, pending=p)._waiter() for p in [*self._under_way] if p.loop is self._hub.loop]
     if under_way: await asyncio.wait(under_way, timeout=max(0, until-self._hub.loop.time()))

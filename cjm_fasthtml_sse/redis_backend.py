@@ -400,11 +400,16 @@ async def _check(self:RedisBackend):
     return self._last
 
 @patch
+def _report(self:RedisBackend) -> list:
+    "The commands that write down what this process tells of itself"
+    told = json.dumps(self._tell(), default=str)
+    return [('SET', f'{self.name}:worker:{self._token}', told, 'EX', EXPIRY), ('SADD', f'{self.name}:workers', self._token)]
+
+@patch
 async def _pulse(self:RedisBackend):
     "What is due every few seconds; the loop time when it will be due again"
     newest,now = await self._check(),self._loop.time()
-    told = json.dumps(self._tell(), default=str)
-    commands: list = [('SET', f'{self.name}:worker:{self._token}', told, 'EX', EXPIRY), ('SADD', f'{self.name}:workers', self._token)]
+    commands = self._report()
     if now-self._trimmed>=60:
         oldest = f'{max(0, int(1000*(time.time()-self.max_age)))}-0'
         commands.append(('XTRIM', self.name, 'MINID', min(oldest, newest, key=_place)))
@@ -521,6 +526,11 @@ async def _second_line(self:RedisBackend):
             await line.ready(self._loop.time()+self.timeout)
             yield line
     except TimeoutError as e: raise BackendError(f'{line.where}: no answer') from e
+
+@patch
+async def tell(self:RedisBackend):
+    "Have `ask` give in other processes what this one tells now, and not only what it told some seconds ago; `BackendError` if Redis does not answer"
+    async with self._second_line() as line: await line.ask(*self._report())
 
 @patch
 async def ask(self:RedisBackend):

@@ -211,7 +211,7 @@ async def _bytes(frame):
 class Connection:
     "One open stream, with the face of a queue"
     __slots__ = 'hub','group','user','cursor','sending','behind','overdue','receding','since','busy','sends','due','ended','_own','_rest','_task','_todo','_parked','_send','_context',\
-        '_snapshot','_untold','_reading','_stop','_handed','__weakref__'
+        '_snapshot','_untold','_reading','_stop','_handed','_opening','__weakref__'
     def __init__(self, hub, group, snapshot=None, last_event_id='', user=None):
         self.hub,self.group,self._snapshot,self.user = hub,group,snapshot,user
         seen = hub.log.position(last_event_id) if last_event_id else None
@@ -236,6 +236,7 @@ class Connection:
         self._send: Any = None
         self._context: Any = None
         self._stop: Any = None
+        self._opening: Any = None      # A future that is done when its `on_connect` hooks have ended, or are not waited for any more
 
     def __repr__(self): return f"<Connection {'|'.join(self.group.events)} at {self.cursor}{f', {self.ended}' if self.ended else ''}>"
 
@@ -467,6 +468,7 @@ async def _write(self:Connection):
     "Send what a stream begins with, and what the log holds"
     try:
         if not self.sends: await self._send_first()
+        if self._opening is not None: await self._opened()
         if not self.ended: await self._catch_up()
     except (Exception, asyncio.CancelledError) as e:
         if being_cancelled(): raise
@@ -489,6 +491,12 @@ async def _send_first(self:Connection):
     # No id yet where something has to be told first: should the connection break before that, it must not be skipped
     id = None if self._untold else self.hub.log.id(self.cursor)
     await self._send_chunk(Chunk(encode(event=HEARTBEAT, id=id, retry=self.hub.retry_ms).encode(), self.cursor))
+
+@patch
+async def _opened(self:Connection):
+    "Wait for the connection's own hooks: what they do comes before what it receives"
+    opening,self._opening = self._opening,None
+    await self._meanwhile(opening)
 
 @patch
 async def _catch_up(self:Connection):
@@ -532,7 +540,7 @@ async def _replay(self:Connection):
 
 @patch
 async def _meanwhile(self:Connection, work):
-    "Wait for the task `work`. It may take its time, so the browser hears meanwhile that the connection is alive"
+    "Wait for the task or future `work`. It may take its time, so the browser hears meanwhile that the connection is alive"
     hub = self.hub
     while not (await asyncio.wait({work}, timeout=max(0, self.due-hub.loop.time()) if hub.heartbeat else None))[0]:
         await self._send_chunk(Chunk(encode(event=HEARTBEAT).encode(), self.cursor))
@@ -578,6 +586,7 @@ class Hub:
         self.moving = threading.RLock()  # to another one
         self.counts = dict.fromkeys('broadcasts deliveries coalesced replayed evicted gaps errors bytes detached attached'.split(), 0)
         self.connections,self.joining,self.late = {},{},{}  # Open ones; those of them that catch up; those that the pump passed over
+        self.noticed: Any = None               # Called when somebody came or went
         self.users,self.left = {},{}           # User -> open connections; user -> when the last of them was closed, in seconds of `monotonic`
         self.requests = {}                     # Connections, open or ended, whose request the server still has -> the place that each takes
         self.places = {}                       # User -> places -> requests: a place is a browser's carrier, or a connection of its own
@@ -636,7 +645,8 @@ def join(self:Hub,
     if user is not None:
         places = self.places.setdefault(user, {})
         places[place] = places.get(place, 0)+1
-    if user is not None: self.users[user] = self.users.get(user, 0)+1
+        self.users[user] = self.users.get(user, 0)+1
+        if self.noticed is not None: self.noticed()
     if self._timer is None or self._timer.done(): self._timer = self.spawn(self._heartbeats(), Context())
     if began is not None and _was_disconnected(user, began): conn.end('closed')
     return conn
@@ -689,6 +699,7 @@ _LEFT = 10_000       # People at most of whom that is known
 
 @patch
 def _count_out(self:Hub, user):
+    if self.noticed is not None: self.noticed()
     if n := self.users[user]-1:
         self.users[user] = n
         return
@@ -1085,12 +1096,13 @@ class EventStreamResponse(Response):
         user=None,           # Whose connection it is; hashable
         refusal=lambda: None,# Gives a `Response` when there is no room, else `None`
         ready=_nothing,      # Awaited with the last event id, and with the ids of the page, before the connection is made
-        opened=_nothing,     # Awaited with the connection once it is registered
-        closed=_nothing      # Awaited with the connection once it is unregistered
+        opened=lambda conn: None, # Called with the connection once the headers are sent; a future for which its first message waits, or `None`
+        closed=_nothing      # Awaited with the connection once it is unregistered, if it was opened
     ):
         for name,f in dict(render=render, snapshot=snapshot).items():
             if f is not None and not callable(f): raise TypeError(f'`{name}` must be callable, got {f!r}')
-        self.hub,self.refusal,self.ready,self.opened,self.closed = hub,refusal,ready,opened,closed
+        self.hub,self.refusal,self.ready,self.closed = hub,refusal,ready,closed
+        self.opened: Any = opened
         hash(user)
         self.began = hub.moment  # At the latest: `setup_sse` notes it as soon as the request comes in
         self._wants = dict(events=patterns(events), render=render, until=patterns(until or (), 'until'), snapshot=snapshot, user=user)
@@ -1119,9 +1131,11 @@ class EventStreamResponse(Response):
             carrier=getattr(scope.get('sse.channel'), 'carrier', None), **self._wants)
         self.began = None  # Held no longer, see `Moment`
         try:
-            opened,self.opened = self.opened,_nothing  # What it holds, such as the request, need not outlive it
-            await opened(conn)
             await send(self._beginning())
+            opened,self.opened = self.opened,None  # What it holds, such as the request, need not outlive it
+            if (opening := opened(conn)) is not None:
+                conn._opening = opening
+                self.hub.joining.pop(conn, None)  # No broadcast waits for it meanwhile
             if (channel := scope.get('sse.channel')) is not None and channel.open and not conn.ended:
                 channel.managed = True
                 if (layer := unknown_layer(receive, send, channel, channel.run)) is None: return conn.run_alone(channel, self._end)
@@ -1142,7 +1156,7 @@ class EventStreamResponse(Response):
         "What comes after the stream; without `send`, after an error"
         try:
             conn.end('disconnected')
-            await self.closed(conn)
+            if self.opened is None: await self.closed(conn)
             if send is not None: await conn.farewell(receive, send, abort)
         finally: self.hub.forget(conn)
         if send is not None and self.background is not None: await self.background()

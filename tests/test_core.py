@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Set
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
 from datetime import datetime
 from itertools import count
 
@@ -19,7 +19,7 @@ from fasthtml.common import FastHTML, Link
 from cjm_fasthtml_sse.backend import MemoryBackend, Message, Record
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.testing import SSEClient
-from cjm_fasthtml_sse.wire import GAP, FieldError, SSEError, StreamEnded
+from cjm_fasthtml_sse.wire import GAP, HEARTBEAT, FieldError, SSEError, StreamEnded
 from tests.support import BOUND, Hooks, eventually, following, no_task_left, read, request, tab, turns
 
 EMPTY = inspect.Parameter.empty
@@ -1091,3 +1091,113 @@ async def test_those_who_left_are_forgotten_unasked(monkeypatch):
     manager._hub.left = {'long ago': time.monotonic()-3601}
     manager._hub.join(user='last').end()
     assert [*manager._hub.left] == ['last']
+
+
+# Hooks that take their time
+
+async def test_no_broadcast_waits_for_hooks():
+    manager,go = SSEBroadcastManager(),asyncio.Event()
+    @manager.on_connect
+    async def slow(conn): await go.wait()
+    async with AsyncExitStack() as stack:
+        tabs = [await stack.enter_async_context(tab(manager)) for _ in range(20)]
+        turns = manager._hub.turns
+        assert await manager.broadcast('n', 1) == 20 and manager._hub.turns == turns
+        go.set()
+        assert [(await t.next(BOUND)).data for t in tabs] == ['1']*20
+
+
+async def test_first_messages_wait_for_the_connections_own_hooks():
+    "The headers are there meanwhile, and so is the first sign of life"
+    manager,go = SSEBroadcastManager(),asyncio.Event()
+    @manager.on_connect
+    async def slow(conn):
+        await go.wait()
+        conn.put_nowait(dict(type='n', data='from the hook'))
+    async with tab(manager) as client:
+        assert client.status == 200 and (await client.next(BOUND, heartbeats=True)).event == HEARTBEAT
+        await manager.broadcast('n', 'from outside')
+        await turns()
+        assert [e.event for e in client.events] == [HEARTBEAT]
+        go.set()
+        assert {e.data for e in await read(client, 2)} == {'"from the hook"', '"from outside"'}
+
+
+@pytest.mark.parametrize('kind', ['stream', 'queue'])
+async def test_hooks_that_hang_are_cancelled(kind, caplog):
+    manager,seen = SSEBroadcastManager(hook_timeout=.05),[]
+    @manager.on_connect
+    async def hangs(conn):
+        try: await asyncio.Event().wait()
+        finally: seen.append('cancelled')
+    manager.on_connect(lambda conn: seen.append('next'))
+    manager.on_disconnect(lambda conn: seen.append('disconnected'))
+    if kind == 'stream':
+        async with tab(manager) as client:
+            await manager.broadcast('n', 1)
+            assert (await client.next(BOUND)).data == '1' and seen == ['cancelled', 'next']
+    else: await manager.unregister_connection(await manager.register_connection())
+    await eventually(lambda: seen == ['cancelled', 'next', 'disconnected'], 'all are called')
+    assert 'hangs' in caplog.text and '`hook_timeout`, 0.05 s' in caplog.text and manager.stats()['errors'] == 1
+
+
+@pytest.mark.parametrize('kind', ['stream', 'queue'])
+async def test_disconnect_hooks_begin_after_connect_hooks(kind):
+    manager,go,seen = SSEBroadcastManager(),asyncio.Event(),[]
+    @manager.on_connect
+    async def slow(conn):
+        await go.wait()
+        seen.append('connected')
+    manager.on_disconnect(lambda conn: seen.append('disconnected'))
+    registering = asyncio.create_task(manager.register_connection()) if kind == 'queue' else None
+    async with tab(manager) if kind == 'stream' else nullcontext():
+        await eventually(lambda: manager.connection_count, 'it is open')
+        await turns()
+        for conn in manager.connections: await asyncio.create_task(manager.unregister_connection(conn))
+        await turns()
+        assert seen == [] and manager.connection_count == 0
+        go.set()
+        await eventually(lambda: seen == ['connected', 'disconnected'], 'both are called')
+    if registering: await registering
+
+
+@pytest.mark.parametrize('hook', ['connect', 'disconnect'])
+@pytest.mark.parametrize('stubborn', [False, True])
+async def test_close_keeps_its_word_with_hooks_that_hang(hook, stubborn, caplog):
+    manager,over,seen = SSEBroadcastManager(hook_timeout=BOUND),asyncio.Event(),[]
+    async def hangs(conn):
+        while not over.is_set():
+            try: await over.wait()
+            except asyncio.CancelledError:
+                if not stubborn: raise
+    getattr(manager, f'on_{hook}')(hangs)
+    manager.on_disconnect(seen.append)
+    client = await tab(manager).__aenter__()
+    start = time.monotonic()
+    await manager.close(.2)
+    assert time.monotonic()-start < BOUND/2
+    await eventually(lambda: not manager._hub.requests, 'the request is over, so the server can stop')
+    assert time.monotonic()-start < BOUND/2
+    over.set()
+    await client.__aexit__(None, None, None)
+
+
+async def test_presence_is_told_once_for_many():
+    manager,seen = SSEBroadcastManager(),[]
+    @manager.on_presence
+    async def note(users): seen.append(users)
+    conns = [manager._hub.join(user=n%10) for n in range(50)]
+    await eventually(lambda: seen, 'it is told')
+    assert seen == [dict.fromkeys(range(10), 5)] == [manager.present(0)]
+    conns.pop().end()
+    conns.append(manager._hub.join(user=9))  # A reload
+    await manager._looking
+    assert len(seen) == 1
+    for conn in conns: conn.end()
+    await eventually(lambda: len(seen) == 2, 'that they have gone')
+    assert seen[1] == {}
+    await manager._looking
+    async with no_task_left():
+        manager._hub.join(user='ann')
+        await manager.close(.1)
+    assert len(seen) == 2, 'nobody is left to see it'

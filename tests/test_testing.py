@@ -166,10 +166,11 @@ def test_an_attribute_without_a_value_is_one():
 
 async def test_a_client_that_is_cancelled_while_it_connects_leaves_no_request_behind():
     manager = SSEBroadcastManager()
-    @manager.on_connect
-    async def slow(conn): await asyncio.Event().wait()
+    def held(app):
+        async def slow(message): await asyncio.Event().wait()
+        return lambda scope, receive, send: app(scope, receive, slow)
     async with no_task_left():
-        connecting = asyncio.create_task(tab(manager).__aenter__())
+        connecting = asyncio.create_task(tab(manager, wrap=held).__aenter__())
         await eventually(lambda: manager.connection_count == 1)
         connecting.cancel()
         with pytest.raises(asyncio.CancelledError): await connecting
