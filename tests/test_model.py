@@ -128,6 +128,8 @@ class Tab:
                 self.cover(after)
                 return
             n = data['n']
+            # The end of the stream stays where it was, also where a newer message of its key has taken its place
+            if at and n>at and self.ends(at) and self.world.log[n-1]==self.world.log[at-1]: n = at
             assert at==n and new, f'{self}: {n} has the id of {at}'
             assert self.covered is not None and n>self.covered, f'{self}: {n} came twice or out of order'
             assert not self.untold or n<=self.renewed, f'{self}: {n} came before the {self.untold} was told'
@@ -387,6 +389,7 @@ class Delivery(RuleBasedStateMachine):
         else:
             kept = min(kept, n-self.begun)
             self.forgotten |= {id for id,m in self.positions.items() if m<n-kept}
+            self.forgotten -= {self.ids[m] for m in range(n-kept, n+1)}  # An earlier loss may have been smaller than it looked
         past = [Record(self.ids[m], dict(type=self.log[m-1][0], data=dict(n=m)), self.log[m-1][1]) for m in range(n-kept+1, n+1)]
         async def renew(): self.manager._renew(self.ids[n-kept], past)
         self.run(renew())
@@ -494,6 +497,10 @@ FOUND = {  # What the machine found, as short as it gets
     # Where these fail, the machine seldom finds it
     'the log begins anew while the state is read': ('evict', [
         ('connect', WIDE|dict(render='slow', snapshot=True, settle=False)), ('begin_anew', ANEW)]),
+    'ids that the log had forgotten are known again': ('evict', [
+        ('connect', WIDE|dict(render='json')), ('broadcast', dict(event_type='a', key=None, settle=True)), ('drop', dict(i=0)),
+        ('broadcast', dict(event_type='b', key=None, settle=True)), ('begin_anew', ANEW|dict(kept=0)), ('begin_anew', ANEW|dict(kept=REPLAY)),
+        ('come_back', dict(i=0, settle=True))]),
     'the log begins anew while one that had seen everything is away': ('evict', [
         ('connect', WIDE|dict(render='json')), ('broadcast', dict(event_type='a', key=None, settle=True)), ('drop', dict(i=0)), ('begin_anew', ANEW),
         ('come_back', dict(i=0, settle=True))]),
