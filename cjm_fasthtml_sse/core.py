@@ -23,7 +23,7 @@ from numbers import Real
 from time import monotonic
 from types import FunctionType,MethodType
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakSet,WeakValueDictionary
 
 from fastcore.basics import patch
 from starlette.responses import PlainTextResponse
@@ -143,6 +143,7 @@ _managers: WeakSet = WeakSet()
 
 def _forked():
     "This process was forked off. Connections are the parent's, and two processes that number alike would give one id to two messages"
+    _places.clear()
     for m in _managers:
         m._hub.disown()
         m._under_way,m._outbox,m._sender,m._started = set(),deque(),None,None
@@ -341,11 +342,29 @@ async def _start(self:SSEBroadcastManager):
         now = self._hub.loop.time()
         if 0<=now-self._failed[0]<1: raise self._failed[1](self._failed[2])  # Who waited in line need not find out anew
         if type(self._backend) is MemoryBackend: _warn_of_several()
+        self._take_place()
         try: await self._backend.start(self._hub.log.size, lambda record: self._deliver(record), self._renew, lambda: self._report())
         except BackendError as e:
+            self._leave_place()
             self._failed = self._hub.loop.time(),BackendAway if isinstance(e, BackendAway) else BackendError,str(e)
             raise
         self._started = self._hub.loop
+
+_places: WeakValueDictionary = WeakValueDictionary()  # What a backend has to itself -> the manager that is open there
+
+@patch
+def _take_place(self:SSEBroadcastManager):
+    "Have the backend's place alone in this process"
+    if (place := getattr(self._backend, 'place', None)) is None: return
+    other = _places.setdefault(place, self)
+    if other is not self and not other._hub.loop.is_closed(): raise BackendError(
+        f'Another manager of this process is open on {self._backend!r}, so each would hear what the other broadcasts. '
+        "Use that one, or give this one a name of its own: SSEBroadcastManager(backend=RedisBackend('redis://...', name='...'))")
+    _places[place] = self
+
+@patch
+def _leave_place(self:SSEBroadcastManager):
+    if _places.get(place := getattr(self._backend, 'place', None)) is self: del _places[place]
 
 @patch
 def _fail_orphans(self:SSEBroadcastManager):
@@ -1128,4 +1147,5 @@ async def close(self:SSEBroadcastManager,
 async def _stop_backend(self:SSEBroadcastManager):
     "Stop the backend. What is broadcast later starts it for as long as that takes, and who connects for longer"
     self._started = None
+    self._leave_place()
     async with self._hub.line: await self._backend.stop()

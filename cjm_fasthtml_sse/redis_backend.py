@@ -18,7 +18,7 @@ from itertools import count
 from math import inf,isfinite,nan
 from numbers import Real
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl,urlsplit
 from weakref import WeakSet
 
 from fastcore.basics import patch
@@ -32,10 +32,12 @@ _log = logging.getLogger(__name__)
 
 # %% ../nbs/redis_backend.ipynb #ae037029
 _SCHEMES = dict(redis='redis', rediss='rediss', unix='unix', valkey='redis', valkeys='rediss')
+_SENSELESS = 'The address of the Redis has a port or an option that makes no sense. A `/`, `#`, `?` or `@` in a password is written with `%`'
 
 def _checked_url(url):
     "The address as redis-py takes it; a password in it never gets into a message"
-    scheme = urlsplit(url).scheme if isinstance(url, str) else ''
+    try: scheme = urlsplit(url).scheme if isinstance(url, str) else ''
+    except ValueError: raise ValueError(_SENSELESS) from None  # It would quote the password
     if scheme not in _SCHEMES: raise ValueError(f"A Redis is addressed as {', '.join(f'{s}://' for s in _SCHEMES)}, got {f'{scheme}://' if scheme else type(url).__name__}")
     return _SCHEMES[scheme]+url[len(scheme):]
 
@@ -50,7 +52,9 @@ def _maker(url, timeout, blocking=False):
     module,retry = (direct, Retry) if blocking else (waiting, WaitingRetry)
     # The error would quote the address, and with it a password
     try: settings = dict(module.parse_url(url))
-    except ValueError: raise BackendError('The address of the Redis has a port or an option that makes no sense. A `/`, `#`, `?` or `@` in a password is written with `%`') from None
+    except ValueError: raise BackendError(_SENSELESS) from None
+    at = urlsplit(url)
+    if at.scheme!='unix' and '@' in at.path+at.fragment: raise BackendError(_SENSELESS)  # What is taken for the host was the user
     make: Any = settings.pop('connection_class', module.Connection)
     settings |= dict(protocol=2, decode_responses=False, health_check_interval=0, retry=retry(NoBackoff(), 0),
         socket_timeout=timeout if blocking else None, socket_connect_timeout=timeout)
@@ -169,7 +173,7 @@ class RedisBackend:
     "Broadcasts go through a stream of a Redis or Valkey to all processes"
     def __init__(self,
         url: str,                 # `redis://user:password@host:6379/0`, `rediss://` (TLS), `valkey://`, `valkeys://` (TLS), `unix:///path`
-        name: str='sse',          # Of the stream; apps that share a Redis have different ones
+        name: str='sse',          # Of the stream; apps that share a Redis have different ones, and so do the managers of one app
         *,
         max_length: int=10_000,   # Entries kept, and a few more; what is older can't be replayed to anybody
         max_age: float=86_400.,   # Seconds that entries are kept; trimmed once a minute, the newest one stays
@@ -200,7 +204,18 @@ class RedisBackend:
         self._renew: Any = None
         self._tell: Any = None
 
-    def __repr__(self): return f'<RedisBackend {self.name!r} at {urlsplit(self._url).hostname or urlsplit(self._url).path}>'  # Without a password
+    @property
+    def place(self):
+        "What two managers of one process may not share: they would hear each other"
+        at = urlsplit(self._url)
+        options = dict(parse_qsl(at.query))
+        if at.scheme=='unix': return at.path,options.get('db', '0'),self.name
+        try: return (at.hostname or 'localhost', at.port or 6379),options.get('db') or at.path.strip('/') or '0',self.name
+        except ValueError: return None  # The start says what is wrong with the address
+
+    def __repr__(self):
+        at = urlsplit(self._url)
+        return f"<RedisBackend {self.name!r} at {at.path if at.scheme=='unix' else at.hostname or 'localhost'}>"  # Without a password
 
 # %% ../nbs/redis_backend.ipynb #86ba924e
 def _entry(name, max_length, fields, key=None, tag=''):
@@ -295,8 +310,8 @@ async def _load(self:RedisBackend):
     epoch = line.good(epoch).decode()
     while not entries:
         # At one moment
-        *_,(info,entries) = await line.ask(('MULTI',), ('XINFO', 'STREAM', self.name), ('XREVRANGE', self.name, '+', '-', 'COUNT', PAGE), ('EXEC',))
-        for o in (info, entries): line.good(o)
+        *_,both = await line.ask(('MULTI',), ('XINFO', 'STREAM', self.name), ('XREVRANGE', self.name, '+', '-', 'COUNT', PAGE), ('EXEC',))
+        info,entries = map(line.good, both)
         if not entries: await line.ask(('XADD', self.name, '*', 'm', '{}'))  # Somebody has deleted all of them
     page = entries
     while len(page)==PAGE and len(entries)<=self._size:
@@ -369,10 +384,11 @@ async def _take(self:RedisBackend, entries):
         fields,key,tag = _read_entry(id, pairs)
         own = self._own.get(tag)
         got: Any = 0
+        self._last = id
+        self._nth += 1
         if fields:
             try: got = await self._deliver(Record(f'{self._epoch}:{id}', fields, key, own.timeout if own else None))
             except Exception: _log.exception('Message %s could not be delivered', id)
-        self._last,self._nth = id,self._nth+1  # From here on `reach` waits for it no more
         if isawaitable(got): got = self._spawn(got)
         if own and not own.seen.done(): own.seen.set_result(got)
         self._wake()

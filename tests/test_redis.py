@@ -86,10 +86,14 @@ def redises(tmp_path):
 def server(redises): return redises()
 
 
+class OtherProcess(RedisBackend):
+    "Plays one of several processes: two managers of one may not share a name"
+    place = None
+
 @asynccontextmanager
 async def managers(url, n=2, **kw):
     "Managers that share a Redis; `kw` goes to their backends"
-    ms = [SSEBroadcastManager(backend=RedisBackend(url, **kw)) for _ in range(n)]
+    ms = [SSEBroadcastManager(backend=OtherProcess(url, **kw)) for _ in range(n)]
     try: yield ms
     finally:
         for m in ms: await m.close()
@@ -333,6 +337,35 @@ async def test_apps_share_a_redis_by_their_names(server):
         Publisher(server.url, name='blog').broadcast('n', 'script')
         assert await of(p, 2)==['blog', 'script'] and await of(q, 1)==['shop'] and q.empty()
         assert (await shop.everywhere())['workers']==1
+
+async def test_managers_of_one_process_need_different_names(server):
+    "They would hear each other. The error says what to write; one that was closed, or left behind by its event loop, is in nobody's way"
+    one,two,same,other = [SSEBroadcastManager(backend=b) for b in (server.url, server.url, f'{server.url}/0', RedisBackend(server.url, name='other'))]
+    with pytest.raises(BackendError) as e: await asyncio.gather(one.open(), two.open())
+    assert "RedisBackend('redis://...', name='...')" in str(e.value) and "'sse'" in str(e.value)
+    for m in (two, same):
+        with pytest.raises(BackendError, match='name='): await m.broadcast('n', 1)
+    await other.broadcast('n', 1)
+    for m in (one, other): assert len(m.get_history())==(m is other)
+    for before,m in ((one, two), (two, same), (same, one)):
+        await before.close()
+        await m.open()
+    await one.close()
+    await other.close()
+
+def test_a_manager_of_a_loop_that_ended_is_in_nobodys_way(server):
+    for _ in range(2): asyncio.run(SSEBroadcastManager(backend=server.url).open())
+
+def test_a_start_that_failed_is_in_nobodys_way(redises):
+    r = redises()
+    r.kill()
+    async def fail_and_start():
+        failed,well = (SSEBroadcastManager(backend=RedisBackend(r.url, timeout=secs)) for secs in (.1, BOUND))
+        with pytest.raises(BackendError): await failed.open()
+        r.start()
+        await well.open()
+        await well.close()
+    asyncio.run(fail_and_start())
 
 async def test_a_slow_queue_in_one_worker_delays_nobody(server):
     async with managers(server.url) as (one, two), one.subscribe() as quick:
