@@ -11,6 +11,7 @@ __all__ = ['NO_PAGE', 'page_cursors', 'Message', 'Log', 'written_at', 'Record', 
 # %% ../nbs/backend.ipynb #06ce2080
 import asyncio,multiprocessing,re,secrets,signal,sys
 from collections.abc import Awaitable,Callable
+from contextlib import asynccontextmanager
 from contextvars import Context,ContextVar
 from inspect import isawaitable
 from pathlib import PurePath
@@ -246,18 +247,25 @@ class _Process:
     async def start(self, backend, size=10):
         await backend.start(size, self.deliver, self.renew, self.tell)
         self.origin = self.origin or backend.origin
-    async def until(self, n):
+    async def until(self, n, patience):
         "Wait until `n` records were delivered"
-        async with asyncio.timeout(5):
+        async with _within(patience, f'{n} records are delivered'):
             while len(self.got)<n: await asyncio.sleep(.005)
         return self.got
+
+@asynccontextmanager
+async def _within(secs, what):
+    try:
+        async with asyncio.timeout(secs): yield
+    except TimeoutError: raise AssertionError(f'{what}: not within {secs} s') from None
 
 def _same(what, got, wanted):
     if got!=wanted: raise AssertionError(f'{what}: got {got!r}, wanted {wanted!r}')
 
 async def check_backend(
     make,          # Called without arguments, gives a new `Backend`; all of them are connected, and nothing was published yet
-    several=True   # Does it carry between processes? `False`: what one publishes is its own affair
+    several=True,  # Does it carry between processes? `False`: what one publishes is its own affair
+    patience=10.   # Seconds that something may take, such as what one process publishes to reach another
 ):
     "Does a backend keep what `Backend` promises? An `AssertionError` says what it does not"
     here,there,backends = _Process('a'),_Process('bb'),[make(), make()]
@@ -280,7 +288,7 @@ async def check_backend(
         _same('ids are one epoch and a sequence', {re.fullmatch(r'.+-\d+', i) is not None for i in ids}, {True})
 
         # Whatever a browser claims to have seen must not hold up or raise
-        async with asyncio.timeout(5):
+        async with _within(patience, '`reach` comes back, whatever a browser claims'):
             for id in ('', 'nonsense', ids[0], a.origin, ids[-1].rpartition('-')[0]+'-99999999', 'ä-1', 'x'*5000): await a.reach(id)
         _same('each process is asked', await a.ask(), [dict(name='a')])
 
@@ -290,22 +298,23 @@ async def check_backend(
             _same('and what they hold', [r.fields for r in there.past], [r.fields for r in here.got[-5:]])
             _same('with the id of the one before as the origin', there.origin, ids[-6])
             await asyncio.gather(*[o.publish(dict(type=t, data=n)) for n in range(20) for o,t in ((a, 'from a'), (b, 'from b'))])
-            _same('both get the same, in one order, under one id', await there.until(40), (await here.until(len(ids)+40))[-40:])
+            _same('both get the same, in one order, under one id', await there.until(40, patience), (await here.until(len(ids)+40, patience))[-40:])
             for t in ('from a', 'from b'):
                 _same('each keeps its order', [r.fields['data'] for r in there.got if r.fields['type']==t], [*range(20)])
             _same('`publish` counts the connections here', await b.publish(dict(type='n', data=0)), 2)
-            await b.reach(here.got[-1].id)
+            await a.publish(dict(type='n', data=0))
+            await b.reach(here.got[-1].id)  # `here` may know nothing yet of what `b` has published last, or all of it
             _same('`reach` waits for what another process has delivered', there.got[-1].id, here.got[-1].id)
             _same('only the process that broadcast waits for full queues', (await a.publish(dict(type='n', data=0), None, 3.), here.got[-1].timeout), (1, 3.))
-            _same('and no other', ((await there.until(42))[-1].timeout, len(there.got)), (None, 42))
-            async with asyncio.timeout(10):
+            _same('and no other', ((await there.until(43, patience))[-1].timeout, len(there.got)), (None, 43))
+            async with _within(patience, '`ask` gives what each process tells'):
                 while sorted(o['name'] for o in await a.ask())!=['a', 'bb']: await asyncio.sleep(.05)
             await b.publish(dict(type='stuck', data=0))
             _same('an error in `deliver` does not end the deliveries', await b.publish(dict(type='n', data=1)), 2)
 
         # The end, and a new beginning
         if several:
-            async with asyncio.timeout(5):
+            async with _within(patience, 'all processes come to the newest record'):
                 while here.got[-1].id!=there.got[-1].id: await asyncio.sleep(.005)
         n = len(here.got)
         for o in (*backends, *backends): await o.stop()

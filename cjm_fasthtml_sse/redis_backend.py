@@ -310,8 +310,8 @@ async def _load(self:RedisBackend):
     epoch = line.good(epoch).decode()
     while not entries:
         # At one moment
-        *_,both = await line.ask(('MULTI',), ('XINFO', 'STREAM', self.name), ('XREVRANGE', self.name, '+', '-', 'COUNT', PAGE), ('EXEC',))
-        info,entries = map(line.good, both)
+        *_,(info,entries) = await line.ask(('MULTI',), ('XINFO', 'STREAM', self.name), ('XREVRANGE', self.name, '+', '-', 'COUNT', PAGE), ('EXEC',))
+        for o in (info, entries): line.good(o)
         if not entries: await line.ask(('XADD', self.name, '*', 'm', '{}'))  # Somebody has deleted all of them
     page = entries
     while len(page)==PAGE and len(entries)<=self._size:
@@ -384,11 +384,10 @@ async def _take(self:RedisBackend, entries):
         fields,key,tag = _read_entry(id, pairs)
         own = self._own.get(tag)
         got: Any = 0
-        self._last = id
-        self._nth += 1
         if fields:
             try: got = await self._deliver(Record(f'{self._epoch}:{id}', fields, key, own.timeout if own else None))
             except Exception: _log.exception('Message %s could not be delivered', id)
+        self._last,self._nth = id,self._nth+1  # From here on `reach` waits for it no more
         if isawaitable(got): got = self._spawn(got)
         if own and not own.seen.done(): own.seen.set_result(got)
         self._wake()
