@@ -184,7 +184,8 @@ class Backend(Protocol):
     ): "Wait, within a bound, until what another process has delivered up to `last_event_id` was delivered here"
     async def ask(self) -> list: "What each process tells of itself: this one now, the others within the last seconds"
     async def stop(self): "Deliver no more, and leave no task and no connection behind; `start` may be called again, on this event loop or another"
-    # Optional: `def send(self, fields: dict, key: Any=None)` carries a broadcast for threads without an event loop,
+    # Optional: `async def tell(self)`, where it carries between processes, has `ask` give in the others what this process tells now,
+    # `def send(self, fields: dict, key: Any=None)` carries a broadcast for threads without an event loop,
     # `def check(self, fields: dict, key: Any=None)` raises for what can't cross, so that `broadcast` does it at the call,
     # `place`, which is hashable: two open managers of one process may not have the same one, as they would hear each other
 

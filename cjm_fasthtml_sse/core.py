@@ -136,6 +136,7 @@ class SSEBroadcastManager:
         self._resting = False             # Was it closed, and has nobody connected since?
         self._temporary: dict = {}        # Event loops that only hooks run on, where there is no other -> their tasks
         self._slots = threading.Semaphore(_MAX_UNDER_WAY)
+        self._puzzled = False             # Was it said that a process tells nonsense?
         self.connections = Connections(self._queues, self._hub.connections)
         _managers.add(self)
 
@@ -1002,12 +1003,23 @@ def _heed(self:SSEBroadcastManager, word):
 async def everywhere(self:SSEBroadcastManager) -> dict: # `workers`, `connections`, `users` (user -> connections), `stats` as `stats` gives them; `each`: the `worker` and `stats` of every process, this one first
     "Counters of all processes, this one's as they are now, the others' a few seconds old"
     await self._ready()
-    told,users,stats = await self._backend.ask(),{},{}
+    told,users,stats,each = await self._backend.ask(),{},{},[]
     for o in told:
-        for u,n in o['users']: users[_hashed(u)] = users.get(_hashed(u), 0)+n
-        for k,n in o['stats'].items(): stats[k] = max(stats.get(k, 0), n) if k=='backlog' else stats.get(k, 0)+n
-    each = [dict(worker=o.get('worker', '?'), stats=o['stats']) for o in told]  # One of an older version does not say its name
-    return dict(workers=len(told), connections=stats.get('connections', 0), users=users, stats=stats, each=each)
+        try: worker,theirs,here = _read_report(o)
+        except (TypeError, ValueError, LookupError, AttributeError, RecursionError):
+            if not self._puzzled: _log.warning('What a process tells of itself is passed over, and so are others like it: %.200r', o)
+            self._puzzled = True
+            continue
+        for u,n in here.items(): users[u] = users.get(u, 0)+n
+        for k,n in theirs.items(): stats[k] = max(stats.get(k, 0), n) if k=='backlog' else stats.get(k, 0)+n
+        each.append(dict(worker=worker, stats=theirs))
+    return dict(workers=len(each), connections=stats.get('connections', 0), users=users, stats=stats, each=each)
+
+def _read_report(o):
+    "The worker, its counters, and its users with their connections; an error for what no manager has written"
+    users,stats = {_hashed(u): n for u,n in o['users']},{**o['stats']}
+    if not all(type(n) is int and n>=0 for n in (*users.values(), *stats.values())): raise ValueError('these are no counters')
+    return str(o.get('worker', '?')),stats,users  # One of an older version does not say its name
 
 @patch
 def _report(self:SSEBroadcastManager):

@@ -553,7 +553,12 @@ async def ask(self:RedisBackend):
     if self._reader is None: raise BackendError('The Redis backend has not been started')
     tell = self._tell
     told = await _outcome(self._spawn(self._ask_others()))
-    return [json.loads(o) for o in (json.dumps(tell(), default=str), *told)]
+    return [*map(_loaded, (json.dumps(tell(), default=str), *told))]
+
+def _loaded(report):
+    "What a process told; `None` for what is no JSON, as anybody may write into Redis"
+    try: return json.loads(report)
+    except (TypeError, ValueError, RecursionError): return None
 
 @patch
 async def _ask_others(self:RedisBackend):
@@ -561,8 +566,8 @@ async def _ask_others(self:RedisBackend):
     key = f'{self.name}:worker'
     async with self._second_line() as line:
         tokens, = await line.ask(('SMEMBERS', f'{key}s'))
-        tokens = sorted(t for t in tokens if t.decode()!=self._token)
-        told = await line.ask(*[('GET', f'{key}:{t.decode()}') for t in tokens]) if tokens else []
+        tokens = sorted(t for t in tokens if t!=self._token.encode())
+        told = await line.call(*[('GET', f'{key}:'.encode()+t) for t in tokens]) if tokens else []
         if dead := [t for t,o in zip(tokens, told) if o is None]: await line.ask(('SREM', f'{key}s', *dead))
     return [o for o in told if o is not None]
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
@@ -824,6 +825,26 @@ async def test_a_wrong_address_a_wrong_password_tls_and_a_server_that_is_no_redi
     for answer,why in [(b'HTTP/1.1 400 Bad Request\r\n\r\n', 'refused|broke'), (b'', 'no answer|Timeout'), (b'-ERR what?\r\n', r'refused.*what\?')]:
         async with answering(answer) as port: await fails_to_start(f'redis://127.0.0.1:{port}', why)
 
+SECRETS = ['redis://ann:HUSH/WORD@host', 'redis://:HUSH/WORD@host:1', 'redis://ann:77123/WORD@host', 'redis://:HUSH#WORD@host', 'redis://:HUSH?WORD@host', 'redis://:[HUSH@host',
+    'redis://host:HUSH', 'redis://127.0.0.1:1?password=HUSH', 'redis://127.0.0.1:1?username=ann&password=HUSH&nonsense=1', 'redis://127.0.0.1:1/0?password=HUSH&db=x',
+    'unix://ann:HUSH@/no/such/socket', 'unix:///no/such/socket?password=HUSH', 'unix:///no/such/socket?password=HUSH&db=x', 'redis://:HUSH@127.0.0.1:1',
+    'valkeys://ann:HUSH@127.0.0.1:1', 'redis://HU\u2100SH:WORD@host', 'HUSH@host', '//ann:HUSH@host', 'http://ann:HUSH@host']
+
+@pytest.mark.parametrize('url', SECRETS)
+async def test_a_password_is_in_no_error(url):
+    "Neither in the error nor in what it came from, nor in a traceback, nor in what a backend is called"
+    said = []
+    async def tell(f):
+        try: said.append(repr(await f()))
+        except (ValueError, BackendError) as e: said.extend(traceback.format_exception(e)+[repr(e)])
+    async def begin():
+        backend = RedisBackend(url, timeout=.2)
+        said.append(repr(backend))
+        return await SSEBroadcastManager(backend=backend).open()
+    async def publish(): return await asyncio.to_thread(Publisher(url, timeout=.2).broadcast, 'n', 1)
+    for f in (begin, publish): await tell(f)
+    assert said and not [x for x in said if any(word in x for word in ('HUSH', 'WORD', '77123', '\u2100'))]
+
 async def test_a_key_of_another_kind_and_a_user_without_rights_are_said_clearly(server):
     server.client.set('sse', 'taken')
     await fails_to_start_on(server.url, 'refused.*WRONGTYPE|refused.*wrong kind')
@@ -904,6 +925,38 @@ async def test_counters_of_all_workers_and_one_that_was_killed(server, monkeypat
         killed = two._backend
         for t in [*killed._tasks]: t.cancel()
         await all_say(dict(workers=1, connections=1, users={'ann': 1}))
+
+async def test_reports_that_no_worker_has_written_are_passed_over(server, caplog):
+    "Anybody may write into Redis. What makes no sense is said once, and nobody fails over it"
+    bad = ['', '{', 'null', '7', '[]', '{}', b'\xff\xfe', '['*100_000, '{"users": 7, "stats": {}}', '{"users": [], "stats": []}', '{"users": ["ann"], "stats": {}}',
+        '{"users": [[{"a": 1}, 1]], "stats": {}}', '{"users": [["ann", "x"]], "stats": {}}', '{"users": [], "stats": {"connections": "many"}}',
+        '{"users": [], "stats": {"backlog": NaN}}', '{"users": [], "stats": {"bytes": -1}}']
+    async with managers(server.url) as (one, two):
+        for m in (one, two): await m.open()
+        for i,text in enumerate(bad):
+            server.client.set(f'sse:worker:{i}', text)
+            server.client.sadd('sse:workers', str(i))
+        server.client.sadd('sse:worker:list', 'x')
+        server.client.sadd('sse:workers', 'list', b'\xff')
+        server.client.set('sse:worker:old', '{"users": [["ann", 2]], "stats": {"connections": 2}}')
+        server.client.sadd('sse:workers', 'old')
+        for _ in range(2):
+            told = await one.everywhere()
+            assert (told['workers'], told['connections'], told['users'])==(3, 2, dict(ann=2))
+    assert len([r for r in caplog.records if 'passed over' in r.message])==1
+
+async def test_a_count_during_the_end_is_an_error_of_the_backend(server):
+    "It was a TypeError, from what the backend had forgotten by then"
+    for turn in range(0, 40, 3):
+        async with managers(server.url, 1) as (m,):
+            await m.open()
+            counting = asyncio.create_task(m.everywhere())
+            await turns(turn)
+            await m.close()
+            try: assert (await counting)['workers']==1
+            except BackendError: pass
+    backend = RedisBackend(server.url)
+    with pytest.raises(BackendError, match='not been started'): await backend.ask()
 
 async def test_a_worker_that_stops_is_counted_no_more_at_once(server):
     async with managers(server.url) as (one, two):
