@@ -931,16 +931,22 @@ def stream(self:SSEBroadcastManager,
     events='**',     # Pattern or patterns: what this connection gets. Values from outside go through `segment` first
     snapshot=None,   # Callable without arguments, sync or async, that gives the state as out-of-band elements: for first visits, and for gaps that no replay can close. Defined once, not in the route, a crowd of tabs shares what it gives for 100 ms. A plain one runs on the event loop
     until=None,      # Pattern or patterns: after such a message the stream ends; elements with `auto_reconnect=False` stay closed then, the others come back
-    user=None        # Whose connection this is, for `present` and `disconnect`; a value that JSON can carry
+    user=None,       # Whose connection this is, for `present` and `disconnect`; a value that JSON can carry
+    *,
+    authorise=None,  # Callable of `request`, sync (in a thread) or async: may this one listen? It gives `True`, `False` or a response. Asked at the opening and again while the stream is open; `None` or `True`: not asked
+    recheck: float=30. # Seconds in which it is asked again, once for all streams of this `user`; the stream ends where it does not give `True`, fails, or takes longer than 10 seconds
 ) -> EventStreamResponse:
     "A response that carries what is broadcast; a bad argument is an error here, before anything is sent: `PatternError` for a bad pattern"
     if not hasattr(request, 'scope'): raise TypeError(f'`request` must be the request, got {request!r}; write `def events(req): return manager.stream(req)`')
+    if authorise not in (None, True) and not callable(authorise): raise TypeError(f'`authorise` must be a callable of the request, got {authorise!r}')
+    if not _seconds('recheck', recheck): raise ValueError('`recheck` must be more than 0 seconds')
     self._hint_at_setup(request.scope)
     def opened(conn):
         _lighten(request)
         return self._stream_opened(conn)
     refusal = partial(self._refusal, user, getattr(request.scope.get('sse.channel'), 'carrier', None))
-    return EventStreamResponse(self._hub, render, events, snapshot, until, user, refusal, self._stream_begins, opened, self._closed)
+    guard = None if authorise in (None, True) else (authorise, request, recheck)
+    return EventStreamResponse(self._hub, render, events, snapshot, until, user, refusal, self._stream_begins, opened, self._closed, guard)
 
 @patch
 def _hint_at_setup(self:SSEBroadcastManager, scope):

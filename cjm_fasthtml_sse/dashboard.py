@@ -30,7 +30,7 @@ from starlette.routing import Match,Route
 
 from .backend import BackendError,MemoryBackend
 from .core import SSEBroadcastManager,worker_name
-from .helpers import _refused,_scope,oob_update,setup_sse
+from .helpers import _refused,_scope,_user_of,oob_update,setup_sse
 from .htmx import ArgumentError,HTMXSSEConnector
 from .render import to_html
 
@@ -63,6 +63,7 @@ class Dashboard:
     "What the dashboards of one manager have in common"
     def __init__(self, manager, path, every=1., data=False, private=False):
         self.manager,self.path,self.every,self.data,self.private = manager,path,every,data,private
+        self.authorise,self.user,self.recheck = None,None,30.  # As `setup_dashboard` got them
         self.id = f'sse-dash-{sha256(path.encode()).hexdigest()[:6]}'  # The same in every process, for whichever answers
         self.own = SSEBroadcastManager(10, 0, replay_size=1, retry=1000, backend=_OwnBackend())
         self.several = not isinstance(manager._backend, MemoryBackend)
@@ -130,7 +131,10 @@ def stream(self:Dashboard,
     request
 ) -> Response:
     "What moves in a dashboard"
-    return self.own.stream(request, render=_drawn, events='looked', snapshot=lambda: self.html)
+    response = self.own.stream(request, render=_drawn, events='looked', snapshot=lambda: self.html, user=_user_of(self.user, request),
+        authorise=self.authorise, recheck=self.recheck)
+    response.asked = True  # By the route
+    return response
 
 # %% ../nbs/dashboard.ipynb #6b1f0a19
 _ASK_EVERY = 3.  # Seconds; they tell no more often
@@ -358,7 +362,9 @@ def setup_dashboard(
     *,
     every=1.,        # Seconds between two looks; the charts show 120 of them
     data=False,      # `True`: show the data of the last messages, shortened
-    private=False    # `True`: list private messages and their types too, which may hold names; the counters count them in any case
+    private=False,   # `True`: list private messages and their types too, which may hold names; the counters count them in any case
+    user=None,       # Callable of the request: whose stream it is, for `disconnect`; `None`: what `session['auth']` holds
+    recheck: float=30. # Seconds in which `authorise` is asked again while a dashboard is open
 ) -> Dashboard:
     "Add a page with the live dashboard of `manager`, and what `sse_dashboard` needs; `ArgumentError` without `authorise`, for a second one, or where the app has such a route"
     if authorise is not True and not callable(authorise): raise ArgumentError(
@@ -368,12 +374,16 @@ def setup_dashboard(
     if isinstance(every, bool) or not isinstance(every, Real) or not (isfinite(every) and every>=.05): raise ArgumentError(f'`every` must be .05 or more seconds, got {every!r}')
     for name,o in dict(data=data, private=private).items():
         if not isinstance(o, bool): raise ArgumentError(f'`{name}` must be True or False, got {o!r}')
+    if user is not None and not callable(user): raise ArgumentError(f'`user` must be a callable of the request, got {user!r}')
+    if isinstance(recheck, bool) or not isinstance(recheck, Real) or not (isfinite(recheck) and recheck>0): raise ArgumentError(f'`recheck` must be a number of seconds, got {recheck!r}')
     _check_path(path)
     setup_sse(app, manager)
     for name in ('', '/events', '/live'):  # The style sheet comes first of all: `fast_app` has a route for files that would take it
         scope = dict(type='http', method='GET', path=path+name, root_path='', headers=[])
         if any(r.matches(scope)[0]==Match.FULL for r in app.routes): raise ArgumentError(f'The app has a route for {path+name} already, which would answer instead')
     board = manager._dashboard = Dashboard(manager, path, every, data, private)
+    board.authorise,board.user,board.recheck = authorise,user,recheck
+    manager._hub.also.append(board.own._hub)
     setup_sse(app, board.own)
     _add_routes(app, board, authorise)
     return board

@@ -423,6 +423,12 @@ async def _refused(authorise, *args):
     if _is_answer(allowed) or hasattr(allowed, '__response__') or hasattr(allowed, '__ft__'): return allowed
     raise TypeError(f'`authorise` must give True, False or a response, got {allowed!r}')
 
+def _user_of(user, req):
+    "Whose stream it is: what the app says, else what FastHTML apps put into `session['auth']`"
+    if user is not None: return user(req)
+    auth = (req.scope.get('session') or {}).get('auth')
+    return auth if isinstance(auth, (str, int)) else None
+
 # %% ../nbs/helpers.ipynb #dab796b8
 def cleanup_sse_on_unload(
     *,

@@ -19,7 +19,7 @@ from math import exp,inf,isfinite
 from numbers import Integral,Real
 from operator import length_hint
 from time import monotonic
-from typing import Any
+from typing import Any,NamedTuple
 from urllib.parse import quote
 from weakref import WeakKeyDictionary
 
@@ -32,10 +32,10 @@ from starlette.routing import Match
 
 from .backend import BackendError
 from .dispatcher import segment
-from .helpers import _refused,oob_update,setup_sse
+from .helpers import _refused,_user_of,oob_update,setup_sse
 from .htmx import ArgumentError
 from .render import to_html
-from .stream import _Final,_last_event_id,_page_cursors
+from .stream import _Final,_asked,_last_event_id,_page_cursors
 from .wire import CLOSE,FieldError,SSEError,encode
 
 # %% ../nbs/progress.ipynb #9ece0f17
@@ -437,8 +437,9 @@ class Jobs(Mapping):
 # %% ../nbs/progress.ipynb #b194b6e9
 class JobStream(Response):
     "How a job stands, what comes, and the end of the stream with the end of the job"
-    def __init__(self, manager, jobs, job_id, draw, render, events):
+    def __init__(self, manager, jobs, job_id, draw, render, events, **guard):
         self.manager,self.jobs,self.job_id,self.draw,self.render,self.events = manager,jobs,job_id,draw,render,events
+        self.guard = guard  # `user`, `authorise` and `recheck`, as `stream` takes them
         self.status_code,self.background = 200,None
         self.init_headers()
 
@@ -453,7 +454,8 @@ class JobStream(Response):
         if report is not None and report['state'] in _ENDS: response = await self._ended(report)
         else:
             until = [f'job:{segment(self.job_id)}:{o}' for o in _ENDS]
-            response = self.manager.stream(Request(scope), render=self.render, events=[*self.events, *until], snapshot=lambda: self._state(lost), until=until)
+            response = self.manager.stream(Request(scope), render=self.render, events=[*self.events, *until], snapshot=lambda: self._state(lost), until=until, **self.guard)
+            response.asked = True  # By the route
         await response(scope, receive, send)
 
     def _state(self, lost):
@@ -473,6 +475,12 @@ class JobStream(Response):
         return Response(body, media_type='text/event-stream', headers={'Cache-Control': 'no-store, no-transform'})
 
 # %% ../nbs/progress.ipynb #33fbea25
+class _MayWatch(NamedTuple):
+    "The question whether a request may watch a job, equal for equal jobs"
+    authorise: Any
+    job_id: str
+    async def __call__(self, req): return await _asked(self.authorise, req, self.job_id)
+
 _ROUTES = dict(progress=('/stream_job_progress', ('started', 'progress')), status=('/stream_job_status', ('started',)))
 
 def setup_progress(
@@ -482,13 +490,17 @@ def setup_progress(
     *,
     bar=progress_bar,       # Callable of a report: what `sse_progress_element` shows
     status=progress_status, # Callable of a report: what `sse_status_element` shows
-    keep=1000        # Jobs whose newest report is kept for pages that come late
+    keep=1000,       # Jobs whose newest report is kept for pages that come late
+    user=None,       # Callable of the request: whose stream it is, for `present` and `disconnect`; `None`: what `session['auth']` holds
+    recheck: float=30. # Seconds in which `authorise` is asked again while a stream is open
 ) -> Jobs:           # The newest report of each job, by its id
     "Add the streams that `sse_progress_element` and `sse_status_element` ask for; `ArgumentError` without `authorise`, for a second manager, or where the app has such a route"
     if authorise is not True and not callable(authorise): raise ArgumentError(
         f'`authorise` must say who may watch a job, as a callable of the request and the job\'s id; `True`: everybody. Got {authorise!r}')
     for name,f in dict(bar=bar, status=status).items():
         if not callable(f): raise ArgumentError(f'`{name}` must be a callable of a report, got {f!r}')
+    if user is not None and not callable(user): raise ArgumentError(f'`user` must be a callable of the request, got {user!r}')
+    if isinstance(recheck, bool) or not isinstance(recheck, Real) or not 0<recheck<inf: raise ArgumentError(f'`recheck` must be a number of seconds, got {recheck!r}')
     jobs = Jobs(keep)
     if (old := getattr(app, '_sse_jobs', manager)) is not manager: raise ArgumentError(f'The app shows the jobs of another manager already, {old!r}: they would be seen no more')
     setup_sse(app, manager)
@@ -499,14 +511,15 @@ def setup_progress(
     app._sse_jobs = manager
     for m in manager.get_history(private=True): jobs.hear(m)
     manager.on_delivery(jobs.hear)
-    for kind,draw in dict(progress=bar, status=status).items(): _add_route(app, manager, jobs, kind, draw, authorise)
+    for kind,draw in dict(progress=bar, status=status).items(): _add_route(app, manager, jobs, kind, draw, authorise, user, recheck)
     return jobs
 
-def _add_route(app, manager, jobs, kind, draw, authorise):
+def _add_route(app, manager, jobs, kind, draw, authorise, user, recheck):
     path,events = _ROUTES[kind]
     def render(message): return None if (report := _report_in(message)) is None else draw(report)
     async def follow(req):
         if not (job_id := req.query_params.get('job_id')): return PlainTextResponse(f'`job_id` must name a job, got {job_id!r}', 400)
         if (refused := await _refused(authorise, req, job_id)) is not None: return refused
-        return JobStream(manager, jobs, job_id, draw, render, [f'job:{segment(job_id)}:{o}' for o in events])
+        return JobStream(manager, jobs, job_id, draw, render, [f'job:{segment(job_id)}:{o}' for o in events],
+            user=_user_of(user, req), authorise=authorise if authorise is True else _MayWatch(authorise, job_id), recheck=recheck)
     app.route(path, methods=['GET'], name=f'sse_job_{kind}')(follow)

@@ -578,6 +578,7 @@ class Hub:
         self.heartbeat,self.retry_ms,self.patience,self.overflow = heartbeat,retry_ms,patience,overflow
         self.private = Private(private)
         self.moment = Moment()
+        self.also: list = []  # Hubs whose streams end with `disconnect`, too
         self.max_age: Any = None  # Seconds after which a stream ends and its browser comes back
         self.guests: tuple = ()  # Dicts of what is no stream, but lives on the same event loop
         self.replay_batch = min(self.backlog, 100)  # Messages of a replay that are put into one chunk
@@ -589,6 +590,7 @@ class Hub:
         self.noticed: Any = None               # Called when somebody came or went
         self.users,self.left = {},{}           # User -> open connections; user -> when the last of them was closed, in seconds of `monotonic`
         self.requests = {}                     # Connections, open or ended, whose request the server still has -> the place that each takes
+        self.rechecks = {}                     # Of what must be allowed again and again, see `_Recheck`
         self.places = {}                       # User -> places -> requests: a place is a browser's carrier, or a connection of its own
         self.turns = 0                         # Turns of the event loop that `room` has given
         self._turning: Any = None              # Counts the present one
@@ -729,7 +731,8 @@ def disown(self:Hub):
 @patch
 def _forget_all(self:Hub):
     for c in self.connections: c.ended = 'disconnected'
-    for o in (self.connections, self.users, self.places, self.joining, self.late, self.requests, self.groups, self._found, self._renderers, self.readings, self.closures, self._pending, self._tasks,
+    for o in (self.connections, self.users, self.places, self.rechecks, self.joining, self.late, self.requests, self.groups, self._found,
+        self._renderers, self.readings, self.closures, self._pending, self._tasks,
         *self.guests): o.clear()
     self._routes.clear()
     self._pump = self._timer = self._idle = self._turning = None
@@ -756,7 +759,7 @@ def disconnect(self:Hub,
     self.moment = self.moment.next
     theirs = [c for c in [*self.connections] if _is_user(c.user, user)]
     for c in theirs: c.end('closed')
-    return len(theirs)
+    return len(theirs)+sum(o.disconnect(user) for o in self.also)
 
 def _was_disconnected(user, began):
     while began.next is not None:
@@ -1070,6 +1073,69 @@ async def until_idle(self:Hub, timeout):
     if self._idle is None or self._idle.done(): self._idle = self.loop.create_future()
     await asyncio.wait({self._idle}, timeout=timeout)
 
+# %% ../nbs/stream.ipynb #5f10a77b
+from inspect import iscoroutinefunction
+from starlette.concurrency import run_in_threadpool
+
+_ASK_TIMEOUT = 10.  # Seconds that `authorise` may take
+
+async def _asked(
+    authorise,  # Callable, sync or async
+    *args       # What it is called with
+):              # What it gives
+    "Call `authorise`, in a thread where it is a plain function; its errors are raised"
+    own = iscoroutinefunction(authorise) or iscoroutinefunction(getattr(authorise, '__call__', None))
+    answer = authorise(*args) if own else await run_in_threadpool(authorise, *args)
+    return await answer if isawaitable(answer) else answer
+
+async def _asked_in_time(hub, authorise, request):
+    task = hub.spawn(_asked(authorise, request), Context())
+    await asyncio.wait({task}, timeout=_ASK_TIMEOUT)
+    if task.done(): return task.result()
+    task.cancel()  # A thread can't be stopped, and is not waited for
+    raise TimeoutError(f'`authorise` took more than {_ASK_TIMEOUT:g} seconds: {authorise!r}')
+
+class _Recheck:
+    "Asks again and again whether the streams of one user may go on"
+    def __init__(self, hub, key, authorise, seconds):
+        self.hub,self.key,self.authorise,self.seconds = hub,key,authorise,seconds
+        self.streams: dict = {}  # Connections -> their requests, of which the newest is asked about
+        self.task = hub.spawn(self._run(), Context())
+
+    async def _run(self):
+        agrees = True
+        while agrees:
+            await asyncio.sleep(self.seconds*random.uniform(.5, 1))  # Those who came together are not asked about together
+            try: agrees = await _asked_in_time(self.hub, self.authorise, next(reversed(self.streams.values()))) is True
+            except (Exception, asyncio.CancelledError):
+                if being_cancelled(): raise
+                self.hub.counts['errors'] += 1
+                _log.exception('`authorise` %r failed, the streams that it guards end', self.authorise)
+                agrees = False
+        if self.hub.rechecks.get(self.key) is self: del self.hub.rechecks[self.key]  # Who comes now is asked about anew
+        for c in [*self.streams]: c.end('closed')
+
+    def leave(self, conn):
+        "Forget `conn` and its request"
+        self.streams.pop(conn, None)
+        if self.streams or self.task.done(): return
+        self.task.cancel()
+        if self.hub.rechecks.get(self.key) is self: del self.hub.rechecks[self.key]
+
+@patch
+def recheck(self:Hub,
+    conn,       # From `join`
+    authorise,  # Callable of a request, sync or async
+    request,    # Kept as long as the stream
+    seconds     # It is asked after half of them or more, and before they are over
+) -> _Recheck:   # Shared by the streams that one user has with this `authorise`
+    "Ask `authorise` while `conn` is open, and end it where it does not give `True`"
+    key = authorise if _hashable(authorise) else id(authorise),conn if conn.user is None else conn.user,seconds
+    check = self.rechecks.get(key)
+    if check is None: check = self.rechecks[key] = _Recheck(self, key, authorise, seconds)
+    check.streams[conn] = request
+    return check
+
 # %% ../nbs/stream.ipynb #5d9e34e2
 def patterns(
     events,          # One pattern or several
@@ -1097,13 +1163,17 @@ class EventStreamResponse(Response):
         refusal=lambda: None,# Gives a `Response` when there is no room, else `None`
         ready=_nothing,      # Awaited with the last event id, and with the ids of the page, before the connection is made
         opened=lambda conn: None, # Called with the connection once the headers are sent; a future for which its first message waits, or `None`
-        closed=_nothing      # Awaited with the connection once it is unregistered, if it was opened
+        closed=_nothing,     # Awaited with the connection once it is unregistered, if it was opened
+        guard=None           # `authorise`, what it is asked about, and the seconds in which it is asked again; `None`: it is not
     ):
         for name,f in dict(render=render, snapshot=snapshot).items():
             if f is not None and not callable(f): raise TypeError(f'`{name}` must be callable, got {f!r}')
         self.hub,self.refusal,self.ready,self.closed = hub,refusal,ready,closed
         self.opened: Any = opened
         hash(user)
+        self.guard: Any = guard
+        self.check: Any = None
+        self.asked = guard is None  # Has `authorise` been asked for the first time?
         self.began = hub.moment  # At the latest: `setup_sse` notes it as soon as the request comes in
         self._wants = dict(events=patterns(events), render=render, until=patterns(until or (), 'until'), snapshot=snapshot, user=user)
         self.status_code,self.background = 200,None
@@ -1115,6 +1185,7 @@ class EventStreamResponse(Response):
         if scope['method']=='HEAD':
             await send(self._beginning())
             return await send(dict(type='http.response.body', body=b''))
+        if not self.asked and (refused := await self._refused()) is not None: return await refused(scope, receive, send)
         seen,page = _last_event_id(scope),()
         # A snapshot shows more than the page does
         if not seen and not self._wants['snapshot']: page = _page_cursors(scope)
@@ -1130,12 +1201,15 @@ class EventStreamResponse(Response):
         conn = self.hub.join(last_event_id=seen or self.hub.log.of_page(page), began=scope.get('sse.began', {}).pop(self.hub, self.began),
             carrier=getattr(scope.get('sse.channel'), 'carrier', None), **self._wants)
         self.began = None  # Held no longer, see `Moment`
+        if self.guard is not None and not conn.ended: self.check = self.hub.recheck(conn, *self.guard)
+        self.guard = None
         try:
             await send(self._beginning())
             opened,self.opened = self.opened,None  # What it holds, such as the request, need not outlive it
             if (opening := opened(conn)) is not None:
                 conn._opening = opening
                 self.hub.joining.pop(conn, None)  # No broadcast waits for it meanwhile
+            del opened
             if (channel := scope.get('sse.channel')) is not None and channel.open and not conn.ended:
                 channel.managed = True
                 if (layer := unknown_layer(receive, send, channel, channel.run)) is None: return conn.run_alone(channel, self._end)
@@ -1148,6 +1222,21 @@ class EventStreamResponse(Response):
             raise
         await self._end(conn, receive, send, scope.get('sse.abort'))
 
+    async def _refused(self):
+        "A response for those whom `authorise` does not let in"
+        authorise,request,_ = self.guard
+        self.hub.enter_loop()
+        try: allowed = await _asked_in_time(self.hub, authorise, request)
+        except TimeoutError as e:
+            _log.error('A stream was refused: %s', e)
+            return PlainTextResponse('Not ready yet', 503, headers={'Retry-After': '3'})
+        if allowed is True: return None
+        if allowed is None or allowed is False: return PlainTextResponse('Not for you', 403)
+        if isinstance(allowed, Exception): raise allowed
+        if hasattr(allowed, '__response__'): allowed = allowed.__response__(request)
+        if isinstance(allowed, Response): return allowed
+        raise TypeError(f'`authorise` must give True, False or a response, got {allowed!r}')
+
     def _beginning(self):
         # The list must be a fresh one: middleware adds a session's cookie to it, in place. And nobody may hold it as long as the stream lasts
         return dict(type='http.response.start', status=self.status_code, headers=[*self.raw_headers])
@@ -1156,6 +1245,7 @@ class EventStreamResponse(Response):
         "What comes after the stream; without `send`, after an error"
         try:
             conn.end('disconnected')
+            if self.check is not None: self.check.leave(conn)
             if self.opened is None: await self.closed(conn)
             if send is not None: await conn.farewell(receive, send, abort)
         finally: self.hub.forget(conn)

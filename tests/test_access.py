@@ -2,13 +2,17 @@
 import asyncio
 import gc
 import re
+import threading
+import weakref
 
 import pytest
 from fastcore.xml import Li
 from fasthtml.common import FastHTML
 from hypothesis import given, settings, strategies as st
-from starlette.responses import StreamingResponse
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
 
+from cjm_fasthtml_sse import stream
 from cjm_fasthtml_sse.backend import MemoryBackend
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.dispatcher import Private, covers, matches
@@ -79,9 +83,9 @@ class TestDisconnect:
         app, manager = FastHTML(secret_key='x', before=lambda req: req.scope.update(auth='bob')), SSEBroadcastManager()
         setup_sse(app, manager)
         asked = asyncio.Event()
-        def stream(req, late: str): return manager.stream(req, user=req.scope['auth'])
+        def stream_now(req, late: str): return manager.stream(req, user=req.scope['auth'])
         async def stream_later(req, late: str): return manager.stream(req, user=req.scope['auth'])
-        app.get('/events')(stream if plain else stream_later)
+        app.get('/events')(stream_now if plain else stream_later)
         going = asyncio.Event()
         async def drawn_out(scope, receive, send):
             "The body of a `GET`, of which nothing comes for a while"
@@ -188,3 +192,67 @@ class TestMaxPerUser:
                 again = await three.open('/events')
                 await again.until(lambda o: o.events, 'it begins')
         await eventually(lambda: not manager._hub.places, 'no place is taken')
+
+
+class TestAuthorise:
+    @pytest.mark.parametrize('kind', ['refuses', 'fails', 'hangs', 'hangs in its thread', 'says something else'])
+    async def test_ends_when_it_no_longer_agrees(self, kind, monkeypatch, caplog):
+        manager, calls, free = SSEBroadcastManager(), [], threading.Event()
+        monkeypatch.setattr(stream, '_ASK_TIMEOUT', .2)
+        async def later(req):
+            calls.append(req)
+            if len(calls) < 3: return True
+            await asyncio.sleep(60)
+        def plain(req):
+            calls.append(req)
+            if len(calls) < 3: return True
+            if kind == 'hangs in its thread': free.wait(BOUND)
+            if kind == 'fails': raise ConnectionError('the database is away')
+            return 'yes' if kind == 'says something else' else False
+        try:
+            async with tab(manager, user='ann', authorise=later if kind == 'hangs' else plain, recheck=.05) as ann:
+                assert ann.status == 200
+                assert await read_all(ann) == [] and len(calls) == 3
+            await eventually(lambda: not manager._hub.rechecks and not manager._hub.connections, 'nothing is left')
+        finally: free.set()
+        assert ('failed' in caplog.text) is (kind in ('fails', 'hangs', 'hangs in its thread'))
+
+    async def test_asks_once_for_a_user(self):
+        "However many streams a user has, and not for all users at one moment"
+        manager, calls = SSEBroadcastManager(), []
+        loop = asyncio.get_running_loop()
+        async def agrees(req):
+            calls.append((req.scope['path'], loop.time()))
+            return True
+        tabs = [tab(manager, f'/{u}', user=u, authorise=agrees, recheck=1.) for u in range(20) for _ in range(3)]
+        for o in tabs: await o.__aenter__()
+        assert len(calls) == 60 and len(manager._hub.rechecks) == 20
+        calls.clear()
+        await eventually(lambda: len({p for p, _ in calls}) == 20, 'each is asked about')
+        first = {}
+        for p, t in calls: first.setdefault(p, t)
+        assert max(first.values())-min(first.values()) > .1, 'all at once'
+        assert len(calls) < 60
+        for o in tabs: await o.__aexit__(None, None, None)
+        assert not manager._hub.rechecks
+
+    @pytest.mark.parametrize('answer, status', [(True, 200), (False, 403), (None, 403), (Response('Log in', 401), 401)], ids=['yes', 'no', 'nothing', 'response'])
+    async def test_answers_at_the_opening(self, answer, status):
+        async with tab(SSEBroadcastManager(), authorise=lambda req: answer) as o: assert o.status == status
+
+    async def test_only_such_streams_keep_their_request(self):
+        manager, kept = SSEBroadcastManager(), []
+        def serving(**kw):
+            async def app(scope, receive, send):
+                req = Request(scope, receive)
+                kept.append(weakref.ref(req))
+                response = manager.stream(req, **kw)
+                del req
+                await response(scope, receive, send)
+            return app
+        async with SSEClient(serving()) as a, SSEClient(serving(authorise=lambda req: True)) as b:
+            for o in a, b: await o.next(BOUND, heartbeats=True)
+            gc.collect()
+            assert [o() is not None for o in kept] == [False, True]
+        gc.collect()
+        assert [o() for o in kept] == [None, None]
