@@ -146,8 +146,7 @@ async def test_what_cannot_cross_is_refused_at_the_call_and_nothing_is_sent(serv
         loop = {}
         loop['self'] = loop
         for data,key,place in [(dict(user=dict(avatar=object())), None, r"`data\['user'\]\['avatar'\]`"), ([1, float('inf')], None, r'`data\[1\]`'),
-                               (loop, None, 'nested too deeply'), (dict(a='\udfff'), None, r"`data\['a'\]`"), (1, (1, object()), r'`key\[1\]`'),
-                               (dict(at=Li('\ud800')), None, r"`data\['at'\]`")]:
+                               (loop, None, 'nested too deeply'), (dict(a='\udfff'), None, r"`data\['a'\]`"), (1, (1, object()), r'`key\[1\]`')]:
             with pytest.raises(DataError, match=place): await manager.broadcast('n', data, key=key)
             with pytest.raises(DataError, match=place): Publisher(server.url).broadcast('n', data, key)
         with pytest.raises(FieldError): Publisher(server.url).broadcast('a\nb', 1)
@@ -438,13 +437,13 @@ def test_a_hook_that_broadcasts_without_a_loop(server, asynchronous):
     assert sorted(types)==['awaited']*2*asynchronous+['called']*2+['n']*2 and manager._backend.origin is None
 
 async def test_a_hook_that_broadcasts_after_close(server):
-    "Its message arrives; afterwards no reader is left, and no worker is counted"
+    "`close` cancels what takes too long, but not a task that a hook has left to itself. Its message arrives; afterwards no reader is left, and no worker is counted"
     async with managers(server.url, 1) as (other,), no_task_left():
-        manager,go = SSEBroadcastManager(backend=server.url),asyncio.Event()
-        @manager.on_disconnect
-        async def slow(conn):
+        manager,go,later = SSEBroadcastManager(backend=server.url),asyncio.Event(),[]
+        async def slow():
             await go.wait()
             await manager.broadcast('left', 1)
+        manager.on_disconnect(lambda conn: later.append(asyncio.create_task(slow())))
         async with other.subscribe() as q, following(manager) as client:
             await manager.close(.05)
             assert (await other.everywhere())['workers']==1
