@@ -31,7 +31,9 @@ class Loop(asyncio.SelectorEventLoop):
     now = 0.
     def time(self): return self.now
     def _run_once(self):
-        if not self._ready and self._scheduled: self.now = max(self.now, self._scheduled[0]._when)
+        # The first of them may be cancelled: then asyncio would wait for the second one, in real time
+        due = [] if self._ready else [o.when() for o in self._scheduled if not o.cancelled()]
+        if due: self.now = max(self.now, min(due))
         super()._run_once()
 
 
