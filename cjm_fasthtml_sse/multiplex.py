@@ -86,14 +86,16 @@ class Channel:
         if not self.unanswered: return
         self.unanswered = False
         self.carrier.unanswered -= 1
-        asyncio.get_running_loop().call_soon(self.carrier.start_waiting)  # Not at once: others have their turn of the loop
+        for o in (self.carrier.start_waiting, self.carrier.end_unused): asyncio.get_running_loop().call_soon(o)  # Not at once: others have their turn of the loop
 
     def _begin(self, status, headers):
         self.begun = True
         kind = headers.get(b'content-type', '').split(';')[0].strip().lower()
         if b'set-cookie' in headers or 300<=status<400 or headers.get(b'content-encoding', 'identity')!='identity': self.end(direct=True)
         elif status!=200 or kind!='text/event-stream': self.end(status=status, type=kind, retry=headers.get(b'retry-after'))
-        else: self.tell(status=status, type=kind)
+        else:
+            self.carrier.let_in = True
+            self.tell(status=status, type=kind)
 
     async def deliver(self, message):
         "Take a part of the body"
@@ -192,6 +194,7 @@ class Carrier:
     ):
         self.identity,self.id = identity,secrets.token_urlsafe(18)
         self.open,self.channels = True,{}
+        self.let_in = False  # Was any channel ever answered with a stream?
         self._own,self._called = Channel(self, 0),{}
         self.unanswered,self._waiting = 0,{}  # Requests; channels whose requests have yet to begin, and what begins them
         self._news = asyncio.Event()
@@ -217,6 +220,11 @@ class Carrier:
         "`channel` is closed"
         self.channels.pop(channel.number, None)
         self._waiting.pop(channel, None)
+        if self.open and not self.channels: asyncio.get_running_loop().call_soon(self.end_unused)  # Its order may have more
+
+    def end_unused(self):
+        "It is for those who were let in: without a channel, a request, and a channel that ever was a stream, it ends"
+        if not (self.channels or self.unanswered or self.let_in): self.end()
 
     def beat(self):
         "Send a sign of life"
@@ -265,7 +273,7 @@ class Carrier:
         if self._patience is not None: self._patience.reschedule(0)
 
     def end(self):
-        "The server is about to go: what waits is still sent, to a browser that reads it"
+        "The server is about to go, or nobody was let in: what waits is still sent, to a browser that reads it"
         if not self.open: return
         self.open = False
         if self._patience is not None: self._patience.reschedule(asyncio.get_running_loop().time()+LAST_WORDS)

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from fasthtml.common import EventStream, FileResponse, Middleware, Response
+from fasthtml.common import Beforeware, EventStream, FileResponse, Middleware, RedirectResponse, Response
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
@@ -166,7 +166,7 @@ async def test_a_channel_cannot_open_a_multiplexer():
             channel = await browser.open(url)
             await channel.until(lambda o: o.words)
             assert channel.status==404 and channel.told('type')!='application/octet-stream'
-        assert len(site.mux.carriers)==1
+        await eventually(lambda: not site.mux.carriers, 'who opens nothing else keeps no carrier')
 
 
 async def test_what_is_no_stream_does_not_come_through():
@@ -452,6 +452,34 @@ async def test_a_middleware_that_refuses_is_heeded():
     async with site.up() as browser:
         channel = await browser.open('/events', Let_Me_In='1')
         await channel.until(lambda o: o.events)
+
+
+async def test_who_is_let_in_nowhere_keeps_no_carrier():
+    "It ends behind the last refusal; one that waits for an answer keeps it, and one stream that was let in does for good"
+    site = Guarded()
+    @site.app.get('/members')
+    def members(): return RedirectResponse('/login', 303)
+    @site.app.get('/slow')
+    async def slow(req):
+        await site.gate.wait()
+        return site.manager.stream(req)
+    async with site.up() as browser:
+        for paths in (['/admin/events'], ['/nowhere', '//nowhere', '/members', '/admin/events', '/page', '/post_only']):
+            refused = await browser.open(*paths)
+            for o in refused if len(paths)>1 else [refused]: await o.until(lambda o: o.words)
+            await eventually(lambda: not site.mux.carriers and not browser.carriers, 'the carrier ends')
+        assert [o.status for o in refused]==[404, None, None, 403, 200, 405] and refused[1].direct and refused[2].direct
+        no,slow = await browser.open('/nowhere', '/slow')
+        await no.until(lambda o: o.words)
+        later = await browser.open('/nowhere')
+        await later.until(lambda o: o.words)
+        site.gate.set()
+        await slow.until(lambda o: o.events)
+        await browser.close(slow)
+        for _ in range(2):
+            later = await browser.open('/nowhere')
+            await later.until(lambda o: o.words)
+        assert no.carrier==slow.carrier==later.carrier
 
 
 def test_each_line_of_the_page_has_its_tests():
