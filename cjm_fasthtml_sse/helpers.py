@@ -327,14 +327,11 @@ def _is_stream(message): return any(k.lower() == b'content-type' and v.startswit
 
 class _Inner:
     "Ends the body of a response whose stream was ended"
-    def __init__(self, app, tag, who): self.app,self.tag,self.who = app,tag,who
+    def __init__(self, app): self.app = app
 
     @leaves_bodies_alone
     async def __call__(self, scope, receive, send):
         if scope['type'] != 'http': return await self.app(scope, receive, send)
-        if tell := scope.get('sse.identify'):
-            tell(self.tag(scope), bool(self.who(scope)))
-            return await Response(status_code=204)(scope, receive, send)
         open_body,cursors = False,page_cursors.get()
         def _send(message):
             nonlocal open_body
@@ -369,6 +366,15 @@ def _tag(app, scope):
     text = json.dumps(_who(app, scope), sort_keys=True, default=str)
     return hmac.new(str(app.secret_key).encode(), text.encode(), sha256).hexdigest()[:16]
 
+def _identify_route(app, path):
+    "A route of FastHTML, with Beforeware and all, that tells the multiplexer whose request it is; for anybody else nothing is there"
+    async def identify(req):
+        if (tell := req.scope.get('sse.identify')) is None: return Response(status_code=404)
+        tell(_tag(app, req.scope), bool(_who(app, req.scope)))
+        return Response(status_code=204)
+    app.route(path, methods=['GET'], name='sse_mux', include_in_schema=False)(identify)
+    app.router.routes.insert(0, app.router.routes.pop())  # Before any that takes all paths
+
 def _sharing(app):
     "Attributes of the client's script: whether the tabs of a browser share, for whom this page is, and where the multiplexer is"
     scope,setup = _scope.get(),app._sse_setup
@@ -399,10 +405,11 @@ def setup_sse(
             inside = _noting(build(), setup.managers)
             return _Outer(setup.multiplexer.around(inside) if setup.multiplexer else inside, setup.managers)
         app.build_middleware_stack = layers
-        app.user_middleware.append(Middleware(_Inner, tag=partial(_tag, app), who=partial(_who, app)))
+        app.user_middleware.append(Middleware(_Inner))
         app.middleware_stack = None  # Built at the first request, or anew if there was one
     if multiplex and not setup.multiplexer:
         setup.multiplexer,app.middleware_stack = Multiplexer(multiplex),None
+        _identify_route(app, setup.multiplexer.path)
         setup.managers.append(setup.multiplexer)  # The last that is closed: it carries the farewells
         app.router.routes[:] = [o for o in app.routes if getattr(o, 'name', '') != 'sse_client']  # A client without it may be served already
     if share is not True: setup.share = share  # Said by any call, it holds: `setup_dashboard` and others call this as well

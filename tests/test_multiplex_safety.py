@@ -165,7 +165,7 @@ async def test_a_channel_cannot_open_a_multiplexer():
         for url in (PATH, PATH+'/', PATH+'?x=1', '/_sse%2Fmux', '/_SSE/mux'):
             channel = await browser.open(url)
             await channel.until(lambda o: o.words)
-            assert channel.status==404 and channel.told('type')!='application/octet-stream'
+            assert channel.direct if url==PATH+'/' else channel.status==404, 'a slash too many redirects, as on any route'
         await eventually(lambda: not site.mux.carriers, 'who opens nothing else keeps no carrier')
 
 
@@ -452,6 +452,24 @@ async def test_a_middleware_that_refuses_is_heeded():
     async with site.up() as browser:
         channel = await browser.open('/events', Let_Me_In='1')
         await channel.until(lambda o: o.events)
+
+
+@pytest.mark.parametrize('answer,status', [(Response('no', 401), 401), (RedirectResponse('/login', 303), 403)], ids=['401', 'redirect'])
+async def test_beforeware_covers_the_connection(answer, status):
+    "As it covers any route, with the session of the request; behind a `skip` each stream is still asked for"
+    def login(sess): return None if sess.get('auth') else answer
+    site = Guarded(before=Beforeware(login, skip=['/login']))
+    async with refuses(site) as browser: assert (await browser.post([[1, '/events', '']])).status_code==status
+    async with site.up() as browser:
+        await browser.client.get('/login?name=ann')
+        channel = await browser.open('/events')
+        await channel.until(lambda o: o.events)
+    site = Guarded(before=Beforeware(login, skip=['/login', PATH]))
+    async with refuses(site) as browser:
+        channel = await browser.open('/events')
+        await channel.until(lambda o: o.words)
+        assert channel.direct or channel.status==401
+        await eventually(lambda: not site.mux.carriers, 'the carrier ends')
 
 
 async def test_who_is_let_in_nowhere_keeps_no_carrier():
