@@ -27,6 +27,7 @@ class SharedLine extends SSESource {
     this.owner = owner;
     this.fresh = fresh;
     this.key = Math.random();
+    this.told = 0;           // messages that went to the others
     this.asked = Infinity;
     this.since = 0;          // open
     this.news = 0;           // a message with an id
@@ -77,7 +78,7 @@ class SharedLine extends SSESource {
     if (type !== HEARTBEAT || own && id !== recent.at(-1)?.id) recent.push(message);
     if (recent.length > REPLAY) this.before = recent.shift()?.id ?? '';
     if (type !== HEARTBEAT && message.own && brought.push(message) > REPLAY) brought.shift();
-    owner.post({ what: 'message', line: this.key, messages: [message] });
+    owner.post({ what: 'message', line: this.key, count: ++this.told, messages: [message] });
     owner.move(false);
   }
 
@@ -118,6 +119,7 @@ class SharedSource extends SSESource {
     this.tag = options.tag ?? '';
     this.fresh = options.fresh ?? 0;
     this.line = 0;           // that is followed
+    this.count = 0;          // of its messages
     /** @type {SharedLine | null} */
     this.own = null;         // where this source leads
     /** @type {SharedLine[]} */
@@ -219,6 +221,7 @@ class SharedSource extends SSESource {
     this.answered();
     const line = this.own = new SharedLine(this, this.lastEventId, 0, this.cursor);
     this.line = line.key;
+    this.count = 0;
     this.post({ what: 'lead', line: line.key, id: line.began, fresh: this.fresh });
     this.fresh = 0;
     line.connect();
@@ -266,22 +269,26 @@ class SharedSource extends SSESource {
   /** @param {Told} told */
   hear(told) {
     const { own } = this;
-    const { what, who, line = 0, id = '', messages = [], detail } = told;
+    const { what, who, line = 0, count = 0, id = '', messages = [], detail } = told;
     if (what === 'lead' && !own) {
       this.answered();
-      if (this.line && !this.fresh && id === this.lastEventId) this.line = line;
+      if (this.line && !this.fresh && id === this.lastEventId) [this.line, this.count] = [line, 0];
       else this.want();
     } else if (what === 'pong' && !own && this.line && !told.lines?.includes(this.line)) this.want();
     else if (what === 'here' && who === this.me && !this.line) {
-      this.line = line;
+      [this.line, this.count] = [line, count];
       messages.forEach(this.show, this);
       this.lastEventId ||= id;
-    } else if (what === 'message' && line === this.line) messages.forEach(this.show, this);
+    } else if (what === 'message' && line === this.line) {
+      // To a page that a debugger has stopped browsers pass nothing on, and keep nothing.
+      if (count !== ++this.count && this.lastEventId) this.want();
+      else messages.forEach(this.show, this);
+    }
     if (line && line === this.line) {
       this.answered();
       this.watchdog.heard(what === 'beat');
       if (told.to) {
-        this.line = told.to;
+        [this.line, this.count] = [told.to, count];
         // Up to what is known here, a replay is for others.
         const known = messages.map(({ own, id, type }) => own && this.seen.has(`${id}\n${type}`)).lastIndexOf(true);
         messages.slice(known + 1).forEach(this.show, this);
@@ -334,8 +341,8 @@ class SharedSource extends SSESource {
     const [own, ...seconds] = [/** @type {SharedLine} */ (this.own), ...this.seconds];
     let line = [own, ...seconds].find(line => line.after(id, fresh, cursor));
     if (!line && this.seconds.push(line = new SharedLine(this, id, fresh, cursor ?? '')) === 1) this.second();
-    const { key, lastEventId, state, reason } = line;
-    this.post({ what: 'here', who, line: key, id: lastEventId, messages: line.after(id, fresh, cursor) ?? [], detail: { state, reason } });
+    const { key, told, lastEventId, state, reason } = line;
+    this.post({ what: 'here', who, line: key, count: told, id: lastEventId, messages: line.after(id, fresh, cursor) ?? [], detail: { state, reason } });
   }
 
   /** Open the next second line, when it is its turn. */
@@ -449,7 +456,7 @@ class SharedSource extends SSESource {
       }
     }
     this.own = to;
-    this.post({ what: 'move', line: from.key, to: to.key, messages, detail: { state: to.state, reason: to.reason } });
+    this.post({ what: 'move', line: from.key, to: to.key, count: to.told, messages, detail: { state: to.state, reason: to.reason } });
     this.drop(second, from);
   }
 

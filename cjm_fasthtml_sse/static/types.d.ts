@@ -67,6 +67,8 @@ interface Told {
   to?: number;
   /** All lines that there are. */
   lines?: number[];
+  /** Messages that the line has told, this one too. */
+  count?: number;
   messages?: SharedMessage[];
   detail?: SSEStateDetail;
 }
