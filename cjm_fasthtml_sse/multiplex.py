@@ -10,7 +10,7 @@ __all__ = ['ABOUT', 'TURN', 'BUFFER', 'FLOOD', 'GRACE', 'BEAT', 'LAST_WORDS', 'W
            'stream_scope', 'Order', 'Multiplexer']
 
 # %% ../nbs/multiplex.ipynb #fcd7d481
-import asyncio,json,logging,re,secrets,socket,struct
+import asyncio,json,logging,random,re,secrets,socket,struct
 from collections import deque
 from contextlib import suppress
 from contextvars import Context
@@ -152,6 +152,11 @@ class Channel:
         self._leave()
         self._stop_later()
 
+    def move(self):
+        "The browser opens it anew, on another carrier, behind what waits"
+        self._leave()
+        self._stop_later()
+
     def _stop_later(self):
         if self.task is not None: asyncio.get_running_loop().call_later(GRACE, self._stop)
 
@@ -194,6 +199,7 @@ class Carrier:
     ):
         self.identity,self.id = identity,secrets.token_urlsafe(18)
         self.open,self.channels = True,{}
+        self.moves = False   # Is its browser to open its channels anew?
         self.let_in = False  # Was any channel ever answered with a stream?
         self._own,self._called = Channel(self, 0),{}
         self.unanswered,self._waiting = 0,{}  # Requests; channels whose requests have yet to begin, and what begins them
@@ -277,8 +283,17 @@ class Carrier:
         if not self.open: return
         self.open = False
         if self._patience is not None: self._patience.reschedule(asyncio.get_running_loop().time()+LAST_WORDS)
-        for o in [*self.channels.values()]: o.end(end=True)
+        for o in [*self.channels.values()]: o.move() if self.moves else o.end(end=True)
         self._news.set()
+
+    def retire(self):
+        "It is of age, and ends before a proxy cuts it: what waits is sent, and then a word that has the browser open its channels anew"
+        self.moves = self.open
+        self.end()
+
+    def last_word(self):
+        "What is sent behind all that waited"
+        return frame(ABOUT, json.dumps(dict(moved=True)).encode()) if self.moves else b''
 
     def close(self):
         "The browser has gone"
@@ -481,6 +496,9 @@ class Multiplexer:
         watch_signals(self)
         self.carriers[carrier.id] = carrier
         tasks = []
+        # As streams do: the first that is of age takes all along, and not all carriers end at the same time
+        ages = [o.max_age for o in scope.get('sse_managers', ()) if getattr(o, 'max_age', None)]
+        age = self.loop.call_later(min(ages)*random.uniform(.8, 1), carrier.retire) if ages else None
         try:
             _keep_short(receive)
             # Encoded: a middleware that compresses would hold frames back
@@ -491,13 +509,14 @@ class Multiplexer:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if not tasks[1].done():
                 await tasks[0]
-                await send({'type': 'http.response.body', 'body': b''})
+                await send({'type': 'http.response.body', 'body': carrier.last_word()})
         except TimeoutError:
             if abort := scope.get('sse.abort'):
                 abort()
                 await asyncio.wait({tasks[1]}, timeout=1)  # Until the server knows: one that does not would log an unfinished response
         except OSError: pass  # Gone
         finally:
+            if age is not None: age.cancel()
             carrier.close()
             del self.carriers[carrier.id]
             for o in tasks:

@@ -19,7 +19,7 @@ from starlette.responses import StreamingResponse
 from cjm_fasthtml_sse import multiplex
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.helpers import setup_sse
-from tests.mux import Browser
+from tests.mux import Browser, Channel
 from tests.support import Hooks, eventually, no_task_left, serve
 
 
@@ -576,6 +576,38 @@ async def test_a_carrier_whose_connection_broke_in_this_moment_keeps_no_other_fr
     with pytest.raises(OSError): await broken.write(breaks)
     await mux.close()
     assert not other.open
+
+
+async def test_a_carrier_of_age_ends_politely_and_loses_nothing(monkeypatch):
+    "At the smallest age of the app's managers: what waits arrives, a last word says to open the channels anew, and no stream is told to have ended"
+    drawn,order = [],[]
+    monkeypatch.setattr(multiplex.random, 'uniform', lambda *o: drawn.append(o) or .01)
+    site = Site(manager=SSEBroadcastManager(heartbeat=0, retry=200, max_age=1_000_000))
+    setup_sse(site.app, SSEBroadcastManager(max_age=200))
+    async def write():
+        for n in range(1_000_000):
+            await site.manager.broadcast('said', n)
+            await asyncio.sleep(.005)
+    async with site.up() as browser:
+        read = browser.frame
+        def frame(number, body):
+            order.append(number)
+            read(number, body)
+        browser.frame,own = frame,browser.channels.setdefault(0, Channel(0, 'the carrier'))
+        events,hand = await browser.open('/events', '/by_hand')
+        writer = asyncio.create_task(write())
+        await hand.says('hand 0')
+        await events.until(lambda o: o.data)
+        await eventually(lambda: not browser.carriers and not site.mux.carriers, 'the carrier ends')
+        assert own.words[-1]==dict(moved=True) and order[-1]==multiplex.ABOUT and drawn==[(.8, 1)]
+        assert not events.ended and not hand.ended
+        await eventually(lambda: site.notes==['hand 0 over'] and not site.manager.connections, 'the app is told')
+        again = await browser.open('/events', last=events.last_id)
+        await again.until(lambda o: len(o.data)>1)
+        writer.cancel()
+        got = [int(o) for o in events.data+again.data]
+        assert got==[*range(got[0], got[0]+len(got))] and again.carrier!=events.carrier
+
 
 async def test_no_task_is_left():
     site = Site([mw(slowly)])

@@ -213,7 +213,7 @@ class Carriers {
         if (done || this.carriers.get(carrier.id) !== carrier) break;
         carrier.watchdog.heard(false);
         this.works = true;
-        rest = this.frames(join(rest, value));
+        rest = this.frames(carrier, join(rest, value));
         this.flush();
       }
     } catch { /* as an end */ }
@@ -221,31 +221,35 @@ class Carriers {
   }
 
   /**
+   * @param {MuxCarrier} carrier
    * @param {Uint8Array} bytes
    * @returns {Uint8Array} what is no whole frame yet
    */
-  frames(bytes) {
+  frames(carrier, bytes) {
     const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
     let at = 0;
     while (bytes.length - at >= 8) {
       const [number, end] = [view.getUint32(at), at + 8 + view.getUint32(at + 4)];
       if (end > bytes.length) break;
-      this.frame(number, bytes.subarray(at + 8, end));
+      this.frame(carrier, number, bytes.subarray(at + 8, end));
       at = end;
     }
     return bytes.subarray(at);
   }
 
   /**
+   * @param {MuxCarrier} carrier
    * @param {number} number
    * @param {Uint8Array} body
    */
-  frame(number, body) {
-    if (number === ABOUT) this.owner.send({ what: 'lead' });   // the carrier's own sign of life
+  frame(carrier, number, body) {
     const channel = this.channels.get(number % ABOUT);
-    if (!channel) return;
-    if (number < ABOUT) this.say(channel, { bytes: body.slice() });
-    else this.say(channel, JSON.parse(new TextDecoder().decode(body)));
+    /** @type {MuxWord} */
+    const word = number < ABOUT ? { bytes: body.slice() } : JSON.parse(new TextDecoder().decode(body));
+    if (channel) this.say(channel, word);
+    if (number !== ABOUT) return;
+    this.owner.send({ what: 'lead' });   // the carrier's own sign of life
+    if (word.moved) this.drop(carrier, 'moved');   // it was of age
   }
 
   /**

@@ -1,6 +1,7 @@
 "Any number of streams in any number of tabs: one connection, and each stream what it would be on its own"
 import asyncio
 import itertools
+import json
 import os
 import signal
 import sys
@@ -233,6 +234,35 @@ def test_each_its_own_status(tabs, site, until):
     tabs.wait("got['/stream/fine']?.at(-1) === 'hello'")
     assert 'log in' not in tabs[0].inner_text('body')
     assert site.last_ids('no') == ['']
+    works(tabs, site, until)
+
+
+def test_who_is_let_in_nowhere(tabs, site, until):
+    "What was refused is asked for once, no connection stays, and a stream that is open to all comes through behind it"
+    site.answers = dict(no=lambda n: Response(status_code=403), none=lambda n: Response(status_code=401))
+    asked = []
+    tabs.context.on('request', lambda r: asked.extend(o[1] for o in json.loads(r.post_data)['open']) if r.url.endswith(PATH) else None)
+    site.pages['closed'] = lambda: Div(connect('/stream/no'), connect('/stream/none'))
+    site.pages['p'] = lambda: Div(connect('/stream/fine'))
+    tabs.open(site.url('closed'))
+    tabs.wait("cjmSSE.sources.every(s => s.state === 'error')")
+    until(lambda: not open_at(site), 'no connection stays')
+    tabs.open(site.url('p'))
+    tabs[1].wait_for_function("cjmSSE.sources[0]?.state === 'active'")
+    assert sorted(asked) == ['/stream/fine', '/stream/no', '/stream/none'] and tabs.all(BROKEN) == ['']*2
+
+
+def test_a_carrier_of_age(tabs, site, board, until):  # noqa: F811
+    "One makes way for the next, in the middle of a flow; to the streams that is no loss, of messages or of time"
+    board.manager.max_age = 2
+    tabs.open(site.url('p'), 3)
+    tabs.active(3)
+    tabs.all("() => { window.losses = []; for (const s of cjmSSE.sources) s.lost = reason => losses.push(reason); }")
+    seen = set()
+    with board.flow(): until(lambda: seen.update(site.app._sse_setup.multiplexer.carriers) or len(seen) > 3, 'one carrier after another')
+    tabs.active(3)
+    complete(tabs, board)
+    assert tabs.all('losses.length') == [0]*3
     works(tabs, site, until)
 
 
