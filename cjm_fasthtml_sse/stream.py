@@ -520,10 +520,11 @@ async def _catch_up(self:Connection):
 async def _replay(self:Connection):
     "The next chunk out of the log"
     hub,entries,size,begun = self.hub,[],0,self.hub.loop.time()
+    piece = min(_PIECE, getattr(hub.requests.get(self), 'share', _PIECE))  # One of many channels has less room
     messages = hub.log.after(self.cursor, hub.replay_batch, self.group.ends if self.group.until else None)
     seq = messages[-1].seq if len(messages)==hub.replay_batch else hub.log.seq
     for m in messages:
-        if entries and (size>=_PIECE or hub.loop.time()-begun>_SLOW):
+        if entries and (size>=piece or hub.loop.time()-begun>_SLOW):
             seq = m.seq-1
             break
         self.since = hub.turns

@@ -15,6 +15,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from cjm_fasthtml_sse import multiplex
+from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.multiplex import BODY, CHANNELS, PATH
 from tests.mux import Browser, Channel
 from tests.support import eventually, serve
@@ -312,6 +313,27 @@ async def test_a_closed_request_without_an_answer_counts():
         site.gate.set()
         await last.until(lambda o: o.status==200)
         assert begun[multiplex.UNANSWERED:]==[9]
+
+
+async def test_what_waits_for_a_browser_has_a_bound(monkeypatch):
+    "In bytes, for all channels of a carrier together, replays included; who reads on gets all of it"
+    monkeypatch.setattr(multiplex, 'BUDGET', 1<<20)
+    site,count = Guarded(manager=SSEBroadcastManager(heartbeat=0, retry=200)),60
+    async with site.up() as browser:
+        await site.manager.broadcast('said', 'first')
+        first = site.manager.cursor
+        for i in range(100): await site.manager.broadcast('said', f'{i} {"x"*2000}')
+        async with Browser(str(browser.client.base_url), rcvbuf=65536) as slow:
+            slow.reads.clear()
+            channels = await slow.open(*['/events']*count, last=first)
+            carrier, = site.mux.carriers.values()
+            def waiting(): return sum(o._size for o in {*carrier.channels.values(), *carrier._called})
+            def blocked(): return sum(o.connection is not None and o.connection.busy for o in carrier.channels.values())
+            await eventually(lambda: blocked()==count, 'all of them wait for room')
+            assert .5*multiplex.BUDGET<waiting()<multiplex.BUDGET+count*2200, 'one message more each, at most'
+            slow.reads.set()
+            for o in channels: await o.until(lambda o: len(o.data)==100)
+            assert all([d.split()[0] for d in o.data]==[str(i) for i in range(100)] for o in channels)
 
 
 async def test_an_address_cannot_write_lines_into_the_log(caplog):
