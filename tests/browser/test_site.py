@@ -67,7 +67,7 @@ def test_the_search_finds_by_the_keyboard(page, site):
 
 
 @pytest.mark.parametrize('words, where', {'offline': 'recipes.html#offline', 'self host': 'recipes.html#offline', 'notify one user': 'recipes.html#notify-one-user', 'who is online': 'recipes.html#who-is-online',
-                                         'multiple workers': 'recipes.html#multiple-workers', 'presence': 'recipes.html#who-is-online', 'celery': 'recipes.html#a-background-task-queue'}.items())
+                                         'multiple workers': 'recipes.html#multiple-workers', 'presence': 'index.html#what-a-real-page-adds', 'celery': 'recipes.html#a-background-task-queue'}.items())
 def test_the_search_finds_recipes(page, site, words, where):
     "By the words that people look for; among the first three"
     page.goto((site/'index.html').as_uri())
