@@ -196,13 +196,18 @@ def morph_script(
     return _pinned(_MORPH, nonce)
 
 # %% ../nbs/htmx.ipynb #c8d2dad6
-_COMMENT = re.compile(r'^[ \t]*(?://[^\n]*|/\*\*(?:(?!\*/).)*\*/)\n', re.DOTALL|re.MULTILINE)
+_COMMENT = re.compile(r'^[ \t]*//[^\n]*$|^[ \t]*/\*\*(?:(?!\*/).)*\*/$|/\*\* @type [^\n]*?\*/ ?|[ \t]{2,}// [^\n]*$', re.DOTALL|re.MULTILINE)
+_INDENT = re.compile(r'^\s+', re.MULTILINE)
+
+def _bare(code):
+    "A script without comments, indentation and empty lines"
+    return _INDENT.sub('', _COMMENT.sub('', code))
 
 @cache
 def _js(*names):
-    "The scripts `names` as one, without the comments that fill lines"
+    "The scripts `names` as one"
     static = files('cjm_fasthtml_sse')/'static'
-    return '(() => {\n' + _COMMENT.sub('', '\n'.join((static/f'{o}.js').read_text(encoding='utf-8') for o in names)) + '})();\n'
+    return '(() => {\n' + _bare('\n'.join((static/f'{o}.js').read_text(encoding='utf-8') for o in names)) + '})();\n'
 
 def client_js(
     htmx_version: str = '',  # Of the htmx in the page; empty: unknown, which costs a kilobyte more

@@ -1,0 +1,32 @@
+"What travels to a page: the scripts that people read, without what is for readers"
+import json
+import shutil
+import subprocess
+from gzip import compress
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from cjm_fasthtml_sse.htmx import _bare, client_js
+from tools.assets import fetch
+
+HERE = Path(__file__).parent
+SCRIPTS = {o.name: o.read_text(encoding='utf-8') for o in (files('cjm_fasthtml_sse')/'static').iterdir() if o.name.endswith('.js')}
+
+
+def test_without_comments_and_indentation_scripts_are_the_same():
+    "As TypeScript reads them: a string that holds what looks like a comment would differ"
+    node = shutil.which('node')
+    if not node: pytest.skip("node isn't installed (Debian's package nodejs)")
+    assert fetch(dev=True), 'this test needs npm, to fetch TypeScript'
+    lib = HERE.parent/'.assets/node_modules/typescript/lib/typescript.js'
+    def printed(scripts): return json.loads(subprocess.run([node, HERE/'js/bare.mjs', lib], input=json.dumps(scripts), capture_output=True, text=True, check=True, timeout=60).stdout)
+    for name,full,bare in zip(SCRIPTS, printed([*SCRIPTS.values()]), printed([*map(_bare, SCRIPTS.values())]), strict=True): assert bare==full, name
+    assert [name for name,o in SCRIPTS.items() if '//' in _bare(o).replace('://', '')]==[], 'a comment behind code stands two blanks away'
+
+
+@pytest.mark.parametrize('htmx, most', [('2', 10.5), ('4', 11)])
+def test_weight(htmx, most):
+    "Kilobytes that a page loads, compressed as servers do"
+    assert len(compress(client_js(htmx).encode()))<=most*1000
