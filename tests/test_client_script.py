@@ -15,6 +15,20 @@ HERE = Path(__file__).parent
 SCRIPTS = {o.name: o.read_text(encoding='utf-8') for o in (files('cjm_fasthtml_sse')/'static').iterdir() if o.name.endswith('.js')}
 
 
+def test_what_stays_at_home():
+    code = """
+// What it is
+const count = () => {
+  let a = 0;   // none yet
+
+  /** @type {Node} */ (node).end();
+  return `a // ${a}`;
+};
+"""
+    assert _bare(code).splitlines()==['const count = () => {', 'let a = 0;', '(node).end();', 'return `a // ${a}`;', '};']
+    assert _bare('x = `one\n  two`')=='x = `one\ntwo`', 'so no template of ours has two lines'
+
+
 def test_without_comments_and_indentation_scripts_are_the_same():
     "As TypeScript reads them: a string that holds what looks like a comment would differ"
     node = shutil.which('node')
