@@ -10,7 +10,7 @@ from playwright.sync_api import expect, sync_playwright
 sys.path.insert(0, str(Path(__file__).parents[2]/'tools'))
 import assets  # noqa: E402
 from handmade import Loop, Proxy, Site  # noqa: E402
-from tabs import board, tabs  # noqa: E402, F401
+from tabs import board, new_context, tabs  # noqa: E402, F401
 
 from cjm_fasthtml_sse.helpers import setup_sse  # noqa: E402
 
@@ -41,15 +41,15 @@ def browser():
 
 @pytest.fixture
 def page(browser):
-    "A page of its own browser context. What goes wrong in the page fails the test, unless the test clears `page.errors`"
-    context = browser.new_context()
-    page = context.new_page()
-    page.errors,page.console = [],[]
-    page.on('pageerror', lambda e: page.errors.append(str(e)))
-    page.on('console', lambda m: page.console.append((m.type, m.text)))
-    yield page
-    errors = list(page.errors)
-    context.close()
+    """A page of its own browser context. What goes wrong in the page fails the test, unless the test clears `page.errors`.
+    So does a direct stream in any page of the context, unless its reason is in `page.direct`"""
+    with new_context(browser) as context:
+        page = context.new_page()
+        page.errors,page.console,page.direct = [],[],context.direct
+        page.on('pageerror', lambda e: page.errors.append(str(e)))
+        page.on('console', lambda m: page.console.append((m.type, m.text)))
+        yield page
+        errors = list(page.errors)
     assert not errors
 
 

@@ -1,6 +1,7 @@
 "Tabs of one browser, what they show, and three streams for them"
 import asyncio
 import os
+import re
 import signal
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,6 +25,19 @@ RECORD = """
         source.addEventListener('message', e => seen.push(e.data));
     }));"""
 LEADS = 'url => cjmSSE.sources.some(s => s.own && s.url.endsWith(url))'
+DIRECT = re.compile(r'\[sse\] direct: (.+) \S+')  # What our client logs with each stream that has a connection of its own
+
+
+@contextmanager
+def new_context(browser):
+    "A browser context. A direct stream in any of its pages fails the test, unless the reason for it is in `context.direct`"
+    context,seen = browser.new_context(),[]
+    context.direct = set()
+    context.on('console', lambda m: seen.append(m.text) if DIRECT.match(m.text) else None)
+    try: yield context
+    finally: context.close()
+    others = [o for o in seen if DIRECT.match(o)[1] not in context.direct]
+    assert not others, 'direct streams that were not asked for'
 
 
 def connect(url, **kw): return HTMXSSEConnector.create_sse_element(endpoint=url, hidden=True, **kw)

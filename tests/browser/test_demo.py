@@ -13,6 +13,7 @@ import httpx
 import pytest
 from playwright.sync_api import expect
 
+from tabs import new_context
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from servers import running  # noqa: E402
 
@@ -84,15 +85,15 @@ class Tab:
 @pytest.fixture
 def tab(browser, server):
     "Opens tabs of one browser. Errors and warnings in the console of any of them fail the test, unless it clears the tab's `complaints`"
-    context,tabs = browser.new_context(),[]
-    def tab(**viewport):
-        page = context.new_page()
-        if viewport: page.set_viewport_size(viewport)
-        tabs.append(Tab(page, server.url))
-        return tabs[-1]
-    yield tab
-    complaints = [o for t in tabs for o in t.complaints]
-    context.close()
+    tabs = []
+    with new_context(browser) as context:
+        def tab(**viewport):
+            page = context.new_page()
+            if viewport: page.set_viewport_size(viewport)
+            tabs.append(Tab(page, server.url))
+            return tabs[-1]
+        yield tab
+        complaints = [o for t in tabs for o in t.complaints]
     assert not complaints, f'the server wrote:\n{server.output}'
 
 

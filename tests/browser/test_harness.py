@@ -1,0 +1,20 @@
+"What the browser tests rest on"
+import pytest
+
+from tabs import new_context
+
+
+def test_a_direct_stream_fails_a_test(browser, site):
+    "In any page of the context, unless the test names its reason"
+    site.pages['p'] = lambda: ''
+    def log(context, *reasons):
+        for reason in reasons:
+            page = context.new_page()
+            page.goto(site.url('p'))
+            page.evaluate('reason => console.debug(`[sse] direct: ${reason} /events`)', reason)
+    with pytest.raises(AssertionError, match='not asked for'), new_context(browser) as context:
+        context.direct.add('asked')
+        log(context, 'asked', 'no ticket')
+    with new_context(browser) as context:
+        context.direct |= {'asked', 'no ticket'}
+        log(context, 'asked', 'no ticket')
