@@ -15,6 +15,9 @@ class ConnectionMonitor {
     /** @type {Watchdog | undefined} */ this.watchdog = undefined;   // of a native source
     /** @type {HTMLElement | null} */ this.shownIn = null;
     this.shown = '';
+    this.settle = 2000;      // milliseconds that a state must last before it is read out
+    this.said = '';
+    /** @type {number | undefined} */ this.timer = undefined;
     this.end = new AbortController();
     this.listen();
     this.refresh();
@@ -27,9 +30,8 @@ class ConnectionMonitor {
 
   listen() {
     const { cjmSSE: client } = window;
-    const { debug, sse_element_id: id } = this.settings;
+    const { sse_element_id: id } = this.settings;
     if (client) {
-      if (debug && client.alone) console.debug(`[sse] tabs do not share: ${client.alone}`);
       this.on(client, 'change', change => { if (this.concerns(change.element)) this.follow(change.source, change); });
       const source = client.get(id);
       if (source) this.follow(source, source);
@@ -38,7 +40,11 @@ class ConnectionMonitor {
     // The status may be drawn later than this, or anew; or a morph brings it back to what the server has drawn.
     const observer = new MutationObserver(() => { if (this.alive() && !(this.shownIn?.isConnected && this.shownIn.dataset.sseState)) this.refresh(); });
     observer.observe(document, { childList: true, subtree: true, attributeFilter: ['data-sse-state'] });
-    this.end.signal.addEventListener('abort', () => observer.disconnect());
+    this.end.signal.addEventListener('abort', () => {
+      observer.disconnect();
+      clearTimeout(this.timer);
+      document.getElementById(`${this.settings.status_element_id}-read-out`)?.remove();
+    });
   }
 
   /**
@@ -76,31 +82,70 @@ class ConnectionMonitor {
    */
   show(state, { reason = '', retryIn }) {
     const { debug, sse_element_id: id } = this.settings;
-    if (debug) console.debug(`[sse] ${id}: ${state}${reason && ` (${reason})`}${retryIn ? `, next attempt in ${Math.round(retryIn)} ms` : ''}${this.source?.own ? ', leads' : ''}`);
-    // Before the first connection there is nothing to tell: what the server has drawn stays.
-    if (state === 'connecting') return;
+    if (debug) console.debug(`[sse] ${id}: ${state}${reason && ` (${reason})`}${retryIn ? `, next attempt in ${Math.round(retryIn)} ms` : ''}`);
+    if (state === 'connecting' || reason === 'replaced') {
+      // Before the first connection there is nothing to show, and what the server has drawn stays. But a status that
+      // tells of another connection is wrong now: of an element that was here before, or of a page that htmx has kept.
+      if (!this.state && !document.getElementById(this.settings.status_element_id)?.dataset.sseState) return;
+      state = 'reconnecting';
+    }
     this.state = state;
     this.refresh();
   }
 
-  /** Bring the status element up to date, touching it only where something changes: each change is read out. */
+  /** Bring the status element up to date, touching it only where something changes. */
   refresh() {
-    const status = document.getElementById(this.settings.status_element_id);
+    const { status_element_id: id, status_indicators: indicators } = this.settings;
+    const status = document.getElementById(id);
     if (!status) return;
-    if (!status.hasAttribute('role')) status.setAttribute('role', 'status');
-    if (!status.hasAttribute('aria-live')) status.setAttribute('aria-live', 'polite');
+    // A status with a role or `aria-live` of its own is as the page wants it. Any other is no live region, which would
+    // be read out at each change.
+    const region = status.matches('[role], [aria-live]') ? null : this.liveRegion();
     if (!this.state) return;
-    const html = this.settings.status_indicators[this.state];
+    const html = indicators[this.state];
     const drawnAnew = status !== this.shownIn || !status.dataset.sseState;
     if (status.dataset.sseState !== this.state) status.dataset.sseState = this.state;
     if (!drawnAnew && html === this.shown) return;
-    this.shownIn = status;
-    this.shown = html;
     const template = document.createElement('template');
     template.innerHTML = html;
+    if (region && html !== this.shown) this.readOut(template.content);
+    this.shownIn = status;
+    this.shown = html;
     if (template.innerHTML === status.innerHTML) return;
     status.replaceChildren(template.content);
     window.htmx?.process(status);
+  }
+
+  /** What screen readers read out: an element that nobody sees. It must be in the page before its text is. */
+  liveRegion() {
+    const id = `${this.settings.status_element_id}-read-out`;
+    let region = document.getElementById(id);
+    if (!region) {
+      region = document.createElement('div');
+      region.id = id;
+      region.setAttribute('role', 'status');
+      region.setAttribute('aria-live', 'polite');
+      region.style.cssText = 'position:fixed;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)';
+      document.body.append(region);
+    }
+    return region;
+  }
+
+  /**
+   * Read out the words of an indicator once it has lasted: a connection that comes back at once is no news.
+   * @param {DocumentFragment} indicator
+   */
+  readOut(indicator) {
+    const content = /** @type {DocumentFragment} */ (indicator.cloneNode(true));
+    for (const element of content.querySelectorAll('[aria-hidden=true]')) element.remove();
+    for (const element of content.querySelectorAll('[aria-label], [alt]')) {
+      element.replaceWith(element.getAttribute('aria-label') ?? element.getAttribute('alt') ?? '');
+    }
+    const text = (content.textContent ?? '').trim();
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => {
+      if (text !== this.said && this.alive()) this.liveRegion().textContent = this.said = text;
+    }, this.settle);
   }
 }
 

@@ -37,9 +37,11 @@ function watchNative(monitor) {
     source.close();
     monitor.show('disconnected', {});
   });
-  on('sseClose', () => {
+  monitor.on(document, 'htmx:sseClose', ({ source }, { target }) => {
+    if (!source || source.configure || /** @type {Element} */ (target).id !== settings.sse_element_id) return;
     watchdog.stop();
-    monitor.show('disconnected', {});
+    // Another element with its id has taken its place.
+    monitor.show(monitor.concerns(target) ? 'disconnected' : 'connecting', {});
   });
   monitor.on(document, 'visibilitychange', () => { if (!document.hidden) watchdog.check(true); });
 }

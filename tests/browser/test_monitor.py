@@ -1,4 +1,6 @@
 "The connection monitor: what the page says about its stream, and what its settings do"
+import re
+
 import pytest
 from fasthtml.common import Button, Div, Input, Script, Span, Ul
 from starlette.responses import Response
@@ -59,21 +61,76 @@ def test_disconnected(page, site, until, state, how):
 
 
 def test_before_the_first_connection(page, site, until):
-    "Nothing is known, so nothing is said; a live region it is from the start"
+    "Nothing is known, so nothing is said; a live region there is from the start"
     site.pages['p'] = watched()
     site.stop()
     site.answers['events'] = lambda n: None
     site.start()
     page.route('**/stream/*', lambda route: None)  # neither answered nor refused
     page.goto(site.url('p'))
-    page.wait_for_selector('#connection-status[role=status][aria-live=polite]')
+    page.wait_for_selector('[role=status][aria-live=polite]', state='attached')
     assert page.inner_text('#connection-status') == 'server says'
     page.unroute_all()
 
 
-def test_live_region(page, site, state):
-    "Polite, unless the page says otherwise, and untouched where nothing changes"
-    site.pages['p'] = lambda: Div(hidden(), status(role='log', aria_live='off'), monitor(status_indicators=INDICATORS | dict(reconnecting='<b>on</b>')))
+def hold(page):
+    "From here on no stream gets an answer, whatever carries it"
+    page.route(re.compile('/stream/|/_sse/mux'), lambda route: None)
+
+
+@pytest.mark.parametrize('how', ['replaced', 'replaced, plain extension', 'drawn as it was'])
+def test_connecting_is_not_connected(page, make_site, state, how):
+    "An element has taken the place of a connected one and waits for its own connection; or htmx shows a page anew that was connected"
+    site = make_site(**(dict(setup=None) if 'plain' in how else {}))
+    was = dict(data_sse_state='active') if how == 'drawn as it was' else {}
+    button = Button('anew', hx_get='/pages/new', hx_target='#place')
+    site.pages |= dict(p=lambda: Div(Div(hidden(), id='place'), status(**was), monitor(), button), new=hidden)
+    if was: hold(page)
+    page.goto(site.url('p'))
+    if not was:
+        state('active')
+        hold(page)
+        page.click('text=anew')
+    state.passed('reconnecting')
+    assert page.inner_html('#connection-status') == INDICATORS['reconnecting']
+    page.unroute_all(behavior='ignoreErrors')
+
+
+def test_read_out(page, site, state):
+    "What passes is shown, and not read out; what lasts is read out once, as words"
+    page.add_init_script("""window.said = []; addEventListener('DOMContentLoaded', () => new MutationObserver(seen => {
+        for (const {target} of seen) if (target.getAttribute('aria-live') === 'polite') said.push(target.textContent) })
+        .observe(document.body, {childList: true, characterData: true, subtree: true}))""")
+    site.pages['p'] = watched(status_indicators=dict(active='<i aria-hidden="true">●</i> <b>on</b>',
+        reconnecting='<img alt="wait" src="data:,">', disconnected='<b aria-label="off">x</b>'))
+    page.goto(site.url('p'))
+    state('active')
+    assert page.evaluate("document.querySelector('[data-sse-monitor]').sseMonitor.settle") == 2000, 'milliseconds'
+    page.wait_for_function('said.length')
+    def settle(ms): page.evaluate(f"document.querySelector('[data-sse-monitor]').sseMonitor.settle = {ms}")
+    settle(1e6)
+    for _ in range(3):
+        site.send(None)
+        state.passed('reconnecting')
+        state('active')
+    assert page.evaluate('said') == ['on']
+    settle(20)
+    hold(page)
+    site.send(None)
+    page.wait_for_function('said.length > 1')
+    page.evaluate('cjmSSE.close()')
+    page.wait_for_function('said.length > 2')
+    assert page.evaluate('said') == ['on', 'wait', 'off']
+    assert page.locator('[aria-live]').count() == 1
+    page.evaluate("document.querySelector('[data-sse-monitor]').remove()")
+    page.wait_for_selector('[aria-live]', state='detached')
+    page.unroute_all(behavior='ignoreErrors')
+
+
+def test_what_the_page_decides(page, site, state):
+    "A status with a role or `aria-live` of its own is left to itself; what does not change is not touched"
+    same = INDICATORS | dict(reconnecting=INDICATORS['active'])
+    site.pages['p'] = lambda: Div(hidden(), status(role='log', aria_live='off'), monitor(status_indicators=same))
     page.goto(site.url('p'))
     state('active')
     assert [page.get_attribute('#connection-status', o) for o in ('role', 'aria-live')] == ['log', 'off']
@@ -83,6 +140,7 @@ def test_live_region(page, site, state):
     state.passed('reconnecting')
     state('active')
     assert page.evaluate('changes') == 0
+    assert page.locator('[aria-live]').count() == 1
 
 
 def test_half_open(page, site, proxy, until, state):
