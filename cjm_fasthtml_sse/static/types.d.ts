@@ -152,3 +152,57 @@ interface MuxTold {
   wishes?: MuxWish[];
   reason?: string;
 }
+
+/** Who an election is for, see election.js. */
+interface ElectionOwner {
+  /** This tab leads. */
+  lead(): void;
+  /** Another tab leads, or leads anew. */
+  follow(leader: string): void;
+  /** This tab leads no more. */
+  lost(): void;
+  /** A tab asked this leader; the id may be its own. */
+  asked(tab: string, message: any): void;
+  /** The leader told this tab. */
+  told(message: any): void;
+  /** Not all that the leader told came here. */
+  missed(): void;
+  /** A tab that asked is gone. */
+  left(tab: string): void;
+  /** A tab does not take what it is told. */
+  overflowed(tab: string): void;
+  /** There can be no election. */
+  broken(reason: string): void;
+}
+
+type ElectionChannel = Pick<BroadcastChannel, 'postMessage' | 'close' | 'onmessage'>;
+
+/** What a leader knows of a tab: what it has told it, what of that was taken, and how often it was asked; a negative count: it is told nothing any more. */
+interface ElectionTab { out: ElectionChannel; count: number; bytes: number; acknowledged: number; asks: number }
+
+/**
+ * What tabs tell each other.
+ *
+ * - A follower: `ping`, who leads?; `ask`; `acknowledge`, bytes that it took.
+ * - The leader: `lead`, I lead now; `here`, the answer to `ping` and `ask`; `beat`, I am well; `tell`.
+ */
+interface ElectionMessage {
+  what: 'ping' | 'ask' | 'acknowledge' | 'lead' | 'here' | 'beat' | 'tell';
+  who: string;
+  /** Who is answered. */
+  to?: string;
+  /** It has asked before. */
+  known?: boolean;
+  /** Of an `ask` or a `tell`. */
+  number?: number;
+  /** Messages to this tab. */
+  count?: number;
+  /** Of this tab, that were taken. */
+  asks?: number;
+  /** Send those that were not. */
+  again?: boolean;
+  bytes?: number;
+  /** Messages to each tab. */
+  counts?: Record<string, number>;
+  message?: unknown;
+}

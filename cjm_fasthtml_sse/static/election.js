@@ -1,0 +1,457 @@
+// @ts-check
+// Tabs of one name elect one that leads. A Web Lock decides which: it is free as soon as the leader closes, crashes or
+// leaves, and the next tab has it a moment later. A leader that hangs keeps its lock, so one that does not answer for 3 s,
+// though a visible tab waits for it, loses the lock. Each tab holds a lock of its own, too: when it is free, the tab is gone.
+//
+// - A tab has a new id after each `join`, after a lead that it lost, and after messages that it missed.
+// - `follow`, `lead` and `missed` make void what was asked so far: the owner asks for all that it wants. What was asked
+//   while no leader was known was asked of nobody yet: it is kept, and sent behind `follow` or `lead`.
+// - Browsers drop messages to a page that a debugger stops, and others wait until a frozen page runs again. So questions to
+//   the leader and messages to a tab are numbered, and `beat` tells each tab how many there were.
+
+const ELECTION = 'sse2';            // Stands in all names: clients of another protocol elect a leader of their own
+const SILENCE = [1500, 1250, 250];  // Milliseconds until the first ping, from there to the last, from there to the takeover
+const LOCK_TIMEOUT = 3000;          // Milliseconds in which the browser answers a request for a lock that is free
+const OUT_OF_BREATH = 1000;         // Milliseconds without a script, after which somebody else may lead
+const ACKNOWLEDGE = 256 * 1024;     // Bytes
+const MAX_UNACKNOWLEDGED = 4 * 1024 * 1024;
+const OVERHEAD = 64;                // Bytes of a message without content
+
+class Election {
+  /**
+   * @param {string} name  tabs of the same name elect one leader
+   * @param {ElectionOwner} owner
+   */
+  constructor(name, owner) {
+    this.name = `${ELECTION}:${name}`;
+    this.owner = owner;
+    this.beatMs = 15000;   // between beats of a leader that is well
+    this.me = '';
+    this.leader = '';
+    this.broken = '';      // why
+    this.wanted = false;
+    this.seated = false;   // with a lock for its id
+    /** @type {Promise<void>} */
+    this.seating = Promise.resolve();
+    /** @type {AbortController | null} */
+    this.session = null;   // from `join` to `leave`, or to the loss of the lead
+    /** @type {AbortController | null} */
+    this.seat = null;      // while this tab has this id
+    /** @type {object | null} */
+    this.bid = null;       // the request for the lead that counts
+    /** @type {ElectionChannel | null} */
+    this.common = null;    // from all to all
+    /** @type {ElectionChannel | null} */
+    this.out = null;       // from a follower to its leader
+    /** @type {Map<string, ElectionTab>} */
+    this.tabs = new Map();   // those that asked this leader
+    /** @type {unknown[]} */
+    this.asks = [];        // what the leader has not confirmed
+    this.confirmed = 0;    // how many it has
+    this.got = 0;          // messages of the leader
+    this.bytes = this.acknowledged = 0;
+    this.step = 0;         // of the leader's silence
+    this.tries = 0;
+    /** @type {number | undefined} */
+    this.timer = undefined;
+    this.ran = 0;          // when this leader was known to lead
+    this.beaten = 0;       // when it sent its last beat
+    /** @type {Promise<boolean> | null} */
+    this.confirming = null;
+  }
+
+  get leads() { return !!this.me && this.leader === this.me; }
+
+  join() {
+    this.wanted = !this.broken;
+    if (this.wanted && !this.session) this.open();
+  }
+
+  leave() {
+    this.wanted = false;
+    this.close();
+  }
+
+  open() {
+    const session = this.session = new AbortController();
+    const common = this.common = this.channel();
+    common.onmessage = ({ data }) => { if (session === this.session) this.receive(data); };
+    this.enter();
+    this.bidForLead({});
+    this.ping();
+    this.heard();
+  }
+
+  close() {
+    const { session, leads } = this;
+    if (!session) return;
+    this.session = this.bid = this.confirming = null;
+    this.leader = '';
+    this.asks = [];
+    this.step = 0;
+    clearTimeout(this.timer);
+    this.seat?.abort();
+    session.abort();
+    this.common?.close();
+    this.out?.close();
+    for (const { out } of this.tabs.values()) out.close();
+    this.tabs.clear();
+    if (leads) this.owner.lost();
+  }
+
+  /** @param {unknown} reason */
+  fail(reason) {
+    if (this.broken) return;
+    this.broken = String(reason);
+    this.leave();
+    this.owner.broken(this.broken);
+  }
+
+  /**
+   * @param {string} [tab]  whose messages it brings; without it the channel of all
+   * @returns {ElectionChannel}
+   */
+  channel(tab) {
+    try {
+      return new BroadcastChannel(tab ? `${this.name}:${tab}` : this.name);
+    } catch (error) {   // SecurityError, where cookies are refused
+      queueMicrotask(() => this.fail(error));
+      return { postMessage() {}, close() {}, onmessage: null };
+    }
+  }
+
+  /**
+   * Request a lock. What goes wrong in this session ends the election.
+   * @param {string} name
+   * @param {LockOptions} options
+   * @param {(lock: Lock | null) => unknown} held
+   * @param {() => void} [taken]  the lock was taken away
+   */
+  async lock(name, options, held, taken) {
+    const { session } = this;
+    if (!session) return;
+    if (!options.steal && !options.ifAvailable) options.signal = session.signal;
+    try {
+      await navigator.locks.request(this.name + name, options, lock => session === this.session ? held(lock) : undefined);
+    } catch (error) {
+      if (session !== this.session) return;
+      if (taken && /** @type {Error} */ (error).name === 'AbortError') taken();
+      else this.fail(error);
+    }
+  }
+
+  /** Take an id, its channel and its lock. */
+  enter() {
+    this.seat?.abort();
+    const seat = this.seat = new AbortController();
+    const me = this.me = Math.random().toString(36).slice(2);
+    const inbox = this.channel(me);
+    inbox.onmessage = ({ data }) => { if (seat === this.seat) this.receive(data); };
+    this.seated = false;
+    this.restart();
+    this.seating = new Promise(resolve => {
+      seat.signal.addEventListener('abort', () => {
+        inbox.close();
+        resolve(undefined);
+      });
+      this.lock(`:tab:${me}`, {}, () => {
+        if (seat !== this.seat) return;
+        this.seated = true;
+        resolve(undefined);
+        this.send();
+        return aborted(seat.signal);
+      });
+    });
+    // After a long task, or a freeze, the answer comes between the two timers
+    const late = () => { if (seat === this.seat && !this.seated) this.fail('no answer to the request for a lock'); };
+    setTimeout(() => setTimeout(late, 100), LOCK_TIMEOUT);
+  }
+
+  /** All numbers begin anew, and what was asked is void. */
+  restart() {
+    this.confirmed = this.got = this.bytes = this.acknowledged = 0;
+    if (this.leader) this.asks = [];
+  }
+
+  /** @param {LockOptions} options */
+  bidForLead(options) {
+    const { session } = this;
+    const bid = this.bid = {};
+    this.lock('', options, async () => {
+      for (let seat; seat !== this.seat; await this.seating) seat = this.seat;
+      if (!session || bid !== this.bid) return;
+      this.lead();
+      return aborted(session.signal);
+    }, () => { if (bid === this.bid) this.overtaken(); });
+  }
+
+  lead() {
+    this.restart();
+    const kept = this.asks;
+    this.asks = [];
+    this.step = 0;
+    clearTimeout(this.timer);
+    this.out?.close();
+    this.out = null;
+    this.leader = this.me;
+    this.ran = performance.now();
+    this.common?.postMessage({ what: 'lead', who: this.me });
+    this.owner.lead();
+    for (const message of kept) this.ask(message);
+  }
+
+  /** Somebody else has the lead: what this tab holds is not for it to deliver. */
+  overtaken() {
+    this.close();
+    if (this.wanted && !this.session) this.open();
+  }
+
+  /**
+   * Whether this tab leads. The owner awaits this before it delivers anything: where no script ran for a while, as in
+   * a frozen page, behind a `confirm`, or in a long task, another tab may lead, and the browser has not said so yet.
+   * @returns {Promise<boolean>}
+   */
+  async confirmLead() {
+    if (!this.leads) return false;
+    if (this.confirming) return this.confirming;
+    const now = performance.now();
+    if (now - this.ran > OUT_OF_BREATH) return this.confirming = this.queryLead();
+    this.ran = now;
+    return true;
+  }
+
+  async queryLead() {
+    const { session, name } = this;
+    /** @type {LockInfo[] | undefined} */
+    let held;
+    let start;
+    do {   // A freeze between question and answer counts, too
+      start = performance.now();
+      try {
+        ({ held } = await navigator.locks.query());
+      } catch (error) {
+        if (session === this.session) this.fail(error);
+      }
+      if (session !== this.session || !held) return false;
+    } while (performance.now() - start > OUT_OF_BREATH);
+    this.confirming = null;
+    const [lead, own] = [name, `${name}:tab:${this.me}`].map(name => held.find(lock => lock.name === name)?.clientId);
+    if (lead === own) {
+      this.ran = performance.now();
+      return true;
+    }
+    this.overtaken();
+    return false;
+  }
+
+  /** @param {string} leader */
+  follow(leader) {
+    this.restart();
+    this.leader = leader;
+    this.out?.close();
+    this.out = this.channel(leader);
+    this.lock(`:tab:${leader}`, { mode: 'shared' }, () => {
+      if (leader !== this.leader) return;
+      this.restart();
+      this.leader = '';   // somebody has the lock now
+      this.heard();
+    });
+    this.send();
+    this.owner.follow(leader);
+  }
+
+  /**
+   * Ask the leader.
+   * @param {unknown} message
+   */
+  ask(message) {
+    if (this.broken) return;
+    if (this.leads) return this.owner.asked(this.me, message);
+    this.asks.push(message);
+    this.send(this.asks.length - 1);
+    if (this.asks.length === 1 && !this.step && this.session) this.wait(SILENCE[0]);
+  }
+
+  /** Send what the leader has not confirmed. */
+  send(from = 0) {
+    if (!this.leader || !this.seated) return;
+    for (let i = from; i < this.asks.length; i++)
+      this.out?.postMessage({ what: 'ask', who: this.me, number: this.confirmed + i + 1, message: this.asks[i] });
+  }
+
+  /**
+   * From the leader to a tab.
+   * @param {string} tab
+   * @param {unknown} message
+   * @param {number} [bytes]
+   */
+  tell(tab, message, bytes = 0) {
+    if (tab === this.me) return this.owner.told(message);
+    const to = this.tabs.get(tab);
+    if (!to || to.count < 0) return;
+    if (to.bytes - to.acknowledged >= MAX_UNACKNOWLEDGED) {
+      to.count = -1;   // It finds that it has missed something
+      this.answer(tab);
+      return this.owner.overflowed(tab);
+    }
+    to.bytes += bytes += OVERHEAD;
+    to.out.postMessage({ what: 'tell', who: this.me, number: ++to.count, bytes, message });
+  }
+
+  /** The leader is well. */
+  async beat() {
+    const now = performance.now();
+    if (now - this.beaten < this.beatMs / 2 || !await this.confirmLead()) return;
+    this.beaten = now;
+    const counts = Object.fromEntries([...this.tabs].map(([tab, { count }]) => [tab, count]));
+    this.common?.postMessage({ what: 'beat', who: this.me, counts });
+  }
+
+  /** Somebody looks at this tab. */
+  check() {
+    if (this.leads) this.confirmLead();
+    else if (this.session && !this.step) this.silent();
+  }
+
+  ping() {
+    this.common?.postMessage({ what: 'ping', who: this.me });
+  }
+
+  /** The leader gave a sign of life. */
+  heard() {
+    const waits = this.asks.length || !this.leader;
+    if (this.step || !waits || !this.timer) this.wait(waits ? SILENCE[0] : 2.5 * this.beatMs);
+    this.step = this.tries = 0;
+  }
+
+  /** @param {number} ms  until the leader has been silent for too long */
+  wait(ms) {
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => this.silent(), ms);
+  }
+
+  silent() {
+    this.timer = undefined;
+    if (document.visibilityState === 'hidden' && (this.step || !this.asks.length)) this.step = 0;   // until it is shown
+    else if (++this.step > 1) this.take();
+    else {
+      this.ping();
+      this.wait(SILENCE[1]);
+    }
+  }
+
+  /** Take the lead from one that does not answer. One tab at a time, or they would take it from each other. */
+  async take() {
+    const again = () => {
+      if (this.step < 2) return;
+      this.step = 1;
+      this.wait(SILENCE[1]);
+    };
+    await this.lock(':take', this.tries++ % 2 ? { steal: true } : { ifAvailable: true }, async lock => {
+      if (!lock) return;
+      const start = performance.now();
+      this.ping();
+      await sleep(SILENCE[2]);
+      if (this.step < 2 || performance.now() - start > OUT_OF_BREATH) return;
+      this.bidForLead({ steal: true });
+      await sleep(SILENCE[2]);
+    }, again);
+    again();
+  }
+
+  /** @param {ElectionMessage} message */
+  async receive(message) {
+    if (!this.leads) this.hear(message);
+    else if (await this.confirmLead()) this.serve(message);
+  }
+
+  /**
+   * What another tab says to the leader.
+   * @param {ElectionMessage} message
+   */
+  serve({ what, who, number = 0, bytes = 0, message }) {
+    if (what === 'ping') return this.answer(who, true);
+    if (what !== 'ask' && what !== 'acknowledge') {   // It leads, too?
+      this.ran = -Infinity;
+      this.confirmLead();
+      return;
+    }
+    let tab = this.tabs.get(who);
+    if (!tab) {
+      const out = this.channel(who);
+      tab = { out, count: 0, bytes: 0, acknowledged: 0, asks: 0 };
+      this.tabs.set(who, tab);
+      this.lock(`:tab:${who}`, { mode: 'shared' }, () => {
+        this.tabs.delete(who);
+        out.close();
+        this.owner.left(who);
+      });
+    }
+    if (what === 'acknowledge') {
+      tab.acknowledged = bytes;
+      if (tab.count < 0) this.answer(who);
+      return;
+    }
+    const next = number === tab.asks + 1 && tab.count >= 0;
+    if (next) tab.asks++;
+    this.answer(who, number > tab.asks);
+    if (next) this.owner.asked(who, message);
+  }
+
+  /**
+   * Tell a tab how many messages it has sent and should have got.
+   * @param {string} who
+   * @param {boolean} [again]  what it has sent since was not seen
+   */
+  answer(who, again) {
+    const { out = this.common, count = 0, asks = 0 } = this.tabs.get(who) ?? {};
+    out?.postMessage({ what: 'here', who: this.me, to: who, known: out !== this.common, count, asks, again });
+  }
+
+  /**
+   * What the leader says.
+   * @param {ElectionMessage} message
+   */
+  hear({ what, who, to, known, number = 0, count = 0, asks = 0, again, bytes = 0, counts = {}, message }) {
+    if (what === 'ping' || what === 'ask' || what === 'acknowledge' || what === 'tell' && who !== this.leader) return;
+    if (who !== this.leader) this.follow(who);
+    this.heard();
+    if (what === 'tell') {
+      if (number !== ++this.got) return this.miss();
+      this.owner.told(message);
+      this.bytes += bytes;
+      if (this.bytes - this.acknowledged < ACKNOWLEDGE) return;
+      this.acknowledged = this.bytes;
+      this.out?.postMessage({ what: 'acknowledge', who: this.me, bytes: this.bytes });
+    } else if (what === 'beat') {
+      if ((counts[this.me] ?? 0) !== this.got) this.ping();
+    } else if (what === 'here' && to === this.me) {
+      // Where the leader does not know this tab, the answer came by another way, and some of it may be behind others
+      if (!known && (this.confirmed || this.got)) return;
+      if (count !== this.got) return this.miss();
+      this.asks.splice(0, asks - this.confirmed);
+      this.confirmed = asks;
+      if (again) this.send();
+      if (!this.asks.length) this.wait(2.5 * this.beatMs);
+    }
+  }
+
+  /** Some of what the leader said is lost. It goes on with another id, and the leader drops what the former one had. */
+  miss() {
+    this.enter();
+    this.owner.missed();
+  }
+}
+
+/**
+ * @param {AbortSignal} signal
+ * @returns {Promise<void>}
+ */
+function aborted(signal) {
+  return new Promise(resolve => signal.addEventListener('abort', () => resolve()));
+}
+
+/** @param {number} ms */
+function sleep(ms) {
+  return new Promise(resolve => setTimeout(resolve, ms));
+}
