@@ -10,7 +10,7 @@ __all__ = ['ConnectionQueue', 'TooManyConnections', 'SSEBroadcastManager', 'Conn
 
 # %% ../nbs/core.ipynb #0b4c04f6
 import asyncio,concurrent.futures,inspect,logging,os,random,signal,socket,sys,threading
-from collections import deque
+from collections import Counter,deque
 from collections.abc import Coroutine,Mapping,Set
 from concurrent.futures import InvalidStateError
 from contextlib import asynccontextmanager,suppress
@@ -117,7 +117,7 @@ class SSEBroadcastManager:
             _whole('retry', retry, 0), self.default_timeout, overflow, private)
         if max_age is not None and not _seconds('max_age', max_age): raise ValueError('`max_age` must be more than 0 seconds, got 0')
         self.max_age = self._hub.max_age = max_age
-        self._hub.guests = self._queues,self._late
+        self._hub.queues,self._hub.guests = self._queues,(self._queues, self._late)
         self._backend: Any = RedisBackend(backend) if isinstance(backend, str) else backend or MemoryBackend()
         self.hook_timeout = _seconds('hook_timeout', hook_timeout)
         self._opening,self._calls = {},{}  # Connection -> future, done when its `on_connect` hooks have ended; such futures -> the task of the hooks
@@ -919,9 +919,9 @@ def cursor(self:SSEBroadcastManager) -> str:
 
 @patch
 def stats(self:SSEBroadcastManager) -> dict:
-    "Counters since the start, in messages unless named otherwise: `connections`, `backlog` (the deepest), `broadcasts`, `deliveries`, `coalesced`, `replayed`, `evicted` (connections), `gaps`, `errors`, `bytes`; channels that the hub serves alone, `detached`, and channels that stay in their request, `attached`"
+    "Counters since the start, in messages unless named otherwise: `connections`, `backlog` (the deepest), `broadcasts`, `deliveries`, `coalesced`, `replayed`, `evicted` (connections), `gaps`, `errors`, `bytes`; channels that the hub serves alone, `detached`, and channels that stay in their request, `attached`; `direct`, streams that were opened on connections of their own, a `Counter` by reason"
     backlog = max(self._hub.deepest(), *(q.qsize() for q in [*self._queues] if hasattr(q, 'qsize')), 0)
-    return dict(connections=len(self.connections), backlog=backlog, **self._hub.counts)
+    return dict(connections=len(self.connections), backlog=backlog, **self._hub.counts, direct=self._hub.direct.copy())
 
 # %% ../nbs/core.ipynb #48bbd72c
 @patch
@@ -1009,27 +1009,30 @@ def _heed(self:SSEBroadcastManager, word):
 async def everywhere(self:SSEBroadcastManager) -> dict: # `workers`, `connections`, `users` (user -> connections), `stats` as `stats` gives them; `each`: the `worker` and `stats` of every process, this one first
     "Counters of all processes, this one's as they are now, the others' a few seconds old"
     await self._ready()
-    told,users,stats,each = await self._backend.ask(),{},{},[]
+    told,users,stats,each = await self._backend.ask(),{},dict(direct=Counter()),[]
     for o in told:
-        try: worker,theirs,here = _read_report(o)
+        try: worker,theirs,here,direct = _read_report(o)
         except (TypeError, ValueError, LookupError, AttributeError, RecursionError):
             if not self._puzzled: _log.warning('What a process tells of itself is passed over, and so are others like it: %.200r', o)
             self._puzzled = True
             continue
         for u,n in here.items(): users[u] = users.get(u, 0)+n
         for k,n in theirs.items(): stats[k] = max(stats.get(k, 0), n) if k=='backlog' else stats.get(k, 0)+n
-        each.append(dict(worker=worker, stats=theirs))
+        stats['direct'] += direct
+        each.append(dict(worker=worker, stats=theirs | dict(direct=direct)))
     return dict(workers=len(each), connections=stats.get('connections', 0), users=users, stats=stats, each=each)
 
 def _read_report(o):
-    "The worker, its counters, and its users with their connections; an error for what no manager has written"
-    users,stats = {_hashed(u): n for u,n in o['users']},{**o['stats']}
-    if not all(type(n) is int and n>=0 for n in (*users.values(), *stats.values())): raise ValueError('these are no counters')
-    return str(o.get('worker', '?')),stats,users  # One of an older version does not say its name
+    "The worker, its counters, its users with their connections, and its direct openings; an error for what no manager has written"
+    # One of an older version does not say its name, or nothing of the openings
+    users,stats,direct = {_hashed(u): n for u,n in o['users']},{**o['stats']},Counter({**o.get('direct', {})})
+    if not all(type(n) is int and n>=0 for n in (*users.values(), *stats.values(), *direct.values())): raise ValueError('these are no counters')
+    return str(o.get('worker', '?')),stats,users,direct
 
 @patch
 def _report(self:SSEBroadcastManager):
-    return dict(worker=worker_name(), stats=self.stats(), users=[(u, n) for u,n in self.present(0).items()])
+    stats = self.stats()
+    return dict(worker=worker_name(), direct=stats.pop('direct'), stats=stats, users=[(u, n) for u,n in self.present(0).items()])
 
 def worker_name() -> str:
     "This process, as others know it: its machine and its number"

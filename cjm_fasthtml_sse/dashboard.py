@@ -9,7 +9,7 @@ __all__ = ['SAMPLES', 'TYPES', 'MESSAGES', 'Sample', 'Dashboard', 'chart', 'char
 
 # %% ../nbs/dashboard.ipynb #6b1f0a04
 import asyncio,logging,re
-from collections import deque
+from collections import Counter,deque
 from contextvars import Context
 from datetime import datetime,timezone
 from functools import cache
@@ -259,7 +259,8 @@ def draw(self:Dashboard) -> list: # Elements, out of band
         parts += [place(key, P(B('–' if value is None else _figure(value)), ' ', Small(unit), cls='now'), chart(found, label, now, seconds)),
             place(f'{key}-table', chart_table(found, label, now, seconds))]
     name,time = worker_name(),datetime.now(timezone.utc)
-    parts += [place('about', f'Process {name} at {time:%H:%M:%S} UTC'), place('counters', *self._counters()), place('types', self._types()), place('messages', self._messages())]
+    parts += [place('about', f'Process {name} at {time:%H:%M:%S} UTC'), place('counters', *self._counters()),
+        place('direct', *self._direct()), place('types', self._types()), place('messages', self._messages())]
     return parts + [place('workers', self._workers())]*self.several
 
 @patch
@@ -269,6 +270,20 @@ def _counters(self:Dashboard):
         text,late = _bytes if key=='bytes' else _figure,f'in {_span(SAMPLES*self.every)}'
         new = last[key]-first[key]
         yield Div(Dt(label), Dd(text(last[key]), Small(f'+{text(new)} {late}' if new else f'none {late}')), cls='alarm' if key=='errors' and new else None)
+
+_WHY = {'asked': 'The element says share=False', 'off': 'The app says multiplex=False', 'step': 'No carrier works in that browser',
+    'limit': 'Its carrier has too many channels', 'flood': 'It says more than its browser takes', 'encoded': 'The app compresses it',
+    'no ticket': 'It comes without one', 'ticket refused': 'Time and again', 'other client': 'Not the client of this library'}
+
+@patch
+def _direct(self:Dashboard):
+    "Streams that were opened on connections of their own; nothing where there are none"
+    here,everywhere = self.samples[-1].stats['direct'],Counter()
+    for o in self.workers or (): everywhere += o['stats'].get('direct', Counter())
+    if not (here or everywhere): return
+    rows = [(r, _WHY.get(r, ''), _figure(here[r]), *[_figure(max(here[r], everywhere[r]))]*self.several) for r,_ in (here|everywhere).most_common()]
+    head = ('Reason', 'Why', 'Here') + ('All processes',)*self.several
+    yield _table(head, rows, 'Streams that took a connection of their own, by reason', {2: 'n', 3: 'n'})
 
 @patch
 def _types(self:Dashboard):
@@ -304,12 +319,14 @@ def _size(message):
 def _workers(self:Dashboard):
     if self.workers is None: return P('The backend does not answer', cls='note')
     if not self.workers: return P('Asking …', cls='note')
-    def row(name, stats): return NotStr(name),*[_figure(stats[c]) if c in stats else '–' for c in _COLUMNS]
-    rows = [row(_code(str(o['worker'])) + ' (this one)'*(i==0), o['stats']) for i,o in enumerate(self.workers)]
+    def row(name, stats, direct): return NotStr(name),*[_figure(stats[c]) if c in stats else '–' for c in _COLUMNS],_figure(direct)
+    direct = [sum(o['stats'].get('direct', {}).values()) for o in self.workers]
+    rows = [row(_code(str(o['worker'])) + ' (this one)'*(i==0), o['stats'], direct[i]) for i,o in enumerate(self.workers)]
     # Each broadcast is heard by all of them, some of which may have started later: there is no sum of that
     total = {c: (max if c=='backlog' else sum)(o['stats'].get(c, 0) for o in self.workers) for c in _COLUMNS if c!='broadcasts'}
-    heads = [_COUNTERS[c] if c in _COUNTERS else _CHARTS[c][0] for c in _COLUMNS]
-    return _table(('Process', *heads), [*rows, row('All', total)], 'Counters of each process since its start', dict.fromkeys(range(1, len(_COLUMNS)+1), 'n'))
+    heads = [_COUNTERS[c] if c in _COUNTERS else _CHARTS[c][0] for c in _COLUMNS] + ['Direct']
+    return _table(('Process', *heads), [*rows, row('All', total, sum(direct))], 'Counters of each process since its start',
+        dict.fromkeys(range(1, len(heads)+1), 'n'))
 
 # %% ../nbs/dashboard.ipynb #6b1f0a33
 @cache
@@ -350,6 +367,7 @@ def sse_dashboard(
         Div(*[one(key, label) for key,(label,*_) in _CHARTS.items()], cls='charts'),
         Dl(id=f'{i}-counters', aria_label='Since the start'),
         frame('workers', 'Processes') if board.several else None,
+        frame('direct', 'Direct streams'),
         Div(frame('types', 'Event types'), frame('messages', 'Last messages', 'card wide' if board.data else 'card'), cls='lists'),
         monitor, cls='sse-dash', id=i, lang='en', aria_labelledby=f'{i}-title')
 

@@ -35,7 +35,7 @@ from .dispatcher import segment
 from .helpers import _refused,_user_of,oob_update,setup_sse
 from .htmx import ArgumentError
 from .render import to_html
-from .stream import _Final,_asked,_last_event_id,_page_cursors
+from .stream import _Final,_asked,_last_event_id,_page_cursors,ticket_alone,wants_ticket
 from .wire import CLOSE,FieldError,SSEError,encode
 
 # %% ../nbs/progress.ipynb #9ece0f17
@@ -444,6 +444,7 @@ class JobStream(Response):
         self.init_headers()
 
     async def __call__(self, scope, receive, send):
+        if wants_ticket(scope): return await ticket_alone()(scope, receive, send)
         seen,page = _last_event_id(scope),_page_cursors(scope)
         with suppress(BackendError): await self.manager._ready(seen, page)  # If it can't be reached, `stream` will say so
         log = self.manager._hub.log
@@ -455,7 +456,7 @@ class JobStream(Response):
         else:
             until = [f'job:{segment(self.job_id)}:{o}' for o in _ENDS]
             response = self.manager.stream(Request(scope), render=self.render, events=[*self.events, *until], snapshot=lambda: self._state(lost), until=until, **self.guard)
-            response.asked = True  # By the route
+            response.asked,response.lost = True,lost  # By the route; `stream` is not told what the browser has seen
         await response(scope, receive, send)
 
     def _state(self, lost):

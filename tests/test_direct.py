@@ -1,0 +1,183 @@
+"What a stream says of itself, requests for a ticket alone, and streams on connections of their own"
+import asyncio
+import json
+from collections import Counter
+
+import pytest
+from fasthtml.common import FastHTML
+from starlette.requests import Request
+
+from cjm_fasthtml_sse.backend import MemoryBackend
+from cjm_fasthtml_sse.core import SSEBroadcastManager
+from cjm_fasthtml_sse.dashboard import setup_dashboard
+from cjm_fasthtml_sse.progress import setup_progress, track
+from cjm_fasthtml_sse.testing import SSEClient
+from cjm_fasthtml_sse.updater import SSEElementUpdater
+from tests.support import BOUND, Hooks, eventually, following, tab
+
+TICKET = {'SSE-Ticket': '1'}
+
+
+def parts(client): return dict(o.split('=') for o in client.headers['sse-stream'].split(';'))
+
+def nothing(*args, **kw): raise AssertionError('a ticket is no visit')
+
+
+# The greeting
+
+async def test_the_greeting_tells_the_epoch_and_the_heartbeat():
+    manager = SSEBroadcastManager(heartbeat=2.5)
+    async with following(manager) as one:
+        await manager.broadcast('n', 1)
+        e = await one.next(BOUND)
+        assert parts(one)==dict(v='1', heartbeat='2.5', epoch=e.id.rpartition('-')[0])
+    for last,gap in ((e.id, None), ('made-up-1', '1'), (f'{parts(one)["epoch"]}-99', '1')):
+        async with following(manager, last_event_id=last) as one: assert parts(one).get('gap')==gap
+
+
+async def test_a_backend_with_ids_of_its_own_kind():
+    class Odd(MemoryBackend):
+        def branch(self):
+            self._epoch = 'été; v=2\u2028'
+            return f'{self._epoch}-{self._seq}'
+    async with following(SSEBroadcastManager(backend=Odd())) as one: assert parts(one)==dict(v='1', heartbeat='15')
+
+
+async def test_what_is_put_by_hand_has_no_id_and_does_not_set_the_browser_back():
+    manager = SSEBroadcastManager()
+    await manager.broadcast('n', 'old')
+    await manager.broadcast('n', 'new')
+    @manager.on_connect
+    def _(conn):
+        for m in manager.get_history(): conn.put_nowait(m)
+    async with following(manager) as one:
+        assert [(e.data, e.id) for e in [await one.next(BOUND) for _ in range(2)]]==[('"old"', manager.cursor), ('"new"', manager.cursor)]
+    assert one.last_event_id==manager.cursor
+
+
+async def test_a_job_that_is_unknown_here_is_said_to_be():
+    manager,app = SSEBroadcastManager(),FastHTML(secret_key='test')
+    setup_progress(app, manager, True)
+    await manager.broadcast('n', 1)
+    for last,gap in ((manager.cursor, None), ('made-up-1', '1')):
+        async with SSEClient(app, '/stream_job_status?job_id=7', last_event_id=last) as one: assert parts(one).get('gap')==gap
+
+
+# A ticket alone
+
+async def test_a_ticket_takes_no_place_and_calls_nobody():
+    manager = SSEBroadcastManager(max_connections=1)
+    hooks,asked = Hooks(manager),[]
+    def authorise(req): return not asked.append(req.headers['x-user']) and asked[-1]=='ann'
+    async def app(scope, receive, send):
+        await manager.stream(Request(scope), render=nothing, snapshot=nothing, user=scope['path'], authorise=authorise)(scope, receive, send)
+    async with following(manager):
+        before = manager.stats()
+        async with SSEClient(app, headers=TICKET | {'x-user': 'ann'}) as one:
+            assert (one.status, one.body, one.headers['content-length'], one.headers['content-type'].split(';')[0])==(200, b'', '0', 'text/event-stream')
+            assert 'sse-stream' not in one.headers and 'no-store' in one.headers['cache-control']
+        async with SSEClient(app, headers=TICKET | {'x-user': 'eve'}) as one: assert (one.status, one.body)==(403, b'Not for you')
+        assert (asked, len(hooks.opened), manager.stats())==(['ann', 'eve'], 1, before)
+
+
+@pytest.mark.parametrize('value', ['0', '', 'x.1.y'])
+async def test_another_header_is_no_request_for_a_ticket(value):
+    async with following(SSEBroadcastManager(), headers={'SSE-Ticket': value}) as one: assert (await one.next(BOUND, heartbeats=True)).event=='sse:heartbeat'
+
+
+async def test_a_channel_asks_for_no_ticket():
+    manager = SSEBroadcastManager()
+    async def app(scope, receive, send): await manager.stream(Request(scope))(scope | {'sse.channel': None}, receive, send)
+    async with SSEClient(app, headers=TICKET) as one: assert (await one.next(BOUND, heartbeats=True)).event=='sse:heartbeat'
+    assert not manager.stats()['direct']
+
+
+@pytest.mark.parametrize('path', ['/_sse/dashboard/events', '/stream_job_status?job_id=7', '/stream_job_progress?job_id=7', '/stream_job_progress?job_id=over'])
+async def test_tickets_for_the_streams_that_the_library_has(path):
+    manager,app = SSEBroadcastManager(),FastHTML(secret_key='test')
+    def may(req, *args): return req.headers['x-user']=='ann'
+    setup_progress(app, manager, may)
+    setup_dashboard(app, manager, authorise=may)
+    for _ in track(manager, [1], 'over'): pass
+    for user,status in dict(ann=200, eve=403).items():
+        async with SSEClient(app, path, headers=TICKET | {'x-user': user}) as one: assert (one.status, one.body)==(status, b'' if status==200 else b'Not for you')
+    assert not manager.connections and not manager._dashboard.own.connections and manager._dashboard.task is None
+
+
+# Counted by reason
+
+async def test_direct_openings_are_counted_by_reason():
+    manager = SSEBroadcastManager()
+    said = ['asked', 'off', 'step', 'limit', 'flood', 'encoded', 'no ticket', 'ticket refused', 'flood', 'Flood', '', 'x'*5000]
+    for reason in said:
+        async with following(manager, headers={'SSE-Direct': reason}): pass
+    async with following(manager): pass
+    assert manager.stats()['direct']==Counter(said[:9]) | {'other': 3, 'other client': 1}
+    manager.stats()['direct'].clear()
+    assert manager.stats()['direct']['flood']==2  # It was a copy
+
+
+async def test_who_was_not_let_in_is_not_counted():
+    manager = SSEBroadcastManager(max_connections=1)
+    async with following(manager) as one:
+        await one.next(BOUND, heartbeats=True)
+        async with SSEClient(one.app, headers={'SSE-Direct': 'flood'}) as more: assert more.status==503
+    assert manager.stats()['direct']=={'other client': 1}
+
+
+async def test_all_processes_together():
+    one,two = SSEBroadcastManager(),SSEBroadcastManager()
+    for m,reason in ((one, 'flood'), (two, 'flood'), (two, 'step')):
+        async with following(m, headers={'SSE-Direct': reason}): pass
+    theirs = json.loads(json.dumps(two._report()))  # As it crosses
+    old = {k: v for k,v in theirs.items() if k!='direct'}
+    async def ask(): return [one._report(), theirs, old]
+    one._backend.ask = ask
+    told = await one.everywhere()
+    assert (told['workers'], told['stats']['direct'])==(3, {'flood': 2, 'step': 1})
+    assert [o['stats']['direct'] for o in told['each']]==[{'flood': 1}, {'flood': 1, 'step': 1}, {}]
+    assert all(type(n) is int for n in theirs['stats'].values())  # What a process of an older version can read
+
+
+@pytest.mark.parametrize('direct', [7, 'flood', ['flood'], {'flood': -1}, {'flood': 'x'}, None, [['flood', 1]]])
+async def test_reports_of_direct_openings_that_no_manager_wrote(direct, caplog):
+    manager = SSEBroadcastManager()
+    async def ask(): return [manager._report(), dict(worker='x', stats={}, users=[], direct=direct)]
+    manager._backend.ask = ask
+    assert (await manager.everywhere())['workers']==1 and 'passed over' in caplog.text
+
+
+async def test_the_dashboard_shows_them_and_is_silent_without_any():
+    manager,app = SSEBroadcastManager(),FastHTML(secret_key='test')
+    board = setup_dashboard(app, manager, authorise=True, every=.05)
+    async with SSEClient(app, '/_sse/dashboard/events') as page:
+        assert 'Reason' not in (await page.next(BOUND)).data
+        async with following(manager, headers={'SSE-Direct': 'no ticket'}): pass
+        async with following(manager): pass
+        while 'no ticket</th>' not in (html := (await page.next(BOUND)).data): pass
+    assert 'other client' in html and manager.stats()['direct']=={'no ticket': 1, 'other client': 1}, 'its own stream is not among them'
+    board.several,board.workers = True,[dict(worker='a', stats=manager.stats()), dict(worker='b', stats=dict(direct=Counter(flood=2))), dict(worker='old', stats={})]
+    board.look()
+    assert '<th scope="row">flood</th><td>It says more than its browser takes</td><td class="n">0</td><td class="n">2</td>' in board.html
+    assert '>Direct</th></tr>' in board._workers() and board._workers().count('<td class="n">2</td></tr>')==2  # `a` and `b`
+    assert '<td class="n">4</td></tr></tbody>' in board._workers()
+
+
+# Queues are read by the app; connections that are about to open are not
+
+async def test_a_slow_hook_does_not_silence_the_hint(caplog):
+    manager,updater = SSEBroadcastManager(),SSEElementUpdater()
+    updater.register_handler('todo:added', lambda data: 'added')
+    gate = asyncio.Event()
+    async with following(manager, render=updater):
+        @manager.on_connect
+        async def _(conn): await gate.wait()
+        async with tab(manager, render=updater):
+            await eventually(lambda: manager._opening, 'the hook waits')
+            await manager.broadcast('todo:aded', 1)
+            assert "did you mean 'todo:added'" in caplog.text
+            gate.set()
+    caplog.clear()
+    async with manager.subscribe(), following(manager, render=updater):
+        await manager.broadcast('todo:adedd', 1)
+        assert not caplog.text, 'the queue may want it'
