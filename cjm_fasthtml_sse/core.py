@@ -1009,18 +1009,18 @@ def _heed(self:SSEBroadcastManager, word):
 async def everywhere(self:SSEBroadcastManager) -> dict: # `workers`, `connections`, `users` (user -> connections), `stats` as `stats` gives them; `each`: the `worker` and `stats` of every process, this one first
     "Counters of all processes, this one's as they are now, the others' a few seconds old"
     await self._ready()
-    told,users,stats,each = await self._backend.ask(),{},dict(direct=Counter()),[]
+    told,users,stats,each,direct = await self._backend.ask(),{},{},[],Counter()
     for o in told:
-        try: worker,theirs,here,direct = _read_report(o)
+        try: worker,theirs,here,their_direct = _read_report(o)
         except (TypeError, ValueError, LookupError, AttributeError, RecursionError):
             if not self._puzzled: _log.warning('What a process tells of itself is passed over, and so are others like it: %.200r', o)
             self._puzzled = True
             continue
         for u,n in here.items(): users[u] = users.get(u, 0)+n
         for k,n in theirs.items(): stats[k] = max(stats.get(k, 0), n) if k=='backlog' else stats.get(k, 0)+n
-        stats['direct'] += direct
-        each.append(dict(worker=worker, stats=theirs | dict(direct=direct)))
-    return dict(workers=len(each), connections=stats.get('connections', 0), users=users, stats=stats, each=each)
+        direct += their_direct
+        each.append(dict(worker=worker, stats={**theirs, 'direct': their_direct}))
+    return dict(workers=len(each), connections=stats.get('connections', 0), users=users, stats={**stats, 'direct': direct}, each=each)
 
 def _read_report(o):
     "The worker, its counters, its users with their connections, and its direct openings; an error for what no manager has written"
