@@ -30,7 +30,7 @@ PACKAGE = ROOT/'cjm_fasthtml_sse'
 BIN = Path(sys.executable).parent
 ENV = {**os.environ, 'PATH': f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}", 'PYTHONUNBUFFERED': '1', 'DEBIAN_FRONTEND': 'noninteractive'}
 COUNTS = re.compile(r'(\d+) passed, (\d+) failed')
-DEBIAN = {'chromium': 'chromium', 'redis-server': 'redis-server', 'node': 'nodejs', 'npm': 'npm',
+DEBIAN = {'chromium': 'chromium', 'firefox-esr': 'firefox-esr', 'redis-server': 'redis-server', 'node': 'nodejs', 'npm': 'npm',
           'nginx': 'nginx', 'caddy': 'caddy', 'openssl': 'openssl'}  # command: its package
 LATER = ['tests/browser/test_one_connection.py']  # Behind what needs no browser: both sides take about the same time
 CHECKS = {}

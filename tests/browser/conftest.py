@@ -1,7 +1,8 @@
-"Chromium, pages, and servers whose streams a test writes by hand"
+"Browsers, pages, and servers whose streams a test writes by hand"
 import shutil
 import sys
 import time
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from playwright.sync_api import expect, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).parents[2]/'tools'))
 import assets  # noqa: E402
+from bidi import Firefox  # noqa: E402
 from handmade import Loop, Proxy, Site  # noqa: E402
 from tabs import board, new_context, tabs  # noqa: E402, F401
 
@@ -27,16 +29,34 @@ def pytest_collection_modifyitems(items):
 def loop(): return Loop()
 
 
-@pytest.fixture(scope='session')
-def browser():
-    chromium = shutil.which('chromium')
-    assert chromium, 'These tests need Chromium: apt-get install chromium'
-    assert assets.fetch(dev=True), 'These tests need npm, to fetch htmx: apt-get install npm'
+@contextmanager
+def chromium():
+    path = shutil.which('chromium')
+    assert path, 'These tests need Chromium: apt-get install chromium'
     with sync_playwright() as p:
         # Playwright switches the back/forward cache off; users have it on
-        b = p.chromium.launch(executable_path=chromium, args=FLAGS, ignore_default_args=['--disable-back-forward-cache'])
+        b = p.chromium.launch(executable_path=path, args=FLAGS, ignore_default_args=['--disable-back-forward-cache'])
         yield b
         b.close()
+
+
+@pytest.fixture(scope='session')
+def browsers():
+    "Gives a browser by its name; it starts when a test asks for it first, and again where it has ended"
+    assert assets.fetch(dev=True), 'These tests need npm, to fetch htmx: apt-get install npm'
+    with ExitStack() as stack:
+        started = {}
+        def browser(name):
+            if name == 'firefox' and name in started and not started[name].alive: del started[name]
+            if name not in started: started[name] = stack.enter_context(closing(Firefox()) if name == 'firefox' else chromium())
+            return started[name]
+        yield browser
+
+
+@pytest.fixture
+def browser(request, browsers):
+    "Chromium, or what the test's mark `each_browser` says"
+    return browsers(getattr(request, 'param', 'chromium'))
 
 
 @pytest.fixture

@@ -49,6 +49,22 @@ class Opened(StreamingResponse):
         finally: self.over()
 
 
+class Counting:
+    "Counts the connections on which streams come, as the server sees them"
+    def __init__(self, app): self.app,self.count = app,0
+
+    async def __call__(self, scope, receive, send):
+        long = []
+        def _send(message):
+            if message['type'] == 'http.response.start':
+                kinds = [v.split(b';')[0] for k,v in message['headers'] if k == b'content-type']
+                long[:] = [o for o in kinds if o in (b'text/event-stream', b'application/octet-stream')]
+                self.count += len(long)
+            return send(message)
+        try: await self.app(scope, receive, _send)
+        finally: self.count -= len(long)
+
+
 class Site:
     "The app, its pages and its streams. Everything a test does to a stream goes through here, from the test's own thread"
     def __init__(self, loop, hdrs=None):
@@ -64,6 +80,7 @@ class Site:
         routes = [Route('/assets/{name}', self._asset), Route('/stream/{name}', self._stream), Route('/raw/{name}', self._raw)]
         self.app = FastHTML(routes=routes, hdrs=hdrs, default_hdrs=False, secret_key='test')
         self.app.route('/pages/{name}')(self._page)
+        self.served = Counting(self.app)
         self.hosts = ['127.0.0.1']  # More of them from the next start on: a browser has six connections to each
         self.server,self.port = None,0
 
@@ -111,12 +128,17 @@ class Site:
     def last_ids(self, path='events'): return [i for p,i in self.requests if p == path]
     def count(self, path='events'): return sum(s.path == path for s in self.open)
 
+    @property
+    def connections(self):
+        "Connections on which streams come, however many they carry"
+        return self.served.count
+
     def start(self):
         socks = []
         for host in self.hosts:
             socks.append(socket.create_server((host, self.port)))
             self.port = socks[0].getsockname()[1]
-        self.server = uvicorn.Server(uvicorn.Config(self.app, log_level='error', lifespan='off', timeout_graceful_shutdown=1))
+        self.server = uvicorn.Server(uvicorn.Config(self.served, log_level='error', lifespan='off', timeout_graceful_shutdown=1))
         self.serving = asyncio.run_coroutine_threadsafe(self.server._serve(socks), self.loop.loop)
         until = time.monotonic()+10
         while not self.server.started:

@@ -4,11 +4,15 @@ import os
 import re
 import signal
 from contextlib import contextmanager, suppress
+from copy import copy
 from pathlib import Path
 
 import pytest
 from fasthtml.common import Div
+from playwright.sync_api import TimeoutError as Late
 from starlette.requests import Request
+
+from bidi import Firefox
 
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.helpers import setup_sse
@@ -25,6 +29,7 @@ RECORD = """
         source.addEventListener('message', e => seen.push(e.data));
     }));"""
 LEADS = 'url => cjmSSE.sources.some(s => s.own && s.url.endsWith(url))'
+each_browser = pytest.mark.parametrize('browser', ['chromium', 'firefox'], indirect=True)
 DIRECT = re.compile(r'\[sse\] direct: (.+) \S+')  # What our client logs with each stream that has a connection of its own
 
 
@@ -59,6 +64,12 @@ class Tabs(list):
             self.append(page)
             page.goto(url)
         return self[-1]
+
+    def others(self, page):
+        "All tabs but one"
+        others = copy(self)
+        others.remove(page)
+        return others
 
     def all(self, script, *args):
         "What `script` gives in each tab"
@@ -157,7 +168,7 @@ def complete(tabs, board):
     for i,page in enumerate(tabs):
         for name in page.evaluate("Object.keys(got).map(url => url[1])"):
             want = board.expected(name, page.evaluate('drawn'))
-            with suppress(TimeoutError): page.wait_for_function("([url, last]) => !last || got[url].at(-1) === last", arg=[f'/{name}/events', want and want[-1]])
+            with suppress(Late): page.wait_for_function("([url, last]) => !last || got[url].at(-1) === last", arg=[f'/{name}/events', want and want[-1]])
             assert page.evaluate('url => got[url]', f'/{name}/events') == want, f'tab {i}, {name}'
 
 
@@ -171,11 +182,17 @@ def comes_back(page, tabs, site, board):
     complete(tabs, board)
 
 
+def processes(browser):
+    "Process ids of its tabs"
+    if isinstance(browser, Firefox): return browser.processes()
+    cdp = browser.new_browser_cdp_session()
+    try: return [o['id'] for o in cdp.send('SystemInfo.getProcessInfo')['processInfo'] if o['type'] == 'renderer']
+    finally: cdp.detach()
+
+
 def renderer(page):
     "The process id of a tab: the one that is busy when the tab is, twice in a row"
-    cdp = page.context.browser.new_browser_cdp_session()
-    pids = [o['id'] for o in cdp.send('SystemInfo.getProcessInfo')['processInfo'] if o['type'] == 'renderer']
-    cdp.detach()
+    pids = processes(page.context.browser)
     def ticks(pid): return sum(map(int, Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[11:13]))
     found = []
     while len(found) < 2 or found[-1] != found[-2]:
@@ -187,6 +204,7 @@ def renderer(page):
 
 def crash(page):
     "Kill the process of a tab"
+    if isinstance(page.context.browser, Firefox): return page.crash(renderer(page))
     with page.expect_event('crash'): os.kill(renderer(page), signal.SIGKILL)
 
 
