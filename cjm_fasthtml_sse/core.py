@@ -101,7 +101,7 @@ class SSEBroadcastManager:
         hook_timeout: float=5.,       # Seconds that the `on_connect` hooks of one connection may take, and its `on_disconnect` hooks again; one that takes longer is cancelled
         overflow: str='evict',        # A stream that is blocked past `max_queue_size`: `evict` has it come back and replay, `drop_oldest` has it skip
         backend=None,                 # What carries broadcasts between processes: `redis://host:6379/0` or another address of a Redis or Valkey, or a `Backend`; `None`: this process only
-        max_per_user: int|None=None,  # Browsers of one user at most, in this process, where `stream` gets a `user`: one more is answered 503. A browser with `multiplex` counts once, else each stream does
+        max_per_user: int|None=None,  # Browsers of one user at most, in this process, where `stream` gets a `user`: one more is answered 503. A browser's carrier counts once, and so does each stream with a connection of its own
         private=None                  # Pattern or patterns of private events, `{name}` standing for one segment: `user:{who}:**` goes only to those whose own pattern names the user
     ):
         _whole('max_queue_size', max_queue_size, 0)
@@ -909,7 +909,7 @@ def get_history(self:SSEBroadcastManager,
 
 @patch(as_prop=True)
 def connection_count(self:SSEBroadcastManager) -> int:
-    "Connections that are open in this process; tabs that share one count once, with `multiplex` each element that listens counts"
+    "Streams and queues that are open in this process: each element that listens counts, in each tab of each browser, also where all travel on one connection"
     return len(self.connections)
 
 @patch(as_prop=True)
