@@ -3,7 +3,8 @@
 // leaves, and the next tab has it a moment later. A leader that hangs keeps its lock, so one that does not answer for 3 s,
 // though a visible tab waits for it, loses the lock. Each tab holds a lock of its own, too: when it is free, the tab is gone.
 //
-// - A tab has a new id after each `join`, after a lead that it lost, and after messages that it missed.
+// - A tab has a new id after each `join`, for each further leader, after a lead that it lost, and after messages that it
+//   missed.
 // - `follow`, `lead` and `missed` make void what was asked so far: the owner asks for all that it wants. What was asked
 //   while no leader was known was asked of nobody yet: it is kept, and sent behind `follow` or `lead`.
 // - Browsers drop messages to a page that a debugger stops, and others wait until a frozen page runs again. So questions to
@@ -159,7 +160,7 @@ class Election {
         this.seated = true;
         resolve(undefined);
         this.send();
-        return aborted(seat.signal);
+        return pause(seat.signal);
       });
     });
     // After a long task, or a freeze, the answer comes between the two timers
@@ -176,12 +177,15 @@ class Election {
   /** @param {LockOptions} options */
   bidForLead(options) {
     const { session } = this;
+    if (!session) return;
     const bid = this.bid = {};
     this.lock('', options, async () => {
       for (let seat; seat !== this.seat; await this.seating) seat = this.seat;
-      if (!session || bid !== this.bid) return;
+      const holds = await Promise.race([this.holdsLead(), pause(session.signal)]);   // or it was frozen, and the lock is somebody else's again
+      if (bid !== this.bid) return;
+      if (!holds) return this.overtaken();
       this.lead();
-      return aborted(session.signal);
+      return pause(session.signal);
     }, () => { if (bid === this.bid) this.overtaken(); });
   }
 
@@ -215,38 +219,41 @@ class Election {
     if (!this.leads) return false;
     if (this.confirming) return this.confirming;
     const now = performance.now();
-    if (now - this.ran > OUT_OF_BREATH) return this.confirming = this.queryLead();
+    if (now - this.ran > OUT_OF_BREATH) return this.confirming = this.checkLead();
     this.ran = now;
     return true;
   }
 
-  async queryLead() {
-    const { session, name } = this;
-    /** @type {LockInfo[] | undefined} */
-    let held;
-    let start;
-    do {   // A freeze between question and answer counts, too
-      start = performance.now();
-      try {
-        ({ held } = await navigator.locks.query());
-      } catch (error) {
-        if (session === this.session) this.fail(error);
-      }
-      if (session !== this.session || !held) return false;
-    } while (performance.now() - start > OUT_OF_BREATH);
+  async checkLead() {
+    const { session } = this;
+    const holds = await this.holdsLead();
+    if (session !== this.session) return false;
     this.confirming = null;
-    const [lead, own] = [name, `${name}:tab:${this.me}`].map(name => held.find(lock => lock.name === name)?.clientId);
-    if (lead === own) {
-      this.ran = performance.now();
-      return true;
+    if (!holds) this.overtaken();
+    else this.ran = performance.now();
+    return holds;
+  }
+
+  /** Whether the browser says that this tab holds the lock; `false`, too, when the session has ended. */
+  async holdsLead() {
+    const { session } = this;
+    try {
+      for (;;) {
+        const start = performance.now();
+        const { held = [] } = await navigator.locks.query();
+        if (session !== this.session) return false;
+        const [lead, own] = ['', `:tab:${this.me}`].map(name => held.find(lock => lock.name === this.name + name)?.clientId);
+        if (performance.now() - start < OUT_OF_BREATH) return lead === own;   // or there was a freeze meanwhile
+      }
+    } catch (error) {
+      if (session === this.session) this.fail(error);
+      return false;
     }
-    this.overtaken();
-    return false;
   }
 
   /** @param {string} leader */
   follow(leader) {
-    this.restart();
+    if (this.out) this.enter();   // it may have led before, and this tab is not to be taken for what it was
     this.leader = leader;
     this.out?.close();
     this.out = this.channel(leader);
@@ -331,6 +338,7 @@ class Election {
   }
 
   silent() {
+    clearTimeout(this.timer);
     this.timer = undefined;
     if (document.visibilityState === 'hidden' && (this.step || !this.asks.length)) this.step = 0;   // until it is shown
     else if (++this.step > 1) this.take();
@@ -347,14 +355,16 @@ class Election {
       this.step = 1;
       this.wait(SILENCE[1]);
     };
+    const { session } = this;
+    if (!session) return;
     await this.lock(':take', this.tries++ % 2 ? { steal: true } : { ifAvailable: true }, async lock => {
       if (!lock) return;
       const start = performance.now();
       this.ping();
-      await sleep(SILENCE[2]);
+      await pause(session.signal, SILENCE[2]);
       if (this.step < 2 || performance.now() - start > OUT_OF_BREATH) return;
       this.bidForLead({ steal: true });
-      await sleep(SILENCE[2]);
+      await pause(session.signal, SILENCE[2]);
     }, again);
     again();
   }
@@ -444,14 +454,13 @@ class Election {
 }
 
 /**
- * @param {AbortSignal} signal
- * @returns {Promise<void>}
+ * @param {AbortSignal} signal  ends the pause
+ * @param {number} [ms]         as time does
+ * @returns {Promise<any>}
  */
-function aborted(signal) {
-  return new Promise(resolve => signal.addEventListener('abort', () => resolve()));
-}
-
-/** @param {number} ms */
-function sleep(ms) {
-  return new Promise(resolve => setTimeout(resolve, ms));
+function pause(signal, ms) {
+  return new Promise(resolve => {
+    signal.addEventListener('abort', resolve);
+    if (ms) setTimeout(resolve, ms);
+  });
 }

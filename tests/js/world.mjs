@@ -1,9 +1,12 @@
 // A browser without a browser: tabs with locks, channels, timers and a clock that the test moves. What may come in any
 // order does; a tab can close, crash, be frozen (what comes for it waits) or be stopped by a debugger (messages are lost).
+import { setMaxListeners } from 'node:events';
 import { readFileSync } from 'node:fs';
 import { Script, createContext } from 'node:vm';
 
 const script = new Script(readFileSync(new URL('../../cjm_fasthtml_sse/static/election.js', import.meta.url), 'utf8') + '\nthis.Election = Election;');
+
+setMaxListeners(0);   // as in browsers
 
 /** The same numbers for the same seed, from 0 to 1. */
 export function random(seed) {
@@ -82,7 +85,7 @@ class Tab {
       document: this.document, console, AbortController, queueMicrotask,
       performance: { now: () => world.now },
       navigator: { locks: world.locks.of(this) },
-      setTimeout: (f, ms = 0) => world.later(tab, ms, f),
+      setTimeout: (f, ms = 0) => world.later(tab, this.hidden ? Math.max(ms, 1000) : ms, f),
       clearTimeout: task => { if (task) task.cancelled = true; },
       BroadcastChannel: class {
         constructor(name) {
@@ -121,14 +124,21 @@ class Tab {
     world.tabs.push(this);
   }
 
+  get hidden() { return this.document.visibilityState === 'hidden'; }
+
+  set hidden(hidden) { this.document.visibilityState = hidden ? 'hidden' : 'visible'; }
+
   get leads() { return this.election.leads; }
 
   count(what) { return this.log.filter(([o]) => o === what).length; }
 
+  /** @param {'frozen' | 'debugger'} how  the debugger loses messages */
   freeze(how = 'frozen') { this.frozen = how; }
 
   thaw() {
+    if (!this.frozen) return;
     this.frozen = false;
+    this.thawed = this.world.now;
     const { world } = this;
     // Sources compete, each in its own order
     const sources = new Map();
@@ -187,6 +197,7 @@ class Locks {
       this.world.later(null, this.world.random(), () => {
         if (tab.gone || lock.aborted) return;
         if (steal) {
+          this.stolen?.(name, tab);
           for (const o of this.held.filter(o => o.name === name)) {
             this.held = this.held.filter(other => other !== o);
             this.world.later(o.tab, this.world.random(), () => o.reject(new DOMException('stolen', 'AbortError')));
@@ -235,6 +246,9 @@ class Locks {
     this.waiting = this.waiting.filter(o => o.tab !== tab);
     this.grant();
   }
+
+  /** The tab that holds a lock. */
+  holder(name) { return this.held.find(o => o.name === name)?.tab; }
 
   /** Names that a tab holds or waits for. */
   names(tab) { return [...this.held, ...this.waiting].filter(o => o.tab === tab).map(o => o.name); }

@@ -1,0 +1,167 @@
+// Tabs that come, go, crash, freeze and wake at random: RUNS worlds, from the seed SEED on
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { World } from './world.mjs';
+
+const { RUNS = 40, SEED = 1, STEPS = 150 } = process.env;
+const LOCK = 'sse2:test', BEAT = 15000;
+
+async function play(seed, happened) {
+  const world = new World(seed), { random } = world;
+  const pick = list => list[Math.floor(random() * list.length)];
+  let serial = 0, stolenAt = -Infinity, victim = null;
+  const executed = new Map();   // serial: [leader, tab]
+  const sent = new Map();       // leader and tab: messages
+  const note = (...what) => happened.push(`${Math.round(world.now)} ${what.join(' ')}`);
+
+  world.locks.stolen = (name, by) => {
+    if (name !== LOCK) return;
+    const tab = world.locks.holder(LOCK);
+    note('stolen by', by.election.me, 'from', tab?.election.me);
+    if (!tab) return;
+    assert(!by.hidden || by.hiddenAt > world.now - 3500, 'a hidden tab does not steal');
+    assert(tab.frozen || world.now - tab.thawed < 3500, 'nobody steals from a leader that answers');
+    [stolenAt, victim] = [world.now, tab];
+  };
+  function delivers(tab, what) {
+    const holder = world.locks.holder(LOCK);
+    assert(holder === tab || victim === tab && world.now - stolenAt < 1100, `${what} by ${tab.election.me}, which does not lead`);
+  }
+  /** What was asked is void: ask for all anew, and sometimes for nothing. */
+  function anew(tab) {
+    tab.asked = [];
+    for (let i = Math.floor(random() * 3); i; i--) ask(tab);
+  }
+  function ask(tab) {
+    const message = { serial: ++serial };
+    tab.asked.push(message.serial);
+    tab.election.ask(message);
+  }
+  const recorder = {
+    lead(tab) {
+      note('lead', tab.election.me);
+      tab.told = 0;
+      anew(tab);
+    },
+    follow(tab, leader) {
+      note('follow', tab.election.me, leader);
+      tab.told = 0;
+      anew(tab);
+    },
+    missed(tab) {
+      note('missed', tab.election.me);
+      tab.told = 0;
+      anew(tab);
+    },
+    lost(tab) {
+      note('lost');
+      tab.told = 0;
+    },
+    asked(tab, from, { serial }) {
+      if (from !== tab.election.me) delivers(tab, 'asked');
+      assert(!executed.has(serial), `${serial} twice`);
+      executed.set(serial, [tab.election.me, from]);
+      tab.known.add(from);
+    },
+    told(tab, [leader, to, number]) {
+      assert.deepEqual([leader, to, number], [tab.election.leader, tab.election.me, ++tab.told], 'told');
+    },
+    left(tab, from) { tab.known.delete(from); },
+    overflowed(tab, from) {
+      note('overflowed', from);
+      tab.known.delete(from);
+    },
+    broken(tab, reason) { assert.fail(`broken: ${reason}`); },
+  };
+  function tell(tab, to) {
+    const key = `${tab.election.me} ${to}`;
+    sent.set(key, (sent.get(key) ?? 0) + 1);
+    tab.election.tell(to, [tab.election.me, to, sent.get(key)], random() < .2 ? 600000 : 1000);
+  }
+  function open() {
+    const tab = world.tab('test', recorder);
+    Object.assign(tab, { asked: [], told: 0, known: new Set(), thawed: -Infinity, hiddenAt: -Infinity });
+    tab.hidden = random() < .4;
+    const beat = () => {
+      if (tab.leads) tab.election.beat();
+      world.later(tab, BEAT, beat);
+    };
+    const carrier = async () => {
+      try { await deliver(); } catch (error) { failed ??= error; }
+      if (busy) world.later(tab, random() * 2000, carrier);
+    };
+    const deliver = async () => {
+      const { me } = tab.election;
+      if (tab.leads && await tab.election.confirmLead()) {
+        assert.equal(tab.election.me, me);
+        delivers(tab, 'delivery');
+        for (const to of tab.known) if (to === me || random() < .5) tell(tab, to);
+      }
+    };
+    world.later(tab, BEAT * random(), beat);
+    world.later(tab, 100, carrier);
+    tab.election.join();
+    return tab;
+  }
+
+  let busy = true, failed = null;
+  open();
+  for (let step = 0; step < STEPS; step++) {
+    const tab = pick(world.tabs), dice = random();
+    if (!tab || dice < .12 && world.tabs.length < 6) open();
+    else if (dice < .16) tab.crash();
+    else if (dice < .3) tab.frozen ? tab.thaw() : tab.freeze(random() < .5 ? 'frozen' : 'debugger');
+    else if (tab.frozen) {
+      if (random() < .2) tab.thaw();
+    } else if (dice < .4) {
+      tab.hidden = !tab.hidden;
+      if (tab.hidden) tab.hiddenAt = world.now;
+      else tab.election.check();
+    } else if (dice < .5) {
+      tab.known.clear();
+      tab.election.leave();
+      tab.asked = [];
+      await world.run();
+      assert.deepEqual(world.locks.names(tab), [], 'no locks');
+      if (random() < .2) tab.crash();
+      else tab.election.join();
+    } else ask(tab);
+    if (process.env.TRACE) note(tab?.election.me, dice.toFixed(2), tab?.frozen, tab?.hidden, tab?.gone, tab?.election.step);
+    await world.run(random() < .2 ? random() * 20000 : random() * 1000);
+    if (failed) throw failed;
+  }
+  note('rest');
+  for (const tab of world.tabs) tab.thaw();
+  await world.run(60000);
+  busy = false;
+  await world.run(60000);
+
+  const [leader, ...more] = world.tabs.filter(o => o.leads);
+  assert(leader || !world.tabs.length, 'somebody leads');
+  assert(!more.length, 'nobody else does');
+  for (const tab of world.tabs) {
+    const { leader: of, me } = tab.election;
+    assert.equal(of, leader.election.me, 'all follow');
+    for (const serial of tab.asked) assert.deepEqual(executed.get(serial), [of, me], `${serial} was executed`);
+    if (leader.known.has(me)) assert.equal(tab.told, sent.get(`${of} ${me}`) ?? 0, 'all came, or the tab knows');
+  }
+  const { posted } = world;
+  await world.run(10 * BEAT);
+  assert(world.posted - posted <= 10, `${world.posted - posted} messages in 10 beats`);
+  return { steals: happened.filter(o => o.includes('stolen')).length, missed: happened.filter(o => o.includes('missed')).length,
+    overflowed: happened.filter(o => o.includes('overflowed')).length, serial };
+}
+
+test(`${RUNS} random worlds`, async () => {
+  const total = { steals: 0, missed: 0, overflowed: 0, serial: 0 };
+  for (let seed = +SEED; seed < +SEED + +RUNS; seed++) {
+    const happened = [];
+    try {
+      const done = await play(seed, happened);
+      for (const key in total) total[key] += done[key];
+    } catch (error) {
+      throw new Error(`seed ${seed}: ${error.message}\n${happened.slice(-30).join('\n')}`, { cause: error });
+    }
+  }
+  console.log(total);
+});
