@@ -38,7 +38,7 @@ class Election {
     this.session = null;   // from `join` to `leave`, or to the loss of the lead
     /** @type {AbortController | null} */
     this.seat = null;      // while this tab has this id
-    /** @type {object | null} */
+    /** @type {AbortController | null} */
     this.bid = null;       // the request for the lead that counts
     /** @type {ElectionChannel | null} */
     this.common = null;    // from all to all
@@ -78,15 +78,16 @@ class Election {
     const common = this.common = this.channel();
     common.onmessage = ({ data }) => { if (session === this.session) this.receive(data); };
     this.enter();
-    this.bidForLead({});
+    this.bidForLead();
     this.ping();
     this.heard();
   }
 
   close() {
-    const { session, leads } = this;
+    const { session, bid, leads } = this;
     if (!session) return;
     this.session = this.bid = this.confirming = null;
+    bid?.abort();
     this.leader = '';
     this.asks = [];
     this.step = 0;
@@ -131,7 +132,7 @@ class Election {
   async lock(name, options, held, taken) {
     const { session } = this;
     if (!session) return;
-    if (!options.steal && !options.ifAvailable) options.signal = session.signal;
+    if (!options.steal && !options.ifAvailable) options.signal ??= session.signal;
     try {
       await navigator.locks.request(this.name + name, options, lock => session === this.session ? held(lock) : undefined);
     } catch (error) {
@@ -174,12 +175,13 @@ class Election {
     if (this.leader) this.asks = [];
   }
 
-  /** @param {LockOptions} options */
-  bidForLead(options) {
+  /** @param {boolean} [steal] */
+  bidForLead(steal) {
     const { session } = this;
     if (!session) return;
-    const bid = this.bid = {};
-    this.lock('', options, async () => {
+    this.bid?.abort();
+    const bid = this.bid = new AbortController();
+    this.lock('', steal ? { steal } : { signal: bid.signal }, async () => {
       for (let seat; seat !== this.seat; await this.seating) seat = this.seat;
       const holds = await Promise.race([this.holdsLead(), pause(session.signal)]);   // or it was frozen, and the lock is somebody else's again
       if (bid !== this.bid) return;
@@ -363,7 +365,7 @@ class Election {
       this.ping();
       await pause(session.signal, SILENCE[2]);
       if (this.step < 2 || performance.now() - start > OUT_OF_BREATH) return;
-      this.bidForLead({ steal: true });
+      this.bidForLead(true);
       await pause(session.signal, SILENCE[2]);
     }, again);
     again();

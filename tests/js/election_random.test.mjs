@@ -73,6 +73,9 @@ async function play(seed, happened) {
     },
     broken(tab, reason) { assert.fail(`broken: ${reason}`); },
   };
+  for (const [what, f] of Object.entries(recorder)) recorder[what] = (...args) => {
+    try { f(...args); } catch (error) { failed ??= error; }
+  };
   function tell(tab, to) {
     const key = `${tab.election.me} ${to}`;
     sent.set(key, (sent.get(key) ?? 0) + 1);
@@ -147,6 +150,7 @@ async function play(seed, happened) {
   }
   const { posted } = world;
   await world.run(10 * BEAT);
+  if (failed) throw failed;
   assert(world.posted - posted <= 10, `${world.posted - posted} messages in 10 beats`);
   return { steals: happened.filter(o => o.includes('stolen')).length, missed: happened.filter(o => o.includes('missed')).length,
     overflowed: happened.filter(o => o.includes('overflowed')).length, serial };
