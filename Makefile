@@ -16,6 +16,10 @@ test: .venv/dev ## Check everything that CI checks: notebooks, lint, types, test
 chaos: .venv/dev ## Two minutes in which all goes wrong: workers killed, Redis restarted, clients that stall and die
 	@$(BIN)/python tests/chaos.py --seconds 120
 
+tabs: .venv/dev ## Whatever may happen to tabs and connections: 20 random runs in Chromium, 5 in Firefox; ten minutes
+	@TABS_RUNS=20 TABS_BROWSER=chromium $(BIN)/python -m pytest tests/browser/test_tabs_random.py -q
+	@TABS_RUNS=5 TABS_BROWSER=firefox $(BIN)/python -m pytest tests/browser/test_tabs_random.py -q
+
 soak: .venv/dev ## 200,000 tabs come and go, and 40,000 over sockets: does anything stay?
 	@SOAK=200000 $(BIN)/python -m pytest tests/test_soak.py -q -s
 
@@ -56,4 +60,4 @@ clean: ## Remove the environment and all that the tools made
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@ .venv/app
 
-.PHONY: help demo test chaos soak bench bench-all docs readme prepare clean
+.PHONY: help demo test chaos tabs soak bench bench-all docs readme prepare clean

@@ -55,10 +55,10 @@ class Tabs(list):
         page.context.add_init_script(RECORD)
         self.wait_for_timeout = page.wait_for_timeout
 
-    def open(self, url, n=1):
+    def open(self, url, n=1, **kw):
         "Open `n` tabs"
         for _ in range(n):
-            page = self.context.new_page()
+            page = self.context.new_page(**kw)
             page.on('pageerror', lambda e: self.errors.append(str(e)))
             page.on('console', lambda m: self.console.append((m.type, m.text)))
             self.append(page)
