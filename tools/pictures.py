@@ -345,19 +345,20 @@ chat.size = dict(width=440, height=440)
 
 @walk
 def tabs(tabs):
-    def says(n, *pages):
-        for o in pages: o.wait_for_selector(f'#connections:text-is("{n}")')
+    def says(streams, direct, *pages):
+        for o in pages:
+            for name, n in dict(streams=streams, direct=direct).items(): o.wait_for_selector(f'#{name}:text-is("{n}")')
     one = tabs.open()
-    says(1, one)
+    says(1, 0, one)
     two = tabs.open()
-    says(1, one, two)
+    says(2, 0, one, two)
     own = tabs.open('/?share=False')
-    says(2, one, two, own)
+    says(3, 1, one, two, own)
     for o in one, two, own: o.wait_for_selector('#connection-status:has-text("Connected")')
     tabs.picture('tutorial-tabs', Tab_1=one, Tab_2=two, Tab_3=own)
     one.close()
     more = [tabs.open() for _ in range(11)]
-    says(2, two, own, *more)
+    says(13, 1, two, own, *more)
     for o in more: o.close()
     # What the tutorial says of the seventh connection
     page = tabs.open('/?share=False', tabs.person())
