@@ -231,7 +231,7 @@ def chart_table(points, label, now, seconds) -> NotStr:
     return _table(('When', 'Least', 'Most'), rows, label, {1: 'n', 2: 'n'})
 
 # %% ../nbs/dashboard.ipynb #6b1f0a29
-_CHARTS = dict(connections=('Connections', 'open', _values), broadcasts=('Broadcasts', 'a second', _rates), deliveries=('Deliveries', 'a second', _rates),
+_CHARTS = dict(connections=('Streams', 'open', _values), broadcasts=('Broadcasts', 'a second', _rates), deliveries=('Deliveries', 'a second', _rates),
     backlog=('Slowest queue', 'messages wait', _values))
 _COUNTERS = dict(evicted='Evicted', coalesced='Skipped', replayed='Replayed', gaps='Gaps', errors='Errors', bytes='Sent')
 _COLUMNS = 'connections','backlog','broadcasts','deliveries','evicted','replayed','gaps','errors'
