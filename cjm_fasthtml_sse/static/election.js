@@ -1,22 +1,21 @@
 // @ts-check
 // Tabs of one name elect one that leads. A Web Lock decides which: it is free as soon as the leader closes, crashes or
 // leaves, and the next tab has it a moment later. A leader that hangs keeps its lock, so one that does not answer for 3 s,
-// though a visible tab waits for it, loses the lock. Each tab holds a lock of its own, too: when it is free, the tab is gone.
+// though a visible tab waits for it, loses it. Each tab holds a lock of its own, too: when it is free, the tab is gone.
 //
-// - A tab has a new id after each `join`, for each further leader, after a lead that it lost, and after messages that it
-//   missed.
-// - `follow`, `lead` and `missed` make void what was asked so far: the owner asks for all that it wants. What was asked
-//   while no leader was known was asked of nobody yet: it is kept, and sent behind `follow` or `lead`.
-// - Browsers drop messages to a page that a debugger stops, and others wait until a frozen page runs again. So questions to
-//   the leader and messages to a tab are numbered, and `beat` tells each tab how many there were.
+// - A tab has another id for each leader: nobody takes it for what it was.
+// - `lead`, `follow` and `missed` make void what was asked so far: the owner asks for all that it wants. What was asked
+//   while no leader was known was asked of nobody yet: it is kept for the first one.
+// - Browsers drop messages to a page that a debugger stops, and hold them back while a page is frozen. So questions to the
+//   leader and messages to a tab are numbered, and `beat` says to each tab how many there were.
 
-const ELECTION = 'sse2';            // Stands in all names: clients of another protocol elect a leader of their own
-const SILENCE = [1500, 1250, 250];  // Milliseconds until the first ping, from there to the last, from there to the takeover
-const LOCK_TIMEOUT = 3000;          // Milliseconds in which the browser answers a request for a lock that is free
-const OUT_OF_BREATH = 1000;         // Milliseconds without a script, after which somebody else may lead
-const ACKNOWLEDGE = 256 * 1024;     // Bytes
+const ELECTION = 'sse2';            // in all names: clients of another protocol elect a leader of their own
+const SILENCE = [1500, 1250, 250];  // milliseconds until the first ping, from there to the last, from there to the takeover
+const LOCK_TIMEOUT = 3000;          // milliseconds in which the browser grants a lock that is free
+const OUT_OF_BREATH = 1000;         // milliseconds without a script, after which somebody else may lead
+const ACKNOWLEDGE = 256 * 1024;     // bytes
 const MAX_UNACKNOWLEDGED = 4 * 1024 * 1024;
-const OVERHEAD = 64;                // Bytes of a message without content
+const OVERHEAD = 64;                // bytes of a message without content
 
 class Election {
   /**
@@ -27,32 +26,30 @@ class Election {
     this.name = `${ELECTION}:${name}`;
     this.owner = owner;
     this.beatMs = 15000;   // between beats of a leader that is well
-    this.me = '';
-    this.leader = '';
     this.broken = '';      // why
     this.wanted = false;
-    this.seated = false;   // with a lock for its id
-    /** @type {Promise<void>} */
-    this.seating = Promise.resolve();
     /** @type {AbortController | null} */
-    this.session = null;   // from `join` to `leave`, or to the loss of the lead
-    /** @type {AbortController | null} */
-    this.seat = null;      // while this tab has this id
-    /** @type {AbortController | null} */
-    this.bid = null;       // the request for the lead that counts
+    this.session = null;   // from `open` to `close`
+    this.me = '';
+    this.seated = false;   // with a lock for this id
+    this.leader = '';
     /** @type {ElectionChannel | null} */
     this.common = null;    // from all to all
     /** @type {ElectionChannel | null} */
-    this.out = null;       // from a follower to its leader
+    this.inbox = null;     // from all to this tab
+    /** @type {ElectionChannel | null} */
+    this.out = null;       // from this tab to its leader
     /** @type {Map<string, ElectionTab>} */
     this.tabs = new Map();   // those that asked this leader
+    /** @type {Set<string>} */
+    this.gone = new Set();   // those of them that are gone
     /** @type {unknown[]} */
     this.asks = [];        // what the leader has not confirmed
     this.confirmed = 0;    // how many it has
     this.got = 0;          // messages of the leader
     this.bytes = this.acknowledged = 0;
     this.step = 0;         // of the leader's silence
-    this.tries = 0;
+    this.tries = 0;        // to end it
     /** @type {number | undefined} */
     this.timer = undefined;
     this.ran = 0;          // when this leader was known to lead
@@ -61,11 +58,11 @@ class Election {
     this.confirming = null;
   }
 
-  get leads() { return !!this.me && this.leader === this.me; }
+  get leads() { return !!this.session && this.leader === this.me; }
 
   join() {
     this.wanted = !this.broken;
-    if (this.wanted && !this.session) this.open();
+    if (!this.session) this.reopen();
   }
 
   leave() {
@@ -73,32 +70,47 @@ class Election {
     this.close();
   }
 
-  open() {
-    const session = this.session = new AbortController();
-    const common = this.common = this.channel();
-    common.onmessage = ({ data }) => { if (session === this.session) this.receive(data); };
-    this.enter();
-    this.bidForLead();
-    this.ping();
-    this.heard();
-  }
-
   close() {
-    const { session, bid, leads } = this;
-    if (!session) return;
-    this.session = this.bid = this.confirming = null;
-    bid?.abort();
+    const { session, leads } = this;
+    session?.abort();   // frees all locks
+    for (const channel of [this.common, this.inbox, this.out, ...[...this.tabs.values()].map(tab => tab.out)]) channel?.close();
+    clearTimeout(this.timer);
+    this.timer = undefined;
+    this.tabs.clear();
+    this.gone.clear();
+    this.session = this.out = this.confirming = null;
     this.leader = '';
     this.asks = [];
-    this.step = 0;
-    clearTimeout(this.timer);
-    this.seat?.abort();
-    session.abort();
-    this.common?.close();
-    this.out?.close();
-    for (const { out } of this.tabs.values()) out.close();
-    this.tabs.clear();
+    this.confirmed = this.got = this.bytes = this.acknowledged = this.step = 0;
     if (leads) this.owner.lost();
+  }
+
+  /**
+   * Begin anew, as another tab.
+   * @param {boolean} [steal]  the lead
+   */
+  reopen(steal) {
+    const kept = this.leader ? [] : this.asks;
+    this.close();
+    if (!this.wanted || this.session) return;
+    const session = this.session = new AbortController();
+    this.asks = kept;
+    this.me = Math.random().toString(36).slice(2);
+    this.common = this.channel('');
+    this.inbox = this.channel(`:${this.me}`);
+    this.common.onmessage = this.inbox.onmessage = ({ data }) => { if (session === this.session) this.receive(data); };
+    this.seated = false;
+    this.lock(`:tab:${this.me}`, {}, () => {
+      this.seated = true;
+      this.send();
+      this.bid(session, steal);
+      return pause(session.signal);
+    });
+    // After a long task, or a freeze, the answer comes between the two timers.
+    const late = () => { if (session === this.session && !this.seated) this.fail('no answer to the request for a lock'); };
+    setTimeout(() => setTimeout(late, 100), LOCK_TIMEOUT);
+    this.ping();
+    this.heard();
   }
 
   /** @param {unknown} reason */
@@ -110,12 +122,12 @@ class Election {
   }
 
   /**
-   * @param {string} [tab]  whose messages it brings; without it the channel of all
+   * @param {string} name
    * @returns {ElectionChannel}
    */
-  channel(tab) {
+  channel(name) {
     try {
-      return new BroadcastChannel(tab ? `${this.name}:${tab}` : this.name);
+      return new BroadcastChannel(this.name + name);
     } catch (error) {   // SecurityError, where cookies are refused
       queueMicrotask(() => this.fail(error));
       return { postMessage() {}, close() {}, onmessage: null };
@@ -131,8 +143,7 @@ class Election {
    */
   async lock(name, options, held, taken) {
     const { session } = this;
-    if (!session) return;
-    if (!options.steal && !options.ifAvailable) options.signal ??= session.signal;
+    if (!options.steal && !options.ifAvailable) options.signal = session?.signal;
     try {
       await navigator.locks.request(this.name + name, options, lock => session === this.session ? held(lock) : undefined);
     } catch (error) {
@@ -142,63 +153,36 @@ class Election {
     }
   }
 
-  /** Take an id, its channel and its lock. */
-  enter() {
-    this.seat?.abort();
-    const seat = this.seat = new AbortController();
-    const me = this.me = Math.random().toString(36).slice(2);
-    const inbox = this.channel(me);
-    inbox.onmessage = ({ data }) => { if (seat === this.seat) this.receive(data); };
-    this.seated = false;
-    this.restart();
-    this.seating = new Promise(resolve => {
-      seat.signal.addEventListener('abort', () => {
-        inbox.close();
-        resolve(undefined);
-      });
-      this.lock(`:tab:${me}`, {}, () => {
-        if (seat !== this.seat) return;
-        this.seated = true;
-        resolve(undefined);
-        this.send();
-        return pause(seat.signal);
-      });
-    });
-    // After a long task, or a freeze, the answer comes between the two timers
-    const late = () => { if (seat === this.seat && !this.seated) this.fail('no answer to the request for a lock'); };
-    setTimeout(() => setTimeout(late, 100), LOCK_TIMEOUT);
+  /**
+   * Call back when a tab is gone.
+   * @param {string} tab
+   * @param {() => void} gone
+   */
+  watch(tab, gone) {
+    this.lock(`:tab:${tab}`, { mode: 'shared' }, gone);
   }
 
-  /** All numbers begin anew, and what was asked is void. */
-  restart() {
-    this.confirmed = this.got = this.bytes = this.acknowledged = 0;
-    if (this.leader) this.asks = [];
-  }
-
-  /** @param {boolean} [steal] */
-  bidForLead(steal) {
-    const { session } = this;
-    if (!session) return;
-    this.bid?.abort();
-    const bid = this.bid = new AbortController();
-    this.lock('', steal ? { steal } : { signal: bid.signal }, async () => {
-      for (let seat; seat !== this.seat; await this.seating) seat = this.seat;
-      const holds = await Promise.race([this.holdsLead(), pause(session.signal)]);   // or it was frozen, and the lock is somebody else's again
-      if (bid !== this.bid) return;
-      if (!holds) return this.overtaken();
-      this.lead();
+  /**
+   * Request the lead.
+   * @param {AbortController} session
+   * @param {boolean} [steal]
+   */
+  bid(session, steal) {
+    this.lock('', { steal }, async () => {
+      // If the tab was frozen, the lock may be somebody else's again.
+      const holds = await Promise.race([this.holdsLead(), pause(session.signal)]);
+      if (session !== this.session) return;
+      if (holds) this.lead();
+      else this.reopen();
       return pause(session.signal);
-    }, () => { if (bid === this.bid) this.overtaken(); });
+    }, () => this.reopen());
   }
 
   lead() {
-    this.restart();
-    const kept = this.asks;
+    const kept = this.leader ? [] : this.asks;
     this.asks = [];
     this.step = 0;
     clearTimeout(this.timer);
-    this.out?.close();
-    this.out = null;
     this.leader = this.me;
     this.ran = performance.now();
     this.common?.postMessage({ what: 'lead', who: this.me });
@@ -206,10 +190,18 @@ class Election {
     for (const message of kept) this.ask(message);
   }
 
-  /** Somebody else has the lead: what this tab holds is not for it to deliver. */
-  overtaken() {
-    this.close();
-    if (this.wanted && !this.session) this.open();
+  /** @param {string} leader */
+  follow(leader) {
+    this.leader = leader;
+    this.out = this.channel(`:${leader}`);
+    this.watch(leader, () => {
+      if (leader !== this.leader) return;
+      this.leader = '';   // somebody has the lock now
+      this.asks = [];
+      this.heard();
+    });
+    this.send();
+    this.owner.follow(leader);
   }
 
   /**
@@ -231,8 +223,8 @@ class Election {
     const holds = await this.holdsLead();
     if (session !== this.session) return false;
     this.confirming = null;
-    if (!holds) this.overtaken();
-    else this.ran = performance.now();
+    if (holds) this.ran = performance.now();
+    else this.reopen();
     return holds;
   }
 
@@ -253,28 +245,11 @@ class Election {
     }
   }
 
-  /** @param {string} leader */
-  follow(leader) {
-    if (this.out) this.enter();   // it may have led before, and this tab is not to be taken for what it was
-    this.leader = leader;
-    this.out?.close();
-    this.out = this.channel(leader);
-    this.lock(`:tab:${leader}`, { mode: 'shared' }, () => {
-      if (leader !== this.leader) return;
-      this.restart();
-      this.leader = '';   // somebody has the lock now
-      this.heard();
-    });
-    this.send();
-    this.owner.follow(leader);
-  }
-
   /**
    * Ask the leader.
    * @param {unknown} message
    */
   ask(message) {
-    if (this.broken) return;
     if (this.leads) return this.owner.asked(this.me, message);
     this.asks.push(message);
     this.send(this.asks.length - 1);
@@ -283,8 +258,7 @@ class Election {
 
   /** Send what the leader has not confirmed. */
   send(from = 0) {
-    if (!this.leader || !this.seated) return;
-    for (let i = from; i < this.asks.length; i++)
+    if (this.leader && this.seated) for (let i = from; i < this.asks.length; i++)
       this.out?.postMessage({ what: 'ask', who: this.me, number: this.confirmed + i + 1, message: this.asks[i] });
   }
 
@@ -298,13 +272,13 @@ class Election {
     if (tab === this.me) return this.owner.told(message);
     const to = this.tabs.get(tab);
     if (!to || to.count < 0) return;
-    if (to.bytes - to.acknowledged >= MAX_UNACKNOWLEDGED) {
-      to.count = -1;   // It finds that it has missed something
-      this.answer(tab);
-      return this.owner.overflowed(tab);
+    if (to.bytes - to.acknowledged < MAX_UNACKNOWLEDGED) {
+      to.bytes += bytes += OVERHEAD;
+      return to.out.postMessage({ what: 'tell', who: this.me, number: ++to.count, bytes, message });
     }
-    to.bytes += bytes += OVERHEAD;
-    to.out.postMessage({ what: 'tell', who: this.me, number: ++to.count, bytes, message });
+    to.count = -1;   // when it finds this, it has missed something
+    this.answer(tab);
+    this.owner.overflowed(tab);
   }
 
   /** The leader is well. */
@@ -352,21 +326,18 @@ class Election {
 
   /** Take the lead from one that does not answer. One tab at a time, or they would take it from each other. */
   async take() {
+    const { session } = this;
     const again = () => {
-      if (this.step < 2) return;
+      if (session !== this.session || this.step < 2) return;
       this.step = 1;
       this.wait(SILENCE[1]);
     };
-    const { session } = this;
-    if (!session) return;
     await this.lock(':take', this.tries++ % 2 ? { steal: true } : { ifAvailable: true }, async lock => {
-      if (!lock) return;
+      if (!lock || !session) return;
       const start = performance.now();
       this.ping();
       await pause(session.signal, SILENCE[2]);
-      if (this.step < 2 || performance.now() - start > OUT_OF_BREATH) return;
-      this.bidForLead(true);
-      await pause(session.signal, SILENCE[2]);
+      if (session === this.session && this.step > 1 && performance.now() - start < OUT_OF_BREATH) this.reopen(true);
     }, again);
     again();
   }
@@ -383,18 +354,20 @@ class Election {
    */
   serve({ what, who, number = 0, bytes = 0, message }) {
     if (what === 'ping') return this.answer(who, true);
-    if (what !== 'ask' && what !== 'acknowledge') {   // It leads, too?
+    if (what !== 'ask' && what !== 'acknowledge') {   // it leads, too?
       this.ran = -Infinity;
       this.confirmLead();
       return;
     }
+    if (this.gone.has(who)) return;   // its last words, behind its lock
     let tab = this.tabs.get(who);
     if (!tab) {
-      const out = this.channel(who);
+      const out = this.channel(`:${who}`);
       tab = { out, count: 0, bytes: 0, acknowledged: 0, asks: 0 };
       this.tabs.set(who, tab);
-      this.lock(`:tab:${who}`, { mode: 'shared' }, () => {
+      this.watch(who, () => {
         this.tabs.delete(who);
+        this.gone.add(who);
         out.close();
         this.owner.left(who);
       });
@@ -411,9 +384,9 @@ class Election {
   }
 
   /**
-   * Tell a tab how many messages it has sent and should have got.
+   * Say to a tab how many messages there were, from it and to it.
    * @param {string} who
-   * @param {boolean} [again]  what it has sent since was not seen
+   * @param {boolean} [again]  it may have asked more: that was not seen
    */
   answer(who, again) {
     const { out = this.common, count = 0, asks = 0 } = this.tabs.get(who) ?? {};
@@ -425,20 +398,21 @@ class Election {
    * @param {ElectionMessage} message
    */
   hear({ what, who, to, known, number = 0, count = 0, asks = 0, again, bytes = 0, counts = {}, message }) {
-    if (what === 'ping' || what === 'ask' || what === 'acknowledge' || what === 'tell' && who !== this.leader) return;
-    if (who !== this.leader) this.follow(who);
+    if (what === 'ping' || what === 'ask' || what === 'acknowledge') return;
+    if (!this.out && what !== 'tell') this.follow(who);
+    if (who !== this.leader) return what === 'tell' ? undefined : this.reopen();
     this.heard();
     if (what === 'tell') {
       if (number !== ++this.got) return this.miss();
-      this.owner.told(message);
       this.bytes += bytes;
+      this.owner.told(message);
       if (this.bytes - this.acknowledged < ACKNOWLEDGE) return;
       this.acknowledged = this.bytes;
       this.out?.postMessage({ what: 'acknowledge', who: this.me, bytes: this.bytes });
     } else if (what === 'beat') {
       if ((counts[this.me] ?? 0) !== this.got) this.ping();
-    } else if (what === 'here' && to === this.me) {
-      // Where the leader does not know this tab, the answer came by another way, and some of it may be behind others
+    } else if (to === this.me) {
+      // Where the leader does not know this tab, the answer came by the channel of all, and may be behind others.
       if (!known && (this.confirmed || this.got)) return;
       if (count !== this.got) return this.miss();
       this.asks.splice(0, asks - this.confirmed);
@@ -448,9 +422,9 @@ class Election {
     }
   }
 
-  /** Some of what the leader said is lost. It goes on with another id, and the leader drops what the former one had. */
+  /** Some of what the leader said is lost. Under another id, this tab has asked for nothing. */
   miss() {
-    this.enter();
+    this.reopen();
     this.owner.missed();
   }
 }
@@ -462,6 +436,7 @@ class Election {
  */
 function pause(signal, ms) {
   return new Promise(resolve => {
+    if (signal.aborted) resolve(undefined);
     signal.addEventListener('abort', resolve);
     if (ms) setTimeout(resolve, ms);
   });

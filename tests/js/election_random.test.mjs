@@ -32,6 +32,16 @@ async function play(seed, happened) {
     tab.asked = [];
     for (let i = Math.floor(random() * 3); i; i--) ask(tab);
   }
+  /** Now and then the owner leaves just when it is told something. */
+  function leaves(tab) {
+    if (!busy || random() > .03) return false;
+    note('leaves', tab.election.me);
+    tab.asked = [];
+    tab.known.clear();
+    tab.election.leave();
+    world.later(tab, random() * 3000, () => tab.election.join());
+    return true;
+  }
   function ask(tab) {
     const message = { serial: ++serial };
     tab.asked.push(message.serial);
@@ -41,17 +51,17 @@ async function play(seed, happened) {
     lead(tab) {
       note('lead', tab.election.me);
       tab.told = 0;
-      anew(tab);
+      if (!leaves(tab)) anew(tab);
     },
     follow(tab, leader) {
       note('follow', tab.election.me, leader);
       tab.told = 0;
-      anew(tab);
+      if (!leaves(tab)) anew(tab);
     },
     missed(tab) {
       note('missed', tab.election.me);
       tab.told = 0;
-      anew(tab);
+      if (!leaves(tab)) anew(tab);
     },
     lost(tab) {
       note('lost');
@@ -59,9 +69,10 @@ async function play(seed, happened) {
     },
     asked(tab, from, { serial }) {
       if (from !== tab.election.me) delivers(tab, 'asked');
-      assert(!executed.has(serial), `${serial} twice`);
+      assert(!executed.has(serial), `${serial} twice: ${executed.get(serial)} ${tab.election.me} ${from}, ${world.now}`);
       executed.set(serial, [tab.election.me, from]);
       tab.known.add(from);
+      leaves(tab);
     },
     told(tab, [leader, to, number]) {
       assert.deepEqual([leader, to, number], [tab.election.leader, tab.election.me, ++tab.told], 'told');
@@ -127,14 +138,20 @@ async function play(seed, happened) {
       await world.run();
       assert.deepEqual(world.locks.names(tab), [], 'no locks');
       if (random() < .2) tab.crash();
-      else tab.election.join();
-    } else ask(tab);
+      else if (random() < .5) tab.election.join();
+    } else {
+      tab.election.join();
+      ask(tab);
+    }
     if (process.env.TRACE) note(tab?.election.me, dice.toFixed(2), tab?.frozen, tab?.hidden, tab?.gone, tab?.election.step);
     await world.run(random() < .2 ? random() * 20000 : random() * 1000);
     if (failed) throw failed;
   }
   note('rest');
-  for (const tab of world.tabs) tab.thaw();
+  for (const tab of world.tabs) {
+    tab.thaw();
+    tab.election.join();
+  }
   await world.run(60000);
   busy = false;
   await world.run(60000);
@@ -164,7 +181,7 @@ test(`${RUNS} random worlds`, async () => {
       const done = await play(seed, happened);
       for (const key in total) total[key] += done[key];
     } catch (error) {
-      throw new Error(`seed ${seed}: ${error.message}\n${happened.slice(-30).join('\n')}`, { cause: error });
+      throw new Error(`seed ${seed}: ${error.message}\n${happened.slice(-(process.env.SHOW ?? 30)).join('\n')}`, { cause: error });
     }
   }
   console.log(total);
