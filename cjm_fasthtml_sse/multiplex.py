@@ -38,14 +38,15 @@ def frame(
 TURN = 1<<14     # Bytes of one channel in one turn
 BUFFER = 1<<16   # Bytes that may wait in a channel before its stream has to wait, where there are few
 BUDGET = 1<<24   # Bytes that may wait in all channels of a carrier: with many, each has its share
-FLOOD = 64       # Full buffers in a row that a stream may have to wait for, where it is not alone
+FLOOD = 1<<20    # Bytes at least of a stream that says more than its browser takes
+_BLOCKED = 3.    # Seconds for which the connection took nothing meanwhile
 GRACE = 10       # Seconds that a request has to notice that its channel was closed
 
 _log = logging.getLogger(__name__)
 
 class Channel:
     "One stream of one element"
-    __slots__ = 'carrier','number','open','begun','unanswered','connection','managed','task','_frames','_size','_waits','_waited','_asked','_told','_gone','_room'
+    __slots__ = 'carrier','number','open','begun','unanswered','connection','managed','task','_frames','_size','_behind','_blocked','_taken','_rested','_asked','_told','_gone','_room'
     def __init__(self, carrier, number):
         self.carrier,self.number = carrier,number
         self.open = True
@@ -55,7 +56,8 @@ class Channel:
         self.managed = False                   # Is it a manager's stream, in its request or not?
         self.task: Any = None                  # The request's
         self._frames,self._size = deque(),0    # What waits, number and body of each frame; its bytes
-        self._waits,self._waited = 0.,0.       # Full buffers in a row that its stream had to wait for; when it last did
+        self._behind = self._blocked = 0.      # Seconds for which its stream was held up, less its own pauses; what the carrier's `blocked` was then
+        self._taken,self._rested = 0,0.        # Bytes that were taken since it is behind; when it last had room again
         self._gone: Any = None                 # Futures: the end, and room for more
         self._room: Any = None
 
@@ -106,10 +108,12 @@ class Channel:
         parts = (body,) if len(body)<=TURN else (memoryview(body)[i:i+TURN] for i in range(0, len(body), TURN))  # No copies: many may send the same
         if body: self._put(self.number, *parts)
         if not message.get('more_body'): return self.end(end=True)
-        if self._is_full: self._count_wait()
+        if not self._is_full: return
+        self._judge()
         while self.open and self._is_full:
             if self._room is None or self._room.done(): self._room = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._room)  # There may be two who wait
+        self._rested = asyncio.get_running_loop().time()
 
     def tell(self, **what):
         "Bring word about this channel, behind what waits"
@@ -132,13 +136,17 @@ class Channel:
             body += _HEADER.pack(number, len(data)),data
             size += _HEADER.size+len(data)
         self._size -= size
+        self._taken += size
         if self._room is not None and not self._is_full: _done(self._room)
         return size
 
-    def _count_wait(self):
-        now = asyncio.get_running_loop().time()
-        self._waits,self._waited = self.carrier.share/BUFFER + (self._waits if now-self._waited<GRACE else 0),now
-        if self._waits>=FLOOD and len(self.carrier.channels)>1 and self.carrier.sends_away(self.number): self.end(direct=True, away=True)
+    def _judge(self):
+        "Its stream has to wait: send it away if it says more than its browser takes, and others are here"
+        paused,blocked = asyncio.get_running_loop().time()-self._rested,self.carrier.blocked
+        self._behind = min(2*_BLOCKED, max(0., self._behind+blocked-self._blocked-paused))
+        self._blocked = blocked
+        if not self._behind: self._taken = 0
+        elif self._behind>=_BLOCKED and self._taken>=FLOOD and len(self.carrier.channels)>1 and self.carrier.sends_away(self.number): self.end(direct='flood', away=True)
 
     @property
     def waits(self):
@@ -214,6 +222,7 @@ class Carrier:
         self._news = asyncio.Event()
         self._patience: Any = None  # The timeout around `write`
         self._away,self._unread = set(),0
+        self.blocked = 0.    # Seconds for which its connection took nothing, at most one in a row: a page that stands still is not slow
 
     @property
     def share(self):
@@ -257,13 +266,16 @@ class Carrier:
 
     async def write(self, send):
         "Send what the channels say, until the carrier is closed and nothing waits"
-        beats = asyncio.create_task(self._beats())
+        beats,loop = asyncio.create_task(self._beats()),asyncio.get_running_loop()
         try:
             async with asyncio.timeout(None if self.open else LAST_WORDS) as self._patience:
                 while self.open or self._called:
                     self._news.clear()
-                    if self._called: await send({'type': 'http.response.body', 'body': self._turn(), 'more_body': True})
-                    else: await self._news.wait()
+                    if not self._called: await self._news.wait()
+                    else:
+                        began = loop.time()
+                        await send({'type': 'http.response.body', 'body': self._turn(), 'more_body': True})
+                        self.blocked += min(1., loop.time()-began)
         finally:
             beats.cancel()
             self._patience = None  # It can't be changed any more

@@ -50,7 +50,7 @@ class Browser:
         base = self.client.base_url
         self.headers = {'Origin': f'{base.scheme}://{base.netloc.decode()}', 'Content-Type': 'application/json', 'SSE-Mux': '1', 'Sec-Fetch-Site': 'same-origin', **(headers or {})}
         self.carriers,self.channels,self.last,self.tasks,self.number = {},{},None,[],0
-        self.reads,self.pause = asyncio.Event(),pause  # Seconds that it takes over each part
+        self.reads,self.pause = asyncio.Event(),pause  # Seconds that it takes over each 16 KB
         self.reads.set()
 
     async def __aenter__(self): return self
@@ -76,13 +76,13 @@ class Browser:
     async def read(self, carrier):
         rest = b''
         with suppress(httpx.HTTPError):
-            async for data in carrier.response.aiter_raw(16384 if self.pause else None):
+            async for data in carrier.response.aiter_raw():
                 rest += data
                 carrier.size += len(data)
                 while len(rest)>=8 and len(rest)>=8+(size := struct.unpack('>II', rest[:8])[1]):
                     number,body,rest = struct.unpack('>I', rest[:4])[0],rest[8:8+size],rest[8+size:]
                     self.frame(number, body)
-                if self.pause: await asyncio.sleep(self.pause)
+                if self.pause: await asyncio.sleep(self.pause*len(data)/16384)
                 await self.reads.wait()
         carrier.over = True
         self.carriers.pop(carrier.id, None)

@@ -524,31 +524,69 @@ async def test_a_manager_has_its_rules_for_channels_that_stall(overflow):
                 assert numbers==sorted(numbers) and len(numbers)<200
 
 
-async def test_a_flooder_is_sent_away_where_others_are(monkeypatch):
-    monkeypatch.setattr(multiplex, 'FLOOD', 16)
+async def test_a_healthy_reader_of_large_messages_keeps_its_channel():
+    "100 messages of 100 KB on one of several channels, each as soon as the one before has come, and more at a time as long as all is taken now and then"
+    site = Site()
+    @site.app.get('/large')
+    def large(at_a_time: int):
+        async def frames():
+            for i in range(100):
+                yield f'data: {i} {"x"*100_000}\n\n'
+                if not (i+1)%at_a_time: await news.get()
+        return StreamingResponse(frames(), media_type='text/event-stream')
+    async with site.up() as browser:
+        quiet,_ = await browser.open('/events', '/by_hand')
+        for at_a_time in (1, 5):
+            news = asyncio.Queue()
+            channel = await browser.open(f'/large?at_a_time={at_a_time}')
+            for n in range(at_a_time, 101, at_a_time):
+                await channel.until(lambda o: len(o.events)>=n, f'{n} messages')
+                await site.manager.broadcast('said', f'{at_a_time}: {n}')
+                await quiet.says(f'{at_a_time}: {n}')
+                news.put_nowait(n)
+            await channel.until(lambda o: o.ended)
+            assert not channel.direct and [d.split()[0] for d in channel.data]==[*map(str, range(100))]
+
+
+async def test_a_flood_that_its_browser_does_not_take_is_sent_away_where_others_are(monkeypatch):
+    monkeypatch.setattr(multiplex, 'FLOOD', 1<<19)
+    monkeypatch.setattr(multiplex, '_BLOCKED', .3)
     site = Site()
     @site.app.get('/flood')
     def flood():
         async def frames():
             while True: yield f'data: {"x"*8000}\n\n'
         return StreamingResponse(frames(), media_type='text/event-stream')
-    async with site.up() as browser:
+    async with site.up() as quick, Browser(str(quick.client.base_url), rcvbuf=65536, pause=.01) as browser:
         lone = await browser.open('/flood')
-        await lone.until(lambda o: len(o.body)>40*multiplex.BUFFER)
+        await lone.until(lambda o: len(o.body)>4*multiplex.FLOOD)
         assert not lone.direct, 'alone it may'
         quiet = await browser.open('/events')
         await lone.until(lambda o: o.direct)
+        assert lone.words[-1]=={'direct': 'flood', 'away': True}
         assert not len(lone.body)%len(lone.body.split(b'\n\n')[0]+b'\n\n'), 'no message is cut'
         more = await browser.open(*['/flood']*4)
         await eventually(lambda: sum(o.direct for o in more)==multiplex.AWAY-1, 'one more')
         start = sum(len(o.body) for o in more)
-        await eventually(lambda: sum(len(o.body) for o in more)>start+100*multiplex.BUFFER, 'the others take turns')
+        await eventually(lambda: sum(len(o.body) for o in more)>start+8*multiplex.FLOOD, 'the others take turns')
         assert sum(o.direct for o in more)==multiplex.AWAY-1, 'a browser has few connections'
         await browser.close(lone)  # It was away, and is over
         await eventually(lambda: sum(o.direct for o in more)==multiplex.AWAY, 'the next one has its place')
         await site.manager.broadcast('said', 'in between')
         await quiet.says('in between')
         await browser.close(*more)
+
+
+async def test_a_page_that_stood_still_is_no_slow_reader():
+    "However long its connection took nothing, that counts as one second"
+    async def send(message): await asyncio.sleep(1.5)
+    carrier = multiplex.Carrier('a')
+    carrier.beat()
+    writing = asyncio.create_task(carrier.write(send))
+    await eventually(lambda: carrier.blocked, 'it goes on')
+    assert carrier.blocked==1
+    carrier.close()
+    await writing
 
 
 async def test_a_carrier_that_nobody_reads_is_given_up(monkeypatch, caplog):
