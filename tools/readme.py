@@ -3,15 +3,18 @@
     python tools/readme.py           write it
     python tools/readme.py --check   fail when it is not what would be written
 """
+import ast
 import difflib
 import re
 import sys
+from functools import partial
 from pathlib import PurePosixPath
 from posixpath import normpath
 
 import project as p
 
 README = p.ROOT/'README.md'
+INTERNAL = 'Below them', 'Internals'  # Sections of the sidebar: what few apps call has its details in the notebooks alone
 FOLDERS = {'examples/deploy': 'An app behind nginx or Caddy and under systemd, with its configurations: those of the tutorial on deployment',
            'tests': 'What needs a browser, a server process, Redis, or time, for pytest; all else is tried in the notebooks',
            'bench': 'What a broadcast costs, beside peers, and what was measured',
@@ -79,16 +82,20 @@ def cli():
     return f"## CLI Reference\n\n{text}\n\n" + table(('Command', 'What it does'), [(f'`make {k}`', v) for k, v in p.commands().items()])
 
 
-def block(sym, pad=''):
-    "A function or class as code: signature, docstring's first paragraph, fields, methods"
+def bare(code):
+    "A signature in one line, without what it says of the parameters"
+    return ast.unparse(ast.parse(code + '\n    ...')).removesuffix('...').rstrip()
+
+
+def block(sym, short=False):
+    "A function or class as code: signature, docstring's first paragraph, fields, methods; `short` without docments"
     doc = ' '.join(sym.doc.split('\n\n')[0].split())
     body = [f'"{doc}"'] if doc else []
     body += sym.fields
     for i, m in enumerate(sym.methods):
         if i or body: body.append('')
-        body.append(block(m))
-    text = '\n'.join([sym.code, *('\n'.join('    ' + l if l else '' for l in b.split('\n')) for b in body)])
-    return text
+        body.append(block(m, short))
+    return '\n'.join([bare(sym.code) if short else sym.code, *('\n'.join('    ' + l if l else '' for l in b.split('\n')) for b in body)])
 
 
 def module(name, page):
@@ -100,7 +107,8 @@ def module(name, page):
         one = line + ', '.join(names)
         if len(one) > 100: one = line + '(\n    ' + ',\n    '.join(names) + '\n)'
         parts.append(f'```python\n{one}\n```')
-    for title, blocks in (('Constants', ['\n'.join(consts)] if consts else []), ('Functions', map(block, funcs)), ('Classes', map(block, classes))):
+    show = partial(block, short=page.section in INTERNAL)
+    for title, blocks in (('Constants', ['\n'.join(consts)] if consts else []), ('Functions', map(show, funcs)), ('Classes', map(show, classes))):
         if text := '\n\n'.join(blocks): parts.append(f'#### {title}\n\n```python\n{text}\n```')
     return '\n\n'.join(parts)
 
