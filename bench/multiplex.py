@@ -32,7 +32,7 @@ def serve(port):
     from cjm_fasthtml_sse.helpers import setup_sse
 
     manager,app = SSEBroadcastManager(heartbeat=0),FastHTML(secret_key='bench', default_hdrs=False)
-    setup_sse(app, manager, multiplex=True)
+    setup_sse(app, manager)
     def render(m): return m['data']
 
     @app.get('/events')

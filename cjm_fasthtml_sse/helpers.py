@@ -9,29 +9,30 @@ __all__ = ['oob_swap', 'oob_element', 'oob_update', 'sse_element', 'get_htmx_idx
            'cleanup_sse_on_unload']
 
 # %% ../nbs/helpers.ipynb #391ce0c2
-import asyncio,hmac,json,logging,re,time
+import asyncio,logging,re,time
 from contextlib import contextmanager
 from contextvars import Context,ContextVar
-from functools import partial,wraps
+from functools import cache,partial,wraps
 from hashlib import sha256
 from html import unescape
 from inspect import isawaitable,iscoroutinefunction
-from types import SimpleNamespace
+from typing import Any
+from weakref import WeakSet
 
 from fastcore.basics import risinstance
 from fastcore.xml import FT,to_xml
-from fasthtml.common import Div,HttpHeader,NotStr,Script
+from fasthtml.common import Div,FastHTML,HttpHeader,Script
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
-from starlette.requests import Request
 from starlette.responses import PlainTextResponse,Response
-from starlette.routing import Route
+from starlette.routing import get_route_path
 
 from .backend import BackendAway,page_cursors
 from .core import watch_signals
 from .htmx import ArgumentError,HTMXSSEConnector,client_js,ext_script,hints_js,morph_js,morph_script,unload_js
 from .layers import leaves_bodies_alone
 from .multiplex import Multiplexer
+from .visitor import Visitors,is_stream
 from .wire import SSEError,StreamEnded
 
 # %% ../nbs/helpers.ipynb #f1c6bfbe
@@ -111,14 +112,16 @@ def sse_element(
     return decorate
 
 # %% ../nbs/helpers.ipynb #b03effeb
+_scope: ContextVar[dict] = ContextVar('sse_scope', default={})  # Of the present request
+
 class _Header:
     "A script element made anew for each page: only then its nonce and the path of the app are known"
-    def __init__(self, make, nonce): self.make,self.nonce = make,nonce
-    def __ft__(self): return self.make(nonce=self.nonce())
+    def __init__(self, make, options): self.make,self.sse_options = make,options
+    def __ft__(self): return self.make(self.sse_options.nonce() if callable(self.sse_options.nonce) else self.sse_options.nonce)
 
 def _html(header):
     "What `header` looks like; where there is no page, there is no nonce to be asked for"
-    return to_xml((header.make(nonce=None) if isinstance(header, _Header) else header,), indent=False)
+    return to_xml((header.make(None) if isinstance(header, _Header) else header,), indent=False)
 
 def _srcs(header):
     "Addresses of the scripts that `header` loads"
@@ -135,8 +138,6 @@ def get_htmx_idx(
     return next((i for i,h in enumerate(hdrs) if any(map(_is_htmx, _srcs(h)))), -1)
 
 # %% ../nbs/helpers.ipynb #cc87b24c
-def _header(make, nonce): return _Header(make, nonce) if callable(nonce) else make(nonce=nonce)
-
 def _htmx_version(hdrs):
     "The version of the htmx that `hdrs` load, empty where nothing tells"
     src = next((o for h in hdrs for o in _srcs(h) if _is_htmx(o)), '')
@@ -145,69 +146,72 @@ def _htmx_version(hdrs):
 
 def _has_ext(hdrs): return any(re.search(r'htmx-ext-sse|/htmax\b|(?:^|/)(?:hx-)?sse(?:\.min)?\.js', o) for h in hdrs for o in _srcs(h))
 
-def _script_idx(hdrs, name):
-    "Position of our script `name`, -1 where there is none"
-    return next((i for i,h in enumerate(hdrs) if f'data-sse-{name}' in _html(h)[:2000]), -1)
+class _Options:
+    "What our headers of a list have in common, and what is built around an app that has them"
+    def __init__(self): self.version,self.nonce,self.share,self.multiplex = '',None,True,True
+    def layers(self, app, build): return _setup(app).layers(build)
 
-_SCRIPTS = dict(client=client_js, hints=lambda htmx_version: hints_js(), morph=lambda htmx_version: morph_js())
+def _options(hdrs):
+    "The options of our headers in a list, `None` where there are none"
+    for o in hdrs:
+        found = _options(o) if isinstance(o, (list, tuple)) else getattr(o, 'sse_options', None)
+        if found is not None: return found
+
+@cache
+def _files():
+    "What is served below `/_sse/`: name with a hash -> content"
+    all = [('client', client_js(o)) for o in ('', '2', '4')]+[('morph', morph_js()), ('hints', hints_js())]
+    return {f'{name}-{sha256(o.encode()).hexdigest()[:16]}': o for name,o in all}
+
+def _own_script(name, code, nonce, **attrs):
+    "Our script `name`: from an address where an app is around that serves it, else inline"
+    attrs: dict[str, Any] = {f'data_sse_{name}': True, **attrs}
+    if (visit := _scope.get().get('sse.visit')) is None: return Script(code, nonce=nonce, **attrs)
+    src = next(k for k,v in _files().items() if v == code)
+    return Script(src=f'{visit.root}/_sse/{src}', nonce=nonce, **attrs)
+
+def _client_script(options, nonce):
+    "The client, and hints for a developer"
+    visit = _scope.get().get('sse.visit')
+    attrs = dict(data_sse_mux=visit.orders) if visit and visit.orders and options.multiplex else {}
+    if not options.share: attrs['data_sse_share'] = 'false'
+    client = _own_script('client', client_js(options.version[:1] if options.version[:1] in '24' else ''), nonce, **attrs)
+    return (client, _own_script('hints', hints_js(), nonce)) if visit and _in_development() else client
+
+_LOCAL = re.compile(rb'(?:.+\.)?localhost|127(?:\.\d+){3}|\[::1\]')
+
+def _in_development():
+    "Whether the present page is for a developer: it was asked for at this machine's own address, or the app has `debug`"
+    scope = _scope.get()
+    host = next((v for k,v in scope.get('headers', ()) if k == b'host'), b'')
+    return bool(scope['app'].debug or _LOCAL.fullmatch(re.sub(rb':\d*$', b'', host.lower())))
 
 def insert_htmx_sse_ext(
     hdrs: list,   # Changed in place, as in `insert_htmx_sse_ext(app.hdrs)`
     *,
     nonce=None,   # For a content security policy that wants one: a string, or a function called for each page
     morph=False,  # Add what morph swaps need; htmx 4 needs nothing
-    share=True    # `False`: each tab has connections of its own
+    share=True    # `False`: each tab has a connection of its own
 ) -> list:        # The same list
     "Add htmx's extension for server-sent events and this library's client, unless they are there; `ArgumentError` for what is no list"
     if not isinstance(hdrs, list): raise ArgumentError(f'`hdrs` must be a list such as `app.hdrs`, got {hdrs!r}')
-    version,idx = _htmx_version(hdrs),get_htmx_idx(hdrs) + 1
-    new = []
-    if not _has_ext(hdrs): new.append(_header(lambda nonce: ext_script(version or '2', nonce), nonce))
-    morph = morph and not version.startswith('4')
-    if morph and not any('idiomorph' in o for h in hdrs for o in _srcs(h)): new.append(_header(morph_script, nonce))
-    for name in ('morph', 'client') if morph else ('client',):
-        if _script_idx(hdrs, name) < 0: new.append(_header(partial(_own_script, name, _SCRIPTS[name](version), attrs=_opt_out(share)), nonce))
+    options = _options(hdrs)
+    there,options = options is not None,options or _Options()
+    if nonce is not None: options.nonce = nonce
+    if not share: options.share = False
+    options.version = options.version or _htmx_version(hdrs)
+    new,idx = [],get_htmx_idx(hdrs) + 1
+    if not _has_ext(hdrs): new.append(_Header(lambda nonce: ext_script(options.version or '2', nonce), options))
+    morph = morph and not options.version.startswith('4')
+    if morph and not any('idiomorph' in o for h in hdrs for o in _srcs(h)): new.append(_Header(morph_script, options))
+    if morph and not any('data-sse-morph' in _html(h)[:2000] for h in hdrs): new.append(_Header(lambda nonce: _own_script('morph', morph_js(), nonce), options))
+    if not there: new.append(_Header(partial(_client_script, options), options))
     at = idx or len(hdrs)  # Where htmx isn't found, whatever loads it comes before
     hdrs[at:at] = new
+    for app in getattr(FastHTML.build_middleware_stack, 'sse_plain'):  # Built without a client
+        if app.hdrs is hdrs: app.middleware_stack = None
     return hdrs
 
-def _own_script(name, code='', nonce=None, src=None, attrs=None):
-    "Our script `name`: inline, or from the path `src`"
-    return Script(*([] if src else [code]), src=src, nonce=nonce, **{f'data_sse_{name}': True}, **(attrs or {}))
-
-def _opt_out(share): return {} if share else dict(data_sse_share='false')
-
-# %% ../nbs/helpers.ipynb #a4603925
-_scope: ContextVar[dict] = ContextVar('sse_scope', default={})  # Of the present request
-
-def _serve_scripts(app, nonce, morph):
-    "Serve our scripts as files and load them from there"
-    insert_htmx_sse_ext(app.hdrs, nonce=nonce, morph=morph)
-    for name in ('client', 'morph'):
-        if (i := _script_idx(app.hdrs, name)) >= 0 and not _is_served(app, name): _serve(app, name, i, nonce)
-    if _is_served(app, 'hints'): return
-    app.hdrs.insert(i := _script_idx(app.hdrs, 'client')+1, None)
-    _serve(app, 'hints', i, nonce)
-
-_LOCAL = re.compile(rb'(?:.+\.)?localhost|127(?:\.\d+){3}|\[::1\]')
-
-def _in_development(app):
-    "Whether the present page is for a developer: it was asked for at this machine's own address, or the app has `debug`"
-    host = next((v for k,v in _scope.get().get('headers', ()) if k == b'host'), b'')
-    return bool(app.debug or _LOCAL.fullmatch(re.sub(rb':\d*$', b'', host.lower())))
-
-def _is_served(app, name): return any(getattr(o, 'name', '') == f'sse_{name}' for o in app.routes)
-
-def _serve(app, name, i, nonce):
-    options = dict(multiplex=True) if name == 'client' and app._sse_setup.multiplexer else {}
-    content = _SCRIPTS[name](_htmx_version(app.hdrs), **options).encode()
-    path = f'/_sse/{name}-{sha256(content).hexdigest()[:16]}'
-    async def send(request): return Response(content, media_type='text/javascript', headers={'Cache-Control': 'public, max-age=31536000, immutable'})
-    def script(nonce):
-        if name == 'hints' and not _in_development(app): return NotStr('')
-        return _own_script(name, '', nonce, _scope.get().get('root_path', '') + path, _sharing(app) if name == 'client' else None)
-    app.hdrs[i] = _Header(script, nonce)
-    app.router.routes.insert(0, Route(path, send, methods=['GET'], name=f'sse_{name}'))
 
 # %% ../nbs/helpers.ipynb #d91f2419
 _log = logging.getLogger(__name__)
@@ -261,6 +265,11 @@ class _Watch:
 
 _PATIENCE = 20.  # Seconds that a start waits for a backend that is away
 
+def _script_of(scope):
+    "A response with one of our scripts, if it is asked for"
+    content = _files().get(get_route_path(scope).removeprefix('/_sse/')) if scope['method'] in ('GET', 'HEAD') else None
+    return content and Response(content, media_type='text/javascript', headers={'Cache-Control': 'public, max-age=31536000, immutable'})
+
 class _Outer:
     "What is between the server and the app"
     def __init__(self, app, managers): self.app,self.managers,self.watch,self.told = app,managers,_Watch(self._close),False
@@ -269,6 +278,7 @@ class _Outer:
     async def __call__(self, scope, receive, send):
         if scope['type'] == 'lifespan': return await self.app(scope, self._lifespan(receive, send), send)
         if scope['type'] != 'http': return await self.app(scope, receive, send)
+        if '/_sse/' in scope['path'] and (script := _script_of(scope)): return await script(scope, receive, send)
         abort = getattr(getattr(getattr(send, '__self__', None), 'transport', None), 'abort', None)
         if abort: scope['sse.abort'] = abort
         scope['sse_managers'] = [*scope.get('sse_managers', ()), *self.managers]  # For `stream`; a channel's request has them, too
@@ -323,22 +333,21 @@ def _is_end(e):
     "Whether `e` is nothing but `StreamEnded`"
     return all(map(_is_end, e.exceptions)) if isinstance(e, BaseExceptionGroup) else isinstance(e, StreamEnded)
 
-def _is_stream(message): return any(k.lower() == b'content-type' and v.startswith(b'text/event-stream') for k,v in message.get('headers', ()))
-
 class _Inner:
-    "Ends the body of a response whose stream was ended"
+    "Ends the body of a response whose stream was ended, and notes the session"
     def __init__(self, app): self.app = app
 
     @leaves_bodies_alone
     async def __call__(self, scope, receive, send):
         if scope['type'] != 'http': return await self.app(scope, receive, send)
+        if visit := scope.get('sse.visit'): visit.enter(scope)
         open_body,cursors = False,page_cursors.get()
         def _send(message):
             nonlocal open_body
             begins = message['type'] == 'http.response.start'
             open_body = begins or message.get('more_body', False)
             if begins: scope.get('sse.began', {}).clear()
-            if not open_body or begins and _is_stream(message): cursors.clear()  # What is drawn from now on is part of no page
+            if not open_body or begins and is_stream(message): cursors.clear()  # What is drawn from now on is part of no page
             return send(message)
         try: await self.app(scope, receive, _send)
         except (StreamEnded, BaseExceptionGroup) as e:
@@ -356,31 +365,45 @@ def _noting(app, managers):
     return noted
 
 # %% ../nbs/helpers.ipynb #aba74ef0
-def _who(app, scope):
-    "The user of a request; nothing, if it is a stranger"
-    share,session = app._sse_setup.share,dict(scope.get('session') or {})
-    return share(Request(scope)) if callable(share) else session.get('auth') or {k: v for k,v in session.items() if k != 'toasts'}
+class _Setup:
+    "What belongs to one app"
+    def __init__(self, app):
+        self.app,self.visitors = app,Visitors(app.secret_key)
+        self.multiplexer = Multiplexer(self.visitors)
+        self.managers: list = [self.multiplexer]  # The last that is closed: it carries the farewells
 
-def _tag(app, scope):
-    "What stands for the user of a request"
-    text = json.dumps(_who(app, scope), sort_keys=True, default=str)
-    return hmac.new(str(app.secret_key).encode(), text.encode(), sha256).hexdigest()[:16]
+    def layers(self, build):
+        "The app's middleware, and what is ours within and around it"
+        app,path,inner = self.app,self.multiplexer.path,Middleware(_Inner)
+        if not any(getattr(o, 'name', '') == 'sse_mux' for o in app.routes):
+            # A route of FastHTML, with Beforeware and all: behind it is known who asks. For anybody else nothing is there
+            async def identify(req): return Response(status_code=204 if 'sse.identify' in req.scope else 404)
+            app.route(path, methods=['GET'], name='sse_mux', include_in_schema=False)(identify)
+            app.router.routes.insert(0, app.router.routes.pop())  # Before any that takes all paths
+        app.user_middleware.append(inner)
+        try: inside = _noting(build(app), self.managers)
+        finally: app.user_middleware.remove(inner)
+        return _Outer(self.multiplexer.around(inside), self.managers)
 
-def _identify_route(app, path):
-    "A route of FastHTML, with Beforeware and all, that tells the multiplexer whose request it is; for anybody else nothing is there"
-    async def identify(req):
-        if (tell := req.scope.get('sse.identify')) is None: return Response(status_code=404)
-        tell(_tag(app, req.scope), bool(_who(app, req.scope)))
-        return Response(status_code=204)
-    app.route(path, methods=['GET'], name='sse_mux', include_in_schema=False)(identify)
-    app.router.routes.insert(0, app.router.routes.pop())  # Before any that takes all paths
+def _setup(app):
+    if not hasattr(app, '_sse_setup'): app._sse_setup = _Setup(app)
+    return app._sse_setup
 
-def _sharing(app):
-    "Attributes of the client's script: whether the tabs of a browser share, for whom this page is, and where the multiplexer is"
-    scope,setup = _scope.get(),app._sse_setup
-    if not setup.share or not scope: return _opt_out(setup.share)
-    mux = setup.multiplexer and dict(data_sse_mux=scope.get('root_path', '')+setup.multiplexer.path)
-    return dict(data_sse_tag=_tag(app, scope)) | (mux or {})
+def _wrap_apps():
+    "Have FastHTML build apps that have our client with our layers, and all others as before"
+    now: Any = FastHTML.build_middleware_stack
+    build,plain = getattr(now, 'sse_wraps', now),getattr(now, 'sse_plain', WeakSet())  # This module may be loaded a second time
+    @wraps(build)
+    def build_middleware_stack(self):
+        if (options := _options(self.hdrs)) is not None: return options.layers(self, build)
+        plain.add(self)
+        return build(self)
+    wrapped: Any = build_middleware_stack
+    wrapped.sse_wraps,wrapped.sse_plain = build,plain
+    FastHTML.build_middleware_stack = wrapped
+
+_wrap_apps()
+
 
 # %% ../nbs/helpers.ipynb #ae650c07
 def setup_sse(
@@ -389,33 +412,23 @@ def setup_sse(
     *,
     nonce=None,    # For a content security policy that wants one: a string, or a function called for each page
     morph=False,   # Add what morph swaps need; htmx 4 needs nothing
-    share=True,    # `False`: each tab has connections of its own. A function of the request: what tells one user from another
-    multiplex=False # `True`: one connection for all streams of a browser; a list of paths: for these. Rules that a proxy applies by path don't reach them, see `multiplex`
+    share=True,    # `False`: each tab has a connection of its own, for all its streams
+    visitor=None,  # A plain function of the request: what tells one visitor from another. Where it gives `None`, and without it: `session['auth']`, else the browser
+    multiplex=True # `False`: each stream has a connection of its own, of which a browser has six. See `multiplex`
 ):
-    "Make `app` ready for event streams; a second call does no harm. `ArgumentError` for what is no FastHTML app or no manager"
+    "Make `app` ready for event streams; a second call does no harm. `ArgumentError` for what is no FastHTML app, no manager or no function"
     if not (isinstance(getattr(app, 'hdrs', None), list) and hasattr(app, 'router')): raise ArgumentError(f'`app` must be a FastHTML app, got {app!r}')
     if manager is not None and not all(callable(getattr(manager, o, None)) for o in ('open', 'close')): raise ArgumentError(f'`manager` must be an SSEBroadcastManager, got {manager!r}')
-    if iscoroutinefunction(share): raise ArgumentError(f'`share` must be a plain function of the request, as it is not awaited, got {share!r}')
-    setup = getattr(app, '_sse_setup', None) or SimpleNamespace(managers=[], multiplexer=None, share=True, nonce=None)
-    if (multiplex or setup.multiplexer) and not (setup.share if share is True else share): raise ArgumentError('`multiplex` needs `share`: it is for all tabs together')
-    if not hasattr(app, '_sse_setup'):
-        app._sse_setup = setup
-        build = app.build_middleware_stack
-        def layers():
-            inside = _noting(build(), setup.managers)
-            return _Outer(setup.multiplexer.around(inside) if setup.multiplexer else inside, setup.managers)
-        app.build_middleware_stack = layers
-        app.user_middleware.append(Middleware(_Inner))
-        app.middleware_stack = None  # Built at the first request, or anew if there was one
-    if multiplex and not setup.multiplexer:
-        setup.multiplexer,app.middleware_stack = Multiplexer(multiplex),None
-        _identify_route(app, setup.multiplexer.path)
-        setup.managers.append(setup.multiplexer)  # The last that is closed: it carries the farewells
-        app.router.routes[:] = [o for o in app.routes if getattr(o, 'name', '') != 'sse_client']  # A client without it may be served already
-    if share is not True: setup.share = share  # Said by any call, it holds: `setup_dashboard` and others call this as well
-    if nonce is not None: setup.nonce = nonce
-    _serve_scripts(app, lambda: setup.nonce() if callable(setup.nonce) else setup.nonce, morph)
+    if not isinstance(share, bool): raise ArgumentError(f'`share` must be True or False, got {share!r}; what tells one visitor from another goes to `visitor=`')
+    if not isinstance(multiplex, bool): raise ArgumentError(f'`multiplex` must be True or False, got {multiplex!r}')
+    if visitor is not None and (not callable(visitor) or iscoroutinefunction(visitor)): raise ArgumentError(f'`visitor` must be a plain function of the request, as it is not awaited, got {visitor!r}')
+    # What any call says holds: `setup_dashboard` and others call this as well
+    insert_htmx_sse_ext(app.hdrs, nonce=nonce, morph=morph, share=share)
+    setup = _setup(app)
+    if not multiplex: _options(app.hdrs).multiplex = setup.multiplexer.on = False
+    if visitor is not None: setup.visitors.ask = visitor
     if manager is not None and all(o is not manager for o in setup.managers): setup.managers.insert(0, manager)
+
 
 # %% ../nbs/helpers.ipynb #c51b90d3
 _is_answer = risinstance((Response, FT, HttpHeader, tuple, list))

@@ -210,12 +210,11 @@ def _js(*names):
     return '(() => {\n' + _bare('\n'.join((static/f'{o}.js').read_text(encoding='utf-8') for o in names)) + '})();\n'
 
 def client_js(
-    htmx_version: str = '',  # Of the htmx in the page; empty: unknown, which costs a kilobyte more
-    multiplex: bool = False  # With what `setup_sse(app, multiplex=True)` needs
-) -> str:                    # JavaScript
+    htmx_version: str = ''  # Of the htmx in the page; empty: unknown, which costs a kilobyte more
+) -> str:                   # JavaScript
     "The client, as one script"
     versions = [f'htmx{o}' for o in '24' if htmx_version[:1] in ('', o)]
-    return _js('parser', 'watchdog', 'source', 'shared', *(['carrier', 'multiplex'] if multiplex else []), 'htmx', *versions, 'client', 'monitor')
+    return _js('parser', 'watchdog', 'source', 'shared', 'carrier', 'multiplex', 'htmx', *versions, 'client', 'monitor')
 
 def morph_js(
 ) -> str: # JavaScript

@@ -6,8 +6,8 @@ Docs: https://example.github.io/cjm-fasthtml-sse/multiplex.html.md"""
 
 # %% auto #0
 __all__ = ['ABOUT', 'TURN', 'BUFFER', 'BUDGET', 'FLOOD', 'GRACE', 'BEAT', 'LAST_WORDS', 'WRITE', 'UNANSWERED', 'AWAY', 'STUCK',
-           'PATH', 'BODY', 'CHANNELS', 'CARRIERS', 'EACH', 'frame', 'Channel', 'Carrier', 'Refused', 'path_patterns',
-           'stream_scope', 'Order', 'Multiplexer']
+           'PATH', 'BODY', 'CHANNELS', 'CARRIERS', 'EACH', 'VERSION', 'frame', 'Channel', 'Carrier', 'Refused',
+           'stream_path', 'stream_scope', 'Order', 'Multiplexer']
 
 # %% ../nbs/multiplex.ipynb #fcd7d481
 import asyncio,json,logging,random,re,secrets,socket,struct
@@ -22,6 +22,9 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import get_route_path
 
 from .core import watch_signals
+from .hints import hint
+from .layers import leaves_bodies_alone
+from .visitor import Visit,Visitors,is_stream
 
 # %% ../nbs/multiplex.ipynb #44ffd6b6
 ABOUT = 1<<31    # Added to the number of a channel: what follows is about the channel, in JSON
@@ -95,11 +98,15 @@ class Channel:
     def _begin(self, status, headers):
         self.begun = True
         kind = headers.get(b'content-type', '').split(';')[0].strip().lower()
-        if b'set-cookie' in headers or 300<=status<400 or headers.get(b'content-encoding', 'identity')!='identity': self.end(direct=True)
-        elif status!=200 or kind!='text/event-stream': self.end(status=status, type=kind, retry=headers.get(b'retry-after'))
-        else:
-            self.carrier.let_in = True
-            self.tell(status=status, type=kind)
+        cookie = b'set-cookie' in headers  # That a channel can't bring. The browser asks once more for itself
+        if status!=200 or kind!='text/event-stream':
+            if cookie and not 300<=status<400: self.tell(cookie=True)
+            return self.end(status=status, type=kind, retry=headers.get(b'retry-after'))
+        if headers.get(b'content-encoding', 'identity')!='identity': return self.end(direct='encoded')
+        self.carrier.let_in = True
+        greeting = headers.get(b'sse-stream')
+        self.tell(status=status, type=kind, **dict(stream=greeting) if greeting else {})
+        if cookie: self.tell(cookie=True)
 
     async def deliver(self, message):
         "Take a part of the body"
@@ -211,9 +218,9 @@ STUCK = 4        # Signs of life in a row that a browser has not read: it does n
 class Carrier:
     "The connection that channels share"
     def __init__(self,
-        identity: str  # Whose it is
+        tag: str  # Of the visitor whose it is
     ):
-        self.identity,self.id = identity,secrets.token_urlsafe(18)
+        self.tag,self.id = tag,secrets.token_urlsafe(18)
         self.open,self.channels = True,{}
         self.moves = False   # Is its browser to open its channels anew?
         self.let_in = False  # Was any channel ever answered with a stream?
@@ -340,28 +347,13 @@ class Refused(Exception):
 
 _ODD = re.compile(r'[^\x21-\x7e]|[\\#]')  # No browser writes these into a path or query
 _OWN = {o.encode() for o in ('content-length content-type content-encoding transfer-encoding trailer te expect connection upgrade accept accept-encoding cache-control origin '
-    'last-event-id sse-after if-none-match if-modified-since if-match if-unmodified-since if-range range sse-mux').split()}  # Headers of the `POST` alone
+    'last-event-id sse-after if-none-match if-modified-since if-match if-unmodified-since if-range range sse-mux sse-ticket sse-direct').split()}  # Headers of the `POST` alone
 
-def _pattern(path): return re.compile(''.join({'**': '.*', '*': '[^/]*'}.get(o, re.escape(o)) for o in re.split(r'(\*\*?)', path)))
-
-def path_patterns(
-    allow  # `True`: every path; or paths, in which `*` stands for anything but a slash, and `**` for anything
-) -> list: # Compiled
-    "What `multiplex=` allows"
-    if allow is True: return [_pattern('**')]
-    paths = [*allow] if isinstance(allow, (list, tuple, set, frozenset)) else []
-    if not paths or not all(isinstance(o, str) and o.startswith('/') for o in paths):
-        raise ValueError(f"`multiplex` must be True or a list of paths such as ['/events', '/jobs/**'], got {allow!r}")
-    return [_pattern(o) for o in paths]
-
-def stream_scope(
+def stream_path(
     scope: dict,  # Of the `POST`
-    url: str,     # Path and query
-    last_event_id: str='',
-    allow=None,   # Compiled patterns; `None`: any
-    after: str=''     # Where the page stands: the header `SSE-After`
-) -> dict:
-    "The request for `url`, as ASGI has it; `Refused` if there must be none"
+    url: str      # Path and query
+) -> tuple:       # The path as the app sees it, and both as they were written
+    "Take an address apart; `Refused` if it is none of this app"
     if not isinstance(url, str) or not url.startswith('/') or url.startswith('//') or len(url)>4096 or _ODD.search(url): raise Refused(400, 'not a path')
     raw,_,query = url.encode().partition(b'?')
     try: path = unquote_to_bytes(raw).decode()
@@ -369,14 +361,23 @@ def stream_scope(
     if any(o in ('.', '..') for o in re.split(r'[/\\]', path)) or '\0' in path: raise Refused(400, 'not a plain path')
     root = scope.get('root_path', '')
     if root and not path.startswith(f'{root}/'): raise Refused(400, 'outside of the app')
-    if allow is not None and not any(o.fullmatch(path.removeprefix(root)) for o in allow): raise Refused(403, 'not allowed')
+    return path,raw,query
+
+def stream_scope(
+    scope: dict,  # Of the `POST`
+    url: str,     # Path and query
+    last_event_id: str='',
+    after: str=''     # Where the page stands: the header `SSE-After`
+) -> dict:
+    "The request for `url`, as ASGI has it; `Refused` if there must be none"
+    path,raw,query = stream_path(scope, url)
     if not all(isinstance(o, str) and len(o)<=1024 and not re.search(r'[\0\r\n\ud800-\udfff]', o) for o in (last_event_id, after)): raise Refused(400, 'not an id')
     headers = [(k, v) for k,v in scope['headers'] if k not in _OWN] + [(b'accept', b'text/event-stream'), (b'cache-control', b'no-cache')]
     headers += [(k, v.encode()) for k,v in ((b'last-event-id', last_event_id), (b'sse-after', after)) if v]
     # What is around the app may have put in more, each request has its own
     same = {k: {**v} if type(v) is dict else v for k,v in scope.items() if not k.startswith('sse.')}
     # 2.3: `send` never raises, a disconnect is told by `receive`
-    return same | dict(type='http', asgi={**scope.get('asgi', {'version': '3.0'}), 'spec_version': '2.3'}, method='GET', path=path, raw_path=raw, query_string=query, root_path=root,
+    return same | dict(type='http', asgi={**scope.get('asgi', {'version': '3.0'}), 'spec_version': '2.3'}, method='GET', path=path, raw_path=raw, query_string=query, root_path=scope.get('root_path', ''),
         headers=headers, state={**scope.get('state', {})}, extensions={})
 
 # %% ../nbs/multiplex.ipynb #6449441b
@@ -385,11 +386,12 @@ BODY = 1<<20         # Bytes that a request may have
 CHANNELS = 1000      # On one carrier
 CARRIERS = 10_000    # In one process
 EACH = 1000          # Of one user, in one process
+VERSION = '2'        # Of the protocol, which a client names
 
 class Order(NamedTuple):
     "What a browser asks for"
     carriers: list   # Ids of those that it has
-    open: list       # Number, url and last id of each channel, and where its page stands
+    open: list       # Number, url, ticket and last id of each channel, and where its page stands
     close: list      # Numbers
     become: bool     # May the response become a carrier?
 
@@ -397,7 +399,7 @@ def _order(body):
     try:
         order = Order(**json.loads(body))
         fine = all(isinstance(o, list) for o in order[:3]) and all(isinstance(o, str) for o in order.carriers) and all(type(o) is int for o in order.close) \
-            and all(isinstance(o, list) and len(o) in (3, 4) and type(o[0]) is int and 0<o[0]<ABOUT for o in order.open)
+            and all(isinstance(o, list) and 3<=len(o)<=5 and type(o[0]) is int and 0<o[0]<ABOUT for o in order.open)
     except (ValueError, TypeError, RecursionError): fine = False
     if not fine: raise Refused(400, 'not an order')
     if len(order.open)>CHANNELS: raise Refused(413, 'too many channels')
@@ -407,11 +409,14 @@ def _check(scope):
     "Only a script of this origin can send what passes here"
     headers = dict(scope['headers'])
     if scope['method']!='POST': raise Refused(405, 'POST only', Allow='POST')
-    if headers.get(b'content-type')!=b'application/json' or headers.get(b'sse-mux')!=b'1': raise Refused(415, 'not from our client')
-    if headers.get(b'sec-fetch-site', b'same-origin')!=b'same-origin': raise Refused(403, 'from another site')
-    # The same host and port, whatever a proxy has made of the scheme
-    origin = re.fullmatch(rb'https?://([^/?#@\s]+)', headers.get(b'origin', b'').lower())
-    if not origin or origin[1]!=headers.get(b'host', b'').lower(): raise Refused(403, 'from another origin')
+    if headers.get(b'content-type')!=b'application/json' or not headers.get(b'sse-mux'): raise Refused(415, 'not from our client')
+    if (site := headers.get(b'sec-fetch-site')) is not None:
+        if site!=b'same-origin': raise Refused(403, 'from another site')
+    else:
+        # The same host and port, whatever a proxy has made of the scheme
+        origin = re.fullmatch(rb'https?://([^/?#@\s]+)', headers.get(b'origin', b'').lower())
+        if not origin or origin[1]!=headers.get(b'host', b'').lower(): raise Refused(403, 'from another origin')
+    if headers[b'sse-mux']!=VERSION.encode(): raise Refused(426, f'version {VERSION} only')
 
 async def _body(receive):
     body = bytearray()
@@ -428,12 +433,12 @@ async def _body(receive):
 class Multiplexer:
     "The layer around an app that gives many streams one connection"
     def __init__(self,
-        allow=True,     # As `path_patterns` takes it
-        path: str=PATH  # Below the path of the app
+        visitors: Visitors,  # Who asks
+        path: str=PATH       # Below the path of the app
     ):
         self.app: Any = None
         self.loop: Any = None  # That the carriers live on
-        self.allow,self.path = path_patterns(allow),path
+        self.visitors,self.path,self.on = visitors,path,True
         self.carriers: dict[str, Carrier] = {}
 
     def around(self, app):
@@ -458,46 +463,99 @@ class Multiplexer:
                 while any(o.managed for c in self.carriers.values() for o in c.channels.values()): await asyncio.sleep(.01)
         await self.close()
 
-    async def __call__(self, scope, receive, send):
-        if scope['type']!='http' or get_route_path(scope)!=self.path or 'sse.channel' in scope: return await self.app(scope, receive, send)
+    def __call__(self, scope, receive, send):
+        if scope['type']!='http' or 'sse.channel' in scope: return self.app(scope, receive, send)
+        if 'sse.visit' in scope:  # Another app is around this one, and serves its streams
+            if self.visitors.ask: hint(('visitor', id(self)), '`visitor` of a mounted app is not asked: give it to `setup_sse` of the app around it')
+            return self.app(scope, receive, send)
+        if self.on and get_route_path(scope)==self.path: return self._take(scope, receive, send)
+        visit = scope['sse.visit'] = Visit(scope)
+        if self.on: visit.orders = visit.root+self.path
+        return self.app(scope, receive, self._telling(visit, send))
+
+    @leaves_bodies_alone
+    def _telling(self, visit, send):
+        "`send`, for a request that is no channel's: adds what the browser has to know, and the first byte of a stream"
+        first,begun = None,False
+        async def first_byte():
+            nonlocal begun
+            begun = True
+            # A comment: some browsers know of a response only when there is a byte of its body
+            with suppress(Exception): await send({'type': 'http.response.body', 'body': b':\n\n', 'more_body': True})
+        async def begin(message):
+            nonlocal first
+            if more := self.visitors.response_headers(visit, message): message = {**message, 'headers': [*message.get('headers', ()), *more]}
+            await send(message)
+            if message['status']==200 and visit.scope['method']!='HEAD' and is_stream(message):
+                # A manager's stream begins at once by itself
+                if not {k.lower() for k,_ in message['headers']}&{b'content-length', b'content-encoding', b'sse-stream'}: first = asyncio.create_task(first_byte())
+        async def go_on(message):
+            nonlocal first
+            if first is not None and (message.get('body') or not message.get('more_body')):
+                task,first = first,None
+                if not begun: task.cancel()  # The app was faster
+                elif not task.done(): await asyncio.wait({task})
+            await send(message)
+        def _send(message):
+            if message['type']=='http.response.start': return begin(message)
+            return send(message) if first is None else go_on(message)
+        return _send
+
+    async def _take(self, scope, receive, send):
+        "Answer an order"
+        told = []
         try:
             _check(scope)
             order = _order(await _body(receive))
-            identity,known,cookies = await self._identify(scope)
-            carrier = self._carrier(order, identity, known)
-        except Refused as e: return await e.response()(scope, receive, send)
-        headers = [(b'cache-control', b'no-store, no-transform'), (b'sse-identity', identity.encode()), *cookies]
-        if carrier is None and order.open: return await self._become(order, identity, headers, scope, receive, send)
+            visitor,headers = await self._identify(order, scope)
+            told = [(b'sse-visitor', visitor.tag.encode()), *headers]
+            carrier = self._carrier(order, visitor)
+        except Refused as e:
+            response = e.response()
+            response.raw_headers += told
+            return await response(scope, receive, send)
+        headers = [(b'cache-control', b'no-store, no-transform'), *told]
+        if carrier is None and order.open: return await self._become(order, visitor.tag, headers, scope, receive, send)
         if carrier is not None:
             headers.append((b'sse-carrier', carrier.id.encode()))
             self._open(carrier, order, scope)
         await send({'type': 'http.response.start', 'status': 204, 'headers': headers})
         await send({'type': 'http.response.body', 'body': b''})
 
-    def _carrier(self, order, identity, known):
+    def _carrier(self, order, visitor):
         "The one to attach to, `None` if there is none here"
-        found = [o for id in order.carriers[:8] if (o := self.carriers.get(id)) and o.open and secrets.compare_digest(o.identity, identity)]
+        found = [o for id in order.carriers[:8] if (o := self.carriers.get(id)) and o.open and secrets.compare_digest(o.tag, visitor.tag)]
         best = min(found, key=lambda o: len(o.channels), default=None)
-        def many(): return len(self.carriers)>=CARRIERS or known and sum(o.identity==identity for o in self.carriers.values())>=EACH
+        def many(): return len(self.carriers)>=CARRIERS or visitor.is_user and sum(o.tag==visitor.tag for o in self.carriers.values())>=EACH
         if best is not None and (len(best.channels)+len(order.open)<=CHANNELS or not order.become or many()): return best  # What does not fit goes direct
         if order.open and not order.become: raise Refused(409, 'not here', Connection='close')  # Another connection may lead to another process
         if order.open and many(): raise Refused(503, 'too many', **{'Retry-After': '10'})
 
-    async def _identify(self, scope):
-        "Whose request it is, and the cookies to set"
-        told,heard,asked = [],{},[]
+    async def _identify(self, order, scope):
+        "The visitor, and the cookies to set"
+        heard,asked = {},[]
         async def send(message):
-            heard.update(message)
+            for k,v in message.items(): heard.setdefault(k, v)
             await asyncio.sleep(0)
         async def receive():
             if asked: await asyncio.get_running_loop().create_future()
             asked.append(True)
             return {'type': 'http.request', 'body': b'', 'more_body': False}
-        path = scope.get('root_path', '')+get_route_path(scope)  # As browsers say it. A server may keep the prefix apart
+        request = stream_scope(scope, quote(scope.get('root_path', '')+get_route_path(scope)))
+        visit = request['sse.visit'] = Visit(request)
         with suppress(TimeoutError):
-            async with asyncio.timeout(GRACE): await self.app(stream_scope(scope, quote(path)) | {'sse.channel': None, 'sse.identify': lambda *who: told.extend(who)}, receive, send)
-        if not told: raise Refused(heard.get('status') if heard.get('status', 0)>=400 else 403, 'refused by the app')
-        return *told,[(k, v) for k,v in heard['headers'] if k.lower()==b'set-cookie']
+            async with asyncio.timeout(GRACE): await self.app(request | {'sse.channel': None, 'sse.identify': True}, receive, send)
+        if (admitted := self.visitors.admitted(visit)) is None: raise Refused(500, 'who asks is not known')
+        visitor,headers = admitted
+        status = heard.get('status', 0)
+        # What refuses an address of its own may let streams pass: a ticket proves that
+        if status!=204 and not any(self._admits(scope, visitor.tag, *o[1:3]) for o in order.open): raise Refused(status if status>=400 else 403, 'refused by the app')
+        return visitor,headers+[(k, v) for k,v in heard.get('headers', ()) if k.lower()==b'set-cookie']
+
+    def _admits(self, scope, tag, url, ticket):
+        "Was this visitor served this address as a stream?"
+        with suppress(Refused): return self.visitors.tickets.accepts(ticket, tag, stream_path(scope, url)[0])
+        return False
 
     def _open(self, carrier, order, scope):
         for n in order.close:
@@ -509,15 +567,16 @@ class Multiplexer:
             if n in carrier.channels: continue
             channel = carrier.channels[n] = Channel(carrier, n)
             if len(carrier.channels)<=CHANNELS: carrier.ask(channel, partial(self._start, channel, scope, url, *ids))
-            else: channel.end(direct=True)
+            else: channel.end(direct='limit')
 
-    def _start(self, channel, scope, url, last, after=''):
-        try: request = stream_scope(scope, url, last, self.allow, after)
-        except Refused: return channel.end(direct=True)
+    def _start(self, channel, scope, url, ticket, last='', after=''):
+        if not self._admits(scope, channel.carrier.tag, url, ticket): return channel.end(ticket=True)
+        try: request = stream_scope(scope, url, last, after)
+        except Refused: return channel.end(direct='limit')
         channel.start(self.app, request | {'sse.channel': channel})
 
-    async def _become(self, order, identity, headers, scope, receive, send):
-        carrier,self.loop = Carrier(identity),asyncio.get_running_loop()
+    async def _become(self, order, tag, headers, scope, receive, send):
+        carrier,self.loop = Carrier(tag),asyncio.get_running_loop()
         watch_signals(self)
         self.carriers[carrier.id] = carrier
         tasks = []

@@ -21,12 +21,13 @@ from .hints import hint
 # %% ../nbs/visitor.ipynb #bdb2395f
 class Visit:
     "One request: its address as the browser says it, and the session"
-    __slots__ = 'scope','root','path','session','_entered'
+    __slots__ = 'scope','root','path','orders','session','_entered'
     def __init__(self,
         scope: dict  # As the outermost layer gets it
     ):
         self.scope,self.root = scope,scope.get('root_path', '')
         self.path = self.root+get_route_path(scope)  # A server may keep the prefix apart
+        self.orders = ''  # Where the page may order channels; empty: nowhere
         self.session: Any = None
         self._entered = False
 
@@ -152,6 +153,8 @@ class Visitors:
             if not any(k.lower()==b'cache-control' for k,_ in message.get('headers', ())): headers.append((b'cache-control', b'no-store'))
             return headers
         if not any(k==b'hx-request' and v==b'true' for k,v in visit.scope['headers']): return []
+        # What a cache may keep says nothing of who asks now
+        if any(k.lower()==b'cache-control' and (b'max-age' in v or b'public' in v) for k,v in message.get('headers', ())): return []
         visitor = self.known(visit)
         return [(b'sse-visitor', visitor.tag.encode())] if visitor and visitor.tag else []
 

@@ -70,7 +70,7 @@ scripts,routes = htmx(4 if args.htmx4 else 2)
 app = FastHTML(default_hdrs=False, routes=routes, secret_key=secrets.token_hex(), on_shutdown=[stop_all], htmlkw=dict(lang='en'), middleware=[Middleware(Guard)], hdrs=(
     Meta(charset='utf-8'), Meta(name='viewport', content='width=device-width, initial-scale=1'), Link(rel='icon', href=ICON),
     Style((here/'style.css').read_text(encoding='utf-8')), *scripts))
-setup_sse(app, sse, multiplex=True)
+setup_sse(app, sse)
 
 # --- The server's books: kept by the events that everybody gets, so they can't differ from what the tabs show
 jobs,stops,threads = {},{},{}  # By job id, the oldest first: its newest report; what stops it; its place in the queue

@@ -1,13 +1,15 @@
-"A browser as the multiplexer sees one: it opens and closes channels, and reads the carriers that it has"
+"A browser as the multiplexer sees one: it gets tickets, opens and closes channels, and reads the carriers that it has"
 import asyncio
 import json
 import socket
 import struct
 from contextlib import suppress
+from urllib.parse import unquote
 
 import httpx
 
-from cjm_fasthtml_sse.multiplex import ABOUT, PATH
+from cjm_fasthtml_sse.multiplex import ABOUT, PATH, VERSION
+from cjm_fasthtml_sse.visitor import Visitors
 from cjm_fasthtml_sse.wire import Parser
 from tests.support import BOUND, eventually
 
@@ -22,7 +24,9 @@ class Channel:
     @property
     def status(self): return self.told('status')
     @property
-    def direct(self): return bool(self.told('direct'))
+    def direct(self): return self.told('direct')
+    @property
+    def refused(self): return bool(self.told('ticket'))
     @property
     def ended(self): return bool(self.told('end'))
     @property
@@ -38,18 +42,22 @@ class Channel:
 
 
 class Carrier:
-    def __init__(self, id, identity, response): self.id,self.identity,self.response,self.over,self.size = id,identity,response,False,0
+    def __init__(self, id, tag, response): self.id,self.tag,self.response,self.over,self.size = id,tag,response,False,0
 
 
 class Browser:
-    "One browser; `async with` ends what it has open"
-    def __init__(self, url, cookies=None, headers=None, rcvbuf=None, pause=0, **transport):
+    """One browser; `async with` ends what it has open
+
+    Its tickets are made with `secret`, so that it has one for each address, also for those that never were a stream. Without a secret it asks for them, as the client does.
+    """
+    def __init__(self, url, cookies=None, headers=None, rcvbuf=None, pause=0, secret='test', **transport):
         options = [(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)] if rcvbuf else []
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0 if rcvbuf else 5)
         self.client = httpx.AsyncClient(base_url=url, cookies=cookies, timeout=BOUND, transport=httpx.AsyncHTTPTransport(limits=limits, socket_options=options, **transport))
         base = self.client.base_url
-        self.headers = {'Origin': f'{base.scheme}://{base.netloc.decode()}', 'Content-Type': 'application/json', 'SSE-Mux': '1', 'Sec-Fetch-Site': 'same-origin', **(headers or {})}
+        self.headers = {'Origin': f'{base.scheme}://{base.netloc.decode()}', 'Content-Type': 'application/json', 'SSE-Mux': VERSION, 'Sec-Fetch-Site': 'same-origin', **(headers or {})}
         self.carriers,self.channels,self.last,self.tasks,self.number = {},{},None,[],0
+        self.visitors,self.tag,self.tickets = Visitors(secret) if secret else None,'',{}
         self.reads,self.pause = asyncio.Event(),pause  # Seconds that it takes over each 16 KB
         self.reads.set()
 
@@ -65,10 +73,11 @@ class Browser:
         content = raw if raw is not None else json.dumps(order)
         request = self.client.build_request('POST', path, content=content, headers={**self.headers, **{k.replace('_', '-'): v for k,v in headers.items()}})
         self.last = response = await self.client.send(request, stream=True)
+        self.tag = response.headers.get('sse-visitor', self.tag)
         if response.status_code!=200:
             await response.aread()
             return response
-        carrier = Carrier(response.headers['sse-carrier'], response.headers['sse-identity'], response)
+        carrier = Carrier(response.headers['sse-carrier'], response.headers['sse-visitor'], response)
         self.carriers[carrier.id] = carrier
         self.tasks.append(asyncio.create_task(self.read(carrier)))
         return response
@@ -94,13 +103,30 @@ class Browser:
         channel.body += body
         channel.events += channel.parser.feed(body)
 
+    async def ticket(self, url):
+        "A ticket for an address, empty where there is none to be had"
+        if self.visitors is None:
+            path = url.partition('?')[0]
+            if path not in self.tickets:
+                async with self.client.stream('GET', url, headers={'SSE-Ticket': '1', 'Accept': 'text/event-stream'}, follow_redirects=True) as r:
+                    if 'sse-ticket' not in r.headers: return ''
+                    self.tickets[path],self.tag = r.headers['sse-ticket'],r.headers['sse-visitor']
+            return self.tickets[path]
+        return self.visitors.tickets.issue(self.tag, unquote(url.partition('?')[0])) if isinstance(url, str) and self.tag else ''
+
+    async def whoami(self, **kw):
+        "Learn the tag of now"
+        self.tag = ''
+        await self.post(carriers=[], **{k: v for k,v in kw.items() if k not in ('become', 'carriers')})
+
     async def open(self, *paths, last='', **kw):
         "Channels to `paths`; with one path, its channel"
         new = []
         for p in paths:
             self.number += 1
             new.append(self.channels.setdefault(self.number, Channel(self.number, p)))
-        response = await self.post([[o.number, o.path, last] for o in new], **kw)
+        if self.visitors is not None: await self.whoami(**kw)
+        response = await self.post([[o.number, o.path, await self.ticket(o.path), last, ''] for o in new], **kw)
         for o in new: o.carrier = response.headers.get('sse-carrier')
         return new[0] if len(new)==1 else new
 

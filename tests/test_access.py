@@ -174,12 +174,12 @@ class TestMaxPerUser:
     async def test_a_browser_counts_once(self):
         "All channels of a carrier take one place, which is free again with the last of them"
         app, manager = FastHTML(secret_key='x'), SSEBroadcastManager(max_per_user=2)
-        setup_sse(app, manager, multiplex=True)
+        setup_sse(app, manager)
         @app.get('/events')
         def events(req): return manager.stream(req, user='ann')
         async with serve(app) as port:
             url = f'http://127.0.0.1:{port}'
-            async with Browser(url) as one, Browser(url) as two, Browser(url) as three:
+            async with Browser(url, secret='x') as one, Browser(url, secret='x') as two, Browser(url, secret='x') as three:
                 for b in one, two:
                     for c in await b.open(*['/events']*3): await c.until(lambda o: o.events, 'it begins')
                 assert manager.connection_count == 6

@@ -19,6 +19,7 @@ from starlette.responses import StreamingResponse
 from cjm_fasthtml_sse import multiplex
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.helpers import setup_sse
+from cjm_fasthtml_sse.visitor import Visitors
 from tests.mux import Browser, Channel
 from tests.support import Hooks, eventually, no_task_left, serve
 
@@ -29,7 +30,7 @@ class Site:
         self.app = app = FastHTML(secret_key='test', default_hdrs=False, middleware=[*middleware], before=before, **kw)
         self.manager = manager or SSEBroadcastManager(heartbeat=0, retry=200)
         self.notes,self.gate,self.seen = [],asyncio.Event(),[]
-        setup_sse(app, self.manager, multiplex=True)
+        setup_sse(app, self.manager)
         self.mux = app._sse_setup.multiplexer
 
         @app.get('/events')
@@ -218,26 +219,29 @@ async def test_the_usual_layers_cost_no_short_cut():
 
 
 @pytest.mark.parametrize('path', ['/events', '/by_hand'])
-async def test_a_cookie_that_a_middleware_sets_goes_direct(path):
+async def test_a_cookie_that_a_middleware_sets_is_told(path):
+    "The channel goes on, and the browser fetches the cookie by a request of its own"
     site = Site([mw(with_cookie)])
     async with site.up() as browser:
         channel = await browser.open(path)
-        await channel.until(lambda o: o.direct)
-        assert not channel.body and channel.status is None
-        await eventually(lambda: not site.manager.connection_count, 'the stream that nobody hears ends')
+        await channel.until(lambda o: o.events)
+        assert channel.words==[dict(status=200, type='text/event-stream'), dict(cookie=True)]
+        await site.manager.broadcast('said', 'hello')
+        if path=='/events': await channel.says('hello')
 
 
 async def test_a_stream_that_never_waits_cannot_take_the_server():
-    "Its channel is over at once, because it sets a cookie; direct, the browser's buffers would slow it down"
+    "Its channel is over at once, because it is encoded; direct, the browser's buffers would slow it down"
     site = Site()
     @site.app.get('/endless')
     def endless():
         async def frames():
             while True: yield 'data: x\n\n'
-        return StreamingResponse(frames(), media_type='text/event-stream', headers={'Set-Cookie': 'a=1'})
+        return StreamingResponse(frames(), media_type='text/event-stream', headers={'Content-Encoding': 'x'})
     async with site.up() as browser:
         channel = await browser.open('/endless')
         await channel.until(lambda o: o.direct)
+        assert channel.words==[dict(direct='encoded')]
         assert (await browser.client.get('/nowhere')).status_code==404
 
 
@@ -402,11 +406,11 @@ async def test_nothing_of_the_order_is_left_in_a_channels_request():
 
 
 async def test_a_proxy_that_takes_the_prefix_away():
-    "Some servers then name it in `root_path` alone, as hypercorn does; the browser's paths have it"
+    "It is named in `root_path` alone; the browser's paths have it"
     site = Site()
-    async def stripped(scope, receive, send): await site.app(scope | {'root_path': '/prefix'}, receive, send)
+    async def stripped(scope, receive, send): await site.app(scope | {'root_path': '/prefix', 'path': scope['path'].removeprefix('/prefix')}, receive, send)
     async with serve(stripped) as port, Browser(f'http://127.0.0.1:{port}') as browser:
-        channel = await browser.open('/prefix/events')
+        channel = await browser.open('/prefix/events', path='/prefix/_sse/mux')
         await channel.until(lambda o: o.events)
         await site.manager.broadcast('said', 'hello')
         await channel.says('hello')
@@ -441,7 +445,7 @@ async def test_each_channel_has_a_status_a_redirect_and_an_end_of_its_own():
         paths = ['/kept', '/fails', '/breaks', '/finite', '/busy', '/none', '/page', '/nowhere', '/events']
         all = dict(zip(paths, await browser.open(*paths)))
         for p in paths: await all[p].until(lambda o: o.direct or o.ended or o.events or o.status not in (None, 200) or o.told('type')=='text/html')
-        assert all['/kept'].words==[dict(direct=True)]
+        assert all['/kept'].words==[dict(status=303, type='', retry=None)]
         assert [all[p].status for p in ('/fails', '/none', '/nowhere')]==[500, 204, 404]
         assert all['/busy'].words==[dict(status=503, type='', retry='7')]
         assert all['/page'].words==[dict(status=200, type='text/html', retry=None)] and not all['/page'].body
@@ -566,12 +570,12 @@ async def test_a_flood_that_its_browser_does_not_take_is_sent_away_where_others_
         assert lone.words[-1]=={'direct': 'flood', 'away': True}
         assert not len(lone.body)%len(lone.body.split(b'\n\n')[0]+b'\n\n'), 'no message is cut'
         more = await browser.open(*['/flood']*4)
-        await eventually(lambda: sum(o.direct for o in more)==multiplex.AWAY-1, 'one more')
+        await eventually(lambda: sum(bool(o.direct) for o in more)==multiplex.AWAY-1, 'one more')
         start = sum(len(o.body) for o in more)
         await eventually(lambda: sum(len(o.body) for o in more)>start+8*multiplex.FLOOD, 'the others take turns')
-        assert sum(o.direct for o in more)==multiplex.AWAY-1, 'a browser has few connections'
+        assert sum(bool(o.direct) for o in more)==multiplex.AWAY-1, 'a browser has few connections'
         await browser.close(lone)  # It was away, and is over
-        await eventually(lambda: sum(o.direct for o in more)==multiplex.AWAY, 'the next one has its place')
+        await eventually(lambda: sum(bool(o.direct) for o in more)==multiplex.AWAY, 'the next one has its place')
         await site.manager.broadcast('said', 'in between')
         await quiet.says('in between')
         await browser.close(*more)
@@ -608,7 +612,7 @@ async def test_a_carrier_that_nobody_reads_is_given_up(monkeypatch, caplog):
 
 async def test_a_carrier_whose_connection_broke_in_this_moment_keeps_no_other_from_being_ended():
     async def breaks(message): raise OSError
-    mux, broken, other = multiplex.Multiplexer(), multiplex.Carrier('a'), multiplex.Carrier('b')
+    mux, broken, other = multiplex.Multiplexer(Visitors('test')), multiplex.Carrier('a'), multiplex.Carrier('b')
     mux.carriers.update(a=broken, b=other)
     broken.beat()
     with pytest.raises(OSError): await broken.write(breaks)

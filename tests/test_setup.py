@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 from cjm_fasthtml_sse.backend import BackendError
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.dashboard import setup_dashboard
-from cjm_fasthtml_sse.helpers import oob_element, setup_sse
+from cjm_fasthtml_sse.helpers import _files, oob_element, setup_sse
 from cjm_fasthtml_sse.htmx import ArgumentError
 from cjm_fasthtml_sse.progress import setup_progress
 from cjm_fasthtml_sse.wire import StreamEnded
@@ -66,7 +66,7 @@ async def test_ends_cleanly(caplog, http, middleware):
     app = older_app(middleware=middleware)
     setup_sse(app)
     async with serving(app, http) as client:
-        assert (await client.get('/stream')).text == sse_message('one')
+        assert (await client.get('/stream')).text.removeprefix(':\n\n') == sse_message('one')
     assert not [r for r in caplog.records if r.levelno >= logging.ERROR]
 
 
@@ -178,8 +178,8 @@ def test_static_files_and_catch_alls_do_not_answer_for_the_client():
     @rt('/{path:path}')
     def everything(path: str): return Response('caught')
     setup_sse(app)
-    src = next(str(r.path) for r in app.routes if getattr(r, 'name', '') == 'sse_client')
     web = TestClient(app)
+    src = next(f'/_sse/{o}' for o in _files() if o.startswith('client'))
     assert 'class SSESource' in web.get(src).text
     assert web.head(src).status_code == 200
     assert web.get('/anything').text == 'caught'
@@ -197,13 +197,14 @@ def scripts(app, **headers):
 
 @pytest.mark.parametrize('others', [[first], [second], [first, second]])
 @pytest.mark.parametrize('later', [False, True])
-def test_what_tells_users_apart_may_be_said_by_any_call(others, later):
-    "Else the tabs of one user would share connections with those of another"
+def test_what_tells_visitors_apart_may_be_said_by_any_call(others, later):
+    "Else one user would use the tickets of another"
     app = FastHTML(secret_key='test')
     for f in others*later: f(app)
-    setup_sse(app, share=lambda req: req.headers['user'])
+    setup_sse(app, visitor=lambda req: req.headers['user'])
     for f in others*(not later): f(app)
-    tags = [re.search('data-sse-tag="(.+?)"', ''.join(scripts(app, user=o)))[1] for o in ('ann', 'bob', 'ann')]
+    app.route('/')(lambda: P('hello'))
+    tags = [TestClient(app).get('/', headers={'user': o, 'HX-Request': 'true'}).headers['sse-visitor'] for o in ('ann', 'bob', 'ann')]
     assert tags[0] == tags[2] != tags[1]
 
 
@@ -228,21 +229,9 @@ def test_a_nonce_is_asked_for_pages_only():
     assert 'nonce="n1"' in scripts(app)[0]
 
 
-def test_what_tells_users_apart_is_not_awaited():
+def test_what_tells_visitors_apart_is_not_awaited():
     async def user(req): return 'ann'
-    with pytest.raises(ArgumentError, match='`share`'): setup_sse(FastHTML(secret_key='test'), share=user)
-
-
-def alone(app): setup_sse(app, share=False)
-def together(app): setup_sse(app, multiplex=True)
-
-@pytest.mark.parametrize('calls', [[alone, together], [together, alone], [lambda app: setup_sse(app, share=False, multiplex=True)]])
-def test_one_connection_for_all_tabs_that_share_nothing_is_refused(calls):
-    app = FastHTML(secret_key='test')
-    for f in calls[:-1]: f(app)
-    before = scripts(app)
-    with pytest.raises(ArgumentError, match='`multiplex` needs `share`'): calls[-1](app)
-    assert scripts(app) == before, 'nothing has changed'
+    with pytest.raises(ArgumentError, match='`visitor`'): setup_sse(FastHTML(secret_key='test'), visitor=user)
 
 
 async def test_a_response_without_headers():

@@ -32,7 +32,7 @@ INNER = {
     'htmx': 'ext_script morph_script client_js morph_js unload_js monitor_settings',
     'progress': 'PATIENCE Job JobStream',
     'dashboard': 'SAMPLES TYPES MESSAGES Sample Dashboard chart chart_table',
-    'multiplex': 'ABOUT TURN BUFFER BUDGET FLOOD AWAY GRACE WRITE STUCK EACH BEAT LAST_WORDS PATH BODY CHANNELS CARRIERS frame Channel Carrier Refused path_patterns stream_scope Order Multiplexer',
+    'multiplex': 'ABOUT TURN BUFFER BUDGET FLOOD AWAY GRACE WRITE STUCK EACH BEAT LAST_WORDS PATH VERSION BODY CHANNELS CARRIERS frame Channel Carrier Refused stream_path stream_scope Order Multiplexer',
     'visitor': 'COOKIE TICKET_AGE Visit Visitor Visitors Tickets is_stream',
     'stream': 'BATCH TURNS MANY_TURNS LAST_WORDS being_cancelled Entry Chunk Group Turn Connection Hub Reading patterns EventStreamResponse',
     'render': 'FRAMES_KEPT SLOW_CALL function_name hint_if_slow Renderer',

@@ -12,7 +12,7 @@ files = ('htmx4/dist/htmx.min.js', 'htmx4/dist/ext/hx-sse.min.js') if os.environ
 app = FastHTML(hdrs=[Script(src=f'/assets/{o}') for o in files], default_hdrs=False, secret_key='test')
 app.mount('/assets', StaticFiles(directory=os.environ['ASSETS']))
 manager,counts,streams = SSEBroadcastManager(retry=200, heartbeat=2., backend=os.environ.get('BACKEND') or None),Counter(),int(os.environ.get('STREAMS', 20))
-setup_sse(app, manager, multiplex=True)
+setup_sse(app, manager)
 
 class Counting:
     "Connections that carry streams, as the server sees them"

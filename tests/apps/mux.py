@@ -22,7 +22,7 @@ def guard(req, sess):
 
 manager = SSEBroadcastManager(max_queue_size=10, heartbeat=2., retry=200, backend=os.environ.get('BACKEND') or None)
 app = FastHTML(secret_key='test', default_hdrs=False, lifespan=lifespan, before=guard)
-setup_sse(app, manager, multiplex=True)
+setup_sse(app, manager)
 
 def entered(name, sess, until):
     sess.update(auth=name, until=until)

@@ -30,7 +30,7 @@ def open_at(site): return [len(c.channels) for c in site.app._sse_setup.multiple
 
 
 @pytest.fixture
-def site(make_site): return make_site(lambda app: setup_sse(app, multiplex=True))
+def site(make_site): return make_site(lambda app: setup_sse(app))
 
 
 @pytest.fixture
@@ -322,7 +322,7 @@ def test_falling_back_from_what_collects(tabs, make_site, until, passes, why):
     "Something on the way keeps back what should flow, or even that there is an answer: the client gives it ten seconds, half a one here"
     kept = []
     def collect(app):
-        setup_sse(app, multiplex=True)
+        setup_sse(app)
         build = app.build_middleware_stack
         def collecting():
             inner = build()
@@ -461,7 +461,7 @@ def dealt(make_site, n, deal):
     "A site behind which as good as `n` processes stand: each knows its own carriers alone. `deal` gives the one that an order meets"
     each = []
     def split(app):
-        setup_sse(app, multiplex=True)
+        setup_sse(app)
         def around(inner):
             each[:] = [Multiplexer().around(inner) for _ in range(n)]
             async def meet(scope, receive, send): await each[deal() if scope.get('path') == PATH else 0](scope, receive, send)
