@@ -14,6 +14,8 @@ const SILENCE = [1500, 1250, 250];  // milliseconds until the first ping, from t
 const LOCK_TIMEOUT = 3000;          // milliseconds in which the browser grants a lock that is free
 const OUT_OF_BREATH = 1000;         // milliseconds without a script, after which somebody else may lead
 const ACKNOWLEDGE = 256 * 1024;     // bytes
+const LAG = 1024 * 1024;            // bytes, not acknowledged, from which on the leader had better wait
+const LAG_TIMEOUT = 500;            // milliseconds; and then no more, until the tab takes some
 const MAX_UNACKNOWLEDGED = 4 * 1024 * 1024;
 const OVERHEAD = 64;                // bytes of a message without content
 
@@ -78,7 +80,7 @@ class Election {
     this.timer = undefined;
     this.tabs.clear();
     this.gone.clear();
-    this.session = this.out = this.confirming = null;
+    this.session = this.common = this.inbox = this.out = this.confirming = null;
     this.leader = '';
     this.asks = [];
     this.confirmed = this.got = this.bytes = this.acknowledged = this.step = 0;
@@ -96,9 +98,9 @@ class Election {
     const session = this.session = new AbortController();
     this.asks = kept;
     this.me = Math.random().toString(36).slice(2);
-    this.common = this.channel('');
-    this.inbox = this.channel(`:${this.me}`);
-    this.common.onmessage = this.inbox.onmessage = ({ data }) => { if (session === this.session) this.receive(data); };
+    const common = this.common = this.channel('');
+    const inbox = this.inbox = this.channel(`:${this.me}`);
+    common.onmessage = inbox.onmessage = ({ data }) => { if (session === this.session) this.receive(data); };
     this.seated = false;
     this.lock(`:tab:${this.me}`, {}, () => {
       this.seated = true;
@@ -156,7 +158,7 @@ class Election {
   /**
    * Call back when a tab is gone.
    * @param {string} tab
-   * @param {() => void} gone
+   * @param {() => unknown} gone
    */
   watch(tab, gone) {
     this.lock(`:tab:${tab}`, { mode: 'shared' }, gone);
@@ -267,18 +269,31 @@ class Election {
    * @param {string} tab
    * @param {unknown} message
    * @param {number} [bytes]
+   * @returns {Promise<void> | void}  to be awaited before more is read: until the tab has taken some, or shows that it does not
    */
   tell(tab, message, bytes = 0) {
     if (tab === this.me) return this.owner.told(message);
     const to = this.tabs.get(tab);
     if (!to || to.count < 0) return;
-    if (to.bytes - to.acknowledged < MAX_UNACKNOWLEDGED) {
-      to.bytes += bytes += OVERHEAD;
-      return to.out.postMessage({ what: 'tell', who: this.me, number: ++to.count, bytes, message });
+    if (to.bytes - to.acknowledged >= MAX_UNACKNOWLEDGED) {
+      to.count = -1;   // when it finds this, it has missed something
+      this.answer(tab);
+      return this.owner.overflowed(tab);
     }
-    to.count = -1;   // when it finds this, it has missed something
-    this.answer(tab);
-    this.owner.overflowed(tab);
+    to.bytes += bytes += OVERHEAD;
+    to.out.postMessage({ what: 'tell', who: this.me, number: ++to.count, bytes, message });
+    if (to.bytes - to.acknowledged < LAG || to.late) return;
+    return to.room ??= new Promise(resolve => {
+      const resume = to.resume = () => {
+        to.room = null;
+        resolve();
+      };
+      setTimeout(() => {
+        if (to.resume !== resume || !to.room) return;
+        to.late = true;
+        resume();
+      }, LAG_TIMEOUT);
+    });
   }
 
   /** The leader is well. */
@@ -345,7 +360,7 @@ class Election {
   /** @param {ElectionMessage} message */
   async receive(message) {
     if (!this.leads) this.hear(message);
-    else if (await this.confirmLead()) this.serve(message);
+    else if (await this.confirmLead() && this.leads) this.serve(message);
   }
 
   /**
@@ -363,10 +378,10 @@ class Election {
     let tab = this.tabs.get(who);
     if (!tab) {
       const out = this.channel(`:${who}`);
-      tab = { out, count: 0, bytes: 0, acknowledged: 0, asks: 0 };
+      tab = { out, count: 0, bytes: 0, acknowledged: 0, asks: 0, late: false };
       this.tabs.set(who, tab);
-      this.watch(who, () => {
-        this.tabs.delete(who);
+      this.watch(who, async () => {
+        if (!await this.confirmLead() || !this.tabs.delete(who)) return;
         this.gone.add(who);
         out.close();
         this.owner.left(who);
@@ -374,6 +389,8 @@ class Election {
     }
     if (what === 'acknowledge') {
       tab.acknowledged = bytes;
+      tab.late = false;
+      if (tab.bytes - bytes < LAG) tab.resume?.();
       if (tab.count < 0) this.answer(who);
       return;
     }

@@ -178,7 +178,18 @@ interface ElectionOwner {
 type ElectionChannel = Pick<BroadcastChannel, 'postMessage' | 'close' | 'onmessage'>;
 
 /** What a leader knows of a tab: what it has told it, what of that was taken, and how often it was asked; a negative count: it is told nothing any more. */
-interface ElectionTab { out: ElectionChannel; count: number; bytes: number; acknowledged: number; asks: number }
+interface ElectionTab {
+  out: ElectionChannel;
+  count: number;
+  bytes: number;
+  acknowledged: number;
+  asks: number;
+  /** It has not taken any for a while. */
+  late: boolean;
+  /** Who waits for it to take some waits for this. */
+  room?: Promise<void> | null;
+  resume?: () => void;
+}
 
 /**
  * What tabs tell each other.

@@ -77,7 +77,10 @@ async function play(seed, happened) {
     told(tab, [leader, to, number]) {
       assert.deepEqual([leader, to, number], [tab.election.leader, tab.election.me, ++tab.told], 'told');
     },
-    left(tab, from) { tab.known.delete(from); },
+    left(tab, from) {
+      delivers(tab, 'left');
+      tab.known.delete(from);
+    },
     overflowed(tab, from) {
       note('overflowed', from);
       tab.known.delete(from);
