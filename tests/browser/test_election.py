@@ -1,6 +1,6 @@
 "One of several tabs leads: pages that hold an election and nothing else"
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
