@@ -54,8 +54,8 @@ class Election {
     this.tries = 0;        // to end it
     /** @type {number | undefined} */
     this.timer = undefined;
-    this.ran = 0;          // when this leader was known to lead
-    this.beaten = 0;       // when it sent its last beat
+    this.ran = -Infinity;      // when this leader was known to lead
+    this.beaten = -Infinity;   // when it sent its last beat
     /** @type {Promise<boolean> | null} */
     this.confirming = null;
   }

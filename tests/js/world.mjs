@@ -78,6 +78,7 @@ class Tab {
     this.frozen = this.gone = false;
     this.backlog = [];
     this.log = [];            // what the owner was told
+    this.refuses = '';        // channels, locks, or answers of locks
     this.clientId = `client ${world.order++}`;
     this.document = { visibilityState: 'visible' };
     const tab = this;
@@ -89,6 +90,7 @@ class Tab {
       clearTimeout: task => { if (task) task.cancelled = true; },
       BroadcastChannel: class {
         constructor(name) {
+          if (tab.refuses === 'channels') throw new DOMException('refused', 'SecurityError');
           this.tab = tab;
           this.name = name;
           this.onmessage = null;
@@ -182,6 +184,8 @@ class Locks {
 
   request(tab, name, options, callback) {
     const { mode = 'exclusive', steal, ifAvailable, signal } = options;
+    if (tab.refuses === 'locks') return Promise.reject(new DOMException('refused', 'SecurityError'));
+    if (tab.refuses === 'answers') return new Promise(() => {});
     if (signal && (steal || ifAvailable)) return Promise.reject(new Error('NotSupportedError'));
     return new Promise((resolve, reject) => {
       const lock = { tab, name, mode, callback, resolve, reject, aborted: false };
