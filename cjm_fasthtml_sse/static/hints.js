@@ -107,10 +107,11 @@
   /** What is listened to, by path. @type {Map<string, Set<string>>} */
   const heard = new Map();
   client.addEventListener('change', event => {
-    const { source, url } = /** @type {CustomEvent<SSEChange>} */ (event).detail;
+    const { source, url, state, reason } = /** @type {CustomEvent<SSEChange>} */ (event).detail;
+    const path = new URL(url, document.baseURI).pathname;
+    if (state === 'error' && reason === 'Log in again') hint(`${path} log-in`, `Log in again: the server answered ${url} with a page instead of a stream, so the stream has ended`);
     if (known.has(source)) return;
     known.add(source);
-    const path = new URL(url, document.baseURI).pathname;
     // Each element with this path hears all that comes.
     const names = heard.get(path) ?? new Set();
     heard.set(path, names);
@@ -126,13 +127,17 @@
     };
   });
 
-  // htmx connects when the page is there, and its extension may come from a CDN.
+  // An app may make its sources itself.
+  let connected = false;
+  for (const type of ['htmx:sseOpen', 'htmx:sseError']) document.addEventListener(type, () => { connected = true; });
+
+  // htmx connects when the page is there, and may come from a CDN.
   window.addEventListener('load', () => setTimeout(() => {
-    if (heard.size) return;
+    if (heard.size || connected) return;
     for (const element of document.querySelectorAll('[sse-connect], [data-sse-connect]')) {
       const url = element.getAttribute('sse-connect') ?? element.getAttribute('data-sse-connect') ?? '';
       if (new URL(url, document.baseURI).origin !== location.origin || element.closest('[hx-disable], [hx-ignore], [data-hx-disable]')) continue;
-      hint(`${url} alone`, `${url} was not connected: ${window.htmx ? 'is htmx\'s extension for server-sent events loaded?' : 'htmx is not loaded'}`, element);
+      hint(`${url} alone`, `${url} was not connected: ${window.htmx ? 'no element around it has hx-ext="sse"' : 'htmx is not loaded'}`, element);
     }
   }, 2000));
 })();

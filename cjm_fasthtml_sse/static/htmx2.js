@@ -1,25 +1,74 @@
 // @ts-check
-// htmx 2: its extension for server-sent events gets our sources, and two of its habits are mended.
+// htmx 2: in the place of its extension for server-sent events stands one of ours by the same name. The extension starts an element anew whose attributes have changed, with a source that the
+// elements within do not hear; and makes a source for an element that htmx drops at once, because it keeps the old one.
 
 serveHtmx[2] = (htmx, client) => {
-  /** @type {Element | null} */
-  let processed = null;
-  // The extension makes a source right after this event, and does not say for which element.
-  document.addEventListener('htmx:afterProcessNode', e => { processed = /** @type {Element} */ (e.target); }, true);
-  const own = htmx.createEventSource;
-  htmx.createEventSource = (/** @type {string} */ url) => {
-    // Another origin would have to allow our Last-Event-ID header: the browser's own source needs no such thing.
-    if (new URL(url, document.baseURI).origin !== location.origin) return own ? own(url) : new EventSource(url, { withCredentials: true });
-    const connects = (processed?.getAttribute('sse-connect') ?? processed?.getAttribute('data-sse-connect')) === url;
-    return client.open(url, connects ? processed : null);
+  /** @type {any} */
+  let api;
+
+  const elements = new StreamElements(htmx, client, '[hx-disable], [data-hx-disable]', (element, message) => {
+    let { data } = message;
+    api.withExtensions(element, (/** @type {any} */ extension) => { data = extension.transformResponse(data, null, element); });
+    const spec = api.getSwapSpecification(element);
+    // A message that is out-of-band altogether leaves the element alone that hears it, as in htmx 4.
+    if (spec.swapStyle !== 'none' && isOutOfBand(data)) spec.swapStyle = 'none';
+    htmx.swap(spec.swapStyle === 'none' ? element : api.getTarget(element), data, spec, { contextElement: element });
+  });
+
+  /** @param {string} html */
+  const isOutOfBand = html => {
+    if (!html.includes('hx-swap-oob')) return false;
+    const template = document.createElement('template');
+    template.innerHTML = html;
+    for (const found of template.content.querySelectorAll('[hx-swap-oob], [data-hx-swap-oob]')) found.remove();
+    return !template.content.childElementCount && !template.content.textContent?.trim();
   };
 
-  // What htmx keeps of the page, to draw it again on Back, goes on from here.
-  document.addEventListener('htmx:beforeHistorySave', () => {
-    for (const { element, source } of client.entries) if (source.lastEventId) element?.setAttribute('data-sse-after', source.lastEventId);
+  /** @param {Element} element */
+  const take = element => {
+    elements.take(element);
+    // Where the extension has it: scripts of apps look there.
+    const source = elements.connections.get(element)?.source;
+    if (source) api.getInternalData(element).sseEventSource = source;
+  };
+
+  const { defineExtension } = htmx;
+  // The extension's script may come after this one.
+  htmx.defineExtension = (/** @type {string} */ name, /** @type {object} */ extension) => { if (name !== 'sse') defineExtension(name, extension); };
+  htmx.removeExtension('sse');
+  defineExtension('sse', {
+    init(/** @type {any} */ internal) { api = internal; },
+    getSelectors: () => [CONNECTS, LISTENS],
+    onEvent(/** @type {string} */ name, /** @type {CustomEvent} */ { detail: { elt } }) {
+      if (name === 'htmx:beforeCleanupElement') {
+        elements.end(elt, 'nodeReplaced');
+        elements.connections.delete(elt);
+      } else if (name === 'htmx:afterProcessNode') {
+        if (elt.isConnected) take(elt);
+        // What htmx has dropped stays outside of the page, what a script processes first comes into it.
+        else setTimeout(() => { if (elt.isConnected) take(elt); });
+      }
+    },
   });
+  for (const element of document.querySelectorAll(CONNECTS)) {
+    const { sseEventSource } = api.getInternalData(element);
+    if (!sseEventSource) continue;
+    sseEventSource.close();   // the extension was here first
+    take(element);
+  }
+
+  /** @type {(type: string, f: (detail: any) => void) => void} */
+  const on = (type, f) => document.addEventListener(type, event => f(/** @type {CustomEvent} */ (event).detail));
+
+  let undo = () => {};
+  on('htmx:beforeHistorySave', () => { undo = markPlaces(client); });
+  on('htmx:historyItemCreated', () => undo());
   // A body that htmx exchanges is another page, perhaps another user's.
-  document.addEventListener('htmx:beforeSwap', e => { if (/** @type {CustomEvent} */ (e).detail.target === document.body) client.load(1000); });
+  on('htmx:beforeSwap', ({ target }) => { if (target === document.body) client.load(1000); });
+  // The first is before what a response brings connects; an element that has left the page is heard of by the second alone.
+  for (const type of ['htmx:beforeOnLoad', 'htmx:afterRequest', 'htmx:historyCacheMissLoad']) {
+    on(type, ({ xhr }) => heedVisitor(client, xhr.responseURL, name => xhr.getResponseHeader(name)));
+  }
 
   /**
    * What an out-of-band swap brings, by its detail object.
@@ -38,21 +87,5 @@ serveHtmx[2] = (htmx, client) => {
     // Where the former children are gone, the content was replaced and nothing was appended. `morph.js` says where it has merged it.
     if (!swap?.former || swap.former.parentNode !== swap.target || detail.fragment.sseMorphed) return;
     takePlaces(swap.elements, old => htmx.swap(old, '', { swapStyle: 'delete', swapDelay: 0, settleDelay: 0, transition: false }));
-  });
-
-  // A message that is out-of-band altogether leaves the element alone that hears it, as in htmx 4.
-  document.addEventListener('htmx:sseBeforeMessage', event => {
-    const element = /** @type {Element} */ (event.target);
-    const message = /** @type {CustomEvent} */ (event).detail;
-    if (event.defaultPrevented) return;
-    const swap = element.getAttribute('hx-swap');
-    if (swap === 'none' || !message.data?.includes('hx-swap-oob')) return;
-    const template = document.createElement('template');
-    template.innerHTML = message.data;
-    for (const found of template.content.querySelectorAll('[hx-swap-oob], [data-hx-swap-oob]')) found.remove();
-    if (template.content.childElementCount || template.content.textContent?.trim()) return;
-    event.preventDefault();
-    htmx.swap(element, message.data, { swapStyle: 'none', swapDelay: 0, settleDelay: htmx.config.defaultSettleDelay }, { contextElement: element });
-    htmx.trigger(element, 'htmx:sseMessage', message);
   });
 };

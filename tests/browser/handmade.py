@@ -14,7 +14,7 @@ from starlette.routing import Route
 ASSETS = Path(__file__).parents[2]/'.assets'/'node_modules'
 SCRIPTS = {'htmx.js': 'htmx.org/dist/htmx.js', 'sse.js': 'htmx-ext-sse/dist/sse.min.js',
            'htmx4.js': 'htmx4/dist/htmx.min.js', 'hx-sse.js': 'htmx4/dist/ext/hx-sse.min.js',
-           'htmx4-0.js': 'htmx4-0/dist/htmx.min.js', 'hx-sse-0.js': 'htmx4-0/dist/ext/hx-sse.min.js', 'idiomorph.js': 'idiomorph/dist/idiomorph.min.js'}
+           'htmx4-0.js': 'htmx4-0/dist/htmx.min.js', 'hx-sse-0.js': 'htmx4-0/dist/ext/hx-sse.min.js', 'hx-history-cache.js': 'htmx4/dist/ext/hx-history-cache.min.js', 'idiomorph.js': 'idiomorph/dist/idiomorph.min.js'}
 
 
 def HTMX2(): return [Script(src='/assets/htmx.js'), Script(src='/assets/sse.js')]
