@@ -1,6 +1,6 @@
 // @ts-check
-// What pages with htmx 2 and with htmx 4 have in common. The client serves `sse-connect`, `sse-swap`, `sse-close` and `hx-trigger="sse:name"` itself; htmx says
-// what it processes, and swaps.
+// What pages with htmx 2 and with htmx 4 have in common. The client serves `sse-connect`, `sse-swap`, `sse-close` and
+// `hx-trigger="sse:name"` itself; htmx says what it processes, and swaps.
 
 /** What makes each of them work with our sources, by major version. @type {Record<number, (htmx: any, client: SSEClient) => void>} */
 const serveHtmx = {};
@@ -11,155 +11,130 @@ const LISTENS = '[sse-swap], [data-sse-swap], [hx-trigger*="sse:"], [data-hx-tri
 /** @type {(element: Element, name: string) => string} */
 const attr = (element, name) => element.getAttribute(name) ?? element.getAttribute(`data-${name}`) ?? '';
 /** @type {(root: Element, selector: string) => Element[]} */
-const within = (root, selector) => [root, ...root.querySelectorAll(selector)].filter(element => element.matches(selector));
+const within = (root, selector) => [root, ...root.querySelectorAll(selector)].filter(o => o.matches(selector));
 /** @type {(element: Element) => string[]} */
 const swapped = element => attr(element, 'sse-swap').split(',').map(name => name.trim());
 /** @type {(element: Element) => string[]} */
-const triggers = element => [...attr(element, 'hx-trigger').matchAll(/(?:^|[\s,])sse:([^\s,[]+)/g)].map(([, name]) => name);
+const triggers = element =>
+  [...attr(element, 'hx-trigger').matchAll(/(?:^|[\s,])sse:([^\s,[]+)/g)].map(([, name]) => name);
 
-/** @typedef {{url: string, source: SSESource | EventSource, own: boolean, names: Set<string>, tries: number}} StreamConnection */
+/** @typedef {{url: string, source: SSESource | EventSource, names: Set<string>}} StreamConnection */
 
-/** The elements of a page that connect to streams, and those that listen. */
-class StreamElements {
-  /**
-   * @param {any} htmx
-   * @param {SSEClient} client
-   * @param {string} ignored  a selector: what htmx leaves alone
-   * @param {(element: Element, message: MessageEvent) => void} swap
-   */
-  constructor(htmx, client, ignored, swap) {
-    this.htmx = htmx;
-    this.client = client;
-    this.ignored = ignored;
-    this.swap = swap;
-    /** @type {WeakMap<Element, StreamConnection>} */
-    this.connections = new WeakMap();
-    /** @type {Element | null} */
-    this.connecting = null;
-    // An app may have a function of its own here, or set one later, that makes all sources. That of htmx's extension is none.
-    const native = /^function\w*\((\w+)\)\{returnneweventsource\(\1,\{withcredentials:(true|!0)\}\)\}$/i;
-    if (!htmx.createEventSource || native.test(`${htmx.createEventSource}`.replace(/[\s;]/g, ''))) {
-      // Another origin would have to allow our Last-Event-ID header: the browser's own source needs no such thing.
-      htmx.createEventSource = (/** @type {string} */ url) => new URL(url, document.baseURI).origin === location.origin
-        ? client.open(url, this.connecting) : new EventSource(url, { withCredentials: true });
-    }
-  }
+/**
+ * Serve the elements that connect to streams, and those that listen.
+ * @param {any} htmx
+ * @param {SSEClient} client
+ * @param {string} ignored  a selector: what htmx leaves alone
+ * @param {(element: Element, message: MessageEvent) => void} swap
+ */
+function serveElements(htmx, client, ignored, swap) {
+  /** @type {WeakMap<Element, StreamConnection>} */
+  const connections = new WeakMap();
+  /** @type {Element | null} */
+  let connecting = null;
+
+  // An app may have a function of its own here, or set one later, which makes all sources then.
+  // Another origin would have to allow our Last-Event-ID header: the browser's own source needs no such thing.
+  htmx.createEventSource ??= (/** @type {string} */ url) => new URL(url, document.baseURI).origin === location.origin
+    ? client.open(url, connecting) : new EventSource(url, { withCredentials: true });
+
+  /** Who listens to the stream of an element. @param {Element} owner */
+  const listeners = owner =>
+    within(owner, LISTENS).filter(element => element.closest(CONNECTS) === owner && !element.closest(ignored));
 
   /**
    * htmx processes an element, perhaps once more.
    * @param {Element} element
    */
-  take(element) {
-    if (element.closest(this.ignored)) return;
-    if (element.matches(CONNECTS)) this.connect(element);
-    if (element.matches(LISTENS)) this.listen(element);
-  }
-
-  /**
-   * @param {Element} element
-   * @param {number} [tries]
-   */
-  connect(element, tries = 0) {
-    const { client, htmx } = this;
-    const url = attr(element, 'sse-connect');
-    const known = this.connections.get(element);
-    // An element that has left the page, and has come back, has lost its source.
-    if (known?.url === url && (!known.own || client.get(element) === known.source)) return;
-    known?.source.close();
-    this.connecting = element;
-    try {
-      /** @type {SSESource | EventSource} */
-      const source = htmx.createEventSource(url);
-      const connection = { url, source, own: client.get(element) === source, names: new Set(), tries };
-      this.connections.set(element, connection);
-      this.watch(element, connection);
-    } finally {
-      this.connecting = null;
-    }
-    this.hear(element, [attr(element, 'sse-close')]);
-    for (const listener of this.listeners(element)) this.listen(listener);
-  }
-
-  /**
-   * Tell the page of a connection, by events on its element.
-   * @param {Element} element
-   * @param {StreamConnection} connection
-   */
-  watch(element, connection) {
-    const { source, own } = connection;
-    /** @type {Partial<SSEStateDetail>} */
-    let said = {};
-    const failed = () => {
-      const { reason, status } = said;
-      const detail = { source, error: Object.assign(new Error(reason || 'connection lost'), { status }) };
-      // By htmx 2 itself each would be in the console as well.
-      for (const type of ['htmx:sseError', 'htmx:sse-error']) element.dispatchEvent(new CustomEvent(type, { detail, bubbles: true, cancelable: true, composed: true }));
-    };
-    // A server may name its events like these.
-    source.addEventListener('open', event => {
-      if ('data' in event) return;
-      connection.tries = 0;
-      this.htmx.trigger(element, 'htmx:sseOpen', { source });
-    });
-    source.addEventListener('sse:state', event => {
-      if (!(event instanceof CustomEvent)) return;
-      said = event.detail;
-      if (said.state === 'error') failed();
-    });
-    source.addEventListener('error', event => {
-      if ('data' in event) return;
-      failed();
-      // A source of the browser's own does not come back from an answer that is no stream.
-      if (!own && source.readyState === 2) setTimeout(() => {
-        if (!element.isConnected || this.connections.get(element) !== connection) return;
-        this.connections.delete(element);
-        this.connect(element, connection.tries + 1);
-      }, 500 * 2 ** Math.min(connection.tries, 7));
-    });
-  }
-
-  /**
-   * Who listens to the stream of an element.
-   * @param {Element} owner
-   */
-  listeners(owner) {
-    return within(owner, LISTENS).filter(element => element.closest(CONNECTS) === owner && !element.closest(this.ignored));
-  }
+  const take = element => {
+    if (element.closest(ignored)) return;
+    if (element.matches(CONNECTS)) connect(element);
+    listen(element);
+  };
 
   /** @param {Element} element */
-  listen(element) {
-    const owner = element.closest(CONNECTS);
-    if (owner) this.hear(owner, [...swapped(element), ...triggers(element)]);
-  }
+  const connect = element => {
+    const url = attr(element, 'sse-connect');
+    const known = connections.get(element);
+    if (known) {
+      const { source } = known;
+      // An element that has left the page, and has come back, has lost its source.
+      if (known.url === url && (client.get(element) === source || !(source instanceof SSESource))) return;
+      source.close();
+    }
+    connecting = element;
+    const source = htmx.createEventSource(url);
+    connecting = null;
+    connections.set(element, { url, source, names: new Set() });
+    watch(element, source);
+    hear(element, [attr(element, 'sse-close')]);
+    listeners(element).forEach(listen);
+  };
 
   /**
-   * @param {Element} owner
+   * Tell the page what becomes of a source.
+   * @param {Element} element
+   * @param {SSESource | EventSource} source
+   */
+  const watch = (element, source) => {
+    const failed = ({ reason = 'connection lost', status } = /** @type {Partial<SSEStateDetail>} */ ({})) => {
+      const detail = { source, error: Object.assign(new Error(reason), { status }) };
+      // By htmx 2 itself each would be in the console as well.
+      for (const type of ['htmx:sseError', 'htmx:sse-error']) {
+        element.dispatchEvent(new CustomEvent(type, { detail, bubbles: true, composed: true }));
+      }
+    };
+    // A server may name its events like these: those have data, and no detail.
+    source.addEventListener('open', event => {
+      if (!('data' in event)) htmx.trigger(element, 'htmx:sseOpen', { source });
+    });
+    source.addEventListener('sse:state', event => {
+      const { detail } = /** @type {CustomEvent<SSEStateDetail>} */ (event);
+      if (detail?.retryIn || detail?.state === 'error') failed(detail);
+    });
+    source.addEventListener('error', event => {
+      if ('data' in event || source instanceof SSESource) return;
+      failed();
+      // The browser's own source does not come back from an answer that is no stream.
+      if (source.readyState === 2) setTimeout(() => {
+        if (!element.isConnected || connections.get(element)?.source !== source) return;
+        connections.delete(element);
+        connect(element);
+      }, 1000 + 3000 * Math.random());
+    });
+  };
+
+  /** @param {Element} element */
+  const listen = element => hear(element.closest(CONNECTS), [...swapped(element), ...triggers(element)]);
+
+  /**
+   * @param {Element | null} owner
    * @param {string[]} names
    */
-  hear(owner, names) {
-    const connection = this.connections.get(owner);
+  const hear = (owner, names) => {
+    const connection = owner && connections.get(owner);
     for (const name of names) {
       if (!name || !connection || connection.names.has(name)) continue;
       connection.names.add(name);
-      connection.source.addEventListener(name, event => { if ('data' in event) this.deliver(owner, connection.source, /** @type {MessageEvent} */ (event)); });
+      connection.source.addEventListener(name, event => {
+        if ('data' in event) deliver(owner, /** @type {MessageEvent} */ (event));
+      });
     }
-  }
+  };
 
   /**
-   * Who wants a message is asked when it comes: elements come, go and move, a morph changes their attributes, and some are processed twice.
+   * Who wants a message is asked when it comes: elements come, go and move, a morph changes their attributes, and some
+   * are processed twice.
    * @param {Element} owner
-   * @param {SSESource | EventSource} source
    * @param {MessageEvent} message
    */
-  deliver(owner, source, message) {
-    const { htmx } = this;
+  const deliver = (owner, message) => {
     const { type } = message;
-    if (!owner.isConnected) return source.close();
-    for (const element of this.listeners(owner)) {
+    for (const element of listeners(owner)) {
       if (!element.isConnected) continue;   // one before it has swapped it away
       try {
         if (swapped(element).includes(type) && htmx.trigger(element, 'htmx:sseBeforeMessage', message)) {
-          this.swap(element, message);
+          swap(element, message);
           htmx.trigger(element, 'htmx:sseMessage', message);
         }
         if (triggers(element).includes(type)) htmx.trigger(element, `sse:${type}`, message);
@@ -167,19 +142,21 @@ class StreamElements {
         reportError(error);   // the others are to have it
       }
     }
-    if (attr(owner, 'sse-close') === type) this.end(owner, 'message');
-  }
+    if (!owner.isConnected || attr(owner, 'sse-close') === type) end(owner, 'message');
+  };
 
   /**
    * @param {Element} element
    * @param {string} type  why
    */
-  end(element, type) {
-    const source = this.connections.get(element)?.source;
+  const end = (element, type) => {
+    const source = connections.get(element)?.source;
     if (!source) return;
-    this.htmx.trigger(element, 'htmx:sseClose', { source, type });
+    htmx.trigger(element, 'htmx:sseClose', { source, type });
     source.close();
-  }
+  };
+
+  return { connections, take, end };
 }
 
 /**
@@ -188,11 +165,15 @@ class StreamElements {
  * @returns {() => void}  undoes them; else that happens when the script that runs is done
  */
 function briefly(changes) {
-  /** @param {typeof changes[0]} change */
-  const write = ([element, name, value]) => value === null ? element.removeAttribute(name) : element.setAttribute(name, value);
-  const former = changes.map(([element, name]) => /** @type {typeof changes[0]} */ ([element, name, element.getAttribute(name)]));
-  changes.forEach(write);
-  const undo = () => former.splice(0).forEach(write);
+  /** @type {(change: typeof changes[0]) => typeof changes[0]} */
+  const write = ([element, name, value]) => {
+    const former = element.getAttribute(name);
+    if (value === null) element.removeAttribute(name);
+    else element.setAttribute(name, value);
+    return [element, name, former];
+  };
+  const former = changes.map(write);
+  const undo = () => { former.splice(0).map(write); };
   queueMicrotask(undo);
   return undo;
 }
@@ -202,18 +183,16 @@ function briefly(changes) {
  * @param {SSEClient} client
  */
 function markPlaces(client) {
-  return briefly([...client.entries].flatMap(({ element, source: { lastEventId } }) => element && lastEventId ? [[element, 'data-sse-after', lastEventId]] : []));
+  return briefly([...client.entries].flatMap(({ element, source: { lastEventId } }) =>
+    element && lastEventId ? [[element, 'data-sse-after', lastEventId]] : []));
 }
 
 /**
  * A response to a request of htmx says who the visitor is.
  * @param {SSEClient} client
- * @param {string} url  of the response: who another origin takes us for is of no interest
- * @param {(name: string) => string | null} header
+ * @param {string | null | undefined} tag
  */
-function heedVisitor(client, url, header) {
-  if (new URL(url, document.baseURI).origin !== location.origin) return;
-  const tag = header('SSE-Visitor');
+function heedVisitor(client, tag) {
   if (tag) /** @type {any} */ (client).visitor?.(tag);
 }
 

@@ -1,14 +1,21 @@
 // @ts-check
-// htmx 2: in the place of its extension for server-sent events stands one of ours by the same name. The extension starts an element anew whose attributes have changed, with a source that the
-// elements within do not hear; and makes a source for an element that htmx drops at once, because it keeps the old one.
+// htmx 2: in the place of its extension for server-sent events stands one of ours by the same name. That extension
+// starts an element anew whose attributes have changed, with a source that the elements within do not hear; and it makes
+// a source for an element that htmx drops at once, because it keeps the old one.
 
 serveHtmx[2] = (htmx, client) => {
   /** @type {any} */
   let api;
 
-  const elements = new StreamElements(htmx, client, '[hx-disable], [data-hx-disable]', (element, message) => {
-    let { data } = message;
-    api.withExtensions(element, (/** @type {any} */ extension) => { data = extension.transformResponse(data, null, element); });
+  // What the extension has put there makes the browser's own sources, nothing more. An app's own function is left.
+  const plain = /\{\s*return new EventSource\(\w+, ?\{ ?withCredentials: ?(true|!0) ?\}\);?\s*\}$/;
+  if (plain.test(htmx.createEventSource)) htmx.createEventSource = null;
+
+  const ignored = '[hx-disable], [data-hx-disable]';
+  const { connections, take, end } = serveElements(htmx, client, ignored, (element, { data }) => {
+    api.withExtensions(element, (/** @type {any} */ extension) => {
+      data = extension.transformResponse(data, null, element);
+    });
     const spec = api.getSwapSpecification(element);
     // A message that is out-of-band altogether leaves the element alone that hears it, as in htmx 4.
     if (spec.swapStyle !== 'none' && isOutOfBand(data)) spec.swapStyle = 'none';
@@ -24,25 +31,19 @@ serveHtmx[2] = (htmx, client) => {
     return !template.content.childElementCount && !template.content.textContent?.trim();
   };
 
-  /** @param {Element} element */
-  const take = element => {
-    elements.take(element);
-    // Where the extension has it: scripts of apps look there.
-    const source = elements.connections.get(element)?.source;
-    if (source) api.getInternalData(element).sseEventSource = source;
-  };
-
   const { defineExtension } = htmx;
   // The extension's script may come after this one.
-  htmx.defineExtension = (/** @type {string} */ name, /** @type {object} */ extension) => { if (name !== 'sse') defineExtension(name, extension); };
+  htmx.defineExtension = (/** @type {string} */ name, /** @type {object} */ extension) => {
+    if (name !== 'sse') defineExtension(name, extension);
+  };
   htmx.removeExtension('sse');
   defineExtension('sse', {
     init(/** @type {any} */ internal) { api = internal; },
     getSelectors: () => [CONNECTS, LISTENS],
     onEvent(/** @type {string} */ name, /** @type {CustomEvent} */ { detail: { elt } }) {
       if (name === 'htmx:beforeCleanupElement') {
-        elements.end(elt, 'nodeReplaced');
-        elements.connections.delete(elt);
+        end(elt, 'nodeReplaced');
+        connections.delete(elt);
       } else if (name === 'htmx:afterProcessNode') {
         if (elt.isConnected) take(elt);
         // What htmx has dropped stays outside of the page, what a script processes first comes into it.
@@ -50,24 +51,18 @@ serveHtmx[2] = (htmx, client) => {
       }
     },
   });
-  for (const element of document.querySelectorAll(CONNECTS)) {
-    const { sseEventSource } = api.getInternalData(element);
-    if (!sseEventSource) continue;
-    sseEventSource.close();   // the extension was here first
-    take(element);
-  }
-
   /** @type {(type: string, f: (detail: any) => void) => void} */
   const on = (type, f) => document.addEventListener(type, event => f(/** @type {CustomEvent} */ (event).detail));
 
-  let undo = () => {};
-  on('htmx:beforeHistorySave', () => { undo = markPlaces(client); });
-  on('htmx:historyItemCreated', () => undo());
+  let unmark = () => {};
+  on('htmx:beforeHistorySave', () => { unmark = markPlaces(client); });
+  on('htmx:historyItemCreated', () => unmark());
   // A body that htmx exchanges is another page, perhaps another user's.
   on('htmx:beforeSwap', ({ target }) => { if (target === document.body) client.load(1000); });
-  // The first is before what a response brings connects; an element that has left the page is heard of by the second alone.
+  // The first comes before a response's elements connect, the second also where the element has left the page.
   for (const type of ['htmx:beforeOnLoad', 'htmx:afterRequest', 'htmx:historyCacheMissLoad']) {
-    on(type, ({ xhr }) => heedVisitor(client, xhr.responseURL, name => xhr.getResponseHeader(name)));
+    // Asked for a header that another origin does not show, a browser complains.
+    on(type, ({ xhr }) => heedVisitor(client, /^sse-visitor: *(\w+)/im.exec(xhr.getAllResponseHeaders())?.[1]));
   }
 
   /**

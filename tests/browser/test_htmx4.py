@@ -1,7 +1,7 @@
 "One app under htmx 2 and htmx 4: the same Python, the same page code, and the same things happen"
 import pytest
 from fasthtml.common import Button, Div, Input, Meta, NotStr, P, Script, Span, Ul, fast_app, to_xml
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from handmade import ASSETS, HTMX4, MAJORS
@@ -169,19 +169,19 @@ def test_later_elements(page, site, until, state):
 
 
 def test_first_answers(page, site, until):
-    "A first answer that is no stream does not land in the page: a login and a 503 are asked again, a 403 is not"
+    "A first answer that is no stream does not land in the page: a page and a 503 are asked again, a 403 is not"
     def again(make): return lambda n: make() if n < 3 else None
-    site.answers |= {'login': again(lambda: HTMLResponse('<h1>log in</h1>')), 'redirect': again(lambda: RedirectResponse('/pages/login')),
+    site.answers |= {'page': again(lambda: HTMLResponse('<h1>a page</h1>')),
                      's503': again(lambda: Response('<h1>busy</h1>', status_code=503)), 's403': lambda n: HTMLResponse('<h1>forbidden</h1>', status_code=403)}
-    site.pages |= {'p': lambda: Div(*[connect(endpoint=f'/stream/{n}', element_id=n, content=P(n)) for n in site.answers]), 'login': lambda: P('log in')}
+    site.pages |= {'p': lambda: Div(*[connect(endpoint=f'/stream/{n}', element_id=n, content=P(n)) for n in site.answers])}
     page.add_init_script(LATER)
     page.goto(site.url('p'))
-    for n in ('login', 'redirect', 's503'): until(lambda n=n: len(site.last_ids(n)) == 3 and site.count(n) == 1, n)
+    for n in ('page', 's503'): until(lambda n=n: len(site.last_ids(n)) == 3 and site.count(n) == 1, n)
     page.wait_for_timeout(100)
     assert len(site.last_ids('s403')) == 1
     assert texts(page, 'p') == [*site.answers]
-    assert page.evaluate("[...document.querySelectorAll('p')].map(p => cjmSSE.get(p.parentElement).state)") == ['active', 'active', 'active', 'error']
-    assert [page.evaluate("name => seen.find(c => c.element.id === name && c.state === 'reconnecting').status", n) for n in ('login', 's503')] == [200, 503]
+    assert page.evaluate("[...document.querySelectorAll('p')].map(p => cjmSSE.get(p.parentElement).state)") == ['active', 'active', 'error']
+    assert [page.evaluate("name => seen.find(c => c.element.id === name && c.state === 'reconnecting').status", n) for n in ('page', 's503')] == [200, 503]
 
 
 def test_repeated_elements_replace(page, site, until):

@@ -302,7 +302,7 @@ class TestVisitors:
         def answer(tag): return HTMLResponse('<p>x</p>', headers={'SSE-Visitor': tag} if tag else {})
         site.pages |= {tag: (lambda tag=tag: answer(tag)) for tag in ('aa', 'bb')} | {'none': lambda: answer('')}
         opened(live(), *[Button(o, id=o, hx_get=f'/pages/{o}', hx_swap='outerHTML') for o in ('aa', 'none', 'bb')])
-        page.evaluate('window.visitors = []; cjmSSE.visitor = tag => { if (visitors.at(-1) !== tag) visitors.push(tag) }; 0')
+        page.evaluate('window.visitors = []; cjmSSE.visitor = tag => { if (tag !== visitors.at(-1)) visitors.push(tag) }; 0')
         for o in ('aa', 'none', 'bb'):
             page.click(f'#{o}')
             page.wait_for_selector(f'#{o}', state='detached')

@@ -30,7 +30,7 @@ def test_no_other_host(browser, tmp_path):
         for tab in tabs:
             tab.on('console', lambda m: said.append(m.text))
             tab.goto(server.url)
-        for tab in tabs: tab.wait_for_function('document.querySelector("[sse-connect]")["htmx-internal-data"]?.sseEventSource')
+        for tab in tabs: tab.wait_for_function('window.cjmSSE?.sources.length')
         tabs[0].locator('input').fill('Milk')
         tabs[0].keyboard.press('Enter')
         for tab in tabs: expect(tab.locator('#notes li')).to_have_text(['Milk'])
