@@ -7,7 +7,7 @@ from fasthtml.common import Button, Div, Li, NotStr, P, Span, Ul, to_xml
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from handmade import HTMX2, HTMX4, MAJORS
+from handmade import HTMX4, MAJORS
 
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.helpers import setup_sse
