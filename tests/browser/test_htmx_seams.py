@@ -299,12 +299,15 @@ class TestSourcesOfTheApp:
 class TestVisitors:
     def test_after_each_request(self, page, site, opened, until):
         "The client hears who each answer to a request of htmx was for"
-        def answer(tag): return HTMLResponse('<p>x</p>', headers={'SSE-Visitor': tag} if tag else {})
-        site.pages |= {tag: (lambda tag=tag: answer(tag)) for tag in ('aa', 'bb')} | {'none': lambda: answer('')}
-        opened(live(), *[Button(o, id=o, hx_get=f'/pages/{o}', hx_swap='outerHTML') for o in ('aa', 'none', 'bb')])
+        def answer(route):
+            tag = re.search(r'for/(\w+)', route.request.url)[1]
+            route.fulfill(body='<p>x</p>', content_type='text/html', headers={} if tag == 'none' else {'SSE-Visitor': tag})
+        page.route('**/for/*', answer)
+        opened(live(), *[Button(o, id=o, hx_get=f'/for/{o}', hx_swap='outerHTML') for o in ('aa', 'none', 'bb')])
         page.evaluate('window.visitors = []; cjmSSE.visitor = tag => { if (tag !== visitors.at(-1)) visitors.push(tag) }; 0')
         for o in ('aa', 'none', 'bb'):
             page.click(f'#{o}')
             page.wait_for_selector(f'#{o}', state='detached')
         page.wait_for_function('visitors.length === 2')
         assert page.evaluate('visitors') == ['aa', 'bb']
+        page.unroute_all()
