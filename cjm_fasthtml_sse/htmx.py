@@ -214,7 +214,7 @@ def client_js(
 ) -> str:                   # JavaScript
     "The client, as one script"
     versions = [f'htmx{o}' for o in '24' if htmx_version[:1] in ('', o)]
-    return _js('parser', 'watchdog', 'source', 'shared', 'carrier', 'multiplex', 'htmx', *versions, 'client', 'monitor')
+    return _js('parser', 'watchdog', 'source', 'tickets', 'election', 'carrier', 'multiplex', 'htmx', *versions, 'client', 'monitor')
 
 def morph_js(
 ) -> str: # JavaScript

@@ -1,11 +1,14 @@
 // @ts-check
-// What the leading tab does for all tabs of the browser: it holds the carriers, the connections whose frames belong to channels, opens and closes channels there, and hands out what comes.
+// The carriers that a tab holds, for itself or for all tabs that it leads: connections whose frames belong to channels. It opens and closes channels there, and hands out what comes.
 //
 // A carrier lives in one process of the server. A request that meets another process, which knows none of our carriers, becomes one itself. So there are as many as processes met.
 
 const MAX_CARRIERS = 3;
 const ORDER = 100;       // channels that are opened in one order: they fit, however long their addresses are
 const MISSES = 30;       // in a row. With 16 processes, one order in 500 has so many
+const REFUSALS = 3;      // in a row: no carrier works here
+const TROUBLE = 30000;   // milliseconds in which the server answers orders with errors, and with nothing else
+const BEAT = 15000;      // milliseconds between two signs of life of a carrier
 const ABOUT = 2 ** 31;   // added to the number of a channel: what follows is about it
 
 /** The number of a channel, from all that there were: one that was closed may still be spoken of. */
@@ -25,26 +28,29 @@ class Carriers {
     this.wanted = new Set();
     /** @type {Map<number, MuxCarrier>} to be closed, there */
     this.gone = new Map();
-    /** @type {Map<number, MuxNews[]>} what has come, by tab */
+    /** @type {Map<string, MuxNews[]>} what has come, by tab */
     this.news = new Map();
     this.asking = this.anyway = false;
     this.ended = false;
     this.misses = 0;         // answers in a row from a process where there is no place
     this.works = false;      // has a carrier ever spoken?
     this.silent = 0;         // requests without an answer, before that
+    this.heard = 0;          // answers so far
+    this.refusals = 0;       // in a row
+    this.trouble = 0;        // since when the server answers with errors
     /** @type {number | undefined} */
     this.timer = undefined;
     this.due = Infinity;     // when the timer fires
   }
 
   /**
-   * @param {number} tab
+   * @param {string} tab
    * @param {MuxWish} wish
    */
-  open(tab, { key, path, ids }) {
+  open(tab, { key, path, ticket, ids }) {
     if (this.keys.has(key)) return;
     /** @type {MuxChannel} */
-    const channel = { number: ++channels, tab, key, path, ids, carrier: null };
+    const channel = { number: ++channels, tab, key, path, ticket, ids, carrier: null };
     this.keys.set(key, channel);
     this.channels.set(channel.number, channel);
     this.wanted.add(channel);
@@ -78,13 +84,23 @@ class Carriers {
     this.wanted.delete(channel);
   }
 
-  /** @param {number} tab */
+  /** @param {string} tab */
   left(tab) {
     for (const channel of [...this.channels.values()]) if (channel.tab === tab) this.close(channel.key);
   }
 
-  /** @param {number} ms */
-  askIn(ms) {
+  /** Those that have channels here. */
+  tabs() {
+    return new Set([...this.channels.values()].map(({ tab }) => tab));
+  }
+
+  /**
+   * @param {number} ms
+   * @param {boolean} [anyway]  just to hear who the visitor is; not if that is heard meanwhile
+   */
+  askIn(ms, anyway = false) {
+    const { heard } = this;
+    if (anyway) return setTimeout(() => { if (heard === this.heard) this.ask(true); }, ms);
     const due = performance.now() + ms;
     if (due >= this.due) return;
     clearTimeout(this.timer);
@@ -95,7 +111,7 @@ class Carriers {
     }, ms);
   }
 
-  /** @param {boolean} [anyway]  just to hear who is logged in */
+  /** @param {boolean} [anyway]  just to hear who the visitor is */
   async ask(anyway = false) {
     this.anyway ||= anyway;
     if (this.asking) return;
@@ -107,24 +123,25 @@ class Carriers {
     // Those that we meet are others, the oldest carrier makes way: its channels come back where there is a place.
     if (this.misses >= MISSES && this.carriers.size >= MAX_CARRIERS) this.drop([...this.carriers.values()][0], 'moved');
     for (const channel of open) this.wanted.delete(channel);
-    const [abort, asked] = [new AbortController(), Date.now()];
+    const abort = new AbortController();
+    const chunks = new Map([...this.carriers.values()].map(carrier => [carrier, carrier.chunks]));
     // A carrier says at once that it is one.
     const patience = setTimeout(() => abort.abort(), 10000);
     try {
       const response = await fetch(this.owner.url, {
         method: 'POST', credentials: 'same-origin', cache: 'no-store', signal: abort.signal,
-        headers: { 'Content-Type': 'application/json', 'SSE-Mux': '1' },
+        headers: { 'Content-Type': 'application/json', 'SSE-Mux': VERSION },
         body: JSON.stringify({
           carriers: [...this.carriers.keys()],
-          open: open.map(({ number, path, ids }) => [number, path, ...ids]),
+          open: open.map(({ number, path, ticket, ids }) => [number, path, ticket, ...ids]),
           close,
           become: this.carriers.size < MAX_CARRIERS,
         }),
       });
       if (this.ended) abort.abort();   // a carrier that nobody wants any more
-      else this.answered(response, open, close, abort, asked);
+      else this.answered(response, open, close, abort, chunks);
     } catch {
-      if (!this.works && abort.signal.aborted && ++this.silent > 1) this.owner.breakDown('no answer');
+      if (!this.works && abort.signal.aborted && ++this.silent > 1) this.owner.stepDown('no answer');
       else this.fail(open, 0);
     }
     clearTimeout(patience);
@@ -140,23 +157,23 @@ class Carriers {
    * @param {MuxChannel[]} open
    * @param {number[]} close
    * @param {AbortController} abort
-   * @param {number} asked
+   * @param {Map<MuxCarrier, number>} chunks  that had come on each carrier when the order was sent
    */
-  answered(response, open, close, abort, asked) {
+  answered(response, open, close, abort, chunks) {
     const { status, headers } = response;
-    const [id, identity] = [headers.get('SSE-Carrier') ?? '', headers.get('SSE-Identity')];
+    const [id, visitor] = [headers.get('SSE-Carrier') ?? '', headers.get('SSE-Visitor') ?? ''];
     // Another process. Its answer closes the connection, and the next one may lead elsewhere.
     if (status === 409 && this.misses++ < MISSES) return this.again(open);
-    if (status !== 200 && status !== 204 || !identity) {
-      if (status >= 500 || status === 408) return this.fail(open, status, headers.get('Retry-After'));
-      return this.owner.breakDown(`status ${status}`);
-    }
-    for (const carrier of [...this.carriers.values()]) if (carrier.identity !== identity) this.drop(carrier, 'moved');
+    if (status !== 200 && status !== 204) return this.refused(open, status, headers.get('Retry-After'));
+    this.refusals = this.trouble = 0;
+    this.heard++;
+    this.owner.visit(visitor);
+    for (const carrier of [...this.carriers.values()]) if (carrier.visitor !== visitor) this.drop(carrier, 'moved');
     let carrier = this.carriers.get(id);
     if (status === 200 && response.body) {
-      const fresh = carrier = { id, identity, abort, watchdog: new Watchdog(() => this.drop(fresh, 'lost')) };
+      const fresh = carrier = { id, visitor, abort, chunks: 0, watchdog: new Watchdog(() => this.drop(fresh, 'lost')) };
+      carrier.watchdog.heartbeat = BEAT;
       carrier.watchdog.timeout = 40000;
-      carrier.watchdog.always = true;
       this.carriers.set(id, carrier);
       this.read(carrier, response.body.getReader());
     }
@@ -167,7 +184,26 @@ class Carriers {
       if (this.channels.has(channel.number)) channel.carrier = carrier;
       else this.gone.set(channel.number, carrier);   // closed in the meantime
     }
-    if (open.length) this.expect(carrier, status === 200 ? carrier.watchdog.heardAt : asked - 1);
+    if (open.length) this.expect(carrier, chunks.get(carrier) ?? 0);
+    this.flush();
+  }
+
+  /**
+   * No carrier, and no place on one.
+   * @param {MuxChannel[]} open
+   * @param {number} status
+   * @param {string | null} retry
+   */
+  refused(open, status, retry) {
+    if (status >= 500 || status === 408 || status === 429) {
+      this.trouble ||= Date.now();
+      if (!retry && Date.now() - this.trouble > TROUBLE) return this.owner.stepDown(`status ${status}`);
+      return this.fail(open, status, retry);
+    }
+    if (++this.refusals >= REFUSALS || status === 426) return this.owner.stepDown(status === 426 ? 'another version of the server' : `status ${status}`);
+    // Who was let in a day ago may be logged out: a ticket request finds out.
+    if (status === 401 || status === 403) for (const channel of open) this.say(channel, { ticket: true });
+    else this.again(open);
     this.flush();
   }
 
@@ -179,14 +215,14 @@ class Carriers {
   /**
    * A carrier that takes up channels says so at once, on itself: that may be here before the answer is.
    * @param {MuxCarrier} carrier
-   * @param {number} since
+   * @param {number} chunks
    */
-  expect(carrier, since) {
+  expect(carrier, chunks) {
     setTimeout(() => {
-      if (carrier.watchdog.heardAt > since || this.carriers.get(carrier.id) !== carrier) return;
+      if (carrier.chunks > chunks || this.carriers.get(carrier.id) !== carrier) return;
       if (this.works) this.drop(carrier, 'lost');
-      else this.owner.breakDown('nothing comes');   // something on the way collects what should flow
-    }, this.works ? 3000 : 10000);
+      else this.owner.stepDown('nothing comes');   // something on the way collects what should flow
+    }, this.works ? 3000 : 2000);
   }
 
   /**
@@ -211,7 +247,10 @@ class Carriers {
       for (;;) {
         const { done, value } = await reader.read();
         if (done || this.carriers.get(carrier.id) !== carrier) break;
+        // Another tab may lead since this one was stopped.
+        if (!await this.owner.link?.confirmLead()) break;
         carrier.watchdog.heard(false);
+        carrier.chunks++;
         this.works = true;
         rest = this.frames(carrier, join(rest, value));
         this.flush();
@@ -248,7 +287,7 @@ class Carriers {
     const word = number < ABOUT ? { bytes: body.slice() } : JSON.parse(new TextDecoder().decode(body));
     if (channel) this.say(channel, word);
     if (number !== ABOUT) return;
-    this.owner.send({ what: 'lead' });   // the carrier's own sign of life
+    this.owner.link?.beat();   // the carrier's own sign of life
     if (word.moved) this.drop(carrier, 'moved');   // it was of age
   }
 
@@ -261,7 +300,7 @@ class Carriers {
     const news = this.news.get(channel.tab) ?? [];
     this.news.set(channel.tab, news);
     news.push([channel.key, word]);
-    if (word.bytes || word.status === 200 || word.away) return;   // what is away is told to the server when it is over
+    if (word.bytes || word.status === 200 || word.cookie || word.away) return;   // what is away is told to the server when it is over
     this.forget(channel);   // that was its last word
     this.tidy();
   }

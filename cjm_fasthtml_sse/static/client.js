@@ -7,15 +7,10 @@ class SSEClient extends EventTarget {
     super();
     /** @type {Set<SSEEntry>} */
     this.entries = new Set();
-    this.tag = '';           // of the user's session
-    this.home = '';          // where the app has this script: others of this host have other sessions
-    /** @type {BroadcastChannel | null} */
-    this.sessions = null;    // where pages tell theirs
-    this.alone = 'asked for';  // why tabs share no connections
-    this.loaded = 0;         // when the page was
     this.loading = 0;        // until when what connects is part of it
     /** @type {Multiplexer | null} */
     this.mux = null;         // where the app has one
+    this.warned = false;     // of too many connections
   }
 
   /** The state of all streams together: the one that most wants attention. @returns {SSEState} */
@@ -57,47 +52,36 @@ class SSEClient extends EventTarget {
    * @param {{lastEventId?: string, cursor?: string, share?: boolean}} options
    */
   connect(url, { share = true, ...options }) {
-    const fresh = performance.now() < this.loading ? this.loaded : 0;
-    const source = share && !this.alone ? this.shared(url, { ...options, tag: this.tag, fresh }) : new SSESource(url, options);
+    const fresh = performance.now() < this.loading;
+    const { mux } = this;
+    /** @type {SSETransport} */
+    const transport = share && mux ? mux.fetch.bind(mux) : (...args) => direct(args[0], share ? 'off' : 'asked', args[1], args[2]);
+    const source = new SSESource(url, options, transport);
     // What the page missed is in no log any more, as it was drawn long ago: it comes from a cache.
     if (fresh) source.addEventListener('sse:gap', e => { if (source.cursor) this.renew(e); });
     source.connect();
     return source;
   }
 
-  /**
-   * @param {string} url
-   * @param {ConstructorParameters<typeof SharedSource>[1]} options
-   */
-  shared(url, options) {
-    return this.mux ? new ChannelSource(url, options, this.mux) : new SharedSource(url, options);
-  }
-
   /** @param {HTMLElement | SVGElement | null} script  that brought this file */
   configure(script) {
-    const { sseShare, sseTag, sseMux } = script?.dataset ?? {};
-    this.tag = sseTag ?? '';
-    this.home = new URL(script?.getAttribute('src') ?? '', location.href).pathname.replace(/[^/]*$/, '');
-    this.alone = sseShare === 'false' ? 'share=False' : window.isSecureContext && navigator.locks && window.BroadcastChannel ? '' : 'neither HTTPS nor localhost, or an old browser';
-    if (this.tag && !this.alone) this.hearSessions().postMessage(this.tag);
-    if (sseMux && !this.alone) this.mux = new Multiplexer(sseMux, this.tag);
+    const { sseShare, sseMux } = script?.dataset ?? {};
+    if (sseMux) this.mux = new Multiplexer(sseMux, sseShare !== 'false', () => this.sources);
     this.load(document.readyState === 'loading' ? Infinity : 1000);
     // htmx connects what the page holds in the task of this event.
     document.addEventListener('DOMContentLoaded', () => setTimeout(() => this.load(0)));
   }
 
-  hearSessions() {
-    const sessions = this.sessions = new BroadcastChannel(`sse:session:${this.home}`);
-    // Somebody else is logged in now.
-    sessions.onmessage = ({ data }) => {
-      for (const source of data === this.tag ? [] : this.sources) if (source instanceof SharedSource) source.own?.reconnect('another session');
-    };
-    return sessions;
+  /**
+   * A response has said who the visitor is.
+   * @param {string | null} visitor
+   */
+  visitor(visitor) {
+    if (visitor) this.mux?.visit(visitor);
   }
 
   /** @param {number} ms  What connects in that time is part of a page that loads. */
   load(ms) {
-    if (ms) this.loaded = Date.now();
     this.loading = performance.now() + ms;
   }
 
@@ -154,7 +138,17 @@ class SSEClient extends EventTarget {
    * @param {SSEStateDetail} detail
    */
   changed(entry, detail) {
+    if (detail.state === 'active' && entry.source.direct) this.warn();
     this.dispatchEvent(new CustomEvent('change', { detail: { ...detail, ...entry } }));
+  }
+
+  /** A browser has six connections for all of its tabs; further requests would hang without a word. */
+  warn() {
+    const alone = this.sources.filter(({ direct, state }) => direct && state === 'active');
+    if (this.warned || alone.length < 4) return;
+    this.warned = true;
+    const why = this.mux?.step === 'direct' ? this.mux.reason : [...new Set(alone.map(({ direct }) => direct))].join(', ');
+    console.warn(`[sse] ${alone.length} streams of this page have connections of their own (${why}); a browser has six for all tabs, so pages may hang: see "One connection for each browser" in the documentation`);
   }
 
   follow() {
@@ -162,13 +156,12 @@ class SSEClient extends EventTarget {
     // A page with an open connection is not kept for Back.
     window.addEventListener('pagehide', () => {
       each(source => source.suspend())();
-      this.mux?.leave();
-      this.sessions?.close();
+      this.mux?.exit();
     });
     window.addEventListener('pageshow', e => {
       if (!e.persisted) return;
+      this.mux?.enter();
       each(source => source.resume())();
-      if (this.sessions) this.hearSessions();
     });
     const check = () => {
       this.mux?.check();

@@ -1,340 +1,376 @@
 // @ts-check
-// All streams of the browser on one connection: each source has a channel of its own. One tab leads, as with a shared stream: it holds the connection, see carrier.js, and the others hand it
-// their wishes by a BroadcastChannel. To a source, a channel is what `fetch` would bring; where there can be none, it does without.
+// All streams of the browser on one connection: each source has a channel of its own there. To a source, what this brings is what `fetch` would bring.
+//
+// There are three steps. `browser`: one tab leads and holds the carriers of all, see election.js. `tab`: a tab has carriers of its own. `direct`: each stream has a connection of its own.
+// Where one does not work, the next one does, and a better one is tried again later.
 
-const MOVED = Symbol('moved');     // the stream goes on elsewhere
-const DIRECT = Symbol('direct');   // not by a channel
+const VERSION = '2';              // of the protocol, in the browser and with the server
+const MOVED = Symbol('moved');    // the stream goes on elsewhere
+
+/** A stream goes on without a channel, until this connection is lost. */
+class Detour {
+  /**
+   * @param {string} reason
+   * @param {string} key  of its former channel, to be closed when the detour is over
+   */
+  constructor(reason, key) {
+    this.reason = reason;
+    this.key = key;
+  }
+}
+
+/** A tab that leads nobody but itself: what an `Election` is to others. */
+class Alone {
+  /** @param {ElectionOwner} owner */
+  constructor(owner) {
+    this.owner = owner;
+    this.me = this.leader = `${Math.random()}`;
+  }
+
+  join() {
+    this.owner.lead();
+  }
+
+  leave() {}
+
+  /** @param {any} message */
+  ask(message) {
+    this.owner.asked(this.me, message);
+  }
+
+  /**
+   * @param {string} _tab
+   * @param {any} message
+   * @param {number} _bytes
+   */
+  tell(_tab, message, _bytes) {
+    this.owner.told(message);
+  }
+
+  beat() {}
+
+  check() {}
+
+  async confirmLead() {
+    return true;
+  }
+}
 
 class Multiplexer {
+  static RETRY = 60000;   // milliseconds before a better step is tried again: this, twice this, ... ten times this
+
   /**
    * @param {string} path
-   * @param {string} tag  of the user's session
+   * @param {boolean} share  `false`: tabs are on their own
+   * @param {() => SSESource[]} sources  of this tab
    */
-  constructor(path, tag) {
+  constructor(path, share, sources) {
     this.url = new URL(path, location.href).href;
-    this.tag = tag;
-    this.me = Math.random();
-    this.count = 0;
-    this.broken = '';        // why
+    this.sources = sources;
+    const [navigation] = /** @type {PerformanceNavigationTiming[]} */ (performance.getEntriesByType('navigation'));
+    // Over HTTP/2 and 3 the tabs of a browser share a connection anyway.
+    const elects = share && !/^h[23]/.test(navigation?.nextHopProtocol ?? '') && navigator.locks && window.BroadcastChannel;
+    /** @type {'browser' | 'tab'} */
+    this.best = elects ? 'browser' : 'tab';
+    /** @type {'browser' | 'tab' | 'direct'} */
+    this.step = this.best;
+    this.reason = '';        // why it is not the best one
+    this.downs = 0;          // in a row
+    /** @type {number | undefined} */
+    this.retry = undefined;
+    this.tickets = new Tickets(this.url, visitor => this.visit(visitor));
+    this.visitor = this.tickets.visitor;
+    this.count = 0;          // of channels, from all that there were
     /** @type {Map<string, MuxOpen>} the channels of this tab */
     this.open = new Map();
+    /** @type {Set<string>} those of them to be asked for */
+    this.wanted = new Set();
+    /** @type {Election | Alone | null} */
+    this.link = null;        // to the tab that leads
     /** @type {Carriers | null} */
     this.carriers = null;    // where this tab leads
-    this.leader = 0;         // who leads, 0: nobody knows
     /** @type {BroadcastChannel | null} */
-    this.channel = null;
-    /** @type {BroadcastChannel | null} */
-    this.inbox = null;
-    /** @type {Map<number, BroadcastChannel>} those of the tabs that this one leads */
-    this.inboxes = new Map();
-    /** @type {Set<number>} */
-    this.watched = new Set();   // and who they are
-    /** @type {(() => void) | undefined} */
-    this.part = undefined;   // from the lock that tells others that this tab is there
-    /** @type {(() => void) | undefined} */
-    this.release = undefined;   // the lock
-    this.queue = new AbortController();
-    /** @type {number | undefined} */
-    this.answer = undefined;
-    this.watchdog = new Watchdog(() => this.request({ what: 'ping' }));
-    this.watchdog.always = true;
-    this.watchdog.timeout = 40000;
+    this.pages = null;       // where all pages say who looks at them
+    this.enter();
+  }
+
+  /** A page begins, or comes back: who looks at it now? */
+  enter() {
+    if (this.pages || !window.BroadcastChannel) return;
+    try {
+      this.pages = new BroadcastChannel(`sse:${VERSION}:pages:${this.url}`);
+    } catch {
+      return;   // forbidden, as cookies are: no other page is of this visitor
+    }
+    this.pages.onmessage = ({ data }) => {
+      if (data.visitor) this.visit(data.visitor);
+      else this.carriers?.askIn(300, true);
+    };
+    this.pages.postMessage({});
+  }
+
+  /**
+   * The server has said who the visitor is.
+   * @param {string} visitor
+   */
+  visit(visitor) {
+    const was = this.visitor;
+    if (!visitor || visitor === was) return;
+    this.visitor = visitor;
+    this.tickets.of(visitor);
+    this.pages?.postMessage({ visitor });
+    if (!was) return;
+    this.carriers?.ask(true);
+    for (const source of this.sources()) if (source.direct) source.reconnect('another visitor');
   }
 
   /**
    * As `fetch`, for an event stream.
-   * @param {string} key     of its channel
-   * @param {string} url
-   * @param {string[]} ids   the last one, and without it where the page stands
-   * @param {AbortSignal} signal
-   * @returns {Promise<Response>}
+   * @type {SSETransport}
    */
-  fetch(key, url, ids, signal) {
-    const { origin, pathname, search } = new URL(url);
-    if (origin !== location.origin || this.broken) return Promise.reject(DIRECT);
-    return new Promise((resolve, reject) => {
-      this.open.set(key, { key, path: pathname + search, ids, resolve, reject, controller: null });
-      signal.addEventListener('abort', () => {
-        if (!this.open.delete(key)) return;
-        this.send({ what: 'close', key });
-        if (!this.open.size) setTimeout(() => { if (!this.open.size) this.leave(); }, 1000);
-      });
-      this.join();
-      if (this.leader) this.request({ what: 'open', wishes: [{ key, path: pathname + search, ids }] });
-    });
-  }
-
-  join() {
-    if (this.channel) return;
-    const channel = this.channel = new BroadcastChannel(`sse:${this.url}`);
-    channel.onmessage = ({ data }) => { if (channel === this.channel) this.receive(data); };
-    this.inbox = new BroadcastChannel(`sse:${this.url}:${this.me}`);
-    this.inbox.onmessage = ({ data }) => this.hear(data);
-    this.send({ what: 'fresh' });
-    this.ask({ ifAvailable: true });
-  }
-
-  leave() {
-    this.stopLeading();
-    this.send({ what: 'bye' });
-    this.settled();
-    this.watchdog.stop();
-    this.queue.abort();
-    this.channel?.close();
-    this.inbox?.close();
-    this.channel = this.inbox = null;
-    for (const free of [this.part, this.release]) free?.();
-    this.part = this.release = undefined;
-    this.leader = 0;
-  }
-
-  stopLeading() {
-    this.carriers?.end();
-    this.carriers = null;
-    for (const inbox of this.inboxes.values()) inbox.close();
-    this.inboxes.clear();
-    this.watched.clear();
+  async fetch(source, headers, signal) {
+    const { detour } = source;
+    source.detour = null;
+    if (detour) {
+      if (detour.key) signal.addEventListener('abort', () => this.link?.ask({ close: detour.key }));
+      return direct(source, detour.reason, headers, signal);
+    }
+    let { url } = source;
+    for (let refused = 0; this.step !== 'direct';) {
+      if (signal.aborted) throw new TypeError('aborted');
+      const { pathname, search } = new URL(url);
+      const ticket = this.tickets.get(pathname);
+      if (!ticket) {
+        const answer = await this.tickets.fetch(url);
+        if (!answer) continue;
+        if (!isStream(answer)) return answer;
+        if (!answer.headers.get('SSE-Ticket') || new URL(answer.url).origin !== location.origin) return direct(source, 'no ticket', headers, signal);
+        ({ url } = answer);   // it may have been led elsewhere
+        continue;
+      }
+      const answer = await this.channel({ path: pathname + search, ticket, ids: [source.lastEventId, source.cursor] }, signal);
+      if (answer instanceof Response) return answer;
+      if (answer.direct) {
+        source.detour = new Detour(answer.direct, '');
+        return this.fetch(source, headers, signal);
+      }
+      // Refused, or led elsewhere: a ticket request finds out.
+      this.tickets.forget(pathname);
+      if (++refused > 2) return direct(source, 'ticket refused', headers, signal);
+    }
+    return this.alone(source, headers, signal);
   }
 
   /**
-   * Ask for the lock. Who has it leads.
-   * @param {LockOptions} options
+   * Where no carrier works.
+   * @type {SSETransport}
    */
-  async ask(options) {
-    const { channel } = this;
+  async alone(source, headers, signal) {
     try {
-      await navigator.locks.request(`sse:${this.tag}:${this.url}`, options, lock => channel !== this.channel ? undefined : lock ? this.lead() : this.follow());
+      const response = await direct(source, 'step', headers, signal);
+      if (response.status < 500) return response;
+      this.stepUp();
+      return response;
     } catch (error) {
-      if (channel !== this.channel || options.signal?.aborted) return;
-      this.stopLeading();
-      if (/** @type {Error} */ (error).name === 'AbortError') return this.follow();   // taken away
-      this.breakDown('no locks');
+      if (!signal.aborted) this.stepUp();   // then it was not for the carrier's sake
+      throw error;
     }
   }
 
-  /** @returns {Promise<void>} */
+  /**
+   * A channel's answer: a response, or why there is none.
+   * @param {Omit<MuxWish, 'key'>} wish
+   * @param {AbortSignal} signal
+   * @returns {Promise<Response | MuxWord>}
+   */
+  channel(wish, signal) {
+    return new Promise((resolve, reject) => {
+      const key = `${++this.count} ${Math.random()}`;
+      this.open.set(key, { ...wish, key, resolve, reject, controller: null });
+      signal.addEventListener('abort', () => this.close(key));
+      if (!this.link) {
+        this.link = this.step === 'browser' ? new Election(`sse:${VERSION}:${this.url}`, this) : new Alone(this);
+        this.link.join();
+      } else if (this.link.leader) this.want(key);
+    });
+  }
+
+  /** @param {string} key */
+  want(key) {
+    this.wanted.add(key);
+    if (this.wanted.size === 1) queueMicrotask(() => {
+      const wishes = [...this.wanted].flatMap(key => this.open.get(key) ?? []).map(({ key, path, ticket, ids }) => ({ key, path, ticket, ids }));
+      this.wanted.clear();
+      if (wishes.length) this.link?.ask({ open: wishes });
+    });
+  }
+
+  /** @param {string} key */
+  close(key) {
+    if (!this.open.delete(key)) return;
+    if (!this.wanted.delete(key)) this.link?.ask({ close: key });
+    if (!this.open.size) setTimeout(() => { if (!this.open.size && !this.sources().some(source => source.direct)) this.leave(); }, 1000);
+  }
+
+  leave() {
+    const { link } = this;
+    this.link = null;
+    this.lost();
+    link?.leave();
+    this.wanted.clear();
+  }
+
+  /** This page is left. */
+  exit() {
+    this.leave();
+    this.tickets.abort();
+    this.pages?.close();
+    this.pages = null;
+  }
+
+  // What the election, or this tab alone, says.
+
   lead() {
-    this.settled();
     this.carriers = new Carriers(this);
-    this.watchdog.stop();
-    this.led(this.me);
-    this.send({ what: 'lead' });
-    return new Promise(resolve => { this.release = resolve; });
+    this.follow();
+  }
+
+  /** Somebody new leads: what was open is open no more. */
+  follow() {
+    for (const [key, { controller }] of [...this.open]) {
+      if (controller) this.hear(key, { moved: true });
+      else this.want(key);
+    }
+  }
+
+  /** Some of what the leader told this tab is lost. */
+  missed() {
+    for (const key of [...this.open.keys()]) this.hear(key, { moved: true });
+  }
+
+  lost() {
+    this.carriers?.end();
+    this.carriers = null;
+  }
+
+  /**
+   * What this tab does for one that it leads.
+   * @param {string} tab
+   * @param {MuxAsked} asked
+   */
+  asked(tab, { open = [], close, check }) {
+    for (const wish of open) this.carriers?.open(tab, wish);
+    if (close) this.carriers?.close(close);
+    if (check) this.carriers?.check();
+  }
+
+  /** @param {string} tab */
+  left(tab) {
+    this.carriers?.left(tab);
+  }
+
+  /** @param {string} tab */
+  overflowed(tab) {
+    this.carriers?.left(tab);
+  }
+
+  /** @param {string} reason */
+  broken(reason) {
+    this.stepDown(reason);
   }
 
   /**
    * What has come for a tab.
-   * @param {number} tab
+   * @param {string} tab
    * @param {MuxNews[]} news
    */
   tell(tab, news) {
-    if (tab === this.me) return this.hear(news);
-    const inbox = this.inboxes.get(tab) ?? new BroadcastChannel(`sse:${this.url}:${tab}`);
-    this.inboxes.set(tab, inbox);
-    inbox.postMessage(news);
-  }
-
-  /** Wait for the lock. */
-  follow() {
-    this.queue = new AbortController();
-    this.ask({ signal: this.queue.signal });
-    this.watchdog.start(true);
-    if (this.part) return this.request({ what: 'hello' });
-    const { channel } = this;
-    navigator.locks.request(`sse:tab:${this.me}`, () => new Promise(part => {
-      if (channel !== this.channel) return part(undefined);
-      this.part = () => part(undefined);
-      this.request({ what: 'hello' });
-    }));
-  }
-
-  /**
-   * Somebody new leads: what was open is open no more.
-   * @param {number} who
-   */
-  led(who) {
-    this.leader = who;
-    const wishes = [];
-    for (const { key, path, ids, controller } of [...this.open.values()]) {
-      if (!controller) wishes.push({ key, path, ids });
-      else this.told(key, { moved: true });
-    }
-    if (wishes.length) this.request({ what: 'open', wishes });
-  }
-
-  /**
-   * Ask the leader. One that does not answer loses the lock.
-   * @param {MuxTold} told
-   */
-  request(told) {
-    if (this.carriers) return this.serve({ ...told, who: this.me });
-    this.send(told);
-    this.answer ??= setTimeout(() => {
-      this.settled();
-      this.queue.abort();
-      this.ask({ steal: true });
-    }, 2000 + 1000 * Math.random());   // not all at once
-  }
-
-  settled() {
-    clearTimeout(this.answer);
-    this.answer = undefined;
-  }
-
-  /** @param {MuxTold} told */
-  send(told) {
-    if (this.carriers) this.serve({ ...told, who: this.me });
-    this.channel?.postMessage({ ...told, tag: this.tag, who: this.me });
-  }
-
-  /** @param {MuxTold} told  by another tab */
-  receive(told) {
-    const { what, who = 0 } = told;
-    if (told.tag !== this.tag) {
-      if (what === 'fresh') this.carriers?.ask(true);   // somebody else is logged in now
-    } else if (what === 'lead') {
-      if (this.carriers || !this.part) return;
-      this.settled();
-      this.watchdog.heard(true);
-      if (who !== this.leader) this.led(who);
-    } else if (what === 'broken') this.breakDown(told.reason ?? '');
-    else if (this.carriers) this.serve(told);
-  }
-
-  /**
-   * What the leader does for a tab.
-   * @param {MuxTold} told
-   */
-  serve({ what, who = 0, key = '', wishes = [] }) {
-    const { carriers } = this;
-    if (!carriers) return;
-    if (what === 'open') for (const wish of wishes) carriers.open(who, wish);
-    else if (what === 'close') carriers.close(key);
-    else if (what === 'bye') this.left(carriers, who);
-    else if (what === 'check') carriers.check();
-    if (who === this.me) return;
-    if ((what === 'hello' || what === 'open') && !this.watched.has(who)) {
-      // A tab that is gone without a word leaves its lock.
-      this.watched.add(who);
-      navigator.locks.request(`sse:tab:${who}`, () => {
-        if (carriers !== this.carriers) return;
-        this.watched.delete(who);
-        this.left(carriers, who);
-      });
-    }
-    if (what === 'hello' || what === 'open' || what === 'ping') this.send({ what: 'lead' });
-  }
-
-  /**
-   * A tab has gone.
-   * @param {Carriers} carriers
-   * @param {number} tab
-   */
-  left(carriers, tab) {
-    carriers.left(tab);
-    this.inboxes.get(tab)?.close();
-    this.inboxes.delete(tab);
+    this.link?.tell(tab, news, news.reduce((sum, [, { bytes }]) => sum + (bytes?.length ?? 0), 0));
   }
 
   /** @param {MuxNews[]} news */
-  hear(news) {
-    this.settled();
-    if (!this.carriers) this.watchdog.heard(false);
-    for (const [key, word] of news) this.told(key, word);
+  told(news) {
+    for (const [key, word] of news) this.hear(key, word);
   }
 
   /**
    * @param {string} key
    * @param {MuxWord} word
    */
-  told(key, { bytes, status, type = '', retry, ...last }) {
+  hear(key, word) {
+    const { bytes, status = 0, type = '', stream = '', retry, lost = 0 } = word;
+    if (word.down) return this.stepDown(word.down);
     const open = this.open.get(key);
     if (!open) return;
     if (bytes) return open.controller?.enqueue(bytes);
+    if (word.cookie) return this.tickets.fetchCookie(new URL(open.path, location.href).href);
+    const again = retry ? { 'Retry-After': retry } : undefined;
     if (status === 200) {
+      if (this.downs && this.step === this.best) this.recovered();
       const body = new ReadableStream({ start: controller => { open.controller = controller; } });
-      return open.resolve(new Response(body, { headers: { 'Content-Type': type } }));
+      return open.resolve(new Response(body, { headers: { 'Content-Type': type, 'SSE-Stream': stream } }));
     }
     this.open.delete(key);
-    if (status) return open.resolve(new Response(null, { status, headers: { 'Content-Type': type, ...(retry ? { 'Retry-After': retry } : {}) } }));
-    if (last.end) return open.controller?.close();
-    const error = last.moved ? MOVED : last.direct ? DIRECT : new TypeError('network');
-    if (open.controller) open.controller.error(error);
-    else if (last.lost) open.resolve(new Response(null, { status: last.lost, headers: retry ? { 'Retry-After': retry } : {} }));
-    else open.reject(error);
+    if (open.controller) {
+      if (word.end) open.controller.close();
+      else open.controller.error(word.moved ? MOVED : word.direct ? new Detour(word.direct, word.away ? key : '') : new TypeError('network'));
+    } else if (word.direct || word.ticket || status > 299 && status < 400) open.resolve(word);
+    else if (status || lost) open.resolve(new Response(null, { status: status || lost, headers: { 'Content-Type': type, ...again } }));
+    else open.reject(word.moved ? MOVED : new TypeError('network'));
   }
 
   /**
-   * Streams go back to sharing by URL.
+   * What there is does not work here.
    * @param {string} reason
    */
-  breakDown(reason) {
-    if (this.broken) return;
-    this.broken = reason;
-    console.warn(`[sse] streams get no common connection (${reason}), tabs share by address where they can`);
-    this.channel?.postMessage({ what: 'broken', reason, tag: this.tag });
-    const keys = [...this.open.keys()];
+  stepDown(reason) {
+    if (this.step === 'direct') return;
+    // Those that this tab leads need not find out one after another.
+    for (const tab of this.carriers?.tabs() ?? []) if (tab !== this.link?.me) this.tell(tab, [['', { down: reason }]]);
+    this.reason = reason;
+    this.downs++;
+    this.go(this.step === 'browser' ? 'tab' : 'direct');
+    console.debug(`[sse] ${this.step === 'tab' ? 'this tab has carriers of its own' : 'each stream has a connection of its own'}: ${reason}`);
+    clearTimeout(this.retry);
+    this.retry = setTimeout(() => this.stepUp(), Multiplexer.RETRY * Math.min(2 ** (this.downs - 1), 10));
+  }
+
+  /** Try the best way again, with one stream if there is no other. */
+  stepUp() {
+    clearTimeout(this.retry);
+    if (this.step === this.best) return;
+    this.go(this.best);
+    this.sources().find(source => source.direct === 'step')?.connect();
+  }
+
+  recovered() {
+    this.downs = 0;
+    this.reason = '';
+    for (const source of this.sources()) if (source.direct === 'step') source.connect();
+  }
+
+  /** @param {'browser' | 'tab' | 'direct'} step */
+  go(step) {
+    this.step = step;
     this.leave();
-    for (const key of keys) this.told(key, { direct: true });
+    for (const key of [...this.open.keys()]) this.hear(key, { moved: true });
   }
 
   check() {
-    this.send({ what: 'check' });
-    if (!this.carriers && this.leader) this.request({ what: 'ping' });
+    this.link?.check();
+    this.link?.ask({ check: true });
   }
 }
 
-/** Has a channel where there can be one, and shares where not. */
-class ChannelSource extends SharedSource {
-  /**
-   * @param {string} url
-   * @param {ConstructorParameters<typeof SharedSource>[1]} options
-   * @param {Multiplexer} mux
-   */
-  constructor(url, options, mux) {
-    super(url, options);
-    this.mux = mux;
-    this.shares = false;
-    this.key = '';           // of the last channel
-    this.sharedAlarm = this.watchdog.alarm;
-    this.watchdog.always = false;
-    this.watchdog.alarm = () => this.lost('silence');
-  }
-
-  async connect() {
-    if (this.shares || this.mux.broken) return this.share();
-    return SSESource.prototype.connect.call(this);
-  }
-
-  share() {
-    if (!this.shares) {
-      this.shares = this.watchdog.always = true;
-      this.watchdog.alarm = this.sharedAlarm;
-    }
-    return super.connect();
-  }
-
-  /** @type {SSESource['fetch']} */
-  fetch(headers, signal) {
-    this.key = `${this.mux.me} ${++this.mux.count}`;
-    return this.mux.fetch(this.key, this.url, [this.lastEventId, this.cursor], signal);
-  }
-
-  /** @type {SSESource['stop']} */
-  stop(state, reason, status) {
-    super.stop(state, reason, status);
-    if (this.shares) this.mux.send({ what: 'close', key: this.key });   // if it was sent away, there is room for another
-  }
-
-  /** @type {SSESource['failed']} */
-  failed(error) {
-    if (error === DIRECT) this.share();
-    else if (error === MOVED) this.connect();
-    else super.failed(error);
-  }
-
-  check() {
-    if (this.shares) super.check();
-    else SSESource.prototype.check.call(this);
-  }
+/**
+ * A response of its own to a source.
+ * @param {SSESource} source
+ * @param {string} reason
+ * @param {Record<string, string>} headers
+ * @param {AbortSignal} signal
+ */
+function direct(source, reason, headers, signal) {
+  source.direct = reason;
+  console.debug(`[sse] direct: ${reason} ${source.url}`);
+  return fetch(source.url, { headers: { ...headers, 'SSE-Direct': reason }, credentials: 'include', cache: 'no-store', signal });
 }

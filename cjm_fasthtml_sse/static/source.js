@@ -12,10 +12,12 @@ class SSESource extends EventTarget {
 
   /**
    * @param {string} url
-   * @param {{lastEventId?: string, cursor?: string} & SSESettings} [options]
+   * @param {{lastEventId?: string, cursor?: string} & SSESettings} options
+   * @param {SSETransport} transport  what brings its responses
    */
-  constructor(url, options = {}) {
+  constructor(url, options, transport) {
     super();
+    this.transport = transport;
     this.url = new URL(url, document.baseURI).href;
     this.withCredentials = true;
     this.readyState = SSESource.CONNECTING;
@@ -25,6 +27,12 @@ class SSESource extends EventTarget {
     this.lastEventId = options.lastEventId ?? '';
     /** Where the page stands, in the logs of all managers: to go on from until an id has come. */
     this.cursor = this.lastEventId ? '' : options.cursor ?? '';
+    this.counts = false;     // do ids say in which order they were made? Those of other servers are opaque
+    /** @type {{epoch: string, at: number[], shown: boolean} | null} */
+    this.mark = null;        // the newest id, and whether its message was shown
+    this.direct = '';        // why it has a connection of its own, if it has
+    /** @type {Detour | null} */
+    this.detour = null;      // how the next connection goes, if not by a channel
     this.autoReconnect = true;
     /** @type {number | null} */
     this.delay = null;       // the page's wish
@@ -78,6 +86,7 @@ class SSESource extends EventTarget {
   async connect() {
     this.leave();
     this.suspended = this.patient = false;
+    this.direct = '';
     const turn = this.turn;
     const abort = this.abort = new AbortController();
     /** @type {Record<string, string>} */
@@ -87,11 +96,11 @@ class SSESource extends EventTarget {
     if (ids) headers[name] = String.fromCharCode(...new TextEncoder().encode(ids));
     this.watchdog.start(false);
     try {
-      const response = await this.fetch(headers, abort.signal);
+      const response = await this.transport(this, headers, abort.signal);
       if (turn !== this.turn) return;
       const problem = this.judge(response);
       if (problem) return problem();
-      this.opened();
+      this.opened(response);
       const reader = /** @type {ReadableStream<Uint8Array>} */ (response.body).getReader();
       const decoder = new TextDecoder();
       const parser = new EventStreamParser(this.listener(turn), this.lastEventId);
@@ -99,7 +108,6 @@ class SSESource extends EventTarget {
         const { done, value } = await reader.read();
         if (turn !== this.turn) return;
         if (done) return this.lost('end of stream');
-        this.arrived();
         parser.feed(decoder.decode(value, { stream: true }));
         this.watchdog.heard(false);
       }
@@ -108,17 +116,12 @@ class SSESource extends EventTarget {
     }
   }
 
-  /**
-   * @param {Record<string, string>} headers
-   * @param {AbortSignal} signal
-   */
-  fetch(headers, signal) {
-    return fetch(this.url, { headers, credentials: 'include', cache: 'no-store', signal });
-  }
-
-  /** @param {unknown} _error */
-  failed(_error) {
-    this.lost('network');
+  /** @param {unknown} error */
+  failed(error) {
+    if (error === MOVED || error instanceof Detour) {
+      this.detour = error instanceof Detour ? error : null;
+      this.connect();
+    } else this.lost('network');
   }
 
   /**
@@ -130,13 +133,20 @@ class SSESource extends EventTarget {
     const { status } = response;
     const type = (response.headers.get('Content-Type') ?? '').split(';')[0].trim().toLowerCase();
     if (status === 204) return () => this.stop('disconnected', 'status 204', status);
+    if (response.redirected && type !== 'text/event-stream') return () => this.stop('error', 'Log in again', status);
     if ([401, 403, 410].includes(status)) return () => this.stop('error', `status ${status}`, status);
     if (status !== 200) return () => this.lost(`status ${status}`, status, status === 503 ? retryAfter(response) : 0);
     if (type !== 'text/event-stream') return () => this.lost(`content type ${type || 'missing'}`, status);
     return null;
   }
 
-  opened() {
+  /** @param {Response} response */
+  opened(response) {
+    // What our own server says of the stream.
+    const { v, heartbeat = 0, epoch = '', gap } = Object.fromEntries((response.headers.get('SSE-Stream') ?? '').split(';').map(field => field.split(/=(.*)/)));
+    this.counts = v === '1' && epoch !== '';
+    this.watchdog.heartbeat = v === '1' ? 1000 * Number(heartbeat) : 0;
+    if (gap) this.mark = null;
     this.readyState = SSESource.OPEN;
     this.tries = 0;
     this.farewell = null;
@@ -167,9 +177,6 @@ class SSESource extends EventTarget {
     };
   }
 
-  /** A chunk has come, and is not read yet. */
-  arrived() {}
-
   beat() {
     this.watchdog.heard(true);
   }
@@ -181,9 +188,29 @@ class SSESource extends EventTarget {
    * @param {boolean} own
    */
   deliver(type, data, id, own) {
+    if (own && this.counts && !this.advances(type, id)) return;
     this.lastEventId = id;
     if (data !== null) this.dispatchEvent(new MessageEvent(type, { data, lastEventId: id, origin: location.origin }));
     if (id) this.cursor = '';
+  }
+
+  /**
+   * Does a message come when it is due? Within one epoch nothing is shown twice, and the last id never goes back.
+   * @param {string} type
+   * @param {string} id  `epoch-number`, or `epoch:number-number`
+   */
+  advances(type, id) {
+    const [, epoch, ms = '0', number] = /^([^:]*?)(?::(\d{1,20}))?-(\d{1,20})$/.exec(id) ?? [];
+    if (epoch === undefined) return true;
+    const at = [Number(ms), Number(number)];
+    const { mark } = this;
+    const message = !type.startsWith('sse:');
+    const past = !mark || mark.epoch !== epoch || type === 'sse:gap' ? -1 : mark.at[0] - at[0] || mark.at[1] - at[1];
+    if (past > 0) return type === 'sse:close';
+    const shown = past === 0 && mark !== null && mark.shown;
+    if (message && shown) return false;
+    this.mark = { epoch, at, shown: shown || message };
+    return true;
   }
 
   /**

@@ -36,42 +36,8 @@ interface StreamReader {
   retry(ms: number): void;
 }
 
-interface SharedMessage {
-  type: string;
-  data: string | null;
-  /** In force. */
-  id: string;
-  /** The id came with this message. */
-  own: boolean;
-}
-
-/**
- * What the sources of one URL tell each other.
- *
- * - A follower: `want`, to follow from an id; `ping`, is anybody there?; `again`, connect anew.
- * - The leader: `lead`, I lead now; `here` and `pong`, the answers; `message`, `beat` and `state` of a line; `move` to another line.
- */
-interface Told {
-  what: 'want' | 'ping' | 'again' | 'lead' | 'here' | 'pong' | 'message' | 'beat' | 'state' | 'move';
-  /** The source that asks, or that is answered. */
-  who?: number;
-  /** When its page was loaded, if it is part of it. */
-  fresh?: number;
-  /** Somebody looks at the page. */
-  eager?: boolean;
-  id?: string;
-  /** Without an id: where its page stands. */
-  cursor?: string;
-  line?: number;
-  /** The line to move to. */
-  to?: number;
-  /** All lines that there are. */
-  lines?: number[];
-  /** Messages that the line has told, this one too. */
-  count?: number;
-  messages?: SharedMessage[];
-  detail?: SSEStateDetail;
-}
+/** Brings the response to a source, as `fetch` does. */
+type SSETransport = (source: SSESource, headers: Record<string, string>, signal: AbortSignal) => Promise<Response>;
 
 interface SSEEntry { url: string; element: Element | null; source: SSESource }
 
@@ -97,61 +63,45 @@ type MonitoredSource = EventTarget & { state?: string; reason?: string; configur
 
 interface Window { htmx?: any; cjmSSE?: SSEClient; Idiomorph?: any }
 
-/** A stream on a carrier. */
-interface MuxChannel {
-  number: number;
-  tab: number;
-  key: string;
-  path: string;
-  /** The last event id, and without it where the page stands. */
-  ids: string[];
-  /** Where it is open. */
-  carrier: MuxCarrier | null;
-}
-
-interface MuxCarrier { id: string; identity: string; abort: AbortController; watchdog: Watchdog }
-
-/** A channel that a tab wants, or has. */
-interface MuxWish { key: string; path: string; ids: string[] }
+/** A channel that a tab wants: `ids` are the last event id, and without it where the page stands. */
+interface MuxWish { key: string; path: string; ticket: string; ids: string[] }
 
 interface MuxOpen extends MuxWish {
-  resolve(response: Response): void;
+  resolve(answer: Response | MuxWord): void;
   reject(error: unknown): void;
   /** Where what comes goes, once there was an answer. */
   controller: ReadableStreamDefaultController<Uint8Array> | null;
 }
 
+/** A stream on a carrier, in the tab that holds it; `carrier` is there once it is open. */
+interface MuxChannel extends MuxWish { number: number; tab: string; carrier: MuxCarrier | null }
+
+interface MuxCarrier { id: string; visitor: string; abort: AbortController; watchdog: Watchdog; chunks: number }
+
 /**
- * What becomes of a channel: `bytes` that came, the `status` of the answer, its `end`; `direct`, ask without a channel, and `away`, say when that is over; `moved`, ask again; `lost`, with the status of what refused it.
+ * What becomes of a channel: `bytes` that came, the `status` of the answer, its `end`; `direct`, open it without a channel because of this, and `away`, say when that is over;
+ * `ticket`, it was refused; `cookie`, fetch one; `moved`, ask again; `lost`, with the status of what refused it. `down` is about all: no carrier works, because of this.
  */
 interface MuxWord {
   bytes?: Uint8Array;
   status?: number;
   type?: string;
+  stream?: string;
   retry?: string | null;
   end?: boolean;
-  direct?: boolean;
+  direct?: string;
   away?: boolean;
+  ticket?: boolean;
+  cookie?: boolean;
   moved?: boolean;
   lost?: number;
+  down?: string;
 }
 
 type MuxNews = [key: string, word: MuxWord];
 
-/**
- * What the tabs tell each other.
- *
- * - A tab: `fresh`, a page that begins; `hello`, I follow; `open` and `close` channels; `ping`, is anybody there?; `check`, somebody looks; `bye`.
- * - The leader: `lead`, I lead. Anybody: `broken`, this can't work here.
- */
-interface MuxTold {
-  what: 'fresh' | 'hello' | 'open' | 'close' | 'ping' | 'check' | 'bye' | 'lead' | 'broken';
-  tag?: string;
-  who?: number;
-  key?: string;
-  wishes?: MuxWish[];
-  reason?: string;
-}
+/** What a tab asks of the one that leads. */
+interface MuxAsked { open?: MuxWish[]; close?: string; check?: boolean }
 
 /** Who an election is for, see election.js. */
 interface ElectionOwner {

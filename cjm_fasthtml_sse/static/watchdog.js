@@ -2,32 +2,36 @@
 // Noticing that a stream has fallen silent: a half-open connection shows no error, for ever.
 
 /**
- * It is armed by heartbeats: a stream that never sent any is left in peace. Too much silence is `timeout`, or less where the rhythm is known: 2.5 times the longest time between two
- * heartbeats, 5 seconds at least, and 1.5 times the longest silence that one has ended. An alarm on an open stream doubles that until a connection has outlived it.
+ * Where the server says how often it sends heartbeats, two and a half intervals of silence are too many, or `timeout`, whichever is less. Where it does not, heartbeats arm the
+ * watchdog: a stream that never sent two of them is left in peace, and the shortest time between two of them counts, as a computer that sleeps makes only longer ones.
+ * An alarm on an open stream doubles its patience until a connection has outlived it.
  */
 class Watchdog {
   /** @param {() => void} alarm */
   constructor(alarm) {
     this.alarm = alarm;
     this.timeout = 30000;    // milliseconds, as all here
-    this.armed = false;
+    this.heartbeat = 0;      // what the server says, 0: nothing
     this.always = false;     // armed or not
     this.patience = 1;
-    this.interval = 0;       // the longest time between two heartbeats
-    this.intervals = 0;      // how many were seen
-    this.silence = 0;        // the longest silence that a heartbeat ended
+    this.interval = Infinity;  // the shortest time between two heartbeats
     this.started = 0;
     this.open = false;
-    this.beat = 0;
+    this.beat = 0;           // when the last heartbeat came on this connection
     this.heardAt = 0;
     this.late = 0;
     /** @type {number | undefined} */
     this.timer = undefined;
   }
 
+  get armed() {
+    return this.always || this.heartbeat > 0 || this.interval < Infinity;
+  }
+
   get limit() {
-    const rhythm = this.intervals < 2 ? Infinity : Math.max(2.5 * this.interval, 5000);
-    return (this.open ? this.patience : 1) * Math.max(1.5 * this.silence, Math.min(rhythm, this.timeout));
+    const patience = this.open ? this.patience : 1;
+    if (this.heartbeat) return patience * Math.min(this.timeout, Math.max(2.5 * this.heartbeat, 5000));
+    return patience * (this.interval < Infinity ? Math.max(this.timeout, 2.5 * this.interval) : this.timeout);
   }
 
   /**
@@ -36,7 +40,8 @@ class Watchdog {
    */
   start(open) {
     this.open = open;
-    this.started = this.beat = this.heardAt = Date.now();
+    this.started = this.heardAt = Date.now();
+    this.beat = 0;
     this.tick();
   }
 
@@ -46,40 +51,23 @@ class Watchdog {
   }
 
   /**
-   * Take over what another one knows of the same stream.
-   * @param {Watchdog} other
-   */
-  learn({ timeout, armed, interval, intervals, silence }) {
-    Object.assign(this, { timeout, armed, interval, intervals, silence });
-  }
-
-  /**
    * Something arrived.
    * @param {boolean} heartbeat
    */
   heard(heartbeat) {
-    const now = Date.now();
-    if (heartbeat) {
-      // One that opens a stream says nothing of the rhythm, nor does a gap of minutes: that was a computer that slept.
-      const greeting = this.beat === this.started && now - this.started < 1000;
-      if (!greeting && now - this.beat < 300000) {
-        this.intervals++;
-        this.interval = Math.max(this.interval, now - this.beat);
-        this.silence = Math.max(this.silence, now - this.heardAt);
-      }
-      this.beat = now;
-      if (now - this.started > 2 * this.limit) this.patience = 1;
-    }
-    this.heardAt = now;
-    if (heartbeat && !this.armed) {
-      this.armed = true;
-      this.tick();
-    }
+    const now = this.heardAt = Date.now();
+    if (now - this.started > 2 * this.limit) this.patience = 1;
+    if (!heartbeat) return;
+    const was = this.armed;
+    // Two in one go say nothing of the rhythm.
+    if (this.beat && now - this.beat > 500) this.interval = Math.min(this.interval, now - this.beat);
+    this.beat = now;
+    if (this.armed && !was) this.tick();
   }
 
   tick() {
     clearTimeout(this.timer);
-    if (!(this.armed || this.always) || !this.started) return;
+    if (!this.armed || !this.started) return;
     const wait = Math.min(Math.max(this.limit / 4, 50), 5000);
     const due = Date.now() + wait;
     this.timer = setTimeout(() => {
@@ -95,8 +83,8 @@ class Watchdog {
    * @param {boolean} eager  half the patience: somebody looks at the page
    */
   check(eager = false) {
-    const limit = eager ? Math.max(1.5 * this.silence, this.limit / 2) : this.limit;
-    if (!(this.armed || this.always) || !this.started || Date.now() - this.heardAt <= limit) return;
+    const limit = eager ? Math.max(this.limit / 2, 1.5 * (this.heartbeat || Math.min(this.interval, this.limit / 2))) : this.limit;
+    if (!this.armed || !this.started || Date.now() - this.heardAt <= limit) return;
     if (this.open) this.patience = Math.min(2 * this.patience, 8);
     this.alarm();
   }

@@ -22,7 +22,7 @@ from cjm_fasthtml_sse import multiplex
 from cjm_fasthtml_sse.helpers import setup_sse
 from cjm_fasthtml_sse.multiplex import PATH, Multiplexer
 
-BROKEN = 'cjmSSE.mux.broken'
+BROKEN = 'cjmSSE.mux.reason'
 CARRIERS = 'cjmSSE.mux.carriers?.carriers.size ?? 0'
 
 
@@ -143,7 +143,7 @@ def test_half_open(tabs, loop, site, board, until):  # noqa: F811
 
 def test_navigations(tabs, site, board, until):  # noqa: F811
     "Ten navigations in one tab leave one carrier with its channels, and Back brings a live page"
-    def one_carrier(): until(lambda: open_at(site) == [6], lambda: f"{open_at(site)} {tabs.all('[cjmSSE.mux.broken, cjmSSE.sources.map(s => s.state)]')}")
+    def one_carrier(): until(lambda: open_at(site) == [6], lambda: f"{open_at(site)} {tabs.all('[cjmSSE.mux.reason, cjmSSE.sources.map(s => s.state)]')}")
     tabs.open(site.url('p'), 2)
     for i in range(10): tabs[1].goto(site.url('p') + f'?{i}')
     tabs.active(3)
