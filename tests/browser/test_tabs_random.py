@@ -14,7 +14,6 @@ import time
 from collections import defaultdict
 from contextlib import contextmanager
 from functools import partial
-from inspect import signature
 
 import pytest
 from fasthtml.common import Div
@@ -279,7 +278,7 @@ class World:
         "Wait until a script of a page is true, or all time is over"
         page.bring_to_front()
         try: return page.wait_for_function(script, arg=arg, timeout=max(1000*(end-time.monotonic()), 100))
-        except Error as e: self.note(f'in vain: {script} {arg} {e}', page)
+        except Error as e: self.note(f'not yet: {arg} {e}', page)
 
 
 def test_the_judge():
@@ -301,7 +300,6 @@ def test_the_judge():
 @pytest.mark.timeout(SECONDS+170)
 def test_whatever_happens(make_site, loop, tabs, until, seed):
     rand,htmx,shared = random.Random(seed),(HTMX2, HTMX4)[seed%2],seed%4 < 2
-    shared = shared or 'visitor' not in signature(setup_sse).parameters
     print(f'\nTABS_SEED={seed}, {htmx.__name__}, one connection for {"all tabs" if shared else "each tab"}')
     feed = Feed(random.Random(seed+1))
     site = make_site(lambda app: setup_sse(app, feed.manager, multiplex=True, share=shared), hdrs=htmx())
