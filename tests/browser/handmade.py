@@ -40,8 +40,8 @@ class Stream:
 
 class Opened(StreamingResponse):
     "A stream, and what is to be done once it is over, however that comes"
-    def __init__(self, frames, over):
-        super().__init__(frames, media_type='text/event-stream')
+    def __init__(self, frames, over, headers):
+        super().__init__(frames, headers=headers, media_type='text/event-stream')
         self.over = over
 
     async def __call__(self, scope, receive, send):
@@ -74,7 +74,9 @@ class Site:
         self.opening = {}      # path to what a stream sends first
         self.log = []          # (id, frame) of all that was published
         self.heartbeat = {}    # path to the seconds between two heartbeats
+        self.greeting = {}     # path to the header `SSE-Stream` of its streams
         self.requests = []     # (path, last event id) of every request for a stream
+        self.tickets = []      # path of every request for a ticket that a stream has answered
         self.open,self.most = [],{}  # Streams that are open; path to the most of them at a time
         hdrs = HTMX2() if hdrs is None else hdrs
         routes = [Route('/assets/{name}', self._asset), Route('/stream/{name}', self._stream), Route('/raw/{name}', self._raw)]
@@ -86,6 +88,10 @@ class Site:
 
     def _page(self, name: str): return self.pages[name]()
     async def _asset(self, req): return FileResponse(ASSETS/SCRIPTS[req.path_params['name']], media_type='text/javascript')
+    async def _unread(self):
+        yield ': hello\n\n'
+        await asyncio.Event().wait()
+
     async def _raw(self, req): return Response(self.pages[req.path_params['name']](), media_type='text/event-stream')
 
     async def _stream(self, req):
@@ -94,6 +100,11 @@ class Site:
         self.requests.append((path, stream.last_event_id))
         answer = self.answers.get(path)
         if answer and (response := answer(sum(p == path for p,_ in self.requests))): return response
+        if 'sse-ticket' in req.headers:
+            # The client drops this response unread. What it asks for next is the stream
+            self.requests.pop()
+            self.tickets.append(path)
+            return StreamingResponse(self._unread(), media_type='text/event-stream')
         # All this before the browser hears of its connection, which a test may count then
         self.open.append(stream)
         self.most[path] = max(self.most.get(path, 0), self.count(path))
@@ -108,7 +119,8 @@ class Site:
                 except TimeoutError: frame = 'event: sse:heartbeat\ndata: \n\n'
                 if frame is None: return
                 yield frame
-        return Opened(frames(), partial(self.open.remove, stream))
+        headers = {'SSE-Stream': self.greeting[path]} if path in self.greeting else None
+        return Opened(frames(), partial(self.open.remove, stream), headers)
 
     def send(self, frame, path='events'):
         "Send `frame` as it stands to the open streams of `path`; `None` ends them"
