@@ -29,7 +29,7 @@ from starlette.routing import get_route_path
 
 from .backend import BackendAway,page_cursors
 from .core import watch_signals
-from .htmx import ArgumentError,HTMXSSEConnector,client_js,ext_script,hints_js,morph_js,morph_script,unload_js
+from .htmx import ArgumentError,HTMXSSEConnector,client_js,ext_script,hints_js,monitor_js,morph_js,morph_script,unload_js
 from .layers import leaves_bodies_alone
 from .multiplex import Multiplexer
 from .visitor import Visitors,is_stream
@@ -160,22 +160,28 @@ def _options(hdrs):
 @cache
 def _files():
     "What is served below `/_sse/`: name with a hash -> content"
-    all = [('client', client_js(o)) for o in ('', '2', '4')]+[('morph', morph_js()), ('hints', hints_js())]
+    all = [('client', client_js(o)) for o in ('', '2', '4')]+[('monitor', monitor_js()), ('morph', morph_js()), ('hints', hints_js())]
     return {f'{name}-{sha256(o.encode()).hexdigest()[:16]}': o for name,o in all}
+
+def _address(visit, code):
+    "Where a script is served"
+    return f'{visit.root}/_sse/' + next(k for k,v in _files().items() if v == code)
 
 def _own_script(name, code, nonce, **attrs):
     "Our script `name`: from an address where an app is around that serves it, else inline"
     attrs: dict[str, Any] = {f'data_sse_{name}': True, **attrs}
-    if (visit := _scope.get().get('sse.visit')) is None: return Script(code, nonce=nonce, **attrs)
-    src = next(k for k,v in _files().items() if v == code)
-    return Script(src=f'{visit.root}/_sse/{src}', nonce=nonce, **attrs)
+    visit = _scope.get().get('sse.visit')
+    return Script(src=_address(visit, code), nonce=nonce, **attrs) if visit else Script(code, nonce=nonce, **attrs)
 
 def _client_script(options, nonce):
     "The client, and hints for a developer"
     visit = _scope.get().get('sse.visit')
     attrs = dict(data_sse_mux=visit.orders) if visit and visit.orders and options.multiplex else {}
     if not options.share: attrs['data_sse_share'] = 'false'
-    client = _own_script('client', client_js(options.version[:1] if options.version[:1] in '24' else ''), nonce, **attrs)
+    code = client_js(options.version[:1] if options.version[:1] in '24' else '')
+    if visit: attrs['data_sse_monitor_src'] = _address(visit, monitor_js())  # Loaded by pages that have a monitor
+    else: code += monitor_js()
+    client = _own_script('client', code, nonce, **attrs)
     return (client, _own_script('hints', hints_js(), nonce)) if visit and _in_development() else client
 
 _LOCAL = re.compile(rb'(?:.+\.)?localhost|127(?:\.\d+){3}|\[::1\]')

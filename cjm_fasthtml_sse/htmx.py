@@ -6,7 +6,7 @@ Docs: https://example.github.io/cjm-fasthtml-sse/htmx.html.md"""
 
 # %% auto #0
 __all__ = ['PAGE_CURSOR', 'MONITOR_STATES', 'HTMXSSEConnector', 'ArgumentError', 'ext_script', 'morph_script', 'client_js',
-           'morph_js', 'hints_js', 'unload_js', 'monitor_settings']
+           'monitor_js', 'morph_js', 'hints_js', 'unload_js', 'monitor_settings']
 
 # %% ../nbs/htmx.ipynb #51b40b95
 import json,re,sys
@@ -214,7 +214,12 @@ def client_js(
 ) -> str:                   # JavaScript
     "The client, as one script"
     versions = [f'htmx{o}' for o in '24' if htmx_version[:1] in ('', o)]
-    return _js('parser', 'watchdog', 'source', 'tickets', 'election', 'carrier', 'multiplex', 'htmx', *versions, 'client', 'monitor')
+    return _js('parser', 'watchdog', 'source', 'tickets', 'election', 'carrier', 'multiplex', 'htmx', *versions, 'client')
+
+def monitor_js(
+) -> str: # JavaScript
+    "The monitor, beside the client"
+    return _js('monitor')
 
 def morph_js(
 ) -> str: # JavaScript

@@ -11,6 +11,7 @@ class SSEClient extends EventTarget {
     /** @type {Multiplexer | null} */
     this.mux = null;         // where the app has one
     this.warned = false;     // of too many connections
+    this.monitor = document.createElement('script');   // for pages that have one
   }
 
   /** The state of all streams together: the one that most wants attention. @returns {SSEState} */
@@ -65,7 +66,8 @@ class SSEClient extends EventTarget {
 
   /** @param {HTMLElement | SVGElement | null} script  that brought this file */
   configure(script) {
-    const { sseShare, sseMux } = script?.dataset ?? {};
+    const { sseShare, sseMux, sseMonitorSrc = '' } = script?.dataset ?? {};
+    Object.assign(this.monitor, { src: sseMonitorSrc, nonce: script?.nonce });
     if (sseMux) this.mux = new Multiplexer(sseMux, sseShare !== 'false', () => this.sources);
     this.load(document.readyState === 'loading' ? Infinity : 1000);
     // htmx connects what the page holds in the task of this event.
@@ -170,8 +172,13 @@ class SSEClient extends EventTarget {
     window.addEventListener('online', check);
     // A moment later, because what arrived while the page slept is read first.
     document.addEventListener('visibilitychange', () => { if (!document.hidden) setTimeout(check, 250); });
+    const loadMonitor = () => {
+      if (this.monitor.src && !this.monitor.isConnected && document.querySelector('[data-sse-monitor][type="application/json"]')) document.head.append(this.monitor);
+    };
+    loadMonitor();
     // An element may leave the page by other ways than htmx's.
     new MutationObserver(() => {
+      loadMonitor();
       for (const entry of this.entries) if (entry.element && !entry.element.isConnected) this.release(entry, 'element removed');
     }).observe(document, { childList: true, subtree: true });
   }
