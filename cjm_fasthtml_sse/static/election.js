@@ -15,7 +15,7 @@ const LOCK_TIMEOUT = 3000;          // milliseconds in which the browser grants 
 const OUT_OF_BREATH = 1000;         // milliseconds without a script, after which somebody else may lead
 const ACKNOWLEDGE = 256 * 1024;     // bytes
 const LAG = 1024 * 1024;            // bytes, not acknowledged, from which on the leader had better wait
-const LAG_TIMEOUT = 500;            // milliseconds; and then no more, until the tab takes some
+const LAG_TIMEOUT = 500;            // milliseconds for this much; and then no more, until the tab takes some
 const MAX_UNACKNOWLEDGED = 4 * 1024 * 1024;
 const OVERHEAD = 64;                // bytes of a message without content
 
@@ -282,7 +282,8 @@ class Election {
     }
     to.bytes += bytes += OVERHEAD;
     to.out.postMessage({ what: 'tell', who: this.me, number: ++to.count, bytes, message });
-    if (to.bytes - to.acknowledged < LAG || to.late) return;
+    const lag = (to.bytes - to.acknowledged) / LAG;
+    if (lag < 1 || to.late) return;
     return to.room ??= new Promise(resolve => {
       const resume = to.resume = () => {
         to.room = null;
@@ -292,7 +293,7 @@ class Election {
         if (to.resume !== resume || !to.room) return;
         to.late = true;
         resume();
-      }, LAG_TIMEOUT);
+      }, LAG_TIMEOUT * Math.min(lag, 6));
     });
   }
 
