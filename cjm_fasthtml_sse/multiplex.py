@@ -122,6 +122,12 @@ class Channel:
             await asyncio.shield(self._room)  # There may be two who wait
         self._rested = asyncio.get_running_loop().time()
 
+    def deliver_now(self, body):
+        "Take a part of the body, if there is room for it at once: no task has to run for that"
+        if not self.open or self._size+_HEADER.size+len(body)>TURN: return False
+        self._put(self.number, body)
+        return True
+
     def tell(self, **what):
         "Bring word about this channel, behind what waits"
         self._put(ABOUT+self.number, json.dumps(what).encode())
@@ -226,7 +232,7 @@ class Carrier:
         self.let_in = False  # Was any channel ever answered with a stream?
         self._own,self._called = Channel(self, 0),{}
         self.unanswered,self._waiting = 0,{}  # Requests; channels whose requests have yet to begin, and what begins them
-        self._news = asyncio.Event()
+        self._news: Any = None  # A future, while nothing is to be sent
         self._patience: Any = None  # The timeout around `write`
         self._away,self._unread = set(),0
         self.blocked = 0.    # Seconds for which its connection took nothing, at most one in a row: a page that stands still is not slow
@@ -239,7 +245,7 @@ class Carrier:
     def call(self, channel):
         "`channel` has something to say"
         self._called[channel] = None
-        self._news.set()
+        _done(self._news)
 
     def ask(self, channel, start):
         "Call `start` as soon as fewer than `UNANSWERED` requests are without an answer, if `channel` is open then"
@@ -277,8 +283,7 @@ class Carrier:
         try:
             async with asyncio.timeout(None if self.open else LAST_WORDS) as self._patience:
                 while self.open or self._called:
-                    self._news.clear()
-                    if not self._called: await self._news.wait()
+                    if not self._called: await self._until_news(loop)
                     else:
                         began = loop.time()
                         await send({'type': 'http.response.body', 'body': self._turn(), 'more_body': True})
@@ -286,6 +291,10 @@ class Carrier:
         finally:
             beats.cancel()
             self._patience = None  # It can't be changed any more
+
+    async def _until_news(self, loop):
+        self._news = loop.create_future()  # Half of what an `asyncio.Event` costs, each time
+        await self._news
 
     async def _beats(self):
         while self._unread<STUCK:
@@ -316,7 +325,7 @@ class Carrier:
         self.open = False
         if self._patience is not None: self._patience.reschedule(asyncio.get_running_loop().time()+LAST_WORDS)
         for o in [*self.channels.values()]: o.move() if self.moves else o.end(end=True)
-        self._news.set()
+        _done(self._news)
 
     def retire(self):
         "It is of age, and ends before a proxy cuts it: what waits is sent, and then a word that has the browser open its channels anew"
@@ -332,7 +341,7 @@ class Carrier:
         self.open = False
         for o in [*self.channels.values()]: o.close()
         self._called.clear()
-        self._news.set()
+        _done(self._news)
 
 # %% ../nbs/multiplex.ipynb #380faea8
 class Refused(Exception):

@@ -211,7 +211,7 @@ async def _bytes(frame):
 class Connection:
     "One open stream, with the face of a queue"
     __slots__ = 'hub','group','user','cursor','sending','behind','overdue','receding','since','busy','sends','due','ended','_own','_rest','_task','_todo','_parked','_send','_context',\
-        '_snapshot','_untold','_reading','_stop','_handed','_opening','__weakref__'
+        '_snapshot','_untold','_reading','_stop','_handed','_opening','_now','__weakref__'
     def __init__(self, hub, group, snapshot=None, last_event_id='', user=None):
         self.hub,self.group,self._snapshot,self.user = hub,group,snapshot,user
         seen = hub.log.position(last_event_id) if last_event_id else None
@@ -236,6 +236,7 @@ class Connection:
         self._send: Any = None
         self._context: Any = None
         self._stop: Any = None
+        self._now: Any = None          # What takes a chunk without waiting for anything, if it can: a channel's
         self._opening: Any = None      # A future that is done when its `on_connect` hooks have ended, or are not waited for any more
 
     def __repr__(self): return f"<Connection {'|'.join(self.group.events)} at {self.cursor}{f', {self.ended}' if self.ended else ''}>"
@@ -360,6 +361,7 @@ if sys.version_info>=(3, 12):
     def give(self:Connection, chunk):
         "Send `chunk`"
         self.sending = True
+        if self._now is not None and self._now(chunk.body): return self._gave(chunk)
         # A dict of its own, as middleware may change it
         try: coro = self._send({'type': 'http.response.body', 'body': chunk.body, 'more_body': True})
         except Exception as e: return self._broke(e)
@@ -374,8 +376,7 @@ if sys.version_info>=(3, 12):
         try: e = task.exception()
         except asyncio.CancelledError as cancelled: e = cancelled
         if e is not None: return self._broke(e)
-        self._count(chunk)
-        if not self.ended: self._go_on()
+        self._gave(chunk)
 
     @patch
     def _start(self:Connection):
@@ -391,8 +392,9 @@ else:
     @patch
     def give(self:Connection, chunk):
         "Send `chunk`"
-        self.sending = self.busy = True
-        self.since = self.hub.turns
+        self.sending = True
+        if self._now is not None and self._now(chunk.body): return self._gave(chunk)
+        self.busy,self.since = True,self.hub.turns
         self._wake(chunk)
 
     @patch
@@ -419,11 +421,15 @@ else:
                 except (Exception, asyncio.CancelledError) as e:
                     if being_cancelled(): raise
                     self._broke(e)
-                else:
-                    self._count(chunk)
-                    if not self.ended: self._go_on()
+                else: self._gave(chunk)
 
 # %% ../nbs/stream.ipynb #9429c24d
+@patch
+def _gave(self:Connection, chunk):
+    "`chunk` is where it belongs, and nothing had to be waited for"
+    self._count(chunk)
+    if not self.ended: self._go_on()
+
 @patch
 def _count(self:Connection, chunk):
     "`chunk` was sent"
@@ -1333,6 +1339,7 @@ def run_alone(self:Connection, channel, finish):
     channel.connection = self
     self.hub.counts['detached'] += 1
     self._send,self._context,self._stop = channel.deliver,copy_context(),_Alone(self, channel, finish)
+    self._now = channel.deliver_now
     self._start()
 
 class _Alone:
