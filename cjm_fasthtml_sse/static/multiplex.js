@@ -136,7 +136,9 @@ class Multiplexer {
       return direct(source, detour.reason, headers, signal);
     }
     let { url } = source;
+    let { step } = this;
     for (let refused = 0; this.step !== 'direct';) {
+      if (step !== this.step) [step, refused] = [this.step, 0];
       if (signal.aborted) throw new TypeError('aborted');
       const { pathname, search } = new URL(url);
       const ticket = this.tickets.get(pathname);

@@ -190,7 +190,8 @@ class Proxy:
     async def _pass(self, reader, writer, pair):
         try:
             while data := await reader.read(65536):
-                if b'content-type: text/event-stream' in data or b'content-type: application/octet-stream' in data: pair['stream'] = True
+                head = data.partition(b'\r\n\r\n')[0]
+                if b'content-length' not in head and any(b'content-type: '+o in head for o in (b'text/event-stream', b'application/octet-stream')): pair['stream'] = True
                 if pair['stream'] and pair['delay']: await asyncio.sleep(pair['delay'])
                 if not pair['silent']: writer.write(data)
         except OSError: pass

@@ -10,7 +10,7 @@ from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.helpers import oob_element, setup_sse
 from cjm_fasthtml_sse.htmx import HTMXSSEConnector
 
-WAYS = dict(plain=dict(share=False), shared={}, multiplexed=dict(multiplex=True))
+WAYS = dict(direct=dict(multiplex=False), tab=dict(share=False), browser={})
 GAPS = """
     window.gaps = 0;
     document.addEventListener('DOMContentLoaded', () => window.cjmSSE?.addEventListener('change', ({ detail: { source } }) => {
@@ -27,8 +27,9 @@ def hdrs(request): return request.param()
 
 
 @pytest.fixture(params=WAYS)
-def app(request, make_site, hdrs):
+def app(request, page, make_site, hdrs):
     "Todos, and a page whose drawing somebody else overtakes"
+    if request.param == 'direct': page.direct.add('off')
     sse,app = SSEBroadcastManager(heartbeat=1., retry=100),SimpleNamespace(todos=[], drawn=0, hurry=[], way=request.param)
     site = make_site(lambda app: setup_sse(app, sse, **WAYS[request.param]), hdrs)
 
