@@ -55,8 +55,9 @@ class SSEClient extends EventTarget {
   connect(url, { share = true, ...options }) {
     const fresh = performance.now() < this.loading;
     const { mux } = this;
+    const shared = share && new URL(url, document.baseURI).origin === location.origin;
     /** @type {SSETransport} */
-    const transport = share && mux ? mux.fetch.bind(mux) : (...args) => direct(args[0], share ? 'off' : 'asked', args[1], args[2]);
+    const transport = shared && mux ? mux.fetch.bind(mux) : (...args) => direct(args[0], shared ? 'off' : 'asked', args[1], args[2]);
     const source = new SSESource(url, options, transport);
     // What the page missed is in no log any more, as it was drawn long ago: it comes from a cache.
     if (fresh) source.addEventListener('sse:gap', e => { if (source.cursor) this.renew(e); });

@@ -209,9 +209,10 @@ class Multiplexer {
 
   /** @param {string} key */
   close(key) {
-    if (!this.open.delete(key)) return;
-    if (!this.wanted.delete(key)) this.link?.ask({ close: key });
-    if (!this.open.size) setTimeout(() => { if (!this.open.size && !this.sources().some(source => source.direct)) this.leave(); }, 1000);
+    if (this.open.delete(key) && !this.wanted.delete(key)) this.link?.ask({ close: key });
+    // One that waits to come back stays: where this tab leads, the channels of others would have to move.
+    const idle = () => !this.open.size && this.sources().every(({ readyState }) => readyState === SSESource.CLOSED);
+    if (!this.open.size) setTimeout(() => { if (idle()) this.leave(); }, 1000);
   }
 
   leave() {
@@ -374,5 +375,7 @@ class Multiplexer {
 function direct(source, reason, headers, signal) {
   source.direct = reason;
   console.debug(`[sse] direct: ${reason} ${source.url}`);
-  return fetch(source.url, { headers: { ...headers, 'SSE-Direct': reason }, credentials: 'include', cache: 'no-store', signal });
+  // Another origin would have to allow the header.
+  const ours = new URL(source.url).origin === location.origin;
+  return fetch(source.url, { headers: ours ? { ...headers, 'SSE-Direct': reason } : headers, credentials: 'include', cache: 'no-store', signal });
 }
