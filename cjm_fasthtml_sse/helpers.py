@@ -214,8 +214,10 @@ def insert_htmx_sse_ext(
     if not there: new.append(_Header(partial(_client_script, options), options))
     at = idx or len(hdrs)  # Where htmx isn't found, whatever loads it comes before
     hdrs[at:at] = new
-    for app in getattr(FastHTML.build_middleware_stack, 'sse_plain'):  # Built without a client
-        if app.hdrs is hdrs: app.middleware_stack = None
+    plain = getattr(FastHTML.build_middleware_stack, 'sse_plain')  # Apps that were built without a client
+    for app in [o for o in plain if o.hdrs is hdrs]:
+        plain.discard(app)
+        app.middleware_stack = None
     return hdrs
 
 

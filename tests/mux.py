@@ -114,6 +114,10 @@ class Browser:
             return self.tickets[path]
         return self.visitors.tickets.issue(self.tag, unquote(url.partition('?')[0])) if isinstance(url, str) and self.tag else ''
 
+    async def entry(self, url, number=1, last=''):
+        "A channel, as an order has it"
+        return [number, url, await self.ticket(url), last, '']
+
     async def whoami(self, **kw):
         "Learn the tag of now"
         self.tag = ''
@@ -126,7 +130,7 @@ class Browser:
             self.number += 1
             new.append(self.channels.setdefault(self.number, Channel(self.number, p)))
         if self.visitors is not None: await self.whoami(**kw)
-        response = await self.post([[o.number, o.path, await self.ticket(o.path), last, ''] for o in new], **kw)
+        response = await self.post([await self.entry(o.path, o.number, last) for o in new], **kw)
         for o in new: o.carrier = response.headers.get('sse-carrier')
         return new[0] if len(new)==1 else new
 

@@ -179,7 +179,7 @@ async def test_who_logs_in_as_someone_else_gets_a_carrier_of_their_own(tmp_path)
             await browser.client.get('/login?name=bob')
             bobs = await browser.open('/private')  # Names the carrier that it has
             await bobs.until(lambda o: o.events)
-            assert bobs.carrier!=anns.carrier and len({o.identity for o in browser.carriers.values()})==2
+            assert bobs.carrier!=anns.carrier and len({o.tag for o in browser.carriers.values()})==2
             await other.client.get('/say?text=hello')
             await bobs.says('bob: hello')
             assert not any('bob' in d for d in anns.data)
@@ -205,7 +205,7 @@ async def test_who_logs_in_as_someone_else_is_that_on_both_workers(tmp_path):
             anns = await streams(2)
             await browser.client.get('/login?name=bob')
             bobs = await streams(4)
-            whose = {o.carrier: browser.carriers[o.carrier].identity for o in anns+bobs}
+            whose = {o.carrier: browser.carriers[o.carrier].tag for o in anns+bobs}
             assert {whose[o.carrier] for o in anns}.isdisjoint({whose[o.carrier] for o in bobs}) and sorted(map([*whose.values()].count, {*whose.values()}))==[2, 2]
             for _ in range(200):  # Whichever worker answers
                 await browser.client.get('/say?text=hello')
