@@ -17,8 +17,13 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
+from cjm_fasthtml_sse.multiplex import VERSION
+from cjm_fasthtml_sse.visitor import COOKIE, Visit, Visitors
+
+KNOWN = f'{COOKIE}={"b"*24}'.encode()  # A browser that has been here before
 MARK = b'~~'   # Stands in each message once, and nowhere else
 
 
@@ -89,10 +94,17 @@ class Server:
         s.sendall(f'GET {path} HTTP/1.1\r\nHost: b\r\nAccept: text/event-stream\r\n\r\n'.encode())
         return s
 
+    @cache
+    def ticket(self, path):
+        visitors = Visitors('bench')
+        return visitors.tickets.issue(visitors.known(Visit(dict(type='http', path=path, headers=[(b'cookie', KNOWN)]))).tag, path)
+
     def order(self, opened, carriers=(), sock=None):
         s = sock or self.dial()
-        body = json.dumps(dict(carriers=[*carriers], open=opened, close=[], become=True)).encode()
-        s.sendall(b'POST /_sse/mux HTTP/1.1\r\nHost: b\r\nOrigin: http://b\r\nSSE-Mux: 1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n' % len(body)+body)
+        entries = [[n, p, self.ticket(p.partition('?')[0]), '', ''] for n,p in opened]
+        body = json.dumps(dict(carriers=[*carriers], open=entries, close=[], become=True)).encode()
+        s.sendall(b'POST /_sse/mux HTTP/1.1\r\nHost: b\r\nSec-Fetch-Site: same-origin\r\nSSE-Mux: %s\r\nCookie: %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n'
+            % (VERSION.encode(), KNOWN, len(body))+body)
         return s
 
 
@@ -131,7 +143,7 @@ def opened(it, kind, path, n, each):
     socks = []
     for at in range(0, n, each):  # One after another: the requests of a thousand channels at once would leave a process that is as large as they were
         those = paths[at:at+each]
-        socks.append(it.stream(those[0]) if kind=='plain' else it.order([[i+1, p, ''] for i,p in enumerate(those)]))
+        socks.append(it.stream(those[0]) if kind=='plain' else it.order([[i+1, p] for i,p in enumerate(those)]))
         Reader(socks[-1:], b'retry:' if 'events' in path else b'hello').until(len(those))
     return socks
 
@@ -169,7 +181,7 @@ def first_event(rounds=150):
     "Milliseconds to the first event: a connection of its own, a channel on a carrier"
     own,channel = [],[]
     with server() as it:
-        carrier = it.order([[1, '/events?group=0', '']])
+        carrier = it.order([[1, '/events?group=0']])
         data = b''
         while b'retry:' not in data: data += carrier.recv(65536)
         id = data.partition(b'sse-carrier: ')[2].partition(b'\r\n')[0].decode()
@@ -181,7 +193,7 @@ def first_event(rounds=150):
                 while b'retry:' not in data: data += s.recv(65536)
                 own.append(time.perf_counter()-start)
             start,wanted,data = time.perf_counter(),struct.pack('>I', n),b''
-            it.order([[n, '/events?group=0', '']], [id], talk)
+            it.order([[n, '/events?group=0']], [id], talk)
             while wanted not in data or b'retry:' not in data.rpartition(wanted)[2]: data += carrier.recv(65536)
             channel.append(time.perf_counter()-start)
             talk.recv(65536)

@@ -39,9 +39,12 @@ class Visit:
         self._entered = True
         self.scope,self.session = scope,scope.get('session')
 
+    def leave(self):
+        "Note the session of a request that a middleware has answered by itself"
+        self.enter(self.scope)
+
     def request(self):
         "The request, as `visitor=` gets it"
-        if not self._entered: self.session = self.scope.get('session')  # A middleware has answered by itself
         return Request({**self.scope, 'session': self.session} if self.session is not None else self.scope)
 
 # %% ../nbs/visitor.ipynb #b7c23f66
@@ -109,8 +112,8 @@ class Visitors:
         visit: Visit
     ) -> Visitor|None:  # `None`: the app's own function has failed, which is logged
         "Tell who asks"
-        request = visit.request()
-        try: value = self.ask and _text(self.ask(request))
+        visit.leave()
+        try: value = self.ask and _text(self.ask(visit.request()))
         except Exception:
             _log.exception('`visitor` failed for %r: no stream is opened', visit.path)
             return None
