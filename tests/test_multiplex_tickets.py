@@ -2,11 +2,10 @@
 import asyncio
 import time
 from contextlib import asynccontextmanager
-from types import SimpleNamespace
 
 import httpx
 import pytest
-from fasthtml.common import Beforeware, EventStream, FastHTML, Middleware, P, RedirectResponse, Response
+from fasthtml.common import EventStream, FastHTML, Middleware, P, RedirectResponse, Response
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import StreamingResponse
 
