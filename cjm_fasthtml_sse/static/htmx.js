@@ -188,15 +188,6 @@ function markPlaces(client) {
 }
 
 /**
- * A response to a request of htmx says who the visitor is.
- * @param {SSEClient} client
- * @param {string | null | undefined} tag
- */
-function heedVisitor(client, tag) {
-  if (tag) /** @type {any} */ (client).visitor?.(tag);
-}
-
-/**
  * A snapshot may already hold a change that is sent after it, so an element may be appended whose id stands in the page. It takes the place of the old one.
  * @param {Node[]} newcomers
  * @param {(old: Element) => void} remove  in htmx's own way, which also ends what goes on within the element

@@ -62,7 +62,7 @@ serveHtmx[2] = (htmx, client) => {
   // The first comes before a response's elements connect, the second also where the element has left the page.
   for (const type of ['htmx:beforeOnLoad', 'htmx:afterRequest', 'htmx:historyCacheMissLoad']) {
     // Asked for a header that another origin does not show, a browser complains.
-    on(type, ({ xhr }) => heedVisitor(client, /^sse-visitor: *(\w+)/im.exec(xhr.getAllResponseHeaders())?.[1]));
+    on(type, ({ xhr }) => client.visitor(/^sse-visitor: *(\w+)/im.exec(xhr.getAllResponseHeaders())?.[1] ?? ''));
   }
 
   /**

@@ -37,7 +37,7 @@ serveHtmx[4] = (htmx, client) => {
   on('htmx:history:cache:before:save', () => { unmark = markPlaces(client); });
   on('htmx:history:cache:after:save', () => unmark());
 
-  on('htmx:before:response', ({ detail }) => heedVisitor(client, detail.ctx.response.headers.get('SSE-Visitor')));
+  on('htmx:before:response', ({ detail }) => client.visitor(detail.ctx.response.headers.get('SSE-Visitor')));
   on('htmx:before:swap', ({ detail }) => {
     for (const { target, swapSpec } of detail.tasks) {
       if (target === document.body) client.load(1000);

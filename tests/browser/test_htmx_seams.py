@@ -21,7 +21,7 @@ def html(element): return to_xml(element, indent=False).strip().replace('\n', ' 
 def log(id, **kw): return connect(Span, element_id=id, swap='beforeend', **kw)
 def live(*more, **kw): return connect(endpoint='/stream/events', element_id='live', swap='none', content=[*more, log('log', events='line')], **kw)
 def line(text): return f'event: line\ndata: {text}\n\n'
-def complaints(page): return [t for k,t in page.console if k in ('warning', 'error') and 'Failed to load resource' not in t]
+def complaints(page): return [t for k,t in page.console if k in ('warning', 'error') and 'Failed to load resource' not in t and 'Log in again' not in t]
 
 
 @pytest.fixture(params=MAJORS)
@@ -229,12 +229,11 @@ class TestErrors:
         shows(page, '#log', 'a')
         assert page.evaluate('told') == []
 
-    @pytest.mark.xfail(strict=False, reason='the part of source.js is on its way')
     def test_redirect_to_login(self, page, make_site, until, major):
         "A stream that leads to a log-in page stops, and says so"
         site = make_site(hdrs=MAJORS[major]())
         site.answers['events'] = lambda n: RedirectResponse('/pages/login')
-        site.pages |= {'p': lambda: live(content='as it was'), 'login': lambda: P('Who are you?')}
+        site.pages |= {'p': lambda: live(P('as it was')), 'login': lambda: P('Who are you?')}
         page.add_init_script(ERRORS)
         page.goto(site.url('p'))
         page.wait_for_function("cjmSSE.state === 'error'", timeout=5000)
@@ -246,6 +245,15 @@ class TestErrors:
         page.evaluate('htmx.process(document.body)')
         page.wait_for_timeout(100)
         assert len(site.requests) == n
+
+    def test_session_that_ends(self, page, site, opened):
+        "So does one whose session is over when it comes back"
+        site.opening['events'] = 'retry: 20\n\n'
+        opened(live())
+        site.pages['login'] = lambda: P('Who are you?')
+        site.answers['events'] = lambda n: RedirectResponse('/pages/login')
+        site.send(None)
+        page.wait_for_function("cjmSSE.state === 'error' && cjmSSE.get('live').reason === 'Log in again'")
 
 
 OWN = "htmx.createEventSource = url => { (window.made ??= []).push(url); return new EventSource(url) };"
@@ -304,7 +312,7 @@ class TestVisitors:
             route.fulfill(body='<p>x</p>', content_type='text/html', headers={} if tag == 'none' else {'SSE-Visitor': tag})
         page.route('**/for/*', answer)
         opened(live(), *[Button(o, id=o, hx_get=f'/for/{o}', hx_swap='outerHTML') for o in ('aa', 'none', 'bb')])
-        page.evaluate('window.visitors = []; cjmSSE.visitor = tag => { if (tag !== visitors.at(-1)) visitors.push(tag) }; 0')
+        page.evaluate('window.visitors = []; cjmSSE.visitor = tag => { if (tag && tag !== visitors.at(-1)) visitors.push(tag) }; 0')
         for o in ('aa', 'none', 'bb'):
             page.click(f'#{o}')
             page.wait_for_selector(f'#{o}', state='detached')
