@@ -34,9 +34,9 @@ DIRECT = re.compile(r'\[sse\] direct: (.+) \S+')  # What our client logs with ea
 
 
 @contextmanager
-def new_context(browser):
+def new_context(browser, **options):
     "A browser context. A direct stream in any of its pages fails the test, unless the reason for it is in `context.direct`"
-    context,seen = browser.new_context(),[]
+    context,seen = browser.new_context(**options),[]
     context.direct = set()
     context.on('console', lambda m: seen.append(m.text) if DIRECT.match(m.text) else None)
     try: yield context
