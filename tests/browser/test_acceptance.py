@@ -258,7 +258,7 @@ def test_each_tab_for_itself(tabs, serve, until):
 @pytest.mark.parametrize('n', [3, 4])
 def test_no_carrier_at_all(tabs, serve, until, n):
     "Something refuses orders: streams are direct, and from the fourth on the console says why, once"
-    tabs.context.direct.add('step')
+    tabs.context.direct |= {'step', 'ticket refused'}
     with serve('streams:served', REFUSED='1') as server:
         page = tabs.open(f'{server.url}/?streams={n}')
         tabs.active(n)
