@@ -13,11 +13,11 @@ const ELECTION = 'sse2';            // in all names: clients of another protocol
 const SILENCE = [1500, 1250, 250];  // milliseconds until the first ping, from there to the last, from there to the takeover
 const LOCK_TIMEOUT = 3000;          // milliseconds in which the browser grants a lock that is free
 const OUT_OF_BREATH = 1000;         // milliseconds without a script, after which somebody else may lead
-const ACKNOWLEDGE = 256 * 1024;     // bytes
-const LAG = 1024 * 1024;            // bytes, not acknowledged, from which on the leader had better wait
-const LAG_TIMEOUT = 500;            // milliseconds for this much; and then no more, until the tab takes some
-const MAX_UNACKNOWLEDGED = 4 * 1024 * 1024;
 const OVERHEAD = 64;                // bytes of a message without content
+const ACKNOWLEDGE = 2 ** 18;        // bytes
+const LAG = 2 ** 20;                // bytes, not acknowledged, from which on the leader had better wait
+const LAG_TIMEOUT = 500;            // milliseconds for this much; and then no more, until the tab takes some
+const MAX_LAG = 4 * LAG;
 
 class Election {
   /**
@@ -150,18 +150,9 @@ class Election {
       await navigator.locks.request(this.name + name, options, lock => session === this.session ? held(lock) : undefined);
     } catch (error) {
       if (session !== this.session) return;
-      if (taken && /** @type {Error} */ (error).name === 'AbortError') taken();
-      else this.fail(error);
+      if (/** @type {Error} */ (error).name !== 'AbortError') this.fail(error);
+      else taken?.();
     }
-  }
-
-  /**
-   * Call back when a tab is gone.
-   * @param {string} tab
-   * @param {() => unknown} gone
-   */
-  watch(tab, gone) {
-    this.lock(`:tab:${tab}`, { mode: 'shared' }, gone);
   }
 
   /**
@@ -172,10 +163,8 @@ class Election {
   bid(session, steal) {
     this.lock('', { steal }, async () => {
       // If the tab was frozen, the lock may be somebody else's again.
-      const holds = await Promise.race([this.holdsLead(), pause(session.signal)]);
-      if (session !== this.session) return;
-      if (holds) this.lead();
-      else this.reopen();
+      if (await Promise.race([this.holdsLead(), pause(session.signal)]) !== true || session !== this.session) return;
+      this.lead();
       return pause(session.signal);
     }, () => this.reopen());
   }
@@ -186,7 +175,6 @@ class Election {
     this.step = 0;
     clearTimeout(this.timer);
     this.leader = this.me;
-    this.ran = performance.now();
     this.common?.postMessage({ what: 'lead', who: this.me });
     this.owner.lead();
     for (const message of kept) this.ask(message);
@@ -196,12 +184,13 @@ class Election {
   follow(leader) {
     this.leader = leader;
     this.out = this.channel(`:${leader}`);
-    this.watch(leader, () => {
+    this.lock(`:tab:${leader}`, { mode: 'shared' }, () => {
       if (leader !== this.leader) return;
       this.leader = '';   // somebody has the lock now
       this.asks = [];
       this.heard();
     });
+    this.heard();
     this.send();
     this.owner.follow(leader);
   }
@@ -213,38 +202,32 @@ class Election {
    */
   async confirmLead() {
     if (!this.leads) return false;
-    if (this.confirming) return this.confirming;
     const now = performance.now();
-    if (now - this.ran > OUT_OF_BREATH) return this.confirming = this.checkLead();
+    if (this.confirming || now - this.ran > OUT_OF_BREATH) return this.confirming ??= this.holdsLead();
     this.ran = now;
     return true;
   }
 
-  async checkLead() {
-    const { session } = this;
-    const holds = await this.holdsLead();
-    if (session !== this.session) return false;
-    this.confirming = null;
-    if (holds) this.ran = performance.now();
-    else this.reopen();
-    return holds;
-  }
-
-  /** Whether the browser says that this tab holds the lock; `false`, too, when the session has ended. */
+  /** What the browser says. */
   async holdsLead() {
     const { session } = this;
     try {
       for (;;) {
         const start = performance.now();
         const { held = [] } = await navigator.locks.query();
-        if (session !== this.session) return false;
+        if (session !== this.session) break;
         const [lead, own] = ['', `:tab:${this.me}`].map(name => held.find(lock => lock.name === this.name + name)?.clientId);
-        if (performance.now() - start < OUT_OF_BREATH) return lead === own;   // or there was a freeze meanwhile
+        this.ran = performance.now();
+        if (this.ran - start > OUT_OF_BREATH) continue;   // there was a freeze meanwhile
+        this.confirming = null;
+        if (lead === own) return true;
+        this.reopen();
+        break;
       }
     } catch (error) {
       if (session === this.session) this.fail(error);
-      return false;
     }
+    return false;
   }
 
   /**
@@ -275,7 +258,7 @@ class Election {
     if (tab === this.me) return this.owner.told(message);
     const to = this.tabs.get(tab);
     if (!to || to.count < 0) return;
-    if (to.bytes - to.acknowledged >= MAX_UNACKNOWLEDGED) {
+    if (to.bytes - to.acknowledged >= MAX_LAG) {
       to.count = -1;   // when it finds this, it has missed something
       this.answer(tab);
       return this.owner.overflowed(tab);
@@ -300,7 +283,7 @@ class Election {
   /** The leader is well. */
   async beat() {
     const now = performance.now();
-    if (now - this.beaten < this.beatMs / 2 || !await this.confirmLead()) return;
+    if (now - this.beaten < this.beatMs * .9 || !await this.confirmLead()) return;
     this.beaten = now;
     const counts = Object.fromEntries([...this.tabs].map(([tab, { count }]) => [tab, count]));
     this.common?.postMessage({ what: 'beat', who: this.me, counts });
@@ -343,19 +326,16 @@ class Election {
   /** Take the lead from one that does not answer. One tab at a time, or they would take it from each other. */
   async take() {
     const { session } = this;
-    const again = () => {
-      if (session !== this.session || this.step < 2) return;
-      this.step = 1;
-      this.wait(SILENCE[1]);
-    };
     await this.lock(':take', this.tries++ % 2 ? { steal: true } : { ifAvailable: true }, async lock => {
       if (!lock || !session) return;
       const start = performance.now();
       this.ping();
       await pause(session.signal, SILENCE[2]);
       if (session === this.session && this.step > 1 && performance.now() - start < OUT_OF_BREATH) this.reopen(true);
-    }, again);
-    again();
+    });
+    if (session !== this.session || this.step < 2) return;
+    this.step = 1;
+    this.wait(SILENCE[1]);
   }
 
   /** @param {ElectionMessage} message */
@@ -370,7 +350,7 @@ class Election {
    */
   serve({ what, who, number = 0, bytes = 0, message }) {
     if (what === 'ping') return this.answer(who, true);
-    if (what !== 'ask' && what !== 'acknowledge') {   // it leads, too?
+    if (what !== 'ask' && what !== 'took') {   // it leads, too?
       this.ran = -Infinity;
       this.confirmLead();
       return;
@@ -381,14 +361,14 @@ class Election {
       const out = this.channel(`:${who}`);
       tab = { out, count: 0, bytes: 0, acknowledged: 0, asks: 0, late: false };
       this.tabs.set(who, tab);
-      this.watch(who, async () => {
+      this.lock(`:tab:${who}`, { mode: 'shared' }, async () => {
         if (!await this.confirmLead() || !this.tabs.delete(who)) return;
         this.gone.add(who);
         out.close();
         this.owner.left(who);
       });
     }
-    if (what === 'acknowledge') {
+    if (what === 'took') {
       tab.acknowledged = bytes;
       tab.late = false;
       if (tab.bytes - bytes < LAG) tab.resume?.();
@@ -407,18 +387,22 @@ class Election {
    * @param {boolean} [again]  it may have asked more: that was not seen
    */
   answer(who, again) {
-    const { out = this.common, count = 0, asks = 0 } = this.tabs.get(who) ?? {};
-    out?.postMessage({ what: 'here', who: this.me, to: who, known: out !== this.common, count, asks, again });
+    const tab = this.tabs.get(who);
+    if (tab) tab.out.postMessage({ what: 'here', who: this.me, count: tab.count, asks: tab.asks, again });
+    else this.common?.postMessage({ what: 'lead', who: this.me });
   }
 
   /**
    * What the leader says.
    * @param {ElectionMessage} message
    */
-  hear({ what, who, to, known, number = 0, count = 0, asks = 0, again, bytes = 0, counts = {}, message }) {
-    if (what === 'ping' || what === 'ask' || what === 'acknowledge') return;
-    if (!this.out && what !== 'tell') this.follow(who);
-    if (who !== this.leader) return what === 'tell' ? undefined : this.reopen();
+  hear({ what, who, number = 0, count = 0, asks = 0, again, bytes = 0, counts = {}, message }) {
+    const all = what === 'lead' || what === 'beat';
+    if (!all && what !== 'here' && what !== 'tell') return;
+    if (who !== this.leader) {
+      if (all) this.out ? this.reopen() : this.follow(who);   // what else a former leader said comes late
+      return;
+    }
     this.heard();
     if (what === 'tell') {
       if (number !== ++this.got) return this.miss();
@@ -426,18 +410,16 @@ class Election {
       this.owner.told(message);
       if (this.bytes - this.acknowledged < ACKNOWLEDGE) return;
       this.acknowledged = this.bytes;
-      this.out?.postMessage({ what: 'acknowledge', who: this.me, bytes: this.bytes });
-    } else if (what === 'beat') {
-      if ((counts[this.me] ?? 0) !== this.got) this.ping();
-    } else if (to === this.me) {
-      // Where the leader does not know this tab, the answer came by the channel of all, and may be behind others.
-      if (!known && (this.confirmed || this.got)) return;
+      this.out?.postMessage({ what: 'took', who: this.me, bytes: this.bytes });
+    } else if (what === 'here') {
       if (count !== this.got) return this.miss();
       this.asks.splice(0, asks - this.confirmed);
       this.confirmed = asks;
       if (again) this.send();
       if (!this.asks.length) this.wait(2.5 * this.beatMs);
-    }
+    } else if (what === 'beat') {
+      if ((counts[this.me] ?? 0) !== this.got) this.ping();
+    } else if (!this.confirmed) this.send();   // it has not seen this tab
   }
 
   /** Some of what the leader said is lost. Under another id, this tab has asked for nothing. */

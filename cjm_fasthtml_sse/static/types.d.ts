@@ -144,16 +144,12 @@ interface ElectionTab {
 /**
  * What tabs tell each other.
  *
- * - A follower: `ping`, who leads?; `ask`; `acknowledge`, bytes that it took.
- * - The leader: `lead`, I lead now; `here`, the answer to `ping` and `ask`; `beat`, I am well; `tell`.
+ * - A follower: `ping`, who leads?; `ask`; `took`, so many bytes.
+ * - The leader: `lead`, I lead, the answer to `ping` of a tab that it does not know, too; `here`, the answer to one that it knows, and to `ask`; `beat`, I am well; `tell`.
  */
 interface ElectionMessage {
-  what: 'ping' | 'ask' | 'acknowledge' | 'lead' | 'here' | 'beat' | 'tell';
+  what: 'ping' | 'ask' | 'took' | 'lead' | 'here' | 'beat' | 'tell';
   who: string;
-  /** Who is answered. */
-  to?: string;
-  /** It has asked before. */
-  known?: boolean;
   /** Of an `ask` or a `tell`. */
   number?: number;
   /** Messages to this tab. */
