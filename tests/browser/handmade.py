@@ -1,5 +1,6 @@
 "A FastHTML app in a thread whose streams a test writes by hand, and a proxy that can go silent"
 import asyncio
+import re
 import socket
 import threading
 import time
@@ -171,6 +172,9 @@ class Site:
     def url(self, page): return f'http://127.0.0.1:{self.port}/pages/{page}'
 
 
+STREAM = re.compile(rb'content-type: (text/event-stream|application/octet-stream)')
+
+
 class Proxy:
     "Passes bytes on, until it falls silent: then what is open stays open, and nothing comes through any more"
     def __init__(self, loop, port):
@@ -185,15 +189,17 @@ class Proxy:
         except OSError: return writer.close()
         pair = {'silent': False, 'stream': False, 'delay': self.delay, 'writers': (writer, up[1])}
         self.pairs.append(pair)
-        await asyncio.gather(self._pass(reader, up[1], pair), self._pass(up[0], writer, pair))
+        await asyncio.gather(self._pass(reader, up[1], pair), self._pass(up[0], writer, pair, True))
 
-    async def _pass(self, reader, writer, pair):
+    async def _pass(self, reader, writer, pair, answers=False):
         try:
             while data := await reader.read(65536):
                 head = data.partition(b'\r\n\r\n')[0]
-                if b'content-length' not in head and any(b'content-type: '+o in head for o in (b'text/event-stream', b'application/octet-stream')): pair['stream'] = True
+                if b'content-length' not in head and STREAM.search(head): pair['stream'] = True
                 if pair['stream'] and pair['delay']: await asyncio.sleep(pair['delay'])
                 if not pair['silent']: writer.write(data)
+                # One that has ended leaves a connection that is kept alive for other requests
+                if answers and data.endswith(b'0\r\n\r\n'): pair['stream'] = False
         except OSError: pass
         finally:
             if not pair['silent']: writer.close()
