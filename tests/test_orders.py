@@ -60,7 +60,7 @@ class Tabs(Browser):
 
 @pytest.mark.parametrize('workers', [1, 2, 8, 16])
 async def test_a_page_takes_three_orders_at_most(workers):
-    draw,orders,said,first = random.Random(workers),Counter(),0,{}
+    draw,orders,said = random.Random(workers),Counter(),0
     async with AsyncExitStack() as stack:
         manager = SSEBroadcastManager(heartbeat=0, retry=200)  # As with Redis: the same messages and ids in all of them
         sites = [Site(manager=manager) for _ in range(workers)]
