@@ -33,6 +33,7 @@ class Carriers {
     this.asking = this.anyway = false;
     this.ended = false;
     this.misses = 0;         // answers in a row from a process where there is no place
+    this.settling = false;   // do the channels of a carrier too many look for another place?
     this.works = false;      // has a carrier ever spoken?
     this.silent = 0;         // requests without an answer, before that
     this.heard = 0;          // answers so far
@@ -75,6 +76,11 @@ class Carriers {
     if (this.asking || this.wanted.size) return;
     const used = new Set([...this.channels.values()].map(({ carrier }) => carrier));
     for (const carrier of [...this.carriers.values()]) if (!used.has(carrier)) this.drop(carrier);
+    if (this.carriers.size <= MAX_CARRIERS || this.settling) return;
+    this.settling = true;
+    const load = (/** @type {MuxCarrier} */ carrier) => [...this.channels.values()].filter(channel => channel.carrier === carrier).length;
+    const [least] = [...this.carriers.values()].sort((a, b) => load(a) - load(b));
+    this.drop(least, 'moved');
   }
 
   /** @param {MuxChannel} channel */
@@ -135,7 +141,8 @@ class Carriers {
           carriers: [...this.carriers.keys()],
           open: open.map(({ number, path, ticket, ids }) => [number, path, ticket, ...ids]),
           close,
-          become: this.carriers.size < MAX_CARRIERS,
+          // After two misses one more carrier is quicker than a search: it makes way as soon as there is time.
+          become: this.carriers.size < MAX_CARRIERS || this.misses > 1 && !this.settling && this.carriers.size === MAX_CARRIERS,
         }),
       });
       if (this.ended) abort.abort();   // a carrier that nobody wants any more
@@ -179,6 +186,7 @@ class Carriers {
     }
     if (!carrier) return open.length && this.misses++ < MISSES ? this.again(open) : this.fail(open, 0);   // it has ended in the meantime
     this.misses = 0;
+    this.settling = false;
     for (const number of close) if (this.gone.get(number) === carrier) this.gone.delete(number);
     for (const channel of open) {
       if (this.channels.has(channel.number)) channel.carrier = carrier;
