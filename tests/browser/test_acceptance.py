@@ -277,7 +277,7 @@ class Collecting(Proxy):
     "Keeps the body of a carrier until it is complete, which it never is; with `all`, its headers too"
     what = 'body'
 
-    async def _pass(self, reader, writer, pair):
+    async def _pass(self, reader, writer, *args):
         keeps = False
         try:
             while data := await reader.read(65536):
