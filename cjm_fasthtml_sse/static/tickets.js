@@ -96,6 +96,7 @@ class Tickets {
 
   /** @param {string} url */
   async request(url) {
+    const { signal } = this.leaving;
     // Two at a time. The first of all alone: it may bring the cookie that tells who the visitor is.
     await new Promise(resolve => {
       this.queue.push(() => resolve(undefined));
@@ -104,7 +105,8 @@ class Tickets {
     const abort = new AbortController();
     const stop = () => abort.abort();
     const patience = setTimeout(stop, 30000);
-    this.leaving.signal.addEventListener('abort', stop);
+    signal.addEventListener('abort', stop);
+    if (signal.aborted) stop();   // the page was left before its turn came
     try {
       const response = await fetch(url, { headers: { Accept: 'text/event-stream', 'SSE-Ticket': '1' }, credentials: 'include', cache: 'no-store', signal: abort.signal });
       this.visit(response.headers.get('SSE-Visitor') ?? '');
@@ -113,7 +115,7 @@ class Tickets {
       return response;
     } finally {
       clearTimeout(patience);
-      this.leaving.signal.removeEventListener('abort', stop);
+      signal.removeEventListener('abort', stop);
       stop();
       this.running--;
       this.next();

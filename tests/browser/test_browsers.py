@@ -121,3 +121,31 @@ def test_another_user(tabs, site, until):
     tell()
     tabs.wait("got['/mine'].at(-1) === 'secret of bob'")
     assert 'secret of ann' not in str(tabs.all('got'))
+
+
+def test_a_page_that_is_left_while_it_asks_for_tickets(tabs, site, until):
+    "It asks no more: what it began would keep a connection while the page waits for Back"
+    asked,open_,gate = [],[],asyncio.Event()
+    @site.app.route('/slow/{n}')
+    async def slow(n: str):
+        asked.append(n)
+        await gate.wait()
+        async def frames():
+            open_.append(n)
+            try:
+                yield f'data: {n}\n\n'
+                await asyncio.Event().wait()
+            finally: open_.remove(n)
+        return StreamingResponse(frames(), media_type='text/event-stream')
+    site.pages['p'] = lambda: Div(*[connect(f'/slow/{n}') for n in range(4)])
+    site.pages['none'] = lambda: 'none'
+    tabs.open(site.url('p'))
+    until(lambda: asked, 'a request')
+    tabs[0].goto(site.url('none'))
+    assert tabs[0].evaluate("async () => (await fetch('/pages/none')).status") == 200
+    assert len(asked) == 1
+    site.loop.loop.call_soon_threadsafe(gate.set)
+    tabs[0].go_back(wait_until='commit')
+    tabs.active(4)
+    until(lambda: sorted(open_) == ['0', '1', '2', '3'], lambda: f'each open once, not {open_}')
+    one_connection(site, until)

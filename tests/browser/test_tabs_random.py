@@ -222,7 +222,12 @@ class World:
             self.wait(secs)
             os.kill(pid, signal.SIGCONT)
 
+    def loaded(self):
+        "A page whose scripts don't come is none"
+        for page in self.having('here'): page.wait_for_function("document.readyState !== 'loading'")
+
     def restart(self):
+        self.loaded()
         self.note('stop')
         self.site.stop()
         self.wait(self.rand.choice([0, .3, 1.5]))
@@ -230,10 +235,12 @@ class World:
         self.note('start')
 
     def cut(self):
+        self.loaded()
         self.note('cut')
         self.proxy.cut()
 
     def silence(self):
+        self.loaded()
         self.note('silence')
         self.proxy.fall_silent(idle=False)
 
@@ -326,7 +333,7 @@ def test_whatever_happens(make_site, loop, tabs, until, seed):
             for url in STREAMS:
                 if fault := feed.wrong(url, got.get(url, []), drawn): wrong[f'tab {world.names[page]}'][url] = fault
         if wrong:
-            states = '[cjmSSE.sources.map(s => `${s.url} ${s.state}`), shown]'
+            states = '[window.cjmSSE?.sources.map(s => `${s.url} ${s.state}`), window.shown]'
             for page in tabs: print(world.names[page], page.evaluate(states))
             print(*[text for _,text in tabs.console if '[sse]' in text], sep='\n')
         assert not wrong, f'TABS_SEED={seed}'
