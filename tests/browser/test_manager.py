@@ -23,7 +23,7 @@ def board(site):
     snapshot = lambda: [oob_element('list', [item(n) for n in board.things])]
     @site.app.route('/events')
     def events(req):
-        board.streams += 1
+        board.streams += 'sse-ticket' not in req.headers
         return board.manager.stream(req, render=board.updater, snapshot=snapshot, until='job:done')
     site.pages['p'] = lambda: Div(HTMXSSEConnector.create_sse_element(endpoint=events, element_id='sse-connection', hidden=True, auto_reconnect=False),
         Ul(id='list'), Span(id='connection-status'), Input(id='typed'),
