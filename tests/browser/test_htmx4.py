@@ -230,18 +230,19 @@ def test_tabs_share(page, site, until, state):
     tabs = [page, *[page.context.new_page() for _ in range(3)]]
     for tab in tabs: tab.goto(site.url('p'))
     for tab in tabs: tab.wait_for_selector('#connection-status[data-sse-state=active]')
-    until(lambda: site.count() == 1)
+    until(lambda: (site.count(), site.connections) == (4, 1))
     for i in '12': site.publish(f'<ul id="list" hx-swap-oob="beforeend"><li>{i}</li></ul>')
     for tab in tabs: shows(tab, '#list', '12')
     tabs.pop().close()
     site.publish('<ul id="list" hx-swap-oob="beforeend"><li>3</li></ul>')
     for tab in tabs: shows(tab, '#list', '123')
-    until(lambda: site.count() == 1)
+    until(lambda: (site.count(), site.connections) == (3, 1))
 
 
 @pytest.mark.parametrize('order', ['client first', 'client last', 'without hx-sse', 'other extensions approved'])
 def test_headers(page, make_site, until, order):
     "The client works before htmx 4 and after it, without hx-sse, and where the page has a list of extensions that does not hold it"
+    page.direct.add('off')  # A client that is there by hand has nobody to order from
     hdrs = HTMX4()
     if order == 'without hx-sse': hdrs.pop()
     if order == 'other extensions approved': hdrs.insert(0, Meta(name='htmx-config', content='{"extensions": "sse"}'))
@@ -308,7 +309,7 @@ def test_fast_app(page, make_site, until, state, setup):
         from cjm_fasthtml_sse.helpers import setup_sse
         setup_sse(app)
     else: insert_htmx_sse_ext(app.hdrs)
-    site.app = app
+    site.app = site.served.app = app
     site.start()
     def cdn(route):
         package, _, path = route.request.url.removeprefix('https://cdn.jsdelivr.net/npm/').partition('/')
