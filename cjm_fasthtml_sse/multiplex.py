@@ -477,7 +477,7 @@ class Multiplexer:
         if 'sse.visit' in scope:  # Another app is around this one, and serves its streams
             if self.visitors.ask: hint(('visitor', id(self)), '`visitor` of a mounted app is not asked: give it to `setup_sse` of the app around it')
             return self.app(scope, receive, send)
-        if self.on and get_route_path(scope)==self.path: return self._take(scope, receive, send)
+        if self.on and scope['path'].endswith(self.path) and get_route_path(scope)==self.path: return self._take(scope, receive, send)
         visit = scope['sse.visit'] = Visit(scope)
         if self.on: visit.orders = visit.root+self.path
         return self.app(scope, receive, self._telling(visit, send))
@@ -485,29 +485,15 @@ class Multiplexer:
     @leaves_bodies_alone
     def _telling(self, visit, send):
         "`send`, for a request that is no channel's: adds what the browser has to know, and the first byte of a stream"
-        first,begun = None,False
-        async def first_byte():
-            nonlocal begun
-            begun = True
-            # A comment: some browsers know of a response only when there is a byte of its body
-            with suppress(Exception): await send({'type': 'http.response.body', 'body': b':\n\n', 'more_body': True})
-        async def begin(message):
-            nonlocal first
-            if more := self.visitors.response_headers(visit, message): message = {**message, 'headers': [*message.get('headers', ()), *more]}
-            await send(message)
-            if message['status']==200 and visit.scope['method']!='HEAD' and is_stream(message):
-                # A manager's stream begins at once by itself
-                if not {k.lower() for k,_ in message['headers']}&{b'content-length', b'content-encoding', b'sse-stream'}: first = asyncio.create_task(first_byte())
-        async def go_on(message):
-            nonlocal first
-            if first is not None and (message.get('body') or not message.get('more_body')):
-                task,first = first,None
-                if not begun: task.cancel()  # The app was faster
-                elif not task.done(): await asyncio.wait({task})
-            await send(message)
+        first = None
         def _send(message):
-            if message['type']=='http.response.start': return begin(message)
-            return send(message) if first is None else go_on(message)
+            nonlocal first
+            if message['type']=='http.response.start':
+                if more := self.visitors.response_headers(visit, message): message = {**message, 'headers': [*message.get('headers', ()), *more]}
+                if not _lacks_first_byte(visit, message): return send(message)
+                first = _FirstByte(send)
+                return first.after(message)
+            return send(message) if first is None else first.before(message)
         return _send
 
     async def _take(self, scope, receive, send):
@@ -615,6 +601,32 @@ class Multiplexer:
             for o in tasks:
                 o.cancel()
                 o.add_done_callback(_heard)
+
+def _lacks_first_byte(visit, message):
+    "May this be a stream that says nothing at first? A manager's begins at once by itself"
+    if message['status']!=200 or visit.scope['method']=='HEAD' or not is_stream(message): return False
+    return not {k.lower() for k,_ in message['headers']}&{b'content-length', b'content-encoding', b'sse-stream'}
+
+class _FirstByte:
+    "A comment, sent if the app says nothing at once: some browsers know of a response only when there is a byte of its body"
+    def __init__(self, send): self.send,self.task,self.begun = send,None,False
+
+    async def after(self, message):
+        "Send the beginning of the response"
+        await self.send(message)
+        self.task = asyncio.create_task(self.run())
+
+    async def run(self):
+        self.begun = True
+        with suppress(Exception): await self.send({'type': 'http.response.body', 'body': b':\n\n', 'more_body': True})
+
+    async def before(self, message):
+        "Send a part of the body"
+        if self.task is not None and (message.get('body') or not message.get('more_body')):
+            task,self.task = self.task,None
+            if not self.begun: task.cancel()  # The app was faster
+            elif not task.done(): await asyncio.wait({task})
+        await self.send(message)
 
 async def _until_gone(receive):
     while (await receive())['type']!='http.disconnect': pass

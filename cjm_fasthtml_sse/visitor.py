@@ -21,15 +21,19 @@ from .hints import hint
 # %% ../nbs/visitor.ipynb #bdb2395f
 class Visit:
     "One request: its address as the browser says it, and the session"
-    __slots__ = 'scope','root','path','orders','session','_entered'
+    __slots__ = 'scope','root','orders','session','_entered'
     def __init__(self,
         scope: dict  # As the outermost layer gets it
     ):
         self.scope,self.root = scope,scope.get('root_path', '')
-        self.path = self.root+get_route_path(scope)  # A server may keep the prefix apart
         self.orders = ''  # Where the page may order channels; empty: nowhere
         self.session: Any = None
         self._entered = False
+
+    @property
+    def path(self):
+        "As the browser says it, without the query. A server may keep the prefix apart"
+        return self.root+get_route_path(dict(path=self.scope['path'], root_path=self.root))
 
     def enter(self,
         scope: dict  # Of the same request, within the middleware
@@ -155,7 +159,7 @@ class Visitors:
             # A cache would hand them to others
             if not any(k.lower()==b'cache-control' for k,_ in message.get('headers', ())): headers.append((b'cache-control', b'no-store'))
             return headers
-        if not any(k==b'hx-request' and v==b'true' for k,v in visit.scope['headers']): return []
+        if not _is_of_htmx(visit.scope): return []
         # What a cache may keep says nothing of who asks now
         if any(k.lower()==b'cache-control' and (b'max-age' in v or b'public' in v) for k,v in message.get('headers', ())): return []
         visitor = self.known(visit)
@@ -165,7 +169,14 @@ def is_stream(
     message: dict  # `http.response.start`
 ) -> bool:
     "Tell whether a response says that it is an event stream"
-    return any(k.lower()==b'content-type' and v.startswith(b'text/event-stream') for k,v in message.get('headers', ()))
+    for k,v in message.get('headers', ()):  # Each response comes by here
+        if v.startswith(b'text/event-stream') and k.lower()==b'content-type': return True
+    return False
+
+def _is_of_htmx(scope):
+    for k,v in scope['headers']:
+        if k==b'hx-request': return v==b'true'
+    return False
 
 def _text(value):
     "What the app says of a visitor, as text; `None` where it says nothing"
