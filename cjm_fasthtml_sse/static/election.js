@@ -188,7 +188,8 @@ class Election {
       if (leader !== this.leader) return;
       this.leader = '';   // somebody has the lock now
       this.asks = [];
-      this.heard();
+      this.step = 0;
+      this.wait(SILENCE[0]);
     });
     this.heard();
     this.send();

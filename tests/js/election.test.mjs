@@ -185,6 +185,49 @@ test('the lead that comes to a frozen tab, and goes on, is not its', async () =>
   assert.equal(waiting.election.leader, other.election.me);
 });
 
+test('where the next in line is frozen, nobody has to ask for another one to lead', async () => {
+  const [world, a, b, c] = await elected(3);
+  await world.run(100);
+  const next = world.locks.waiting.find(o => o.name === 'sse2:test').tab, other = next === b ? c : b;
+  next.freeze();
+  a.crash();
+  const { now } = world;
+  await world.until(() => other.leads);
+  assert(world.now - now < 3200, `${world.now - now}`);
+});
+
+test('an answer of the browser that is older than a freeze does not count', async () => {
+  const [world, a, b] = await elected(2);
+  await world.run(5000);
+  let res;
+  a.election.confirmLead().then(o => { res = o; });
+  await world.run();
+  a.freeze();
+  b.election.ask('x');
+  await world.until(() => b.leads);
+  const { backlog } = a;
+  a.backlog = backlog.splice(0, 1);
+  a.thaw();
+  await world.until(() => res !== undefined);
+  assert.equal(res, false);
+  assert.deepEqual(what(a).slice(0, 2), ['lead', 'lost']);
+});
+
+test('the last words of a tab that is gone count no second time', async () => {
+  for (let seed = 1; seed < 40; seed++) {
+    const [world, a, b] = await elected(2, seed);
+    b.election.ask('x');
+    b.election.send();
+    await world.until(() => a.log.length === 2);
+    const { me } = b.election;
+    const onItsWay = world.tasks.filter(o => o.tab === a && o.lossy);
+    for (const task of onItsWay) task.at += 100;
+    b.crash();
+    await world.run(1000);
+    assert.deepEqual(a.log.slice(1), [['asked', me, 'x'], ['left', me]]);
+  }
+});
+
 test('what was asked while nobody led is kept; what was asked of a former leader is void', async () => {
   const world = new World(), [a, b] = [world.tab(), world.tab()];
   b.election.ask('early');
