@@ -96,6 +96,23 @@ async def test_all_streams_of_a_browser_on_one_connection(tmp_path, name, http2)
             while (await direct.get('/held')).json()['carriers']: await asyncio.sleep(.05)
 
 
+@pytest.mark.parametrize('http2', [False, True], ids=['HTTP/1.1', 'HTTP/2'])
+@needs['nginx']
+async def test_nginx_as_it_comes_and_its_rules_by_path(tmp_path, http2):
+    "It tells the app another `Host`, and the carrier works all the same. What it denies is denied to channels"
+    changes = {'proxy_set_header Host $http_host;': '', 'location / {': 'location = /by_hand { deny all; }\n        location / {'}
+    with running(uvicorn('mux:app', '--proxy-headers'), tmp_path/'app.log', env=dict(HOME=str(tmp_path))) as app, proxying('nginx', app.port, tmp_path, changes=changes) as proxy:
+        async with Browser(proxy.url, verify=trusting(proxy), http2=http2, http1=not http2, secret=None) as browser:
+            fine = await browser.open('/events')
+            await fine.until(lambda o: o.events)
+            denied = await browser.open('/by_hand')
+            await denied.until(lambda o: o.words)
+            assert denied.words==[dict(ticket=True)] and browser.tickets.keys()=={'/events'}
+            assert (await browser.client.get('/by_hand')).status_code==403
+            await browser.client.get('/say', params=dict(text='hello'))
+            await fine.says('hello')
+
+
 @both
 async def test_a_tab_that_is_closed_is_noticed_behind_the_proxy(app, tmp_path, name):
     "A browser ends one stream of its HTTP/2 connection, and keeps the connection"
