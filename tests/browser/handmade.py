@@ -51,19 +51,20 @@ class Opened(StreamingResponse):
 
 
 class Counting:
-    "Counts the connections on which streams come, as the server sees them"
-    def __init__(self, app): self.app,self.count = app,0
+    "Knows the connections on which streams come, as the server sees them"
+    def __init__(self, app): self.app,self.open = app,[]
 
     async def __call__(self, scope, receive, send):
         long = []
         def _send(message):
             if message['type'] == 'http.response.start':
                 kinds = [v.split(b';')[0] for k,v in message['headers'] if k == b'content-type']
-                long[:] = [o for o in kinds if o in (b'text/event-stream', b'application/octet-stream')]
-                self.count += len(long)
+                long[:] = [scope['path'] for o in kinds if o in (b'text/event-stream', b'application/octet-stream')]
+                self.open += long
             return send(message)
         try: await self.app(scope, receive, _send)
-        finally: self.count -= len(long)
+        finally:
+            for o in long: self.open.remove(o)
 
 
 class Site:
@@ -144,7 +145,7 @@ class Site:
     @property
     def connections(self):
         "Connections on which streams come, however many they carry"
-        return self.served.count
+        return len(self.served.open)
 
     def start(self):
         socks = []

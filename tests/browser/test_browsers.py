@@ -18,7 +18,7 @@ def site(make_site): return make_site(lambda app: setup_sse(app, multiplex=True)
 
 
 def one_connection(site, until):
-    until(lambda: site.connections == 1, lambda: f'one connection instead of {site.connections}')
+    until(lambda: site.connections == 1, lambda: f'one connection instead of {site.served.open}')
 
 
 def test_twelve_tabs(tabs, site, board, until):

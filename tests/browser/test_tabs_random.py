@@ -340,7 +340,7 @@ def test_whatever_happens(make_site, loop, tabs, until, seed):
         assert max(answers(tabs)) < 10000
         proxy.cut()  # From here on the server knows which connections are open
         wanted = 1 if shared else len(tabs)
-        until(lambda: site.connections == wanted, lambda: f'{wanted} connections instead of {site.connections}')
+        until(lambda: site.connections == wanted, lambda: f'{wanted} connections instead of {site.served.open}')
     finally:
         for go_on in world.frozen.values(): go_on()
         proxy.stop()
