@@ -3,16 +3,16 @@ import re
 from importlib.resources import files
 
 import pytest
-from fasthtml.common import Button, Div, Li, NotStr, P, Span, Ul, to_xml
+from fasthtml.common import Button, Div, Li, NotStr, P, Script, Span, Ul, to_xml
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from handmade import HTMX4, MAJORS
+from handmade import HTMX2, HTMX4, MAJORS
 from tabs import each_browser
 
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.helpers import setup_sse
-from cjm_fasthtml_sse.htmx import HTMXSSEConnector
+from cjm_fasthtml_sse.htmx import HTMXSSEConnector, client_js
 
 connect = HTMXSSEConnector.create_sse_element
 
@@ -116,6 +116,21 @@ class TestKeptElements:
         site.send(line('a'))
         shows(page, '#free', 'a')
         assert page.inner_text('#barred') == '' and len(site.requests) == 1
+
+    @pytest.mark.parametrize('order', ['htmx extension client', 'htmx client extension', 'client htmx extension', 'client htmx'])
+    def test_scripts_of_htmx_2(self, page, make_site, until, order):
+        "Whether htmx's own extension comes before the client, after it or not at all, the client serves the elements"
+        page.direct.add('off')  # A client that is there by hand has nobody to order from
+        htmx,extension = HTMX2()
+        scripts = dict(htmx=htmx, extension=extension, client=Script(client_js('2'), data_sse_client=True))
+        site = make_site(hdrs=[scripts[o] for o in order.split()], setup=None)
+        site.pages['p'] = lambda: live()
+        page.goto(site.url('p'))
+        until(site.count)
+        page.evaluate("document.querySelector('#live').classList.add('x'); htmx.process(document.body)")
+        site.send(line('a'))
+        shows(page, '#log', 'a')
+        assert (page.evaluate('cjmSSE.sources.length'), len(site.requests), complaints(page)) == (1, 1, [])
 
 
 class TestAttributes:
