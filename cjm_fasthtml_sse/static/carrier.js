@@ -174,7 +174,7 @@ class Carriers {
     if (status !== 200 && status !== 204) return this.refused(open, status, headers.get('Retry-After'));
     this.refusals = this.trouble = 0;
     this.heard++;
-    this.owner.visit(visitor);
+    this.owner.visit(visitor, true);
     for (const carrier of [...this.carriers.values()]) if (carrier.visitor !== visitor) this.drop(carrier, 'moved');
     let carrier = this.carriers.get(id);
     if (status === 200 && response.body) {

@@ -112,14 +112,21 @@ class Multiplexer {
   /**
    * The server has said who the visitor is.
    * @param {string} visitor
+   * @param {boolean} [seen]  by who holds the carriers: they know what to do
    */
-  visit(visitor) {
+  visit(visitor, seen = false) {
     const was = this.visitor;
     if (!visitor || visitor === was) return;
     this.visitor = visitor;
     this.tickets.of(visitor);
     this.pages?.postMessage({ visitor });
     if (!was) return;
+    // From here on nothing is shown that was for somebody else.
+    if (!seen) for (const key of [...this.open.keys()]) {
+      if (this.wanted.has(key)) continue;
+      this.link?.ask({ close: key });
+      this.hear(key, { moved: true });
+    }
     this.carriers?.ask(true);
     for (const source of this.sources()) if (source.direct) source.reconnect('another visitor');
   }

@@ -370,8 +370,15 @@ def test_another_user_by_htmx(tabs, users, until):
     tabs.active(2)
     until(lambda: users.present() == {'ann': 3, 'all': 3})
     tabs[1].evaluate("document.addEventListener('htmx:afterSwap', e => { if (e.target.id === 'who') got['/mine'].push('now') })")
+    orders = []
+    tabs.context.route(f'**{PATH}', lambda route: orders.append(route))
     with talk(users):
         tabs[1].locator('#be-bob').click()
+        tabs[1].wait_for_function("got['/mine'].includes('now')")
+        until(lambda: orders, 'orders are under way')
+        tabs[1].wait_for_timeout(300)  # Some messages for ann
+        for o in orders: o.continue_()
+        tabs.context.unroute(f'**{PATH}')
         until(lambda: users.present() == {'bob': 3, 'all': 3}, lambda: f"all are bob's: {users.present()}")
     users.say('over')
     hears(tabs, 'bob', 'over')
