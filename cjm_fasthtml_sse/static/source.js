@@ -188,20 +188,22 @@ class SSESource extends EventTarget {
    * @param {boolean} own
    */
   deliver(type, data, id, own) {
-    if (own && this.counts && !this.advances(type, id)) return;
-    this.lastEventId = id;
-    if (data !== null) this.dispatchEvent(new MessageEvent(type, { data, lastEventId: id, origin: location.origin }));
-    if (id) this.cursor = '';
+    if (own && !this.takeId(type, id)) return;
+    if (data !== null) this.dispatchEvent(new MessageEvent(type, { data, lastEventId: this.lastEventId, origin: location.origin }));
+    if (this.lastEventId) this.cursor = '';
   }
 
   /**
-   * Does a message come when it is due? Within one epoch nothing is shown twice, and the last id never goes back.
+   * Take the id of a message over, and say whether to show it. Within one epoch of our own ids nothing is shown twice, and the last id never goes back.
    * @param {string} type
    * @param {string} id  `epoch-number`, or `epoch:number-number`
    */
-  advances(type, id) {
-    const [, epoch, ms = '0', number] = /^([^:]*?)(?::(\d{1,20}))?-(\d{1,20})$/.exec(id) ?? [];
-    if (epoch === undefined) return true;
+  takeId(type, id) {
+    const [, epoch, ms = '0', number] = this.counts && /^([^:]*?)(?::(\d{1,20}))?-(\d{1,20})$/.exec(id) || [];
+    if (epoch === undefined) {
+      this.lastEventId = id;
+      return true;
+    }
     const at = [Number(ms), Number(number)];
     const { mark } = this;
     const message = !type.startsWith('sse:');
@@ -210,6 +212,7 @@ class SSESource extends EventTarget {
     const shown = past === 0 && mark !== null && mark.shown;
     if (message && shown) return false;
     this.mark = { epoch, at, shown: shown || message };
+    this.lastEventId = id;
     return true;
   }
 

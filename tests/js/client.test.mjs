@@ -41,6 +41,13 @@ test('within an epoch nothing comes again, and the last id never goes back', () 
   assert.deepEqual(s.got.at(-1), 'f-1', 'another epoch begins anew');
 });
 
+test('what has no id of its own has the last one that counted', () => {
+  const s = source('v=1;heartbeat=15;epoch=e');
+  const { EventStreamParser } = load({}, 'parser');
+  new EventStreamParser(s.listener(s.turn), '').feed('id: e-5\ndata: a\n\nid: e-4\ndata: b\n\ndata: c\n\nid: e-3\nevent: sse:close\ndata: d\n\n');
+  assert.deepEqual([s.got, s.lastEventId], [['a', 'c', 'd'], 'e-5']);
+});
+
 test('ids of two numbers are compared by the first, then the second', () => {
   const s = source('v=1;heartbeat=15;epoch=e');
   s.take('e:9-5', 'e:10-0', 'e:9-6', 'e:10-18446744073709551615');
