@@ -261,7 +261,7 @@ class Carriers {
         carrier.chunks++;
         this.works = true;
         rest = this.frames(carrier, join(rest, value));
-        this.flush();
+        await this.flush();   // what the tabs do not take waits at the server
       }
     } catch { /* as an end */ }
     this.drop(carrier, 'lost');
@@ -316,7 +316,7 @@ class Carriers {
   flush() {
     const { news } = this;
     this.news = new Map();
-    for (const [tab, each] of news) this.owner.tell(tab, each);
+    return Promise.all([...news].map(([tab, each]) => this.owner.tell(tab, each)));
   }
 
   /**

@@ -293,9 +293,10 @@ class Multiplexer {
    * What has come for a tab.
    * @param {string} tab
    * @param {MuxNews[]} news
+   * @returns {Promise<void> | void}  where the tab has much to take, until it has
    */
   tell(tab, news) {
-    this.link?.tell(tab, news, news.reduce((sum, [, { bytes }]) => sum + (bytes?.length ?? 0), 0));
+    return this.link?.tell(tab, news, news.reduce((sum, [, { bytes }]) => sum + (bytes?.length ?? 0), 0));
   }
 
   /** @param {MuxNews[]} news */
