@@ -132,7 +132,7 @@ class Carriers {
     const abort = new AbortController();
     const chunks = new Map([...this.carriers.values()].map(carrier => [carrier, carrier.chunks]));
     // A carrier says at once that it is one.
-    const patience = setTimeout(() => abort.abort(), 10000);
+    const patience = setTimeout(() => abort.abort(), 5000);
     try {
       const response = await fetch(this.owner.url, {
         method: 'POST', credentials: 'same-origin', cache: 'no-store', signal: abort.signal,
