@@ -308,7 +308,7 @@ def test_falling_back_from_what_collects(page, tabs, make_site, until, passes, w
         app.build_middleware_stack = collecting
     site = make_site(collect)
     site.pages['p'] = lambda: Div(connect('/stream/one'), connect('/stream/two'))
-    tabs.context.add_init_script('const wait = setTimeout; window.setTimeout = (f, ms, ...rest) => wait(f, ms === 10000 ? 500 : ms, ...rest)')
+    tabs.context.add_init_script('const wait = setTimeout; window.setTimeout = (f, ms, ...rest) => wait(f, ms === 5000 ? 500 : ms, ...rest)')
     tabs.open(site.url('p'), 2)
     tabs.active(2)
     assert tabs.all(STEP) == ['direct']*2 and tabs.all(BROKEN) == [why]*2 and kept
