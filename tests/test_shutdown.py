@@ -167,8 +167,9 @@ def test_a_response_that_closes_its_connection_stops_nothing(in_a_thread):
 @pytest.mark.parametrize('runs', [1, 2])
 def test_ctrl_c_in_asyncio_run(runs):
     "It cancels the main task, however many runs were before, and never strikes within the event loop"
-    script = '\n'.join(['import asyncio, os, signal', 'from cjm_fasthtml_sse.core import SSEBroadcastManager', 'm = SSEBroadcastManager()',
-        'async def main(kill):', '    await m.register_connection()', '    if not kill: return',
+    script = '\n'.join(['import asyncio, os, signal', 'from cjm_fasthtml_sse.core import SSEBroadcastManager',
+        'signal.signal(signal.SIGINT, signal.default_int_handler)',  # A shell's job in the background ignores it
+        'm = SSEBroadcastManager()', 'async def main(kill):', '    await m.register_connection()', '    if not kill: return',
         '    asyncio.get_running_loop().call_later(.05, os.kill, os.getpid(), signal.SIGINT)',
         '    try: await asyncio.sleep(20)', '    except asyncio.CancelledError: print("cancelled", flush=True); await asyncio.sleep(.05); print("cleaned up", flush=True); raise',
         f'for n in range({runs}):', f'    try: asyncio.run(main(n=={runs-1}))', '    except KeyboardInterrupt: print("stopped")',
