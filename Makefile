@@ -20,6 +20,9 @@ tabs: .venv/dev ## Whatever may happen to tabs and connections: 20 random runs i
 	@TABS_RUNS=20 TABS_BROWSER=chromium $(BIN)/python -m pytest tests/browser/test_tabs_random.py -q
 	@TABS_RUNS=5 TABS_BROWSER=firefox $(BIN)/python -m pytest tests/browser/test_tabs_random.py -q
 
+webkit: .venv/dev ## What matters most about tabs and connections, in Debian's WebKitGTK: a minute or two
+	@$(BIN)/python tests/webkit.py
+
 soak: .venv/dev ## 200,000 tabs come and go, and 40,000 over sockets: does anything stay?
 	@SOAK=200000 $(BIN)/python -m pytest tests/test_soak.py -q -s
 
@@ -60,4 +63,4 @@ clean: ## Remove the environment and all that the tools made
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@ .venv/app
 
-.PHONY: help demo test chaos tabs soak bench bench-all docs readme prepare clean
+.PHONY: help demo test chaos tabs webkit soak bench bench-all docs readme prepare clean

@@ -87,17 +87,22 @@ def fingerprints():
     return {f.relative_to(ROOT).as_posix(): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
-@check
-def system():
-    "Programs from Debian that the tests drive"
-    where = {cmd: shutil.which(cmd, path=f"{ENV['PATH']}:/usr/sbin:/sbin") for cmd in DEBIAN}  # Servers are not on everybody's PATH
-    lacking = [DEBIAN[cmd] for cmd, path in where.items() if not path]
-    if not lacking: return print(*where.values(), sep='\n')
+def install(programs):
+    "Install what is not there of `programs` (command: its package in Debian), which takes root"
+    where = {cmd: shutil.which(cmd, path=f"{ENV['PATH']}:/usr/sbin:/sbin") for cmd in programs}  # Servers are not on everybody's PATH
+    lacking = [programs[cmd] for cmd, path in where.items() if not path]
+    if not lacking: return where.values()
     if not shutil.which('apt-get'): raise Failed(f"not found: {', '.join(lacking)} (Debian's names). Install them and put them on the PATH")
     if os.geteuid(): raise Failed(f"not found. Run: sudo apt-get install {' '.join(lacking)}")
     run('apt-get', 'update', '-qq', secs=180, quiet=True)
     run('apt-get', 'install', '-y', '-qq', '--no-install-recommends', *lacking, secs=1500, quiet=True)
-    print('installed:', *lacking)
+    return 'installed:',*lacking
+
+
+@check
+def system():
+    "Programs from Debian that the tests drive"
+    print(*install(DEBIAN), sep='\n')
 
 
 @check

@@ -95,8 +95,7 @@ class Tabs(list):
 def tabs(page): return Tabs(page)
 
 
-@pytest.fixture
-def board(site):
+def three_streams(site):
     "Three streams of one manager"
     class Board:
         manager,open,most,requests = SSEBroadcastManager(heartbeat=1., retry=100, replay_size=20000),dict.fromkeys('abc', 0),dict.fromkeys('abc', 0),[]
@@ -152,6 +151,10 @@ def board(site):
     site.pages['two'] = lambda: Div(*[connect(f'/{o}/events', after=board.manager.cursor) for o in 'ab'])
     site.pages['none'] = lambda: 'none'
     return board
+
+
+@pytest.fixture
+def board(site): return three_streams(site)
 
 
 def answers(tabs):
