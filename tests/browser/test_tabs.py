@@ -143,7 +143,7 @@ def test_streams_without_ids(tabs, make_site, until):
 
 @pytest.mark.parametrize('how', ['loads', 'takes over'])
 @pytest.mark.parametrize('id', ['same', 'counted'])
-def test_ids_of_others(tabs, make_site, id, how):
+def test_ids_of_others(tabs, make_site, until, id, how):
     "Always the same, or counted anew by each connection: all messages are shown, when another page loads and when another tab takes over"
     site = make_site()
     counted = iter('123456789')
@@ -156,8 +156,9 @@ def test_ids_of_others(tabs, make_site, id, how):
     say(*'abcdef')
     if how == 'loads': tabs.open(site.url('p'))
     else:
+        before = len(site.requests)
         tabs.pop(tabs.index(tabs.leader())).close()
-        tabs.leader()
+        until(lambda: len(site.requests) > before and site.count('events') == 1, 'the tab that took over has a stream')
     tabs.active(1)
     counted = iter('123456789')
     say(*'ghi')
