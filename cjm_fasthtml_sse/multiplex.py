@@ -6,8 +6,8 @@ Docs: https://example.github.io/cjm-fasthtml-sse/multiplex.html.md"""
 
 # %% auto #0
 __all__ = ['ABOUT', 'TURN', 'BUFFER', 'BUDGET', 'FLOOD', 'GRACE', 'BEAT', 'LAST_WORDS', 'WRITE', 'UNANSWERED', 'AWAY', 'STUCK',
-           'PATH', 'BODY', 'CHANNELS', 'CARRIERS', 'EACH', 'VERSION', 'frame', 'Channel', 'Carrier', 'Refused',
-           'stream_path', 'stream_scope', 'Order', 'Multiplexer']
+           'PUSHES', 'PATH', 'BODY', 'CHANNELS', 'CARRIERS', 'EACH', 'VERSION', 'frame', 'Channel', 'Carrier',
+           'Refused', 'stream_path', 'stream_scope', 'Order', 'Multiplexer']
 
 # %% ../nbs/multiplex.ipynb #fcd7d481
 import asyncio,json,logging,random,re,secrets,socket,struct
@@ -220,13 +220,15 @@ WRITE = 1<<18    # Bytes in one write, about
 UNANSWERED = 6   # Requests without an answer at a time, at most: as many as a browser has connections
 AWAY = 2         # Channels that are on connections of their own at a time, at most
 STUCK = 4        # Signs of life in a row that a browser has not read: it does not read any more
+PUSHES = .05,.5  # Seconds of silence behind which a browser that keeps back what comes gets a push
 
 class Carrier:
     "The connection that channels share"
     def __init__(self,
-        tag: str  # Of the visitor whose it is
+        tag: str,  # Of the visitor whose it is
+        keeps_back: bool = False  # Does its browser keep back the end of what comes, until more comes?
     ):
-        self.tag,self.id = tag,secrets.token_urlsafe(18)
+        self.tag,self.id,self.keeps_back = tag,secrets.token_urlsafe(18),keeps_back
         self.open,self.channels = True,{}
         self.moves = False   # Is its browser to open its channels anew?
         self.let_in = False  # Was any channel ever answered with a stream?
@@ -288,6 +290,7 @@ class Carrier:
                         began = loop.time()
                         await send({'type': 'http.response.body', 'body': self._turn(), 'more_body': True})
                         self.blocked += min(1., loop.time()-began)
+                        if self.keeps_back: await self._push(loop, send)
         finally:
             beats.cancel()
             self._patience = None  # It can't be changed any more
@@ -295,6 +298,16 @@ class Carrier:
     async def _until_news(self, loop):
         self._news = loop.create_future()  # Half of what an `asyncio.Event` costs, each time
         await self._news
+
+    async def _push(self, loop, send):
+        "As long as there is no news: an empty frame of no channel, now and then, for the sake of what came before"
+        for secs in PUSHES:
+            if self._called or not self.open: return
+            self._news = loop.create_future()
+            timer = loop.call_later(secs, _done, self._news)
+            try: await self._news
+            finally: timer.cancel()
+            if self.open and not self._called: await send({'type': 'http.response.body', 'body': bytes(8), 'more_body': True})
 
     async def _beats(self):
         while self._unread<STUCK:
@@ -342,6 +355,11 @@ class Carrier:
         for o in [*self.channels.values()]: o.close()
         self._called.clear()
         _done(self._news)
+
+def _keeps_back(scope):
+    "Is this WebKit, on whatever system? Chromium's name for itself says so, too"
+    agent = dict(scope['headers']).get(b'user-agent', b'')
+    return b'AppleWebKit' in agent and b'Chrom' not in agent
 
 # %% ../nbs/multiplex.ipynb #380faea8
 class Refused(Exception):
@@ -571,7 +589,7 @@ class Multiplexer:
         channel.start(self.app, request | {'sse.channel': channel})
 
     async def _become(self, order, tag, headers, scope, receive, send):
-        carrier,self.loop = Carrier(tag),asyncio.get_running_loop()
+        carrier,self.loop = Carrier(tag, _keeps_back(scope)),asyncio.get_running_loop()
         watch_signals(self)
         self.carriers[carrier.id] = carrier
         tasks = []
