@@ -303,9 +303,8 @@ class Carrier:
         "As long as there is no news: an empty frame of no channel, now and then, for the sake of what came before"
         for secs in PUSHES:
             if self._called or not self.open: return
-            self._news = loop.create_future()
-            timer = loop.call_later(secs, _done, self._news)
-            try: await self._news
+            timer = loop.call_later(secs, lambda: _done(self._news))
+            try: await self._until_news(loop)
             finally: timer.cancel()
             if self.open and not self._called: await send({'type': 'http.response.body', 'body': bytes(8), 'more_body': True})
 

@@ -177,8 +177,7 @@ class Multiplexer {
   async alone(source, headers, signal) {
     try {
       const response = await direct(source, 'step', headers, signal);
-      if (response.status < 500) return response;
-      this.stepUp();
+      if (response.status >= 500) this.stepUp();
       return response;
     } catch (error) {
       if (!signal.aborted) this.stepUp();   // then it was not for the carrier's sake
@@ -253,7 +252,7 @@ class Multiplexer {
     }
   }
 
-  /** Some of what the leader told this tab is lost. */
+  /** Some of what was told to this tab is lost, or comes no more: all channels are to be opened anew. */
   missed() {
     for (const key of [...this.open.keys()]) this.hear(key, { moved: true });
   }
@@ -315,7 +314,6 @@ class Multiplexer {
     if (!open) return;
     if (bytes) return open.controller?.enqueue(bytes);
     if (word.cookie) return this.tickets.fetchCookie(new URL(open.path, location.href).href);
-    const again = retry ? { 'Retry-After': retry } : undefined;
     if (status === 200) {
       if (this.downs && this.step === this.best) this.recovered();
       const body = new ReadableStream({ start: controller => { open.controller = controller; } });
@@ -326,7 +324,7 @@ class Multiplexer {
       if (word.end) open.controller.close();
       else open.controller.error(word.moved ? MOVED : word.direct ? new Detour(word.direct, word.away ? key : '') : new TypeError('network'));
     } else if (word.direct || word.ticket || status > 299 && status < 400) open.resolve(word);
-    else if (status || lost) open.resolve(new Response(null, { status: status || lost, headers: { 'Content-Type': type, ...again } }));
+    else if (status || lost) open.resolve(new Response(null, { status: status || lost, headers: { 'Content-Type': type, ...(retry && { 'Retry-After': retry }) } }));
     else open.reject(word.moved ? MOVED : new TypeError('network'));
   }
 
@@ -364,7 +362,7 @@ class Multiplexer {
   go(step) {
     this.step = step;
     this.leave();
-    for (const key of [...this.open.keys()]) this.hear(key, { moved: true });
+    this.missed();
   }
 
   check() {

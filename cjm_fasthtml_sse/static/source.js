@@ -131,7 +131,7 @@ class SSESource extends EventTarget {
    */
   judge(response) {
     const { status } = response;
-    const type = (response.headers.get('Content-Type') ?? '').split(';')[0].trim().toLowerCase();
+    const type = mediaType(response);
     if (status === 204) return () => this.stop('disconnected', 'status 204', status);
     if (response.redirected && type !== 'text/event-stream') return () => this.stop('error', 'Log in again', status);
     if ([401, 403, 410].includes(status)) return () => this.stop('error', `status ${status}`, status);
@@ -290,6 +290,11 @@ class SSESource extends EventTarget {
     const detail = { state, reason, status, retryIn };
     this.dispatchEvent(new CustomEvent('sse:state', { detail }));
   }
+}
+
+/** @param {Response} response */
+function mediaType(response) {
+  return (response.headers.get('Content-Type') ?? '').split(';')[0].trim().toLowerCase();
 }
 
 /** @param {Response} response */

@@ -145,6 +145,6 @@ class Tickets {
 }
 
 /** @param {Response} response */
-function isStream({ status, headers }) {
-  return status === 200 && (headers.get('Content-Type') ?? '').split(';')[0].trim().toLowerCase() === 'text/event-stream';
+function isStream(response) {
+  return response.status === 200 && mediaType(response) === 'text/event-stream';
 }

@@ -130,7 +130,7 @@ function tickets(answer, store = {}) {
     const headers = await answer(url);
     return { status: 200, url, headers: new Headers(headers) };
   };
-  const { Tickets } = load({ localStorage, fetch }, 'tickets');
+  const { Tickets } = load({ localStorage, fetch }, 'source', 'tickets');
   const made = new Tickets('test', visitor => made.of(visitor));
   return Object.assign(made, { asked, store });
 }
@@ -178,7 +178,7 @@ test('what was kept by somebody else, and storage that fails, do no harm', async
   for (const kept of ['null', '{"visitor": 1}', '{"visitor": "ann", "paths": null}', 'no json']) {
     assert.equal(tickets(stream, { 'sse:tickets:test': kept }).get('/a'), '');
   }
-  const { Tickets } = load({ localStorage: { getItem() { throw new Error('denied'); }, setItem() { throw new Error('denied'); } } }, 'tickets');
+  const { Tickets } = load({ localStorage: { getItem() { throw new Error('denied'); }, setItem() { throw new Error('denied'); } } }, 'source', 'tickets');
   const t = new Tickets('test', () => {});
   t.set('/a', 'here');
   assert.equal(t.get('/a'), 'here');
