@@ -23,6 +23,9 @@ tabs: .venv/dev ## Whatever may happen to tabs and connections: 20 random runs i
 webkit: .venv/dev ## What matters most about tabs and connections, in Debian's WebKitGTK: a minute or two
 	@$(BIN)/python tests/webkit.py
 
+faults: .venv/dev ## Does the contract suite catch what it must? Forty known faults, one after another: under twenty minutes
+	@$(BIN)/python tests/faults/run.py
+
 soak: .venv/dev ## 200,000 tabs come and go, and 40,000 over sockets: does anything stay?
 	@SOAK=200000 $(BIN)/python -m pytest tests/test_soak.py -q -s
 
@@ -63,4 +66,4 @@ clean: ## Remove the environment and all that the tools made
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@ .venv/app
 
-.PHONY: help demo test chaos tabs webkit soak bench bench-all docs readme prepare clean
+.PHONY: help demo test chaos tabs webkit faults soak bench bench-all docs readme prepare clean

@@ -1,0 +1,4 @@
+"The scripts of a page"
+from tests.faults import Fault
+
+FAULTS: list[Fault] = []

@@ -1,0 +1,4 @@
+"The six modules, pages, jobs"
+from tests.faults import Fault
+
+FAULTS: list[Fault] = []
