@@ -1004,6 +1004,16 @@ def _heed(self:SSEBroadcastManager, word):
     if 'presence' in word and self._hooks.matching('presence'): self._notice(here=False)
     return 0 if (user := word.get('disconnect')) is None else self._hub.disconnect(user)
 
+# %% ../nbs/core.ipynb #f7d4c1bf
+@patch
+def inspect(self:SSEBroadcastManager) -> dict: # `connections`, in order of arrival, each a dict: `kind` is `queue`, `stream` or `channel`; `live`: does it follow, rather than open or catch up; `queued` messages; `user`; `events`, its patterns. `requests`: those of streams that the server still has
+    "What is open in this process, as plain values"
+    def told(kind, o, live, events, user=None): return dict(kind=kind, live=live, queued=o.qsize() if hasattr(o, 'qsize') else 0, user=user, events=[*events])
+    queues = [told('queue', q, q not in self._opening, events or ('**',)) for q,(events,_) in [*self._queues.items()]]
+    def kind(c): return 'stream' if self._hub.requests.get(c, c) is c else 'channel'  # A channel takes its place in its carrier
+    streams = [told(kind(c), c, c in c.group.conns, c.group.events, c.user) for c in [*self._hub.connections]]
+    return dict(connections=queues+streams, requests=len(self._hub.requests))
+
 # %% ../nbs/core.ipynb #2a816f36
 @patch
 async def everywhere(self:SSEBroadcastManager) -> dict: # `workers`, `connections`, `users` (user -> connections), `stats` as `stats` gives them; `each`: the `worker` and `stats` of every process, this one first

@@ -1,0 +1,57 @@
+"What each contract test may be run over: backends, sinks and renderers"
+from itertools import count
+
+import pytest
+
+from tests.contract.support import RENDER, SINKS, Redis
+
+_databases = count(1)
+
+
+def pytest_collection_modifyitems(items):
+    "A queue renders nothing"
+    def makes_sense(item):
+        params = getattr(item, 'callspec', None) and item.callspec.params or {}
+        return params.get('sink') != 'queue' or params.get('render', 'none') == 'none'
+    items[:] = [o for o in items if makes_sense(o)]
+
+
+@pytest.fixture(scope='session')
+def redis_server(tmp_path_factory):
+    "One Redis for all; each test has a database of its own"
+    if not Redis.binary: pytest.skip('needs redis-server or valkey-server')
+    server = Redis(tmp_path_factory.mktemp('redis')).start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def own_redis(tmp_path):
+    "A Redis that the test may kill: `own_redis(*args)` starts it"
+    if not Redis.binary: pytest.skip('needs redis-server or valkey-server')
+    found = []
+    def start(*args):
+        folder = tmp_path/f'redis{len(found)}'
+        folder.mkdir()
+        found.append(Redis(folder, *args))
+        return found[-1].start()
+    yield start
+    for o in found: o.kill()
+
+
+@pytest.fixture(params=['memory', pytest.param('redis', marks=pytest.mark.redis)])
+def backend(request):
+    "For `SSEBroadcastManager(backend=backend)`: none, or a database of a real Redis that nobody has used"
+    return None if request.param == 'memory' else request.getfixturevalue('redis_server').url(next(_databases))
+
+
+@pytest.fixture(params=SINKS)
+def sink(request):
+    "Where a client listens: a `queue` that an app reads by hand, a `stream`, or a `channel` of a browser's carrier"
+    return request.param
+
+
+@pytest.fixture(params=RENDER)
+def render(request):
+    "How a message becomes what is sent: a plain function, an async one, or none: JSON under the event's own name"
+    return RENDER[request.param]
