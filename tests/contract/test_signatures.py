@@ -102,6 +102,11 @@ def test_signature(f, promised):
 def test_coroutine_functions(f): assert inspect.iscoroutinefunction(f)
 
 
+def test_options_of_the_manager():
+    got = {p.name: p.default for p in parameters(SSEBroadcastManager) if p.kind is p.KEYWORD_ONLY}
+    assert got.items()>=dict(replay_size=None, heartbeat=15., retry=3000, max_connections=None, overflow='evict').items()
+
+
 def test_properties():
     manager = SSEBroadcastManager()
     assert manager.connection_count==0 and len(manager.connections)==0

@@ -73,6 +73,8 @@ class TestHandlers:
         updater.add_postprocessor(lambda elements: elements.append('post'))
         updater.clear_handlers()
         assert updater.create_elements('x', {})==['default', 'post'] and updater.get_registered_events()==[]
+        updater.set_default_handler(None)
+        assert updater.create_elements('x', {})==['post']
 
     @pytest.mark.parametrize('kind', ['handler', 'default', 'pre', 'post'])
     def test_errors_come_up(self, updater, kind):
