@@ -116,6 +116,7 @@ class Exchange:
         self.app, self.request = app, body
         self.status, self.headers, self.body, self.over, self.error = None, {}, b'', False, None
         self.heard = lambda data: None  # Called with each part of the body
+        self.fails = None               # What the server's `send` raises from now on
         self._asked, self._gone, self._reads = False, asyncio.Event(), asyncio.Event()
         self._reads.set()
         self.scope = dict(type='http', asgi=dict(version='3.0', spec_version='2.3'), http_version='1.1', method=method, scheme='http',
@@ -137,6 +138,7 @@ class Exchange:
 
     async def _send(self, message):
         await self._reads.wait()
+        if self.fails is not None: raise self.fails
         if message['type'] == 'http.response.start':
             self.status, self.headers = message['status'], {}
             self.cookies = [v.decode('latin-1') for k, v in message['headers'] if k.lower() == b'set-cookie']
@@ -173,6 +175,7 @@ class Exchange:
             self.task.cancel()
             await asyncio.wait({self.task}, timeout=5)
             raise AssertionError('the app goes on, though its client has gone')
+        if self.error is not None and self.error is not self.fails: raise AssertionError('the app failed') from self.error
 
 
 class Browser:
