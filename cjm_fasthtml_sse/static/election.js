@@ -105,9 +105,9 @@ class Election {
     this.lock(`:tab:${this.me}`, {}, () => {
       this.seated = true;
       this.send();
-      this.bid(session, steal);
       return pause(session.signal);
     });
+    this.bid(session, steal);   // requests are granted in their order
     // After a long task, or a freeze, the answer comes between the two timers.
     const late = () => { if (session === this.session && !this.seated) this.fail('no answer to the request for a lock'); };
     setTimeout(() => setTimeout(late, 100), LOCK_TIMEOUT);
@@ -161,9 +161,11 @@ class Election {
    * @param {boolean} [steal]
    */
   bid(session, steal) {
+    const start = performance.now();
     this.lock('', { steal }, async () => {
       // If the tab was frozen, the lock may be somebody else's again.
-      if (await Promise.race([this.holdsLead(), pause(session.signal)]) !== true || session !== this.session) return;
+      if (performance.now() - start < OUT_OF_BREATH) this.ran = performance.now();
+      else if (await Promise.race([this.holdsLead(), pause(session.signal)]) !== true || session !== this.session) return;
       this.lead();
       return pause(session.signal);
     }, () => this.reopen());

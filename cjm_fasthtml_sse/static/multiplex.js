@@ -92,6 +92,11 @@ class Multiplexer {
     /** @type {BroadcastChannel | null} */
     this.pages = null;       // where all pages say who looks at them
     this.enter();
+    // The streams of a page that loads find the leader known. Its first ones were not asked for so far.
+    if (this.visitor && document.readyState === 'loading') {
+      this.join();
+      this.leaveWhenIdle();
+    }
   }
 
   /** A page begins, or comes back: who looks at it now? */
@@ -196,11 +201,15 @@ class Multiplexer {
       const key = `${++this.count} ${Math.random()}`;
       this.open.set(key, { ...wish, key, resolve, reject, controller: null });
       signal.addEventListener('abort', () => this.close(key));
-      if (!this.link) {
-        this.link = this.step === 'browser' ? new Election(`sse:${VERSION}:${this.url}`, this) : new Alone(this);
-        this.link.join();
-      } else if (this.link.leader) this.want(key);
+      if (this.link?.leader) this.want(key);
+      else this.join();
     });
+  }
+
+  join() {
+    if (this.link) return;
+    this.link = this.step === 'browser' ? new Election(`sse:${VERSION}:${this.url}`, this) : new Alone(this);
+    this.link.join();
   }
 
   /** @param {string} key */
@@ -216,6 +225,10 @@ class Multiplexer {
   /** @param {string} key */
   close(key) {
     if (this.open.delete(key) && !this.wanted.delete(key)) this.link?.ask({ close: key });
+    this.leaveWhenIdle();
+  }
+
+  leaveWhenIdle() {
     // One that waits to come back stays: where this tab leads, the channels of others would have to move.
     const idle = () => !this.open.size && this.sources().every(({ readyState }) => readyState === SSESource.CLOSED);
     if (!this.open.size) setTimeout(() => { if (idle()) this.leave(); }, 1000);
