@@ -266,9 +266,9 @@ class Client:
 def message(e):
     "(type, data) of what a client has seen; what `RENDER` has rendered says both"
     if e.event == GAP: return GAP, None
-    with suppress(ValueError):
-        return tuple(json.loads(e.data)) if e.event == 'message' else (e.event, json.loads(e.data))
-    return e.event, e.data
+    try: data = json.loads(e.data)
+    except ValueError: data = e.data
+    return tuple(data) if e.event == 'message' and isinstance(data, list) and len(data) == 2 else (e.event, data)
 
 
 def rendered(m): return json.dumps([m['type'], m.get('data')])
