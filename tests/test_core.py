@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import time
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from itertools import count
 
 import pytest
@@ -15,8 +15,8 @@ from fasthtml.common import FastHTML, Link
 from cjm_fasthtml_sse.backend import MemoryBackend, Message, Record
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.testing import SSEClient
-from cjm_fasthtml_sse.wire import GAP, HEARTBEAT, FieldError, SSEError, StreamEnded
-from tests.support import BOUND, Hooks, eventually, following, no_task_left, read, request, tab, turns
+from cjm_fasthtml_sse.wire import GAP, FieldError, SSEError, StreamEnded
+from tests.support import BOUND, eventually, following, read, request, tab, turns
 
 
 @pytest.mark.parametrize('size,want', [(100, 1000), (500, 5000), (1, 1000), (0, 1000)])
@@ -76,16 +76,6 @@ async def test_a_queue_of_any_class_that_makes_room_in_time_goes_on():
 
 # A full house, closing
 
-async def test_many_who_come_at_once_never_exceed_the_house():
-    manager = SSEBroadcastManager(max_connections=5)
-    @manager.on_connect
-    async def slow(conn): await asyncio.sleep(0)
-    clients = [tab(manager) for _ in range(20)]
-    await asyncio.gather(*[c.__aenter__() for c in clients])
-    assert sorted(c.status for c in clients) == [200]*5+[503]*15 and manager.connection_count == 5
-    for c in clients: await c.disconnect()
-    assert manager.connection_count == 0
-
 class SlowBackend(MemoryBackend):
     "It can be reached once `reached` is set"
     def __init__(self):
@@ -94,39 +84,6 @@ class SlowBackend(MemoryBackend):
     async def start(self, *args):
         await self.reached.wait()
         await super().start(*args)
-
-async def test_many_who_wait_for_the_backend_together_never_exceed_the_house():
-    manager = SSEBroadcastManager(max_connections=5, backend=(backend := SlowBackend()))
-    clients = [tab(manager) for _ in range(20)]
-    entering = asyncio.gather(*[c.__aenter__() for c in clients])
-    await turns()
-    backend.reached.set()
-    await entering
-    assert sorted(c.status for c in clients) == [200]*5+[503]*15 and manager.connection_count == 5
-    for c in clients: await c.disconnect()
-
-async def test_close_ends_everything_politely_and_returns_when_it_is_done():
-    manager = SSEBroadcastManager()
-    hooks = Hooks(manager)
-    queue = await manager.register_connection()
-    async with no_task_left():
-        async with following(manager) as a, following(manager) as b:
-            await asyncio.wait_for(manager.close(), BOUND)
-            for c in a, b:
-                assert c._task.done() and c.events[-1].retry is not None and not any(e.event == 'sse:close' for e in c.events)
-        assert manager.connection_count == 0 and len(hooks.closed) == 3 == len({*hooks.closed})
-        with pytest.raises(StreamEnded): queue.get_nowait()
-        await manager.close()
-    queue = await manager.register_connection()  # A closed manager opens again
-    assert await manager.broadcast('x', 1) == 1
-
-async def test_what_was_broadcast_before_close_comes_before_the_farewell():
-    manager = SSEBroadcastManager()
-    async with following(manager) as client:
-        await manager.broadcast('bye', 1)
-        await manager.close()
-        await client._task
-    assert 'bye' in [e.event for e in client.events]
 
 async def test_close_waits_for_a_stalled_tab_only_so_long():
     manager = SSEBroadcastManager()
@@ -202,15 +159,6 @@ async def test_a_slow_hook_before_any_loop_stops_no_loop_that_starts():
         assert await asyncio.wait_for(sending, BOUND) == 1
         assert (await client.next(BOUND)).data == '1'
 
-async def test_threads_broadcast_into_the_loop_of_the_streams():
-    manager = SSEBroadcastManager()
-    async with following(manager) as client:
-        def work(): return [manager.broadcast_threadsafe('x', i).result(BOUND) for i in range(10)]
-        results = await asyncio.gather(*[asyncio.to_thread(work) for _ in range(4)])
-        assert results == [[1]*10]*4
-        got = await read(client, 40)
-    assert sorted(int(e.data) for e in got) == sorted([*range(10)]*4)
-
 async def test_a_broadcast_from_another_loop_never_touches_queues_of_this_one_behind_its_back():
     "It is delivered on this loop, once that gets to it"
     manager = SSEBroadcastManager()
@@ -223,17 +171,6 @@ async def test_a_broadcast_from_another_loop_never_touches_queues_of_this_one_be
     t.join(BOUND)
     assert queue.empty() and not waiting.done() and not manager.get_history()
     assert (await asyncio.wait_for(waiting, BOUND))['data'] == 1
-
-def test_one_manager_serves_several_loops_in_succession():
-    manager = SSEBroadcastManager()
-    async def session(i):
-        queue = await manager.register_connection()
-        async with following(manager) as client:
-            assert await manager.broadcast('x', i) == 2
-            assert (await client.next(BOUND)).data == str(i)
-        await manager.unregister_connection(queue)
-    for i in range(3): asyncio.run(session(i))
-    assert manager.connection_count == 0 and len(manager.get_history()) == 3
 
 def in_a_fork(f):
     "What `f` gives in a process that was forked off from this one"
@@ -267,20 +204,6 @@ def test_forked_processes_share_the_past_alone(before):
     here = serve()
     assert len({id for o in (one, two, here) for id,_,_ in o['got']}) == 6, 'two messages have one id'
     assert in_a_fork(lambda: serve(one['cursor']))['got'][0][1] == GAP, 'what another process has said is missing here'
-
-def test_a_loop_that_ends_over_open_streams_does_not_spoil_the_next():
-    manager = SSEBroadcastManager()
-    async def leave_open():
-        await manager.register_connection()
-        client = tab(manager)
-        await client.__aenter__()
-        await manager.broadcast('x', 1)
-    async def next_one():
-        async with following(manager) as client:
-            await manager.broadcast('x', 2)
-            assert (await client.next(BOUND)).data == '2'
-    asyncio.run(leave_open())
-    asyncio.run(next_one())
 
 @contextmanager
 def left_open(manager, last):
@@ -342,12 +265,6 @@ def test_what_a_closed_loop_left_behind_may_be_collected_at_any_time():
 
 
 # Bad input leaves no trace
-
-async def test_a_key_is_no_business_of_queues():
-    manager = SSEBroadcastManager()
-    queue = await manager.register_connection()
-    for i in range(3): await manager.broadcast('x', i, key='k')
-    assert [queue.get_nowait()['data'] for _ in range(3)] == [0, 1, 2]
 
 @pytest.mark.parametrize('kw', [dict(render=3), dict(render='x'), dict(snapshot=[]), dict(events=''), dict(events=[]), dict(events=None), dict(events=3),
     dict(events=['a', 3]), dict(events='a\nb'), dict(events=[None]), dict(until='a\0b'), dict(until=3), dict(until=[3])], ids=repr)
@@ -523,25 +440,6 @@ async def test_threads_look_while_connections_change():
     for conn in keep: conn.end()
 
 
-async def test_threads_send_to_one_connection():
-    "What the server gave to send with is called in its own thread, and the messages keep their order"
-    manager,home,sends = SSEBroadcastManager(),threading.get_ident(),set()
-    def watched(app):
-        async def wrapped(scope, receive, send):
-            async def noting(message):
-                sends.add(threading.get_ident())
-                await send(message)
-            await app(scope, receive, noting)
-        return wrapped
-    async with following(manager, wrap=watched) as client:
-        def push():
-            idle()
-            for conn in manager.connections:
-                for n in range(50): conn.put_nowait(dict(type='n', data=n))
-        threading.Thread(target=push).start()
-        async with woken(): assert [e.data for e in await read(client, 50)] == [*map(str, range(50))] and sends == {home}
-
-
 async def test_threads_find_a_connection_full_or_ended():
     manager = SSEBroadcastManager(max_queue_size=3)
     async with following(manager) as client:
@@ -631,34 +529,6 @@ async def test_those_who_left_are_forgotten_unasked(monkeypatch):
 
 # Hooks that take their time
 
-async def test_no_broadcast_waits_for_hooks():
-    manager,go = SSEBroadcastManager(),asyncio.Event()
-    @manager.on_connect
-    async def slow(conn): await go.wait()
-    async with AsyncExitStack() as stack:
-        tabs = [await stack.enter_async_context(tab(manager)) for _ in range(20)]
-        turns = manager._hub.turns
-        assert await manager.broadcast('n', 1) == 20 and manager._hub.turns == turns
-        go.set()
-        assert [(await t.next(BOUND)).data for t in tabs] == ['1']*20
-
-
-async def test_first_messages_wait_for_the_connections_own_hooks():
-    "The headers are there meanwhile, and so is the first sign of life"
-    manager,go = SSEBroadcastManager(),asyncio.Event()
-    @manager.on_connect
-    async def slow(conn):
-        await go.wait()
-        conn.put_nowait(dict(type='n', data='from the hook'))
-    async with tab(manager) as client:
-        assert client.status == 200 and (await client.next(BOUND, heartbeats=True)).event == HEARTBEAT
-        await manager.broadcast('n', 'from outside')
-        await turns()
-        assert [e.event for e in client.events] == [HEARTBEAT]
-        go.set()
-        assert {e.data for e in await read(client, 2)} == {'"from the hook"', '"from outside"'}
-
-
 @pytest.mark.parametrize('kind', ['stream', 'queue'])
 async def test_hooks_that_hang_are_cancelled(kind, caplog):
     manager,seen = SSEBroadcastManager(hook_timeout=.05),[]
@@ -675,26 +545,6 @@ async def test_hooks_that_hang_are_cancelled(kind, caplog):
     else: await manager.unregister_connection(await manager.register_connection())
     await eventually(lambda: seen == ['cancelled', 'next', 'disconnected'], 'all are called')
     assert 'hangs' in caplog.text and '`hook_timeout`, 0.05 s' in caplog.text and manager.stats()['errors'] == 1
-
-
-@pytest.mark.parametrize('kind', ['stream', 'queue'])
-async def test_disconnect_hooks_begin_after_connect_hooks(kind):
-    manager,go,seen = SSEBroadcastManager(),asyncio.Event(),[]
-    @manager.on_connect
-    async def slow(conn):
-        await go.wait()
-        seen.append('connected')
-    manager.on_disconnect(lambda conn: seen.append('disconnected'))
-    registering = asyncio.create_task(manager.register_connection()) if kind == 'queue' else None
-    async with tab(manager) if kind == 'stream' else nullcontext():
-        await eventually(lambda: manager.connection_count, 'it is open')
-        await turns()
-        for conn in manager.connections: await asyncio.create_task(manager.unregister_connection(conn))
-        await turns()
-        assert seen == [] and manager.connection_count == 0
-        go.set()
-        await eventually(lambda: seen == ['connected', 'disconnected'], 'both are called')
-    if registering: await registering
 
 
 @pytest.mark.parametrize('hook', ['connect', 'disconnect'])
@@ -716,24 +566,3 @@ async def test_close_keeps_its_word_with_hooks_that_hang(hook, stubborn, caplog)
     assert time.monotonic()-start < BOUND/2
     over.set()
     await client.__aexit__(None, None, None)
-
-
-async def test_presence_is_told_once_for_many():
-    manager,seen = SSEBroadcastManager(),[]
-    @manager.on_presence
-    async def note(users): seen.append(users)
-    conns = [manager._hub.join(user=n%10) for n in range(50)]
-    await eventually(lambda: seen, 'it is told')
-    assert seen == [dict.fromkeys(range(10), 5)] == [manager.present(0)]
-    conns.pop().end()
-    conns.append(manager._hub.join(user=9))  # A reload
-    await manager._looking
-    assert len(seen) == 1
-    for conn in conns: conn.end()
-    await eventually(lambda: len(seen) == 2, 'that they have gone')
-    assert seen[1] == {}
-    await manager._looking
-    async with no_task_left():
-        manager._hub.join(user='ann')
-        await manager.close(.1)
-    assert len(seen) == 2, 'nobody is left to see it'
