@@ -1,24 +1,22 @@
-"""Who gets what: patterns, private events, users, limits, ends, keys, states, and messages to one connection
+"""Who gets what: patterns, private events, users, limits, ends, keys, and messages to one connection
 
 A message goes to those whose patterns match its type, live and in a replay alike, whatever they listen with and whatever renders for them.
-`user=` says whose a stream is, `authorise=` asks whether it may go on, `until=` ends it, `key=` keeps the newest of several states,
-`snapshot=` gives the state to those who come first. Where a message is sent from makes no difference.
+`user=` says whose a stream is, `authorise=` asks whether it may go on, `until=` ends it, `key=` keeps the newest of several states.
+Where a message is sent from makes no difference. `snapshot=`, queues and hooks have files of their own.
 """
 import asyncio
-import random
 import threading
 from types import SimpleNamespace
 
 import httpx
 import pytest
-from fasthtml.common import FastHTML, Li
+from fasthtml.common import FastHTML
 from starlette.responses import Response
 
 from cjm_fasthtml_sse.core import SSEBroadcastManager, TooManyConnections
 from cjm_fasthtml_sse.dispatcher import segment
 from cjm_fasthtml_sse.helpers import setup_sse
-from cjm_fasthtml_sse.htmx import HTMXSSEConnector
-from tests.contract.support import (BOUND, CLOSE, GAP, RENDER, Browser, Exchange, Hooks, Site, all_live, client, eventually, following, listening,
+from tests.contract.support import (BOUND, CLOSE, GAP, RENDER, Browser, Hooks, Site, all_live, client, eventually, following, listening,
     no_task_left, rendered, turns, within)
 
 streams = pytest.mark.parametrize('sink', ['stream', 'channel'])
@@ -391,95 +389,6 @@ class TestKeys:
         await manager.close()
 
 
-class TestState:
-    @streams
-    @asynchronous
-    async def test_state_first_then_changes(self, sink, render, asynchronous):
-        manager = SSEBroadcastManager()
-        def state(): return '["state", "a"]'
-        async def slow():
-            await asyncio.sleep(0)
-            return state()
-        async with client(sink, manager, render=render, snapshot=slow if asynchronous else state) as c:
-            at = manager.cursor
-            assert await c.next() == ('state', 'a') and c.messages[0].id == at
-            await manager.broadcast('x', 'b')
-            assert await c.next() == ('x', 'b')
-
-    @pytest.mark.parametrize('writers', [1, 40])
-    @pytest.mark.parametrize('shared', [True, False])
-    async def test_state_and_messages_are_whole(self, writers, shared):
-        "Who changes the state and broadcasts at once sees each item once, in a state or behind it, whenever a client comes"
-        manager, items, rnd = SSEBroadcastManager(replay_size=5000), [], random.Random(writers)
-        def state(): return ' '.join(map(str, items))
-        def render(m): return str(m['data']) if m['type'] == 'added' else None
-        async def write():
-            while len(items) < 200:
-                items.append(len(items))
-                await manager.broadcast('added', items[-1])
-                if rnd.random() < .3: await turns(rnd.randrange(5))
-        async def visit():
-            await turns(rnd.randrange(60))
-            async with client('stream', manager, render=render, snapshot=state if shared else lambda: state(), until='end') as c: await c.ends()
-            return [int(i) for e in c.messages for i in e.data.split()]
-        visits = [asyncio.create_task(visit()) for _ in range(40)]
-        await asyncio.gather(*[write() for _ in range(writers)])
-        await eventually(lambda: manager.connection_count == 40, 'all are open')
-        await manager.broadcast('end', None)
-        for got in await asyncio.gather(*visits): assert got == [*range(len(items))]
-
-    @streams
-    async def test_a_change_while_it_is_read(self, sink):
-        "It comes rather twice than never"
-        manager, reading, go, items = SSEBroadcastManager(), asyncio.Event(), asyncio.Event(), []
-        async def state():
-            read = [*items]
-            reading.set()
-            await go.wait()
-            return str(read)
-        c = client(sink, manager, snapshot=state)
-        entering = asyncio.create_task(c.__aenter__())
-        async with within('it is read'): await reading.wait()
-        items.append('tea')
-        assert await manager.broadcast('added', 'tea') in (0, 1), 'no broadcast waits for a state'
-        go.set()
-        await entering
-        assert await c.read(2) == [('message', []), ('added', 'tea')]
-        await c.leave()
-
-    @streams
-    async def test_back_within_the_log_needs_none(self, sink):
-        manager, asked = SSEBroadcastManager(), []
-        def state():
-            asked.append(1)
-            return '"state"'
-        async with following(sink, manager, snapshot=state) as c: await c.read()
-        await manager.broadcast('x', 1)
-        async with client(sink, manager, snapshot=state, last_id=c.last_id) as back: assert await back.next() == ('x', 1)
-        assert len(asked) == 1
-
-    @streams
-    @asynchronous
-    async def test_one_that_fails_is_a_gap(self, sink, asynchronous):
-        "Told by its name, and the stream goes on"
-        manager = SSEBroadcastManager()
-        def bad(): return 1/0
-        async def later(): return 1/0
-        async with client(sink, manager, snapshot=later if asynchronous else bad) as c:
-            assert await c.next() == (GAP, None)
-            await manager.broadcast('x', 1)
-            assert await c.next() == ('x', 1)
-
-    async def test_elements_become_html(self):
-        "In a state and from a renderer; text that UTF-8 cannot carry ends no stream"
-        manager, broken = SSEBroadcastManager(), 'a\ud83db'
-        async with client('stream', manager, render=lambda m: [Li(m['data']), Li('<')], snapshot=lambda: Li(broken)) as c:
-            await c.read()
-            await manager.broadcast('x', broken)
-            await c.read()
-            assert [e.data.replace('\n', '') for e in c.messages] == ['<li>a\ufffdb</li>', '<li>a\ufffdb</li><li>&lt;</li>']
-
-
 class TestPageAndStream:
     @streams
     async def test_a_stream_begins_where_its_page_stands(self, sink, backend):
@@ -505,19 +414,6 @@ class TestPageAndStream:
             await all_live(manager, 1)
             await manager.broadcast('x', 1)
             assert await c.next() == ('x', 1) and len(c.messages) == (2 if 'unknown' in after else 1)
-
-    async def test_a_page_tells_where_it_stands(self):
-        "As it was when its request began: a broadcast while it is drawn comes to its streams"
-        manager, app = SSEBroadcastManager(), FastHTML(secret_key='x')
-        setup_sse(app, manager)
-        @app.get('/')
-        async def index():
-            await manager.broadcast('x', 'while it is drawn')
-            return HTMXSSEConnector.create_sse_element(endpoint='/events')
-        at = manager.cursor
-        async with Exchange(app, 'GET', '/') as page: await eventually(lambda: b'</html>' in page.body, 'the page comes')
-        assert f'data-sse-cursor="{at}"'.encode() in page.body and manager.cursor.encode() not in page.body
-
 
 def SentAfter(sink, app, after):
     "A client whose page stands at `after`"
@@ -763,79 +659,6 @@ class TestHooks:
         await eventually(lambda: len(calls) == 3, 'all are called')
         assert calls == ['connect begins', 'connect ends', 'disconnect']
         await c.leave()
-
-
-class TestQueues:
-    async def test_messages_are_dicts(self, backend):
-        "With `type`, `timestamp` and `data`; data is what was broadcast, as far as this process goes"
-        manager = SSEBroadcastManager(backend=backend)
-        queue = await manager.register_connection()
-        assert isinstance(queue, asyncio.Queue) and queue in manager.connections and manager.connection_count == 1
-        await manager.broadcast('x', dict(a=[1, None]))
-        m = await asyncio.wait_for(queue.get(), BOUND)
-        assert isinstance(m, dict) and (m['type'], m['data'], m['timestamp'][:2]) == ('x', dict(a=[1, None]), '20')
-        await manager.unregister_connection(queue)
-        await manager.unregister_connection(queue)
-        assert queue not in manager.connections and await manager.broadcast('x', 1) == 0
-        await manager.close()
-
-    async def test_one_that_stays_full_ends(self, backend):
-        "It hands out what is left, then it raises, its hook fires once, and its stream ends"
-        manager = SSEBroadcastManager(3, default_timeout=.02, backend=backend)
-        hooks = Hooks(manager)
-        queue = await manager.register_connection()
-        assert [await manager.broadcast('x', i) for i in range(5)] == [1, 1, 1, 0, 0]
-        await eventually(lambda: hooks.closed == [queue], 'its hook fires')
-        assert [(await queue.get())['data'] for _ in range(3)] == [0, 1, 2]
-        for _ in range(2):
-            with pytest.raises(Exception, match='ended'): await asyncio.wait_for(queue.get(), BOUND)
-        assert manager.stats()['evicted'] == 1
-        await manager.close()
-
-    async def test_one_that_makes_room_stays(self):
-        "And nothing overtakes the message that waits for room, not even what is put in by hand"
-        manager = SSEBroadcastManager(1)
-        queue = await manager.register_connection()
-        sent = [manager.broadcast('x', i, timeout=BOUND) for i in range(4)]
-        await turns()
-        with pytest.raises(asyncio.QueueFull): queue.put_nowait(dict(type='hand'))
-        got = []
-        while len(got) < 4:
-            got.append((await asyncio.wait_for(queue.get(), BOUND))['data'])
-            if len(got) < 4:
-                with pytest.raises(asyncio.QueueFull): queue.put_nowait(dict(type='hand'))
-        assert got == [0, 1, 2, 3] and [await s for s in sent] == [1]*4 and manager.connection_count == 1
-
-    @pytest.mark.parametrize('timeout', [dict(default_timeout=30), dict(default_timeout=0)], ids=['given', 'default'])
-    async def test_a_timeout_of_zero_is_zero(self, timeout):
-        manager = SSEBroadcastManager(1, **timeout)
-        await manager.register_connection()
-        await manager.broadcast('x', 1)
-        async with within('nothing is waited for', 5):
-            assert await manager.broadcast('x', 2, **dict(timeout=0) if timeout['default_timeout'] else {}) == 0
-        assert manager.connection_count == 0
-
-    async def test_a_queue_of_your_own(self):
-        "Of any class that has `put_nowait`; one that fails or stays full is unregistered, and spoils nothing for others"
-        class Broken:
-            def put_nowait(self, m): raise RuntimeError('broken')
-        manager = SSEBroadcastManager(default_timeout=.01)
-        small, broken = asyncio.Queue(1), Broken()
-        for q in small, broken: assert await manager.register_connection(q) is q
-        async with following('stream', manager) as c:
-            assert [await manager.broadcast('x', i) for i in range(2)] == [2, 1]
-            assert await c.data(2) == [0, 1] and manager.connection_count == 1
-        assert small.get_nowait()['data'] == 0 and small.empty()
-
-    async def test_all_who_wait_wake_up(self):
-        manager = SSEBroadcastManager()
-        queue = await manager.register_connection()
-        waiting = [asyncio.create_task(queue.get()) for _ in range(3)]
-        await turns()
-        await in_thread(lambda: manager.broadcast('x', 1).result(BOUND))
-        await manager.close()
-        done = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), BOUND)
-        assert sum(isinstance(o, Exception) for o in done) == 2 and [o['data'] for o in done if isinstance(o, dict)] == [1]
 
 
 class TestNobodyIsOutrun:
