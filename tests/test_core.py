@@ -275,15 +275,6 @@ def test_something_else_than_a_request_is_an_error_at_the_call():
     for bad in None, 'events', {}:
         with pytest.raises(TypeError, match='request'): SSEBroadcastManager().stream(bad)
 
-async def test_data_that_has_no_json_spoils_nothing_for_queues_and_renderers(caplog):
-    manager, data = SSEBroadcastManager(), object()
-    queue = await manager.register_connection()
-    async with following(manager) as plain, following(manager, render=lambda m: 'rendered') as html:
-        for o in data, float('nan'), {1: data}, {data: 1}: await manager.broadcast('x', o)
-        await manager.broadcast('x', 'fine')
-        assert [e.data for e in await read(html, 5)] == ['rendered']*5
-        assert (await plain.next(BOUND)).data == '"fine"' and queue.get_nowait()['data'] is data
-
 async def test_stats_count_what_they_say():
     manager = SSEBroadcastManager()
     await manager.register_connection()

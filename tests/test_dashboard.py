@@ -7,20 +7,16 @@ import weakref
 from html import unescape
 
 import pytest
-from fasthtml.common import Beforeware, Div, FastHTML, HtmxResponseHeaders, HttpHeader, P, Redirect, to_xml
-from starlette.exceptions import HTTPException
-from starlette.responses import Response
-from starlette.routing import Mount, Route
-from starlette.staticfiles import StaticFiles
+from fasthtml.common import Div, FastHTML, to_xml
+from starlette.routing import Mount
 
 from cjm_fasthtml_sse import core, dashboard, monitoring
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.dashboard import SAMPLES, TYPES, Dashboard, Sample, setup_dashboard, sse_dashboard
 from cjm_fasthtml_sse.htmx import ArgumentError
-from cjm_fasthtml_sse.progress import setup_progress
 from cjm_fasthtml_sse.testing import SSEClient
 from cjm_fasthtml_sse.wire import StreamEnded
-from tests.support import BOUND, Hooks, eventually, following, no_task_left, tasks
+from tests.support import BOUND, eventually, following, no_task_left, tasks
 
 PATH = '/_sse/dashboard'
 EVENTS = f'{PATH}/events'
@@ -57,84 +53,6 @@ async def shown(page, board, *wanted, name=None):
 def manager(): return SSEBroadcastManager(history_size=100)
 
 
-# Who may look
-
-@pytest.mark.parametrize('kind', ['plain', 'async'])
-@pytest.mark.parametrize('path', [PATH, EVENTS, f'{PATH}/live', f'{PATH}/live?paused'])
-async def test_strangers_get_403_and_no_figure(manager, path, kind):
-    asked = []
-    def plain(req):
-        asked.append(req.url.path)
-        return req.headers.get('x-role') == 'admin'
-    async def later(req): return plain(req)
-    app,board = site(manager, plain if kind == 'plain' else later)
-    async with SSEClient(app, path) as stranger: assert (stranger.status, stranger.body) == (403, b'Not for you')
-    assert not board.own.connections and board.task is None
-    async with SSEClient(app, path, {'x-role': 'admin'}) as admin: assert admin.status == 200
-    assert asked == [path.partition('?')[0]]*2
-
-
-async def test_authorise_may_answer_itself_and_an_error_in_it_lets_nobody_in(manager):
-    app,_ = site(manager, lambda req: Response('log in', 401))
-    async with SSEClient(app, PATH) as page: assert (page.status, page.body) == (401, b'log in')
-    app,board = site(SSEBroadcastManager(), lambda req: 1/0)
-    with pytest.raises(ZeroDivisionError):
-        async with SSEClient(app, EVENTS): pass
-    assert not board.own.connections
-
-
-ANSWERS = dict(redirect=(lambda *o: Redirect('/login'), 303), element=(lambda *o: P('Log in first'), 200), several=(lambda *o: (P('no'), HttpHeader('x-why', 'login')), 200),
-    headers=(lambda *o: HtmxResponseHeaders(redirect='/login'), 200), error=(lambda *o: HTTPException(401), 401))
-
-@pytest.mark.parametrize('kind', ANSWERS)
-@pytest.mark.parametrize('later', [False, True])
-async def test_whatever_a_handler_may_answer_authorise_may_and_lets_nobody_in(manager, kind, later):
-    "FastHTML's own answers are no responses of Starlette"
-    answer,status = ANSWERS[kind]
-    async def async_answer(*o): return answer(*o)
-    app,board = site(manager, async_answer if later else answer)
-    setup_progress(app, manager, async_answer if later else answer)
-    for path in PATH, EVENTS, '/stream_job_status?job_id=7', '/stream_job_progress?job_id=7':
-        async with SSEClient(app, path) as page:
-            assert page.status == status and not page.headers.get('content-type', '').startswith('text/event-stream') and b'sse-dash' not in page.body
-    assert not board.own.connections and not manager.connections
-
-
-@pytest.mark.parametrize('got', ['ann', 1, 0.5, {'user': 'ann'}, object()])
-async def test_what_is_neither_yes_nor_no_nor_an_answer_lets_nobody_in_and_says_so(manager, got):
-    app,board = site(manager, lambda req: got)
-    setup_progress(app, manager, lambda req, job_id: got)
-    for path in PATH, EVENTS, '/stream_job_status?job_id=7':
-        with pytest.raises(TypeError, match='`authorise` must give True, False or a response, got'):
-            async with SSEClient(app, path): pass
-    assert not board.own.connections and not manager.connections
-
-
-async def test_beforeware_comes_first(manager):
-    app = FastHTML(secret_key='test', before=Beforeware(lambda req: Redirect('/login')))
-    setup_dashboard(app, manager, authorise=lambda req: pytest.fail('asked'))
-    async with SSEClient(app, EVENTS) as page: assert page.status == 303
-
-
-@pytest.mark.parametrize('authorise', [None, False, 'admin', 1])
-async def test_nobody_is_let_in_by_default(manager, authorise):
-    app = FastHTML(secret_key='test')
-    with pytest.raises(ArgumentError, match='`authorise` must say who may look'): setup_dashboard(app, manager, authorise=authorise)
-    with pytest.raises(ArgumentError, match='must say who'): setup_dashboard(app, manager)
-    async with SSEClient(app, PATH) as page: assert page.status == 404
-
-
-async def test_the_element_holds_no_figures(manager):
-    app,_ = site(manager, lambda req: False)
-    @app.get('/public')
-    def public(): return Div(sse_dashboard(manager))
-    await manager.broadcast('secret:type', 'secret data')
-    async with SSEClient(app, '/public') as page:
-        await eventually(lambda: page._task.done())
-        assert page.status == 200 and b'sse-connect' in page.body and b'secret' not in page.body
-    async with SSEClient(app, EVENTS) as page: assert page.status == 403
-
-
 # What is refused
 
 @pytest.mark.parametrize('path', ['', 'x', '/', '/x/', '//x', '/a//b', '/{x}', '/a?b', '/a#b', '/a b', '/a\nb', '/a/../b', '/%2e', '/a"b', '/<x>', '\\x', None, 7])
@@ -143,15 +61,6 @@ async def test_bad_paths(manager, path):
     before = len(app.routes)
     with pytest.raises(ArgumentError, match='`path` must be a plain path') as e: setup_dashboard(app, manager, path, True)
     assert repr(path) in str(e.value) and len(app.routes) == before and not hasattr(manager, '_dashboard')
-
-
-async def _any(request): return Response('mine')
-
-@pytest.mark.parametrize('route', [Route(PATH, _any), Route(EVENTS, _any), Route('/{rest:path}', _any), Route('/_sse/{x}/{y}', _any), Mount('/', StaticFiles(directory='.')),
-    Mount('/_sse', _any)], ids=lambda r: f'{type(r).__name__} {r.path}')
-async def test_a_route_that_would_answer_instead(manager, route):
-    app = FastHTML(secret_key='test', routes=[route])
-    with pytest.raises(ArgumentError, match='has a route for .* already'): setup_dashboard(app, manager, authorise=True)
 
 
 async def test_one_dashboard_for_a_manager_and_one_manager_for_a_path(manager):
@@ -273,17 +182,6 @@ async def test_types_without_bound(manager):
 
 
 # It does not disturb
-
-async def test_its_own_traffic_is_not_the_apps(manager):
-    app,board = site(manager)
-    hooks,heard = Hooks(manager),[]
-    manager.on_delivery(heard.append)
-    before = manager.stats()
-    async with SSEClient(app, EVENTS) as page, SSEClient(app, EVENTS):
-        for _ in range(5): await page.next(BOUND)
-        assert board.own.connection_count == 2 and manager.stats() == before
-    assert (manager.connection_count, hooks.opened, heard, manager.get_history(), manager.stats()) == (0, [], [], [], before)
-
 
 async def test_one_task_however_many_look_and_none_when_nobody_does(manager):
     app,board = site(manager)

@@ -790,12 +790,6 @@ async def test_head_is_answered_without_a_stream_and_registers_nobody():
         await eventually(client._task.done, 'the answer ends')
     assert client.body == b'' and manager.connection_count == 0
 
-async def test_headers_keep_proxies_from_holding_back_and_never_name_the_connection():
-    async with following(SSEBroadcastManager()) as client: pass
-    assert client.headers['cache-control'] == 'no-store, no-transform' and client.headers['x-accel-buffering'] == 'no'
-    assert client.headers['x-content-type-options'] == 'nosniff'
-    assert not {'connection', 'content-length', 'transfer-encoding'} & {*client.headers}
-
 async def test_no_visitor_gets_the_session_of_another():
     manager = SSEBroadcastManager()
     async def app(scope, receive, send):
