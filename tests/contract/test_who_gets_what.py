@@ -5,6 +5,9 @@ A message goes to those whose patterns match its type, live and in a replay alik
 Where a message is sent from makes no difference. `snapshot=`, queues and hooks have files of their own.
 """
 import asyncio
+import os
+import subprocess
+import sys
 import threading
 from types import SimpleNamespace
 
@@ -507,6 +510,15 @@ class TestSentFromAnywhere:
             return [m['data'] for m in manager.get_history()]
         assert asyncio.run(later()) == [1, 2, 3, 4]
         assert manager.broadcast('x', 5).result(BOUND) == 0
+
+    @pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
+    def test_after_a_fork(self):
+        "As under `gunicorn --preload`: what comes after a fork has an id of its own in each process"
+        code = ('import os\nfrom cjm_fasthtml_sse.core import SSEBroadcastManager\nm = SSEBroadcastManager()\n'
+                'def say():\n    m.broadcast("n", 1)\n    print(m.cursor, flush=True)\nsay()\n'
+                'for _ in range(2):\n    if not os.fork():\n        say()\n        os._exit(0)\n    os.wait()\nsay()')
+        ids = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, timeout=30).stdout.split()
+        assert len(ids) == len({*ids}) == 4
 
     async def test_another_event_loop(self, sink):
         manager = SSEBroadcastManager()

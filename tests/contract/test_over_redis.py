@@ -1,0 +1,408 @@
+"""Several processes on one Redis: every tab sees the same, whichever process serves it
+
+`SSEBroadcastManager(backend='redis://...')` in each process is all that it takes. Messages have one order and one id everywhere, and a
+browser may come back to any process. While Redis is away streams stay open; a broadcast says that it failed, and is never repeated by
+itself. What Redis has lost is a gap, told to everybody. Two managers of this process play two workers: they reach Redis under two names.
+"""
+import asyncio
+import json
+import os
+import signal
+import sys
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+from fasthtml.common import Span
+
+from cjm_fasthtml_sse.core import SSEBroadcastManager
+from tests.contract.support import GAP, HEARTBEAT, Redis, all_live, client, eventually, following, listening, no_task_left, rendered, Site, turns, within
+
+pytestmark = pytest.mark.redis
+streams = pytest.mark.parametrize('sink', ['stream', 'channel'])
+
+
+@asynccontextmanager
+async def workers(redis, database=0, **kw):
+    "Two managers as two processes have them"
+    both = [SSEBroadcastManager(backend=redis.url(database, host), **kw) for host in ('127.0.0.1', 'localhost')]
+    try: yield both
+    finally:
+        for m in both: await m.close()
+
+
+@pytest.fixture
+def shared(redis_server):
+    "The Redis of all tests, emptied"
+    redis_server.client.flushall()
+    return redis_server
+
+
+async def fails(sent, match):
+    "The broadcast fails, and says `match`"
+    with pytest.raises(Exception, match=match) as e: await sent
+    return str(e.value)
+
+
+class TestTogether:
+    async def test_one_order_under_one_id(self, shared, sink, render):
+        "For elements, too: what cannot cross as it is crosses as HTML"
+        async with workers(shared) as (one, two), following(sink, one, render=render) as a, following('stream', two) as b, following(sink, two, render=render) as c:
+            assert await one.broadcast('said', dict(n=1)) == 1
+            await asyncio.gather(*[m.broadcast('n', f'{w}{n}') for n in range(50) for w, m in zip('ab', (one, two))])
+            got = [await o.read(101) for o in (a, b, c)]
+            assert got[0] == got[1] == got[2] and got[0][0] == ('said', dict(n=1))
+            for w in 'ab': assert [d for _, d in got[0][1:] if d[0] == w] == [f'{w}{n}' for n in range(50)]
+            if sink != 'queue': assert [e.id for e in a.messages] == [e.id for e in b.messages] == [e.id for e in c.messages]
+
+    async def test_elements_cross(self, shared):
+        async with workers(shared) as (one, two), following('stream', one, render=lambda m: m['data']['item']) as a, following('stream', two, render=lambda m: m['data']['item']) as b:
+            await one.broadcast('said', dict(item=Span('<')))
+            for c in a, b:
+                await c.read()
+                assert c.messages[0].data == '<span>&lt;</span>'
+
+    @streams
+    async def test_back_to_another_process(self, shared, sink):
+        "A browser that comes back gets what it missed, wherever it comes to"
+        async with workers(shared) as (one, two):
+            async with following(sink, one) as c:
+                await one.broadcast('n', 0)
+                await c.read()
+            for n in range(1, 6): await (one, two)[n % 2].broadcast('n', n)
+            for m in one, two:
+                async with client(sink, m, last_id=c.last_id) as back: assert await back.data(5) == [1, 2, 3, 4, 5] and not back.gaps
+
+    async def test_a_page_of_another_process(self, shared):
+        "Its stream goes on where the page stands"
+        async with workers(shared) as (one, two):
+            await two.open()
+            await one.broadcast('n', 0)
+            after = one.cursor
+            await one.broadcast('n', 1)
+            async with listening(Site(two).app, **{'SSE-After': after}) as c:
+                await two.broadcast('n', 2)
+                assert await c.data(2) == [1, 2] and not c.gaps
+
+    async def test_back_at_once(self, shared):
+        "A process that lags behind waits for what the browser has seen elsewhere, rather than tell a gap"
+        async with workers(shared) as (one, two), following('stream', one) as c:
+            await two.open()
+            for n in range(30):
+                await one.broadcast('n', n)
+                await c.read()
+                async with client('stream', two, last_id=c.last_id) as back:
+                    await all_live(two, 1)
+                    assert back.messages == []
+            assert two.stats()['gaps'] == 0
+
+    async def test_ids_that_nobody_gave(self, shared):
+        "Such an id is a gap at once: nobody waits for what will not come"
+        async with workers(shared) as (one, _):
+            await one.broadcast('n', 1)
+            epoch = one.cursor.partition(':')[0]
+            async with within('no request waits long', 5):
+                for claimed in f'{epoch}:{10**14}-0', f'{epoch}:1-{10**30}', f'{epoch}:-1', 'x'*3000:
+                    async with client('stream', one, last_id=claimed) as c: assert await c.next() == (GAP, None)
+
+    async def test_history_survives_all_processes(self, shared):
+        async with workers(shared) as (one, two):
+            at = []
+            for n in range(60):
+                await one.broadcast('n', n)
+                at.append(one.cursor)
+        async with workers(shared) as (new, _):
+            await new.open()
+            assert [m['data'] for m in new.get_history()] == [*range(10, 60)] and new.cursor == at[-1]
+            async with client('stream', new, last_id=at[29]) as c: assert await c.data(30) == [*range(30, 60)]
+        async with workers(shared, replay_size=20) as (small, _):
+            async with client('stream', small, last_id=at[39]) as c: assert await c.data(20) == [*range(40, 60)] and not c.gaps
+            async with client('stream', small, last_id=at[38]) as c: assert await c.next() == (GAP, None)
+
+    @streams
+    async def test_keys_cross(self, shared, sink):
+        "A replay has the newest of each key in every process"
+        async with workers(shared) as (one, two):
+            await two.open()
+            start = two.cursor
+            for n in range(5): await one.broadcast('progress', n, key=('job', 1))
+            await one.broadcast('progress', 9, key='other')
+            await eventually(lambda: two.cursor == one.cursor, 'all has come')
+            for m in one, two:
+                async with client(sink, m, last_id=start) as c: assert await c.data(2) == [4, 9]
+
+    @pytest.mark.parametrize('user', ['ann', 7, ('ann', 1)], ids=str)
+    async def test_a_user_is_disconnected_everywhere(self, shared, user):
+        async with (workers(shared) as (one, two), following('stream', one, user=user) as a, following('channel', two, user=user) as b,
+                    following('stream', two, user='other') as c):
+            assert await one.disconnect(user) == 1
+            for o in a, b: await o.ends()
+            assert not c.over and two.connection_count == 1
+
+    async def test_counts_of_all(self, shared):
+        async with (workers(shared) as (one, two), following('stream', one, user='ann'), following('channel', two, user='ann'), following('stream', two, user=('bob', 1)) as c):
+            await one.broadcast('n', 1)
+            await c.read()
+            async with within('all say what they have'):
+                while (told := await one.everywhere())['connections'] != 3: await asyncio.sleep(.02)
+            assert (told['workers'], told['users']) == (2, {'ann': 2, ('bob', 1): 1})
+            await two.close()
+            assert (await one.everywhere())['workers'] == 1
+
+    async def test_hooks_in_every_process(self, shared):
+        "`on_broadcast` is called where the message was sent, `on_delivery` in each process, once"
+        async with workers(shared) as (one, two):
+            heard = {}
+            for name, m in zip('ab', (one, two)):
+                m.on_broadcast(lambda msg, name=name: heard.setdefault(f'sent {name}', []).append(msg['data']))
+                m.on_delivery(lambda msg, name=name: heard.setdefault(name, []).append(msg['data']))
+                await m.open()
+            for n in range(3): await one.broadcast('n', n)
+            await eventually(lambda: len(heard.get('b', [])) == 3, 'it has come')
+            assert heard == {'sent a': [0, 1, 2], 'a': [0, 1, 2], 'b': [0, 1, 2]}
+
+    async def test_a_slow_queue_delays_nobody_else(self, shared):
+        "Neither here nor in another process"
+        async with workers(shared, max_queue_size=1) as (one, two), following('stream', two) as c:
+            await one.register_connection()
+            await one.broadcast('n', 0)
+            waiting = [one.broadcast('n', n, timeout=1.) for n in (1, 2)]
+            assert await c.data(3) == [0, 1, 2] and one.connection_count == 1
+            assert [await w for w in waiting] == [0, 0]
+
+    async def test_databases_are_apart(self, shared):
+        async with workers(shared, 1) as (a, _), workers(shared, 2) as (b, _), following('queue', a) as c, following('queue', b) as d:
+            await a.broadcast('n', 'a')
+            await b.broadcast('n', 'b')
+            assert await c.data(1) == ['a'] and await d.data(1) == ['b'] and (await a.everywhere())['workers'] == 1
+
+    async def test_two_managers_of_one_place(self, shared):
+        "They would hear each other: the second says so, and what to write"
+        one, two = SSEBroadcastManager(backend=shared.url(3)), SSEBroadcastManager(backend=shared.url(3))
+        await one.open()
+        with pytest.raises(Exception, match='name='): await two.open()
+        await one.close()
+        await two.open()
+        await two.close()
+
+    async def test_a_script(self, shared):
+        "It needs no event loop, and waits until Redis has it"
+        async with workers(shared) as (one, _), following('stream', one) as c:
+            code = ('import sys\nfrom cjm_fasthtml_sse.core import SSEBroadcastManager\nm = SSEBroadcastManager(backend=sys.argv[1])\n'
+                    'for n in range(3): assert m.broadcast("n", n).result() == 0')
+            script = await asyncio.create_subprocess_exec(sys.executable, '-c', code, shared.url())
+            assert await asyncio.wait_for(script.wait(), 30) == 0
+            assert await c.data(3) == [0, 1, 2]
+
+
+class TestAway:
+    @pytest.mark.parametrize('away', ['killed', 'hangs'])
+    async def test_streams_stay_open(self, own_redis, away):
+        "They get their heartbeats, broadcasts say that they failed, and everything goes on without a gap"
+        redis = own_redis(*Redis.durable)
+        async with workers(redis, heartbeat=.05) as (one, two), following('stream', one) as a, following('channel', two) as b:
+            await one.broadcast('n', 0)
+            for c in a, b: await c.read()
+            if away == 'killed': redis.kill()
+            else: os.kill(redis.process.pid, signal.SIGSTOP)
+            errors = [await fails(m.broadcast('n', 'lost'), 'sent|arrived') for m in (one, two)]
+            counts = [len(c.events) for c in (a, b)]
+            for c, n in zip((a, b), counts): await eventually(lambda c=c, n=n: len(c.events) >= n+5, 'heartbeats')
+            assert {e.event for c, n in zip((a, b), counts) for e in c.events[n:]} == {HEARTBEAT} and not (a.over or b.over)
+            if away == 'killed': redis.start()
+            else: os.kill(redis.process.pid, signal.SIGCONT)
+            async with within('it goes on'):
+                while True:
+                    with suppress(Exception):
+                        await one.broadcast('n', 1)
+                        break
+                    await asyncio.sleep(.05)
+            for c in a, b:
+                await eventually(lambda c=c: ('n', 1) in c.seen or c.gaps, 'it comes')
+                lost = sum(s == ('n', 'lost') for s in c.seen)
+                assert not c.gaps and lost <= sum('may or may not' in e for e in errors), 'one that was not sent never comes, no other comes twice'
+
+    async def test_unknown_outcome_is_never_repeated(self, own_redis):
+        "Redis hangs with a broadcast under way: it fails in time, says that it may have arrived, and comes once at most"
+        redis = own_redis(*Redis.durable)
+        async with workers(redis) as (one, _), following('stream', one) as c:
+            await one.broadcast('n', 0)
+            os.kill(redis.process.pid, signal.SIGSTOP)
+            async with within('it fails in time', 10):
+                await fails(one.broadcast('n', 1), 'may or may not')
+                await fails(one.broadcast('n', 2), 'sent|arrived')
+            os.kill(redis.process.pid, signal.SIGCONT)
+            async with within('it goes on'):
+                while True:
+                    with suppress(Exception):
+                        await one.broadcast('n', 3)
+                        break
+                    await asyncio.sleep(.05)
+            await eventually(lambda: ('n', 3) in c.seen, 'it comes')
+            got = [d for _, d in c.seen]
+            assert got[:2] == [0, 1] and len(got) == len({*got}), 'it was under way, so it arrived, once'
+
+    async def test_killed_again_and_again(self, own_redis):
+        "What was acknowledged is not lost, nothing comes twice, and each writer's order is kept"
+        redis = own_redis(*Redis.durable)
+        async with workers(redis) as (one, two), following('stream', one) as a, following('channel', two) as b:
+            acknowledged, uncertain, stop = [], [], False
+            async def write(m, w):
+                n = 0
+                while not stop:
+                    data, n = f'{w}{n}', n+1
+                    try: await m.broadcast('n', data)
+                    except Exception as e:
+                        if 'may or may not' in str(e): uncertain.append(data)
+                    else: acknowledged.append(data)
+                    await asyncio.sleep(.001)
+            writers = [asyncio.create_task(write(m, w)) for m, w in ((one, 'x'), (two, 'y'))]
+            for turn in range(3):
+                n = len(acknowledged)
+                await eventually(lambda n=n: len(acknowledged) > n+30, 'broadcasts get through')
+                redis.kill()
+                await asyncio.to_thread(redis.start)
+            n = len(acknowledged)
+            await eventually(lambda: len(acknowledged) > n+30, 'broadcasts get through again')
+            stop = True
+            await asyncio.gather(*writers)
+            await one.broadcast('end', 0)
+            for c in a, b: await eventually(lambda c=c: ('end', 0) in c.seen, 'the end comes')
+            assert a.seen == b.seen and not a.gaps and not b.gaps
+            seen = [d for t, d in a.seen if t == 'n']
+            assert len({*seen}) == len(seen) and {*acknowledged} <= {*seen} <= {*acknowledged, *uncertain}
+            for w in 'xy': assert (mine := [int(d[1:]) for d in seen if d[0] == w]) == sorted(mine)
+
+    async def test_no_redis_at_the_beginning(self, own_redis):
+        "A stream is answered 503 with `Retry-After`, a page has no place, and all works once there is a Redis"
+        redis = own_redis()
+        redis.kill()
+        async with workers(redis) as (one, _):
+            assert one.cursor == ''
+            statuses = []
+            async def visit():
+                async with client('stream', one) as c: statuses.append((c.status, 'retry-after' in c.exchange.headers))
+            await asyncio.gather(*[visit() for _ in range(10)])
+            assert {*statuses} == {(503, True)}
+            await fails(one.broadcast('n', 1), 'redis|Redis')
+            redis.start()
+            async with within('it works'):
+                while True:
+                    async with client('stream', one) as c:
+                        if c.status == 200:
+                            await all_live(one, 1)
+                            assert await one.broadcast('n', 2) == 1 and await c.next() == ('n', 2)
+                            break
+                    await asyncio.sleep(.05)
+
+    async def test_a_password_is_in_no_error(self, shared):
+        m = SSEBroadcastManager(backend=f'redis://:secret@127.0.0.1:{shared.port}/0')
+        assert 'secret' not in await fails(m.open(), '.') and 'secret' not in repr(m.connections)
+        m = SSEBroadcastManager(backend='redis://:secret@127.0.0.1:1/0')
+        assert 'secret' not in await fails(m.broadcast('n', 1), '.')
+
+
+class TestLost:
+    @pytest.mark.parametrize('way', ['restarted empty', 'flushed'])
+    async def test_what_redis_lost_is_told(self, own_redis, way):
+        "To every tab, by a gap or the state as it is now; all processes agree on what follows"
+        redis = own_redis()
+        async with (workers(redis) as (one, two), following('stream', one) as a, following('channel', two) as b,
+                    following('stream', two, render=rendered, snapshot=lambda: '["state", 0]') as c):
+            for n in range(3): await one.broadcast('n', n)
+            for o in a, b: assert await o.data(3) == [0, 1, 2]
+            assert (await c.read(4))[0] == ('state', 0)
+            old = one.cursor
+            if way == 'flushed': redis.client.flushall()
+            else:
+                redis.kill()
+                redis.start()
+            for o in a, b: assert await o.next() == (GAP, None)
+            assert await c.next() == ('state', 0)
+            async with within('they agree'):
+                while one.cursor != two.cursor or one.cursor.partition(':')[0] == old.partition(':')[0]: await asyncio.sleep(.01)
+            async with within('it goes on'):
+                while True:
+                    with suppress(Exception):
+                        await two.broadcast('n', 'on')
+                        break
+                    await asyncio.sleep(.05)
+            for o in a, b, c: assert await o.next() == ('n', 'on')
+            async with client('stream', one, last_id=old) as back: assert await back.next() == (GAP, None)
+
+    async def test_what_was_trimmed_unread_is_told(self, shared):
+        "As where another program sends many at once and keeps few of them"
+        async with workers(shared) as (one, _), following('stream', one) as c:
+            await one.broadcast('n', 0)
+            assert await c.data(1) == [0]
+            with shared.client.pipeline() as p:
+                for n in range(20): p.xadd('sse', dict(m=json.dumps(dict(type='n', data=n))), maxlen=5, approximate=False)
+                p.execute()
+            await eventually(lambda: c.gaps or len(c.messages) > 20, 'it is told')
+            assert c.gaps == 1
+
+    async def test_trimmed_behind_its_readers_is_no_gap(self, shared):
+        "Everything was read, so nothing is missing, however little is left"
+        async with workers(shared) as (one, two), following('stream', one) as a, following('stream', two) as b:
+            for n in range(30):
+                shared.client.xadd('sse', dict(m=json.dumps(dict(type='n', data=n))), maxlen=1, approximate=False)
+                for c in a, b: assert await c.data(1) == [n]
+            shared.client.xtrim('sse', maxlen=0)
+            await two.broadcast('end', 0)
+            for c in a, b: assert await c.next() == ('end', 0) and not c.gaps
+
+    async def test_entries_of_other_programs(self, shared):
+        "What makes no sense is passed over, and what follows comes"
+        async with workers(shared) as (one, _), following('stream', one) as c:
+            for entry in dict(x='y'), dict(m='{'), dict(m='7'), dict(m='{"type": ""}'), dict(m=b'\xff'): shared.client.xadd('sse', entry)
+            await one.broadcast('n', 1)
+            assert await c.next() == ('n', 1)
+
+
+class TestTheEnd:
+    async def test_nothing_is_left(self, shared):
+        "No task and no connection to Redis; two are all that a process ever has, however many streams"
+        def open_ones(): return len(shared.client.client_list())-1
+        before = open_ones()
+        async with no_task_left():
+            async with workers(shared) as (one, two), following('stream', one), following('channel', one), following('queue', one):
+                await one.broadcast('n', 1)
+                await one.everywhere()
+                assert open_ones() <= before+4
+        await eventually(lambda: open_ones() <= before, 'the connections end')
+
+    async def test_it_lives_on_after_close(self, shared):
+        async with workers(shared) as (one, _):
+            for n in range(3):
+                await one.broadcast('n', n)
+                await one.close()
+            assert [m['data'] for m in one.get_history()] == [0, 1, 2]
+
+    async def test_close_beside_broadcasts(self, shared):
+        "Each is sent or says that it failed; and nothing is left running"
+        for turn in range(10):
+            async with no_task_left(), workers(shared) as (one, _):
+                await one.open()
+                closing = asyncio.create_task(one.close())
+                await turns(turn)
+                with suppress(Exception): await one.broadcast('n', turn)
+                await closing
+
+    async def test_the_end_while_redis_is_gone(self, own_redis):
+        redis = own_redis()
+        async with no_task_left(), workers(redis) as (one, two), following('stream', one) as c:
+            await two.open()
+            redis.kill()
+            async with within('it ends in time', 5):
+                await one.close()
+                await two.close()
+            await c.ends()
+            assert not c.told_to_stay
+
+    def test_event_loops_in_succession(self, shared):
+        manager = SSEBroadcastManager(backend=shared.url())
+        async def once(n):
+            async with following('stream', manager) as c:
+                await manager.broadcast('n', n)
+                assert await c.next() == ('n', n)
+        for n in range(3): asyncio.run(once(n))
+        assert manager.broadcast_threadsafe('n', 3).result() == 0
