@@ -6,12 +6,11 @@ Whoever comes back hears what was missed, or is told of the gap: behind a restar
 import os
 import signal
 import sys
-import time
 
 import httpx
 import pytest
 
-from tests.contract.servers import BOUND, Remote, Stream, running, uvicorn, wait_until
+from tests.contract.servers import Remote, Stream, running, uvicorn, wait_until
 from tests.contract.support import eventually
 from tests.contract.visitors import Visitor
 
@@ -110,16 +109,6 @@ class TestWithRedis:
                     await again.says('to all 4')
                     assert [e.data for e in again.events if e.event=='said']==said[2:]
 
-    def test_a_thousand_in_a_row_are_heard_in_order_by_streams_of_both(self, tmp_path, redis_server):
-        with running(TWO, tmp_path/'log', env={'BACKEND': redis_server.url(1902)}) as server:
-            all = [Stream(server) for _ in range(8)]
-            for o in all: o.begun()
-            for _ in range(4): server.get('/say', text='tick', times=250)
-            for o in all: o.until(lambda _, o=o: len(o.said)==1000)
-            first = [e.id for e in all[0].said]
-            assert len({*first})==1000 and [first]*8==[[e.id for e in o.said] for o in all]
-            for o in all: o.sock.close()
-
 
 @pytest.mark.parametrize('workers', ['1', '2'])
 async def test_a_restart_is_a_gap(tmp_path, workers):
@@ -136,7 +125,7 @@ async def test_a_restart_is_a_gap(tmp_path, workers):
         async with Visitor(Remote(server)) as visitor:
             again = await visitor.open('/events', last=channel.last_id, carriers=[channel.carrier])
             await again.until(lambda o: any(e.event=='sse:gap' for e in o.events), 'a gap')
-            assert again.carrier!=channel.carrier and not again.data[0]
+            assert again.carrier!=channel.carrier and not again.data
         with Stream(server, last_event_id=stream.events[-1].id) as back:
             back.until(lambda events: any(e.event=='sse:gap' for e in events))
 

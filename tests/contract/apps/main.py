@@ -8,6 +8,7 @@ import gc
 import os
 import sys
 import time
+from collections import Counter
 from fasthtml.common import *
 from starlette.responses import StreamingResponse
 from cjm_fasthtml_sse.core import SSEBroadcastManager
@@ -104,7 +105,7 @@ def history(): return JSONResponse([m['data'] for m in manager.get_history()])
 async def held():
     "What is open, under way and in use, for who looks for leaks"
     for _ in range(2): gc.collect()
-    ours = sum(type(o).__module__.startswith('cjm_fasthtml_sse') for o in gc.get_objects())
+    ours = sum(n for t,n in Counter(map(type, gc.get_objects())).items() if str(t.__module__).startswith('cjm_fasthtml_sse'))
     return JSONResponse(dict(connections=manager.connection_count, requests=manager.inspect()['requests'], tasks=len(asyncio.all_tasks()),
         files=len(os.listdir('/proc/self/fd')), objects=ours, blocks=sys.getallocatedblocks()))
 
