@@ -6,7 +6,7 @@ import asyncio
 import json
 from contextlib import asynccontextmanager
 
-from fasthtml.common import EventStream, FastHTML
+from fasthtml.common import EventStream, FastHTML, Response
 
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.helpers import setup_sse
@@ -20,7 +20,7 @@ class Channel:
 
     def frame(self, body, about):
         if about: self.words.append(json.loads(body))
-        else: self.events += self.parser.feed(body)
+        else: self.events += self.parser.feed(body.decode(errors='replace').encode())
 
     def told(self, name): return next((o[name] for o in self.words if name in o), None)
     @property
@@ -130,7 +130,7 @@ class House:
     def __init__(self, middleware=(), before=None, manager=None, setup=None, **kw):
         self.app = app = FastHTML(secret_key='test', default_hdrs=False, middleware=[*middleware], before=before, **kw)
         self.manager = manager or SSEBroadcastManager(heartbeat=0, retry=200)
-        self.gate,self.notes,self.seen = asyncio.Event(),[],[]
+        self.gate,self.seen,self.notes,self.by_hand = asyncio.Event(),[],[],0  # The last: streams by hand that are open
         setup_sse(app, self.manager, **(setup or {}))
         @app.get('/events')
         def events(req):
@@ -139,11 +139,12 @@ class House:
         @app.get('/by_hand')
         def by_hand(n: int=0):
             async def frames():
+                self.by_hand += 1
                 try:
                     yield f'data: hand {n}\n\n'
                     await self.gate.wait()
                     yield 'data: through\n\n'
-                finally: self.notes.append(f'hand {n} over')
+                finally: self.by_hand -= 1
             return EventStream(frames())
         @app.get('/login')
         def login(name: str, sess):
@@ -155,7 +156,6 @@ class House:
             return 'bye'
         @app.get('/admin')
         def admin(req, sess):
-            from fasthtml.common import Response
             return self.manager.stream(req) if sess.get('auth')=='root' else Response('no', 403)
         @app.get('/page')
         def page(): return '<p>a page'
@@ -167,4 +167,4 @@ class House:
         try: yield all[0] if n==1 else all
         finally:
             for o in all: await o.hang_up()
-        await eventually(lambda: not self.manager.connection_count, 'all that was open ends')
+        await eventually(lambda: not (self.manager.connection_count or self.by_hand), 'all that was open ends')
