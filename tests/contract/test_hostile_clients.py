@@ -68,7 +68,9 @@ def resident(server):
     "MB of memory that a server takes"
     return int(Path(f'/proc/{server.process.pid}/statm').read_text().split()[1])*os.sysconf('SC_PAGE_SIZE')/2**20
 
-def at_rest(server, most=dict(connections=0, requests=0)):
+NOBODY = dict(connections=0, requests=0)
+
+def at_rest(server, most=NOBODY):
     "What a server holds, once all clients have left and it holds `most` at most"
     until = time.monotonic()+BOUND/2
     while True:

@@ -46,6 +46,11 @@ class Channel:
     async def answered(self): await self.until(lambda o: o.events or o.refused or o.direct or o.status not in (None, 200), 'an answer')
 
 
+def plain(headers):
+    "Headers by their plain names; one that is `None` is left out"
+    return {k.replace('_', '-').lower(): v for k,v in headers.items()}
+
+
 class Visitor(Browser):
     "A browser; `async with` ends what it has open"
     def __init__(self, app, mux=MUX, **headers):
@@ -57,7 +62,7 @@ class Visitor(Browser):
 
     def _headers(self, headers=None):
         cookie = {'cookie': '; '.join(f'{k}={v}' for k,v in self.jar.items())} if self.jar else {}
-        return {k.replace('_', '-').lower(): v for k,v in {**cookie, **self.headers, **(headers or {})}.items() if v is not None}
+        return {k: v for k,v in (cookie | plain(self.headers) | plain(headers or {})).items() if v is not None}
 
     def _keep(self, response):
         self.tag = response.headers.get('sse-visitor', self.tag)
@@ -84,7 +89,7 @@ class Visitor(Browser):
     async def order(self, open=(), close=(), carriers=None, become=True, raw=None, **headers):
         "One order; its response, which may be a carrier"
         order = dict(carriers=[*self.carriers] if carriers is None else carriers, open=[*open], close=[*close], become=become)
-        sent,rest = Exchange(self.app, 'POST', self.mux, self._headers({**MUX_HEADERS, **headers}), json.dumps(order).encode() if raw is None else raw),bytearray()
+        sent,rest = Exchange(self.app, 'POST', self.mux, self._headers(MUX_HEADERS | plain(headers)), json.dumps(order).encode() if raw is None else raw),bytearray()
         def heard(data):
             if sent.status!=200: return
             rest.extend(data)

@@ -1,8 +1,7 @@
-"""An app is set up by one call, of whichever kind, at whatever moment
+"""`setup_sse(app, manager)` is all the set-up there is, at whatever moment
 
-`setup_sse(app, manager)` is all there is; an app that only calls `insert_htmx_sse_ext(app.hdrs)`, as apps of the older package do, is
-served as well: the client from an address of its own, tickets, one connection for all streams. Every other FastHTML app is built as ever.
-A second call does no harm, and what any call says holds.
+A second call does no harm, and what any call says holds. The manager opens before the app's lifespan begins and closes before it ends.
+An app that reads a queue by hand needs nothing to end its stream cleanly.
 """
 import asyncio
 import logging
@@ -11,16 +10,13 @@ import subprocess
 import sys
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from pathlib import Path
 
 import httpx
 import pytest
-from fasthtml.common import Beforeware, EventStream, FastHTML, P, Redirect, Script, fast_app, sse_message, to_xml
-from starlette.applications import Starlette
+from fasthtml.common import EventStream, FastHTML, P, fast_app, sse_message
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
-from starlette.responses import HTMLResponse, Response, StreamingResponse
-from starlette.routing import Mount, Route
+from starlette.responses import Response, StreamingResponse
 from starlette.testclient import TestClient
 
 from cjm_fasthtml_sse.core import SSEBroadcastManager
@@ -46,65 +42,18 @@ def src_of(page): return re.search('src="([^"]+)"', client_of(page))[1]
 def is_served(web): return 'sse-ticket' in web.get('/events').headers
 
 
-class TestInsertedAlone:
-    def test_an_app_without_the_client_is_built_as_before(self):
-        plain = app()
-        routes,middleware = [*plain.routes],[*plain.user_middleware]
-        web = TestClient(plain)
-        assert not is_served(web) and '/_sse/' not in web.get('/').text and web.post('/_sse/mux').status_code==404
-        assert plain.routes==routes and plain.user_middleware==middleware
-
-    def test_an_app_with_the_client_is_served(self):
-        "Its script may be kept for ever: it is another address when it is another one"
-        one = app(client=True)
-        web,before = TestClient(one),[*one.user_middleware]
-        page = web.get('/').text
-        assert is_served(web) and 'data-sse-mux="/_sse/mux"' in client_of(page) and len(page)<2000
-        script = web.get(src_of(page))
-        assert 'javascript' in script.headers['content-type'] and 'immutable' in script.headers['cache-control'] and len(script.text)>10_000
-        assert web.head(src_of(page)).status_code==200 and web.post(src_of(page)).status_code in (404, 405)
-        assert one.user_middleware==before
-
-    @pytest.mark.parametrize('how', ['in its headers', 'in a list in its headers', 'in a subclass'])
-    def test_wherever_the_client_comes_from(self, how):
-        class Own(FastHTML):
-            def build_middleware_stack(self): return super().build_middleware_stack()
-        headers = insert_htmx_sse_ext([])
-        one = dict([('in its headers', lambda: app(hdrs=headers)), ('in a list in its headers', lambda: app(hdrs=[Script('1'), (*headers,)])),
-                    ('in a subclass', lambda: app(client=True, cls=Own))])[how]()
-        web = TestClient(one)
-        assert is_served(web) and web.get(src_of(web.get('/').text)).status_code==200
-
-    def test_headers_that_come_later(self):
-        "They build the app anew, once, and no other app"
-        late,other = app(),app()
-        webs = [TestClient(o) for o in (late, other)]
-        for o in webs: assert not is_served(o)
+class TestOnce:
+    def test_an_app_is_built_once(self):
+        "Headers that come late build it anew, the next call does not"
+        late = app()
+        web = TestClient(late)
+        assert not is_served(web)
         insert_htmx_sse_ext(late.hdrs)
-        assert [is_served(o) for o in webs]==[True, False]
-        built = late.middleware_stack
+        assert is_served(web)
+        built,middleware = late.middleware_stack,[*late.user_middleware]
         insert_htmx_sse_ext(late.hdrs)
         setup_sse(late)
-        assert is_served(webs[0]) and late.middleware_stack is built
-
-    def test_two_apps_with_the_same_headers_are_two(self):
-        "The ticket of one is none for the other"
-        headers = insert_htmx_sse_ext([])
-        one,two = (TestClient(app(hdrs=headers, session_cookie=o)) for o in ('one', 'two'))
-        assert is_served(one) and is_served(two)
-        ticket = one.get('/events').headers['sse-ticket']
-        order = dict(carriers=[], open=[[1, '/events', ticket, '', '']], close=[], become=True)
-        r = two.post('/_sse/mux', json=order, headers={'SSE-Mux': '2', 'Sec-Fetch-Site': 'same-origin', 'Content-Type': 'application/json'})
-        assert b'{"ticket": true}' in r.content
-
-    def test_outside_of_an_app_the_client_is_inline(self):
-        headers = insert_htmx_sse_ext([])
-        async def page(request): return HTMLResponse(to_xml(tuple(headers)))
-        for html in (to_xml(tuple(headers)), TestClient(Starlette(routes=[Route('/', page)])).get('/').text):
-            assert len(html)>10_000 and '/_sse/' not in client_of(html)
-        # Within a served one that is mounted there, it is not
-        web = TestClient(Starlette(routes=[Mount('/sub', app(client=True))]))
-        assert src_of(web.get('/sub/').text).startswith('/sub/_sse/client-')
+        assert is_served(web) and late.middleware_stack is built and late.user_middleware==middleware
 
     def test_the_class_is_wrapped_once(self):
         "However often the module is loaded"
@@ -123,10 +72,6 @@ assert len(r.headers.get_list('sse-ticket'))==1==len(r.headers.get_list('set-coo
         done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
         assert done.returncode==0, done.stderr
 
-    def test_an_app_with_errors_of_its_own_and_no_session(self):
-        web = TestClient(app(client=True, sess_cls=None, exception_handlers={404: lambda req, exc: P('not here')}))
-        assert is_served(web) and 'data-sse-mux' in client_of(web.get('/nowhere').text)
-
     def test_a_mounted_app_is_told_that_its_visitor_function_is_not_asked(self, caplog):
         inner,outer = app(),app(client=True)
         setup_sse(inner, visitor=lambda req: 'ann')
@@ -134,14 +79,6 @@ assert len(r.headers.get_list('sse-ticket'))==1==len(r.headers.get_list('set-coo
         web = TestClient(outer)
         for _ in range(2): web.get('/sub/')
         assert ['`visitor` of a mounted app is not asked' in r.getMessage() for r in caplog.records]==[True]
-
-
-class TestItsScript:
-    def test_no_beforeware_stands_before_it(self):
-        open_,closed = TestClient(app(client=True)),TestClient(app(client=True, before=Beforeware(lambda req: Redirect('/login'))), follow_redirects=False)
-        src = src_of(open_.get('/').text)
-        assert closed.get('/').status_code==303 and closed.get(src).text==open_.get(src).text
-        assert closed.get('/_sse/client-0123456789abcdef').status_code in (303, 404)
 
     def test_static_files_and_catch_alls_do_not_answer_for_it(self):
         catching,rt = fast_app(secret_key='test')
@@ -252,7 +189,7 @@ class TestQueuesThatEnd:
 
     async def test_without_a_set_up_the_body_is_cut_off(self, caplog):
         "The browser comes back; the server logs one error"
-        with pytest.raises(httpx.RemoteProtocolError): await self.read(self.app())
+        with pytest.raises(httpx.RemoteProtocolError): await self.read(self.app(), log_config=None)
         assert 'StreamEnded' in caplog.text
 
     @pytest.mark.parametrize('http', ['h11', 'httptools'])
@@ -261,7 +198,7 @@ class TestQueuesThatEnd:
         seen = []
         one = self.app(middleware=middleware, exception_handlers={500: lambda req, exc: seen.append(exc)})
         setup_sse(one)
-        assert (await self.read(one, http=http)).removeprefix(':\n\n')==sse_message('one')
+        assert (await self.read(one, http=http, log_config=None)).removeprefix(':\n\n')==sse_message('one')
         assert not seen and not [r for r in caplog.records if r.levelno>=logging.ERROR]
 
     def test_other_errors_stay(self):
