@@ -10,17 +10,15 @@ from starlette.requests import Request
 from cjm_fasthtml_sse.backend import MemoryBackend
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.dashboard import setup_dashboard
-from cjm_fasthtml_sse.progress import setup_progress, track
+from cjm_fasthtml_sse.progress import setup_progress
 from cjm_fasthtml_sse.testing import SSEClient
 from cjm_fasthtml_sse.updater import SSEElementUpdater
-from tests.support import BOUND, Hooks, eventually, following, tab
+from tests.support import BOUND, eventually, following, tab
 
 TICKET = {'SSE-Ticket': '1'}
 
 
 def parts(client): return dict(o.split('=') for o in client.headers['sse-stream'].split(';'))
-
-def nothing(*args, **kw): raise AssertionError('a ticket is no visit')
 
 
 # The greeting
@@ -63,66 +61,11 @@ async def test_a_job_that_is_unknown_here_is_said_to_be():
         async with SSEClient(app, '/stream_job_status?job_id=7', last_event_id=last) as one: assert parts(one).get('gap')==gap
 
 
-# A ticket alone
-
-async def test_a_ticket_takes_no_place_and_calls_nobody():
-    manager = SSEBroadcastManager(max_connections=1)
-    hooks,asked = Hooks(manager),[]
-    def authorise(req): return not asked.append(req.headers['x-user']) and asked[-1]=='ann'
-    async def app(scope, receive, send):
-        await manager.stream(Request(scope), render=nothing, snapshot=nothing, user=scope['path'], authorise=authorise)(scope, receive, send)
-    async with following(manager):
-        before = manager.stats()
-        async with SSEClient(app, headers=TICKET | {'x-user': 'ann'}) as one:
-            assert (one.status, one.body, one.headers['content-length'], one.headers['content-type'].split(';')[0])==(200, b'', '0', 'text/event-stream')
-            assert 'sse-stream' not in one.headers and 'no-store' in one.headers['cache-control']
-        async with SSEClient(app, headers=TICKET | {'x-user': 'eve'}) as one: assert (one.status, one.body)==(403, b'Not for you')
-        assert (asked, len(hooks.opened), manager.stats())==(['ann', 'eve'], 1, before)
-
-
-@pytest.mark.parametrize('value', ['0', '', 'x.1.y'])
-async def test_another_header_is_no_request_for_a_ticket(value):
-    async with following(SSEBroadcastManager(), headers={'SSE-Ticket': value}) as one: assert (await one.next(BOUND, heartbeats=True)).event=='sse:heartbeat'
-
-
 async def test_a_channel_asks_for_no_ticket():
     manager = SSEBroadcastManager()
     async def app(scope, receive, send): await manager.stream(Request(scope))(scope | {'sse.channel': None}, receive, send)
     async with SSEClient(app, headers=TICKET) as one: assert (await one.next(BOUND, heartbeats=True)).event=='sse:heartbeat'
     assert not manager.stats()['direct']
-
-
-@pytest.mark.parametrize('path', ['/_sse/dashboard/events', '/stream_job_status?job_id=7', '/stream_job_progress?job_id=7', '/stream_job_progress?job_id=over'])
-async def test_tickets_for_the_streams_that_the_library_has(path):
-    manager,app = SSEBroadcastManager(),FastHTML(secret_key='test')
-    def may(req, *args): return req.headers['x-user']=='ann'
-    setup_progress(app, manager, may)
-    setup_dashboard(app, manager, authorise=may)
-    for _ in track(manager, [1], 'over'): pass
-    for user,status in dict(ann=200, eve=403).items():
-        async with SSEClient(app, path, headers=TICKET | {'x-user': user}) as one: assert (one.status, one.body)==(status, b'' if status==200 else b'Not for you')
-    assert not manager.connections and not manager._dashboard.own.connections and manager._dashboard.task is None
-
-
-# Counted by reason
-
-async def test_direct_openings_are_counted_by_reason():
-    manager = SSEBroadcastManager()
-    said = ['asked', 'off', 'step', 'limit', 'flood', 'encoded', 'no ticket', 'ticket refused', 'flood', 'Flood', '', 'x'*5000]
-    for reason in said:
-        async with following(manager, headers={'SSE-Direct': reason}): pass
-    async with following(manager): pass
-    assert manager.stats()['direct']==Counter(said[:9]) | {'other': 3, 'other client': 1}
-    manager.stats()['direct'].clear()
-    assert manager.stats()['direct']['flood']==2  # It was a copy
-
-
-async def test_who_was_not_let_in_is_not_counted():
-    manager = SSEBroadcastManager(max_connections=1)
-    async with following(manager) as one:
-        await one.next(BOUND, heartbeats=True)
-        async with SSEClient(one.app, headers={'SSE-Direct': 'flood'}) as more: assert more.status==503
-    assert manager.stats()['direct']=={'other client': 1}
 
 
 async def test_all_processes_together():

@@ -2,7 +2,7 @@
 
 1. Order. 2. Nothing is lost within the log. 3. A gap is never silent and never invented. 4. Nobody waits for those who do not read.
 5. A connection ends once, whichever way, and leaves nothing. 6. Errors of an app's callbacks stay where they are. 7. Bad input is
-refused at the call. 8. Whoever is sent away is told when to come back; the servers' part of it stands in `test_servers_and_shutdown.py`.
+refused at the call. 8. Whoever is sent away is told when to come back; the servers' part of it stands in `test_stopping_servers.py`.
 """
 import asyncio
 import gc

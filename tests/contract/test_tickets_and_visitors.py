@@ -279,6 +279,21 @@ class TestWhoIsLetIn:
             again = await visitor.opens('/admin')
             assert again.status==403 and not again.events
 
+    async def test_a_session_that_expires(self):
+        "It opens nothing more, and the browser is told so by an answer of its own"
+        def guard(req, sess):
+            if house.gate.is_set(): sess.clear()
+            if req.url.path=='/admin' and not sess.get('auth'): return Response('log in', 401)
+        house = House(before=guard)
+        async with house.visitors() as visitor:
+            await visitor.ask('/login?name=root')
+            assert (await visitor.opens('/admin')).events and (await visitor.opens('/events')).events
+            house.gate.set()
+            late = await visitor.opens('/admin')
+            assert (late.refused or late.status==401) and not late.events and (await visitor.ask('/admin')).status==401
+            visitor.tickets.clear()
+            assert (await visitor.opens('/events')).events
+
     @pytest.mark.parametrize('answer', [Response('no', 401), RedirectResponse('/login', 303)], ids=['401', 'redirect'])
     async def test_beforeware_covers_the_connection(self, answer):
         "As it covers any route; a ticket lets in where it refuses our address, of which a list of what is open to all knows nothing"
