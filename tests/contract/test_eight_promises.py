@@ -469,6 +469,24 @@ class TestPromise5TheEnd:
             await eventually(lambda: c.exchange.task.done() and hooks.closed == hooks.opened != [], 'it ends')
             assert manager.inspect() == dict(connections=[], requests=0) and len(hooks.closed) == 1
 
+    @pytest.mark.parametrize('way', ['is cancelled', 'network', 'close'])
+    async def test_gone_before_the_response(self, way):
+        "Hooks hear of a connection twice or not at all, where its response has no beginning"
+        manager = SSEBroadcastManager()
+        hooks = Hooks(manager)
+        async with no_task_left():
+            r = Exchange(Site(manager).app, 'GET', '/events')
+            r.stall()
+            r.begin()
+            await eventually(lambda: manager.connection_count == 1, 'its stream is there')
+            await turns()
+            if way == 'is cancelled': r.task.cancel()
+            elif way == 'network': r.fails = OSError('gone')
+            else: await manager.close(timeout=.1)
+            r.resume()
+            await eventually(lambda: r.task.done(), 'it ends')
+            assert manager.inspect() == dict(connections=[], requests=0) and hooks.opened == hooks.closed
+
     async def test_it_holds_on_sockets(self):
         manager = SSEBroadcastManager(heartbeat=.05)
         hooks = Hooks(manager)

@@ -37,6 +37,44 @@ def shared(redis_server):
     return redis_server
 
 
+class Proxy:
+    """Between a worker and Redis, for what goes wrong on the way; `async with`
+
+    `holds`: what Redis answers to those who read the stream waits. `cuts`: the next message that is written reaches Redis, and then the connection breaks.
+    """
+    def __init__(self, redis): self.redis, self.holds, self.cuts, self.flows, self.tasks = redis, False, False, asyncio.Event(), set()
+
+    async def __aenter__(self):
+        self.server = await asyncio.start_server(self._serve, '127.0.0.1', 0)
+        self.url = f'redis://127.0.0.1:{self.server.sockets[0].getsockname()[1]}/0'
+        return self
+
+    async def __aexit__(self, *exc):
+        self.server.close()
+        for t in self.tasks: t.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+    async def _serve(self, reader, writer):
+        there, back = await asyncio.open_connection('127.0.0.1', self.redis.port)
+        reads = cut = False
+        async def ask():
+            nonlocal reads, cut
+            while data := await reader.read(2**16):
+                reads, cut = reads or b'XREAD' in data, self.cuts and b'XADD' in data
+                if cut: self.cuts = False
+                back.write(data)
+                await back.drain()
+        async def answer():
+            while data := await there.read(2**16):
+                while reads and self.holds: await asyncio.sleep(.005)
+                if cut: return
+                writer.write(data)
+        self.tasks |= (mine := {asyncio.create_task(ask()), asyncio.create_task(answer())})
+        await asyncio.wait(mine, return_when=asyncio.FIRST_COMPLETED)
+        for t in mine: t.cancel()
+        for w in writer, back: w.close()
+
+
 async def fails(sent, match):
     "The broadcast fails, and says `match`"
     with pytest.raises(Exception, match=match) as e: await sent
@@ -83,17 +121,29 @@ class TestTogether:
                 await two.broadcast('n', 2)
                 assert await c.data(2) == [1, 2] and not c.gaps
 
-    async def test_back_at_once(self, shared):
-        "A process that lags behind waits for what the browser has seen elsewhere, rather than tell a gap"
-        async with workers(shared) as (one, two), following('stream', one) as c:
+    @streams
+    async def test_back_to_one_that_lags(self, shared, sink):
+        "A process that has yet to read what the browser has seen elsewhere waits for it, rather than tell a gap; a page of elsewhere, too"
+        one = SSEBroadcastManager(backend=shared.url())
+        async with Proxy(shared) as proxy:
+            two = SSEBroadcastManager(backend=proxy.url)
             await two.open()
-            for n in range(30):
-                await one.broadcast('n', n)
-                await c.read()
-                async with client('stream', two, last_id=c.last_id) as back:
-                    await all_live(two, 1)
-                    assert back.messages == []
-            assert two.stats()['gaps'] == 0
+            for n in range(3): await one.broadcast('n', n)
+            await eventually(lambda: two.cursor == one.cursor, 'both have it')
+            proxy.holds = True
+            await one.broadcast('n', 3)
+            back = client(sink, two, last_id=one.cursor)
+            entering = asyncio.create_task(back.__aenter__())
+            await asyncio.sleep(.1)
+            assert two.cursor != one.cursor and not entering.done(), 'it waits'
+            proxy.holds = False
+            await entering
+            await all_live(two, 1)
+            await one.broadcast('n', 4)
+            assert await back.data(1) == [4] and two.stats()['gaps'] == 0
+            await back.leave()
+            await two.close()
+        await one.close()
 
     async def test_ids_that_nobody_gave(self, shared):
         "Such an id is a gap at once: nobody waits for what will not come"
@@ -192,113 +242,6 @@ class TestTogether:
             script = await asyncio.create_subprocess_exec(sys.executable, '-c', code, shared.url())
             assert await asyncio.wait_for(script.wait(), 30) == 0
             assert await c.data(3) == [0, 1, 2]
-
-
-class TestAway:
-    @pytest.mark.parametrize('away', ['killed', 'hangs'])
-    async def test_streams_stay_open(self, own_redis, away):
-        "They get their heartbeats, broadcasts say that they failed, and everything goes on without a gap"
-        redis = own_redis(*Redis.durable)
-        async with workers(redis, heartbeat=.05) as (one, two), following('stream', one) as a, following('channel', two) as b:
-            await one.broadcast('n', 0)
-            for c in a, b: await c.read()
-            if away == 'killed': redis.kill()
-            else: os.kill(redis.process.pid, signal.SIGSTOP)
-            errors = [await fails(m.broadcast('n', 'lost'), 'sent|arrived') for m in (one, two)]
-            counts = [len(c.events) for c in (a, b)]
-            for c, n in zip((a, b), counts): await eventually(lambda c=c, n=n: len(c.events) >= n+5, 'heartbeats')
-            assert {e.event for c, n in zip((a, b), counts) for e in c.events[n:]} == {HEARTBEAT} and not (a.over or b.over)
-            if away == 'killed': redis.start()
-            else: os.kill(redis.process.pid, signal.SIGCONT)
-            async with within('it goes on'):
-                while True:
-                    with suppress(Exception):
-                        await one.broadcast('n', 1)
-                        break
-                    await asyncio.sleep(.05)
-            for c in a, b:
-                await eventually(lambda c=c: ('n', 1) in c.seen or c.gaps, 'it comes')
-                lost = sum(s == ('n', 'lost') for s in c.seen)
-                assert not c.gaps and lost <= sum('may or may not' in e for e in errors), 'one that was not sent never comes, no other comes twice'
-
-    async def test_unknown_outcome_is_never_repeated(self, own_redis):
-        "Redis hangs with a broadcast under way: it fails in time, says that it may have arrived, and comes once at most"
-        redis = own_redis(*Redis.durable)
-        async with workers(redis) as (one, _), following('stream', one) as c:
-            await one.broadcast('n', 0)
-            os.kill(redis.process.pid, signal.SIGSTOP)
-            async with within('it fails in time', 10):
-                await fails(one.broadcast('n', 1), 'may or may not')
-                await fails(one.broadcast('n', 2), 'sent|arrived')
-            os.kill(redis.process.pid, signal.SIGCONT)
-            async with within('it goes on'):
-                while True:
-                    with suppress(Exception):
-                        await one.broadcast('n', 3)
-                        break
-                    await asyncio.sleep(.05)
-            await eventually(lambda: ('n', 3) in c.seen, 'it comes')
-            got = [d for _, d in c.seen]
-            assert got[:2] == [0, 1] and len(got) == len({*got}), 'it was under way, so it arrived, once'
-
-    async def test_killed_again_and_again(self, own_redis):
-        "What was acknowledged is not lost, nothing comes twice, and each writer's order is kept"
-        redis = own_redis(*Redis.durable)
-        async with workers(redis) as (one, two), following('stream', one) as a, following('channel', two) as b:
-            acknowledged, uncertain, stop = [], [], False
-            async def write(m, w):
-                n = 0
-                while not stop:
-                    data, n = f'{w}{n}', n+1
-                    try: await m.broadcast('n', data)
-                    except Exception as e:
-                        if 'may or may not' in str(e): uncertain.append(data)
-                    else: acknowledged.append(data)
-                    await asyncio.sleep(.001)
-            writers = [asyncio.create_task(write(m, w)) for m, w in ((one, 'x'), (two, 'y'))]
-            for turn in range(3):
-                n = len(acknowledged)
-                await eventually(lambda n=n: len(acknowledged) > n+30, 'broadcasts get through')
-                redis.kill()
-                await asyncio.to_thread(redis.start)
-            n = len(acknowledged)
-            await eventually(lambda: len(acknowledged) > n+30, 'broadcasts get through again')
-            stop = True
-            await asyncio.gather(*writers)
-            await one.broadcast('end', 0)
-            for c in a, b: await eventually(lambda c=c: ('end', 0) in c.seen, 'the end comes')
-            assert a.seen == b.seen and not a.gaps and not b.gaps
-            seen = [d for t, d in a.seen if t == 'n']
-            assert len({*seen}) == len(seen) and {*acknowledged} <= {*seen} <= {*acknowledged, *uncertain}
-            for w in 'xy': assert (mine := [int(d[1:]) for d in seen if d[0] == w]) == sorted(mine)
-
-    async def test_no_redis_at_the_beginning(self, own_redis):
-        "A stream is answered 503 with `Retry-After`, a page has no place, and all works once there is a Redis"
-        redis = own_redis()
-        redis.kill()
-        async with workers(redis) as (one, _):
-            assert one.cursor == ''
-            statuses = []
-            async def visit():
-                async with client('stream', one) as c: statuses.append((c.status, 'retry-after' in c.exchange.headers))
-            await asyncio.gather(*[visit() for _ in range(10)])
-            assert {*statuses} == {(503, True)}
-            await fails(one.broadcast('n', 1), 'redis|Redis')
-            redis.start()
-            async with within('it works'):
-                while True:
-                    async with client('stream', one) as c:
-                        if c.status == 200:
-                            await all_live(one, 1)
-                            assert await one.broadcast('n', 2) == 1 and await c.next() == ('n', 2)
-                            break
-                    await asyncio.sleep(.05)
-
-    async def test_a_password_is_in_no_error(self, shared):
-        m = SSEBroadcastManager(backend=f'redis://:secret@127.0.0.1:{shared.port}/0')
-        assert 'secret' not in await fails(m.open(), '.') and 'secret' not in repr(m.connections)
-        m = SSEBroadcastManager(backend='redis://:secret@127.0.0.1:1/0')
-        assert 'secret' not in await fails(m.broadcast('n', 1), '.')
 
 
 class TestLost:
@@ -406,3 +349,122 @@ class TestTheEnd:
                 assert await c.next() == ('n', n)
         for n in range(3): asyncio.run(once(n))
         assert manager.broadcast_threadsafe('n', 3).result() == 0
+
+
+class TestAway:
+    @pytest.mark.parametrize('away', ['killed', 'hangs'])
+    async def test_streams_stay_open(self, own_redis, away):
+        "They get their heartbeats, broadcasts say that they failed, and everything goes on without a gap"
+        redis = own_redis(*Redis.durable)
+        async with workers(redis, heartbeat=.05) as (one, two), following('stream', one) as a, following('channel', two) as b:
+            await one.broadcast('n', 0)
+            for c in a, b: await c.read()
+            if away == 'killed': redis.kill()
+            else: os.kill(redis.process.pid, signal.SIGSTOP)
+            errors = [await fails(m.broadcast('n', 'lost'), 'sent|arrived') for m in (one, two)]
+            counts = [len(c.events) for c in (a, b)]
+            for c, n in zip((a, b), counts): await eventually(lambda c=c, n=n: len(c.events) >= n+5, 'heartbeats')
+            assert {e.event for c, n in zip((a, b), counts) for e in c.events[n:]} == {HEARTBEAT} and not (a.over or b.over)
+            if away == 'killed': redis.start()
+            else: os.kill(redis.process.pid, signal.SIGCONT)
+            async with within('it goes on'):
+                while True:
+                    with suppress(Exception):
+                        await one.broadcast('n', 1)
+                        break
+                    await asyncio.sleep(.05)
+            for c in a, b:
+                await eventually(lambda c=c: ('n', 1) in c.seen or c.gaps, 'it comes')
+                lost = sum(s == ('n', 'lost') for s in c.seen)
+                assert not c.gaps and lost <= sum('may or may not' in e for e in errors), 'one that was not sent never comes, no other comes twice'
+
+    async def test_unknown_outcome_is_never_repeated(self, own_redis):
+        "Redis hangs with a broadcast under way: it fails in time, says whether it may have arrived, and comes once at most"
+        redis = own_redis(*Redis.durable)
+        async with workers(redis) as (one, _), following('stream', one) as c:
+            await one.broadcast('n', 0)
+            os.kill(redis.process.pid, signal.SIGSTOP)
+            async with within('it fails in time', 10):
+                said = [await fails(one.broadcast('n', n), 'was not sent|may or may not have arrived') for n in (1, 2)]
+            os.kill(redis.process.pid, signal.SIGCONT)
+            async with within('it goes on'):
+                while True:
+                    with suppress(Exception):
+                        await one.broadcast('n', 3)
+                        break
+                    await asyncio.sleep(.05)
+            await eventually(lambda: ('n', 3) in c.seen, 'it comes')
+            counts = [c.seen.count(('n', n)) for n in (1, 2)]
+            assert all(n <= ('may or may not' in o) for n, o in zip(counts, said)) and c.seen.count(('n', 3)) == 1, f'{counts} {said}'
+
+    async def test_cut_off_before_the_answer(self, shared):
+        "Redis has taken a message, and the connection breaks: it is not sent a second time"
+        async with Proxy(shared) as proxy:
+            one = SSEBroadcastManager(backend=proxy.url)
+            async with following('stream', one) as c:
+                for n in range(5):
+                    proxy.cuts = True
+                    with suppress(Exception): await one.broadcast('n', n)
+                    await one.broadcast('end', n)
+                    await eventually(lambda n=n: ('end', n) in c.seen, 'the end comes')
+                assert c.seen == [(t, n) for n in range(5) for t in ('n', 'end')] and not c.gaps
+            await one.close()
+
+    async def test_killed_again_and_again(self, own_redis):
+        "What was acknowledged is not lost, nothing comes twice, and each writer's order is kept"
+        redis = own_redis(*Redis.durable)
+        async with workers(redis) as (one, two), following('stream', one) as a, following('channel', two) as b:
+            acknowledged, uncertain, stop = [], [], False
+            async def write(m, w):
+                n = 0
+                while not stop:
+                    data, n = f'{w}{n}', n+1
+                    try: await m.broadcast('n', data)
+                    except Exception as e:
+                        if 'may or may not' in str(e): uncertain.append(data)
+                    else: acknowledged.append(data)
+                    await asyncio.sleep(.001)
+            writers = [asyncio.create_task(write(m, w)) for m, w in ((one, 'x'), (two, 'y'))]
+            for turn in range(3):
+                n = len(acknowledged)
+                await eventually(lambda n=n: len(acknowledged) > n+30, 'broadcasts get through')
+                redis.kill()
+                await asyncio.to_thread(redis.start)
+            n = len(acknowledged)
+            await eventually(lambda: len(acknowledged) > n+30, 'broadcasts get through again')
+            stop = True
+            await asyncio.gather(*writers)
+            await one.broadcast('end', 0)
+            for c in a, b: await eventually(lambda c=c: ('end', 0) in c.seen, 'the end comes')
+            assert a.seen == b.seen and not a.gaps and not b.gaps
+            seen = [d for t, d in a.seen if t == 'n']
+            assert len({*seen}) == len(seen) and {*acknowledged} <= {*seen} <= {*acknowledged, *uncertain}
+            for w in 'xy': assert (mine := [int(d[1:]) for d in seen if d[0] == w]) == sorted(mine)
+
+    async def test_no_redis_at_the_beginning(self, own_redis):
+        "A stream is answered 503 with `Retry-After`, a page has no place, and all works once there is a Redis"
+        redis = own_redis()
+        redis.kill()
+        async with workers(redis) as (one, _):
+            assert one.cursor == ''
+            statuses = []
+            async def visit():
+                async with client('stream', one) as c: statuses.append((c.status, 'retry-after' in c.exchange.headers))
+            await asyncio.gather(*[visit() for _ in range(10)])
+            assert {*statuses} == {(503, True)}
+            await fails(one.broadcast('n', 1), 'redis|Redis')
+            redis.start()
+            async with within('it works'):
+                while True:
+                    async with client('stream', one) as c:
+                        if c.status == 200:
+                            await all_live(one, 1)
+                            assert await one.broadcast('n', 2) == 1 and await c.next() == ('n', 2)
+                            break
+                    await asyncio.sleep(.05)
+
+    async def test_a_password_is_in_no_error(self, shared):
+        m = SSEBroadcastManager(backend=f'redis://:secret@127.0.0.1:{shared.port}/0')
+        assert 'secret' not in await fails(m.open(), '.') and 'secret' not in repr(m.connections)
+        m = SSEBroadcastManager(backend='redis://:secret@127.0.0.1:1/0')
+        assert 'secret' not in await fails(m.broadcast('n', 1), '.')

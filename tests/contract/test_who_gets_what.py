@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from types import SimpleNamespace
 
 import httpx
@@ -84,6 +85,15 @@ class TestPatterns:
             assert await manager.broadcast(f'user:{segment("ann:*")}:mail', 1) == 0
             assert await manager.broadcast(f'user:{segment("*")}:mail', 2) == 1
             assert await c.data(1) == [2]
+
+
+    async def test_a_subscription_from_its_first_moment(self):
+        "It gets no more than it asked for, whatever is broadcast while it opens"
+        manager = SSEBroadcastManager()
+        manager.on_connect(lambda conn: [manager.broadcast(t, 0) for t in ('wanted', 'other')])
+        async with manager.subscribe('wanted') as queue:
+            await manager.broadcast('wanted', 1)
+            assert [queue.get_nowait()['type'] for _ in range(queue.qsize())] == ['wanted', 'wanted']
 
 
 class TestPrivate:
@@ -685,15 +695,17 @@ class TestNobodyIsOutrun:
 
     @streams
     async def test_a_loop_that_was_blocked(self, sink):
-        "Its time counts for nobody"
-        manager = SSEBroadcastManager(5, default_timeout=.05)
+        "Its time is nobody's fault: who would have read meanwhile stays"
+        manager = SSEBroadcastManager(5, default_timeout=.3)
         async with following(sink, manager) as c:
-            for i in range(5):
-                for n in range(10): manager.broadcast('x', i*10+n)
-                until = asyncio.get_running_loop().time()+.08
-                while asyncio.get_running_loop().time() < until: pass
-                await turns(3)
-            assert await c.data(50) == [*range(50)]
+            for turn in range(2):
+                c.stall()
+                for n in range(20): await manager.broadcast('x', [turn*20+n, PAD])
+                await turns()
+                c.resume()
+                time.sleep(.4)
+                await eventually(lambda: len(c.messages) == (turn+1)*20 or c.over, 'all comes')
+            assert [d[0] for d in await c.data(40)] == [*range(40)]
         assert manager.stats()['evicted'] == 0
 
     async def test_many_threads_at_once(self, sink):

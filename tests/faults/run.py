@@ -61,7 +61,7 @@ def pytest(folder, *args):
     "Run pytest in a copy; (exit code or `None` where it did not end, first failure, what it said)"
     report = folder/'report.xml'
     report.unlink(missing_ok=True)
-    env = {**os.environ, 'PYTHONPATH': str(folder), 'PYTHONDONTWRITEBYTECODE': '1'}
+    env = {**os.environ, 'PYTHONPATH': str(folder), 'PYTHONDONTWRITEBYTECODE': '1', 'CONTRACT_BOUND': os.environ.get('CONTRACT_BOUND', '12')}
     cmd = [sys.executable, '-m', 'pytest', '-q', '-x', '-p', 'no:cacheprovider', '--color=no', f'--timeout={TEST_LIMIT}', f'--junit-xml={report}', *map(str, args)]
     with open(folder/'out.txt', 'w') as out:
         proc = subprocess.Popen(cmd, cwd=folder, env=env, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True)
