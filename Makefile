@@ -14,7 +14,7 @@ test: .venv/dev ## Check everything that CI checks: notebooks, lint, types, test
 	@$(BIN)/python tools/check.py
 
 chaos: .venv/dev ## Two minutes in which all goes wrong: workers killed, Redis restarted, clients that stall and die
-	@$(BIN)/python tests/chaos.py --seconds 120
+	@$(BIN)/python tests/contract/chaos.py --seconds 120
 
 tabs: .venv/dev ## Whatever may happen to tabs and connections: 20 random runs in Chromium, 5 in Firefox; ten minutes
 	@TABS_RUNS=20 TABS_BROWSER=chromium $(BIN)/python -m pytest tests/browser/test_tabs_random.py -q

@@ -39,73 +39,6 @@ def tell(server, name, sig):
     server.interrupt() if sig==signal.SIGINT and name!='granian' else server.signal(sig)
 
 
-@pytest.mark.parametrize('sig', **SIGNALS)
-@pytest.mark.parametrize('name', SERVERS)
-async def test_all_streams_end_and_the_process_too(tmp_path, name, sig):
-    "The three servers that differ most have a thousand streams, once"
-    many = name in ('uvicorn', 'hypercorn', 'granian') and sig==signal.SIGTERM
-    done,lives = tmp_path/'done',2 if 'workers' in name else 1
-    # What no manager ends, on whatever connection, holds granian up
-    paths = ['/events', '/by_hand', '/events'] + ['/flood?wait=0.1']*(name!='granian')
-    with running(SERVERS[name], tmp_path/'log', env={'LIFESPAN': str(done)}) as server:
-        if lives==2: wait_until(lambda: len({server.get('/stats').json()['pid'] for _ in range(8)})==2, 'both workers answer')
-        with streams(server, 1000 if many else 20) as own, streams(server, 2, '/by_hand') as by_hand:
-            async with Visitor(Remote(server)) as visitor, Visitor(Remote(server)) as idle:
-                for o in by_hand: o.begun()
-                channels = await visitor.open(*paths)
-                for o in channels: await o.begins()
-                await idle.close(await idle.opens('/events'))  # A carrier without a channel
-                tell(server, name, sig)
-                for o in own+by_hand: o.until_end()
-                for o in channels: await o.until(lambda o: o.ended, 'the end')
-                await eventually(lambda: not visitor.carriers and not idle.carriers, 'the carriers are over')
-            server.ends()
-            assert farewells(own)==len(own) and farewells(channels)==2
-    assert done.read_text().count('shutdown ran')==lives, server.output
-    server.is_calm()
-
-
-@pytest.mark.parametrize('name', ['uvicorn', 'uvicorn, h11'])
-async def test_a_client_that_does_not_read_holds_nothing_up(tmp_path, name):
-    "Neither a stream, with much that waits for it, nor a carrier"
-    done = tmp_path/'done'
-    with running(SERVERS[name], tmp_path/'log', env={'LIFESPAN': str(done), 'MAX_QUEUE': '100000'}) as server:
-        with Stream(server, rcvbuf=4096) as stalled, Stream(server) as healthy:
-            async with Visitor(Remote(server, rcvbuf=4096)) as visitor:
-                channel = await visitor.opens('/events')
-                visitor.carriers[channel.carrier].stall()
-                for o in (stalled, healthy): o.begun()
-                server.get('/say', text='x'*60_000, times=200)
-                healthy.until(lambda _: len(healthy.said)==200)
-                server.signal()
-                server.ends()
-        assert done.exists(), server.output
-        assert 'Traceback' not in server.output, server.output
-
-
-@pytest.mark.parametrize('sig', **SIGNALS)
-def test_a_second_signal_does_no_harm(tmp_path, sig):
-    with running(SERVERS['uvicorn'], tmp_path/'log') as server, streams(server, 20) as own:
-        for _ in range(2): server.signal(sig)
-        for o in own: o.until_end()
-        server.ends()
-        assert 'Traceback' not in server.output, server.output
-
-
-@pytest.mark.parametrize('path', ['/events', '/by_hand'])
-def test_a_server_that_renews_itself(tmp_path, path):
-    "`--limit-max-requests` ends a process from time to time, which no signal announces"
-    done = tmp_path/'done'
-    with running(uvicorn('main:app', '--limit-max-requests', '15'), tmp_path/'log', env={'LIFESPAN': str(done)}) as server:
-        with streams(server, 10, path) as own:
-            for o in own: o.begun()
-            for _ in range(15): server.get('/stats')  # A response counts when it is over
-            for o in own: o.until_end()
-            server.ends()
-        assert done.exists() and 'Traceback' not in server.output, server.output
-        if path=='/events': assert farewells(own)==10
-
-
 @pytest.fixture(params=['httptools', 'h11'])
 def in_a_thread(request):
     "A uvicorn as a notebook starts it"
@@ -184,3 +117,70 @@ assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 '''
     done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, timeout=60)
     assert (done.stdout.split('\n')[:3], done.stderr, done.returncode)==(['cancelled', 'cleaned up', 'stopped'], '', 0)
+
+
+@pytest.mark.parametrize('sig', **SIGNALS)
+@pytest.mark.parametrize('name', SERVERS)
+async def test_all_streams_end_and_the_process_too(tmp_path, name, sig):
+    "The three servers that differ most have a thousand streams, once"
+    many = name in ('uvicorn', 'hypercorn', 'granian') and sig==signal.SIGTERM
+    done,lives = tmp_path/'done',2 if 'workers' in name else 1
+    # What no manager ends, on whatever connection, holds granian up
+    paths = ['/events', '/by_hand', '/events'] + ['/flood?wait=0.1']*(name!='granian')
+    with running(SERVERS[name], tmp_path/'log', env={'LIFESPAN': str(done)}) as server:
+        if lives==2: wait_until(lambda: len({server.get('/stats').json()['pid'] for _ in range(8)})==2, 'both workers answer')
+        with streams(server, 1000 if many else 20) as own, streams(server, 2, '/by_hand') as by_hand:
+            async with Visitor(Remote(server)) as visitor, Visitor(Remote(server)) as idle:
+                for o in by_hand: o.begun()
+                channels = await visitor.open(*paths)
+                for o in channels: await o.begins()
+                await idle.close(await idle.opens('/events'))  # A carrier without a channel
+                tell(server, name, sig)
+                for o in own+by_hand: o.until_end()
+                for o in channels: await o.until(lambda o: o.ended, 'the end')
+                await eventually(lambda: not visitor.carriers and not idle.carriers, 'the carriers are over')
+            server.ends()
+            assert farewells(own)==len(own) and farewells(channels)==2
+    assert done.read_text().count('shutdown ran')==lives, server.output
+    server.is_calm()
+
+
+@pytest.mark.parametrize('name', ['uvicorn', 'uvicorn, h11'])
+async def test_a_client_that_does_not_read_holds_nothing_up(tmp_path, name):
+    "Neither a stream, with much that waits for it, nor a carrier"
+    done = tmp_path/'done'
+    with running(SERVERS[name], tmp_path/'log', env={'LIFESPAN': str(done), 'MAX_QUEUE': '100000'}) as server:
+        with Stream(server, rcvbuf=4096) as stalled, Stream(server) as healthy:
+            async with Visitor(Remote(server, rcvbuf=4096)) as visitor:
+                channel = await visitor.opens('/events')
+                visitor.carriers[channel.carrier].stall()
+                for o in (stalled, healthy): o.begun()
+                server.get('/say', text='x'*60_000, times=200)
+                healthy.until(lambda _: len(healthy.said)==200)
+                server.signal()
+                server.ends()
+        assert done.exists(), server.output
+        assert 'Traceback' not in server.output, server.output
+
+
+@pytest.mark.parametrize('sig', **SIGNALS)
+def test_a_second_signal_does_no_harm(tmp_path, sig):
+    with running(SERVERS['uvicorn'], tmp_path/'log') as server, streams(server, 20) as own:
+        for _ in range(2): server.signal(sig)
+        for o in own: o.until_end()
+        server.ends()
+        assert 'Traceback' not in server.output, server.output
+
+
+@pytest.mark.parametrize('path', ['/events', '/by_hand'])
+def test_a_server_that_renews_itself(tmp_path, path):
+    "`--limit-max-requests` ends a process from time to time, which no signal announces"
+    done = tmp_path/'done'
+    with running(uvicorn('main:app', '--limit-max-requests', '15'), tmp_path/'log', env={'LIFESPAN': str(done)}) as server:
+        with streams(server, 10, path) as own:
+            for o in own: o.begun()
+            for _ in range(15): server.get('/stats')  # A response counts when it is over
+            for o in own: o.until_end()
+            server.ends()
+        assert done.exists() and 'Traceback' not in server.output, server.output
+        if path=='/events': assert farewells(own)==10

@@ -1,16 +1,17 @@
 """A chaos run: two workers, one Redis, hundreds of clients, and everything that can go wrong to them
 
-    python tests/chaos.py --seconds 120 --seed 1
+    python tests/contract/chaos.py --seconds 120 --seed 1
 
 Clients connect over real sockets, read slowly, stall, die, and come back with the last id they saw. Meanwhile messages are
-broadcast, through the workers and past them; a worker is killed; Redis is restarted with what it has saved; both workers
-are restarted one after the other. In the end each client's record is compared with the stream that Redis holds: nothing
-lost, nothing twice, nothing out of order, every gap told, and none told where the log holds what was missed. What is drawn
-by chance is drawn from the seed.
+broadcast; a worker is killed; Redis is restarted with what it has saved; both workers are restarted one after the other. In
+the end each client's record is compared with what somebody hears who comes back to the beginning: nothing lost, nothing
+twice, nothing out of order, every gap told, and none told where the log holds what was missed. What is drawn by chance is
+drawn from the seed.
 """
 import argparse
 import asyncio
 import json
+import os
 import random
 import re
 import shutil
@@ -22,14 +23,12 @@ from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
-import redis
-
-sys.path.insert(0, str(Path(__file__).parent))
-from servers import Server, free_port, uvicorn  # noqa: E402
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.contract.servers import Server, Stream, uvicorn  # noqa: E402
+from tests.contract.support import Redis  # noqa: E402
 
 BLOCK = re.compile(rb'(?:event: (\S+)\n)?(?:id: (\S+)\n)?(?:retry: (\d+)\n)?data: (.*)')
-STREAM_END = 5  # Seconds after the last broadcast in which every client has to have seen it
-LOG = 20_000    # Messages that each worker keeps for those who come back: far more than anybody misses here
+LOG = 10_000  # Messages that are kept for those who come back: far more than anybody misses here
 
 
 class Client:
@@ -91,29 +90,6 @@ class Stop(asyncio.Event):
                 while not self.draining: await asyncio.sleep(.1)
 
 
-class Redis:
-    "A Redis that writes down each entry before it acknowledges it"
-    def __init__(self, folder): self.folder,self.port = folder,free_port()
-    @property
-    def url(self): return f'redis://127.0.0.1:{self.port}/0'
-    def start(self):
-        self.server = Server(['redis-server', '--port', self.port, '--bind', '127.0.0.1', '--save', '', '--appendonly', 'yes', '--appendfsync', 'always',
-            '--dir', self.folder], self.port, Path(self.folder)/'redis.log', cwd=self.folder).wait_until_up()
-        return self
-    def stop(self):
-        self.server.signal()
-        self.server.ends(10)
-    def entries(self):
-        "(number in the stream, n) of all messages"
-        with redis.Redis(port=self.port) as r:
-            name = next(k for k in r.keys('*') if r.type(k)==b'stream')
-            for id,fields in r.xrange(name):
-                for v in fields.values():
-                    with suppress(ValueError, TypeError, KeyError):
-                        yield id.decode(),json.loads(v)['data']['n']
-                        break
-
-
 async def request(port, path):
     "The status of a GET, `None` if there was no answer"
     try:
@@ -145,21 +121,22 @@ async def broadcasts(port, rate, stop, tally):
 
 
 async def workers(port):
-    "Process ids of the workers that answer"
-    pids = set()
+    "Where the workers that answer stand: process id -> cursor"
+    found = {}
     for _ in range(12):
-        status,body = await request(port, '/stats')
-        if status==200: pids.add(json.loads(body.split(b'\r\n\r\n')[-1])['pid'])
-    return sorted(pids)
+        status,body = await request(port, '/here')
+        if status==200:
+            here = json.loads(body.split(b'\r\n\r\n')[-1])
+            found[here['pid']] = here['cursor']
+    return found
 
 
 async def faults(server, store, secs, rnd, tally):
     "Kill a worker, restart Redis, restart the workers one after the other: at moments spread over the run"
-    import os
     async def kill():
-        if pids := await workers(server.port): os.kill(rnd.choice(pids), signal.SIGKILL)
+        if pids := await workers(server.port): os.kill(rnd.choice(sorted(pids)), signal.SIGKILL)
     async def restart_redis():
-        await asyncio.to_thread(store.stop)
+        await asyncio.to_thread(store.kill, signal.SIGTERM)
         await asyncio.sleep(rnd.uniform(.1, .5))
         await asyncio.to_thread(store.start)
     async def rolling(): server.signal(signal.SIGHUP)
@@ -175,17 +152,40 @@ def place(id):
     return tuple(map(int, id.rpartition(':')[2].split('-')))
 
 
+class Witness:
+    "Comes back every few seconds to where it was, and writes down what the log holds: `truth` is (id, n) of every message"
+    def __init__(self, server, begin): self.server,self.at,self.truth,self.gaps = server,begin,[],0
+
+    def look(self, upto):
+        with Stream(self.server, last_event_id=self.at) as s:
+            s.until(lambda events: events and place(events[-1].id)>=place(upto))
+            self.gaps += sum(e.event=='sse:gap' for e in s.events)
+            self.truth += [(e.id, json.loads(e.data)['n']) for e in s.events if e.event=='n']
+            self.at = s.events[-1].id
+
+    async def watch(self, stop):
+        while not stop.draining:
+            await stop.wait_or(5)
+            with suppress(OSError, AssertionError, ValueError):  # Its worker may be killed
+                await asyncio.to_thread(self.look, max((await workers(self.server.port)).values(), key=place))
+
+    async def finish(self):
+        await asyncio.to_thread(self.look, max((await workers(self.server.port)).values(), key=place))
+        return self.truth
+
+
 def judge(clients, truth, acknowledged, log=LOG):
-    "What is wrong with what the clients saw, as sentences; the workers keep `log` messages"
+    "What is wrong with what the clients saw, as sentences; `truth` is what the log holds, which is `log` messages at most"
     published,numbers,found = [place(id) for id,_ in truth],{n for _,n in truth},[]
     lost = [n for n in acknowledged if n not in numbers]
-    if lost: found.append(f'{len(lost)} messages were acknowledged and are not in the stream, the first is {lost[0]}')
+    if lost: found.append(f'{len(lost)} messages were acknowledged and are not in the log, the first is {lost[0]}')
     for i,c in enumerate(clients):
         if c.first is None: found.append(f'client {i} never connected'); continue
         places = [place(id) for id,_ in c.seen]
         saw = {*places}
         if len(saw)<len(places): found.append(f'client {i} saw a message twice')
         if places!=sorted(places): found.append(f'client {i} saw messages out of order')
+        if unknown := saw-{*published}: found.append(f'client {i} saw {len(unknown)} messages that are not in the log')
         first,told = place(c.first),[(place(a) if a else (0, 0), place(b)) for a,b in c.gaps]
         if invented := [between for a,b in told if (between := sum(a<p<=b for p in published))<=log]:
             found.append(f'client {i} was told of {len(invented)} gaps where nothing was lost, the first over {invented[0]} messages that the log holds')
@@ -198,36 +198,39 @@ def judge(clients, truth, acknowledged, log=LOG):
 async def run(secs, seed, clients=300, rate=200, folder=None):
     "The report, with what is wrong under `faults`"
     rnd,tally,stop = random.Random(seed),Counter(),Stop()
-    store,port = Redis(folder).start(),free_port()
-    server = Server([c.replace('{port}', str(port)) for c in uvicorn('chaos:app', '--workers', '2', '--log-level', 'warning')], port, Path(folder)/'server.log',
-        env={'REDIS_URL': store.url, 'REPLAY_SIZE': str(LOG), 'HOME': folder}).wait_until_up()
+    store = Redis(Path(folder), *Redis.durable).start()
+    server = Server(uvicorn('chaos:app', '--workers', '2', '--log-level', 'warning'), Path(folder)/'server.log', env={'REDIS_URL': store.url(), 'LOG': str(LOG)})
+    port = server.wait_until_up().port
     try:
+        witness = Witness(server, min((await workers(port)).values(), key=place))
         crowd = [Client(port, random.Random(rnd.random()), tally) for _ in range(clients)]
         lives = [asyncio.create_task(c.live(stop)) for c in crowd]
         start = time.monotonic()
         async with asyncio.timeout(30):
             while not all(c.first for c in crowd): await asyncio.sleep(.05)
         saying = asyncio.create_task(broadcasts(port, rate, stop, tally))
+        watching = asyncio.create_task(witness.watch(stop))
         await faults(server, store, secs, random.Random(rnd.random()), tally)
         await asyncio.sleep(max(0, start+secs-time.monotonic()))
         stop.draining = True
         acknowledged = await saying
-        truth = [*store.entries()]
+        await watching
+        truth = await witness.finish()
         with suppress(TimeoutError):
             async with asyncio.timeout(30):  # Whoever was away comes back, reads on, and sees the last one
-                while not all(c.seen and c.seen[-1][0].endswith(truth[-1][0]) or c.gaps and c.gaps[-1][1].endswith(truth[-1][0]) for c in crowd):
+                while not all(c.seen and c.seen[-1][0]==truth[-1][0] or c.gaps and c.gaps[-1][1]==truth[-1][0] for c in crowd):
                     await asyncio.sleep(.1)
         stop.set()
         for t in lives: t.cancel()
         await asyncio.wait(lives)
-        wrong = judge(crowd, truth, acknowledged)+[f'client {i} broke: {t.exception()!r}' for i,t in enumerate(lives) if not t.cancelled() and t.exception()]
-        return dict(seconds=round(time.monotonic()-start, 1), seed=seed, clients=clients, **tally, stream=len(truth), deliveries=sum(len(c.seen) for c in crowd),
+        wrong = judge(crowd, truth, acknowledged)+['the witness was told of a gap']*bool(witness.gaps)+[f'client {i} broke: {t.exception()!r}' for i,t in enumerate(lives) if not t.cancelled() and t.exception()]
+        return dict(seconds=round(time.monotonic()-start, 1), seed=seed, clients=clients, **tally, log=len(truth), deliveries=sum(len(c.seen) for c in crowd),
             gaps=sum(len(c.gaps) for c in crowd), tracebacks=server.output.count('Traceback'), wrong=wrong, output=server.output)
     finally:
         server.signal()
-        with suppress(Exception): server.ends(10)
-        server.stop()
-        store.server.stop()
+        with suppress(AssertionError): server.ends(10)
+        server.kill()
+        store.kill()
 
 
 def main(secs, seed, **kw):

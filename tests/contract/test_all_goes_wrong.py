@@ -1,24 +1,29 @@
-"The chaos run in its short form; `make chaos` is the long one"
+"""Two workers on one Redis, 300 clients that stall, die and come back; a worker is killed, Redis restarted, the workers replaced
+
+Nobody loses a message that the log holds, hears one twice or out of order, or is told of a gap that is none; what was acknowledged is in
+the log. `make chaos` is the long run. The tests behind it show that its judge sees what it should.
+"""
 import asyncio
-import shutil
 from collections import Counter
 from random import Random
 from types import SimpleNamespace
 
 import pytest
-from chaos import Client, Stop, judge, main
 
-pytestmark = [pytest.mark.redis, pytest.mark.skipif(not shutil.which('redis-server'), reason='needs redis-server')]
+from tests.contract.chaos import Client, Stop, judge, main
+from tests.contract.support import Redis
+
+pytestmark = [pytest.mark.redis, pytest.mark.skipif(not Redis.binary, reason='needs redis-server or valkey-server')]
 
 
 @pytest.mark.timeout(120)
-def test_nothing_is_lost_or_doubled_while_a_worker_is_killed_redis_restarted_and_the_workers_replaced():
-    report = main(15, seed=1)
+def test_nothing_is_lost_or_doubled():
+    report = main(10, seed=1)
     said = '\n'.join([*report['wrong'], 'The server wrote:', report['output']])
     assert not report['wrong'] and not report['tracebacks'], said
     assert report['gaps']==0, 'the log holds far more than is sent'
     assert report['kill']==report['restart_redis']==report['rolling']==1
-    assert report['deliveries'] > report['clients']*500, 'hardly anything happened'
+    assert report['deliveries'] > report['clients']*300, 'hardly anything happened'
 
 
 @pytest.mark.parametrize('seen, gaps, log, wrong', [
@@ -41,7 +46,7 @@ def test_the_judge_sees_what_is_wrong(seen, gaps, log, wrong):
 
 
 def test_the_judge_misses_what_was_acknowledged_and_is_not_there():
-    assert judge([], [('1-0', 1)], [1, 2])==['1 messages were acknowledged and are not in the stream, the first is 2']
+    assert judge([], [('1-0', 1)], [1, 2])==['1 messages were acknowledged and are not in the log, the first is 2']
 
 
 @pytest.mark.parametrize('turns', range(4))
