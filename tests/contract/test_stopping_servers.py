@@ -25,11 +25,11 @@ RETRY = 3000  # Milliseconds, the default
 SIGNALS = dict(argvalues=[signal.SIGTERM, signal.SIGINT], ids=['SIGTERM', 'Ctrl-C'])
 
 
-def farewells(all):
+def farewells(streams):
     "Check what streams and channels said last, and count those that said it"
-    told = [o.farewell for o in all if o.farewell]
+    told = [o.farewell for o in streams if o.farewell]
     assert all(RETRY/2<=o<=RETRY*1.5 for o in told) and len({*told})>=min(len(told), 500)/3, f'not spread: {told}'
-    assert not any(e.event=='sse:close' for o in all for e in o.events), 'a page must come back after a restart'
+    assert not any(e.event=='sse:close' for o in streams for e in o.events), 'a page must come back after a restart'
     return len(told)
 
 
