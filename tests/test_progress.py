@@ -52,24 +52,6 @@ async def manager():
 
 # Reports
 
-async def test_a_newer_run_begins_after_the_last_word_of_the_older_one(manager):
-    gate = asyncio.Event()
-    @manager.on_broadcast
-    async def slow(message):
-        if message['type'] == 'job:j:completed' and message['data']['n'] == 1: await gate.wait()
-    job = track(manager, None, 'j')
-    await job.__aenter__()
-    newer = track(manager, 'ab', 'j')
-    async def again(): return [o async for o in newer]
-    job.update()
-    job._end()                      # Its last word hangs
-    task = asyncio.create_task(again())
-    await eventually(lambda: newer.state != 'new')
-    gate.set()
-    await task
-    assert [o for o in told(manager, every=False)] == [('started', 0), ('completed', 1), ('started', 0), ('completed', 2)]
-
-
 def report(job_id, n=0):
     data = dict(track(SSEBroadcastManager(), None, job_id).report(), n=n)
     return dict(type=f'job:{segment(job_id)}:progress', data=data)
@@ -184,34 +166,6 @@ async def test_the_end_may_be_in_the_past_that_a_backend_tells_when_it_is_reache
     async with SSEClient(app, url('status')) as page:
         shown,close = await read_all(page)
         assert ('Completed' in shown.data, close.event) == (True, CLOSE)
-
-
-@pytest.mark.parametrize('kind', ['progress', 'status'])
-async def test_a_state_that_is_an_end_ends_the_stream_though_the_message_was_never_heard(manager, kind):
-    "As where Redis comes back empty, and the job has ended meanwhile in another process"
-    app,jobs = site(manager)
-    job = track(manager, None, 'j', total=2, every=0)
-    async with job:
-        async with SSEClient(app, url(kind)) as page:
-            await page.next(BOUND)
-            jobs.hear(dict(type='job:j:completed', data=dict(jobs['j'], state='completed')))
-            manager._hub.renew('another-0')
-            *_,state,close = await read_all(page)
-        assert 'ompleted' in state.data and close.event == CLOSE
-    assert not manager.connection_count
-
-
-@pytest.mark.parametrize('kind', ['progress', 'status'])
-async def test_a_job_that_ends_while_a_hook_waits_ends_its_stream(manager, kind):
-    app,_ = site(manager)
-    job = track(manager, None, 'j', total=2, every=0)
-    async with job:
-        @manager.on_connect
-        async def finish(conn):
-            job.complete()
-            await asyncio.sleep(.01)
-        async with SSEClient(app, url(kind)) as page: *_,state,close = await read_all(page)
-    assert 'ompleted' in state.data and close.event == CLOSE
 
 
 def test_a_job_outlives_the_loop_that_its_report_was_on(manager):

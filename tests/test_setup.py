@@ -5,7 +5,7 @@ from fasthtml.common import EventStream, FastHTML, P, sse_message
 from starlette.testclient import TestClient
 
 from cjm_fasthtml_sse.backend import BackendError
-from cjm_fasthtml_sse.helpers import oob_element, setup_sse
+from cjm_fasthtml_sse.helpers import setup_sse
 from cjm_fasthtml_sse.wire import StreamEnded
 
 
@@ -60,8 +60,3 @@ def test_a_start_that_fails_closes_what_was_opened():
     for manager in Refused([]), Manager(seen): setup_sse(app, manager)  # The one that was named last is opened first
     with pytest.raises(BackendError, match='wrong password'), TestClient(app): pass
     assert seen == ['manager']
-
-
-@pytest.mark.parametrize('swap', ['morph', 'Morph'])
-def test_elements_of_content_morph_the_content(swap):
-    assert oob_element('x', P('hello'), swap).attrs['hx-swap-oob'] == 'innerMorph'

@@ -4,8 +4,6 @@ A page gets how its job stands, what comes, and the end of its stream with the e
 that a restart has lost is said to be unknown. `setup_progress` gives the newest report of each job, for apps that draw their own.
 """
 import asyncio
-import sys
-import threading
 
 import pytest
 from fasthtml.common import Div, FastHTML
@@ -49,22 +47,18 @@ class TestJobs:
         for j in 'abc': [None async for _ in track(manager, 'x', j)]
         assert [*jobs]==['b', 'c']
 
-    async def test_a_thread_that_looks(self, manager):
-        "It finds a job while a report of it comes in"
+    async def test_another_thread_may_look(self, manager):
+        "At any moment, and finds the job while a further report of it comes in"
+        class Id(str):
+            "It looks whenever the mapping takes it in hand"
+            def __hash__(self):
+                looks.append(('j' in jobs, len(jobs), [*jobs]))
+                return hash('j')
         async with track(manager, None, 'j'): message = manager.get_history(1)[0]
-        jobs,stop,interval = Jobs(),threading.Event(),sys.getswitchinterval()
+        jobs,looks = Jobs(),[]
         jobs.hear(message)
-        def hear():
-            while not stop.is_set(): jobs.hear(message)
-        hearing = threading.Thread(target=hear)
-        sys.setswitchinterval(1e-5)
-        hearing.start()
-        try: missed = sum('j' not in jobs or len(jobs)!=1 or [*jobs]!=['j'] for _ in range(20000))
-        finally:
-            stop.set()
-            hearing.join()
-            sys.setswitchinterval(interval)
-        assert not missed
+        jobs.hear(dict(message, data=dict(message['data'], id=Id('j'), n=7)))
+        assert looks and {(there, n) for there,n,_ in looks}=={(True, 1)} and jobs['j']['n']==7
 
 
 class TestStreams:
@@ -114,6 +108,30 @@ class TestStreams:
                 await page.leave()
             assert page.told_to_stay and 'completed' in page.seen[-1][1], n
 
+    @kinds
+    async def test_end_without_a_message(self, kind):
+        "A state that is an end ends the stream, also where nobody tells of it any more, as the process that worked is gone"
+        manager = SSEBroadcastManager(heartbeat=.05)
+        app,jobs = site(manager)
+        async with track(manager, None, 'j', total=2, every=60):
+            @manager.on_connect
+            def ended(connection): jobs.hear(dict(type='job:j:completed', data=dict(jobs['j'], state='completed')))
+            async with listening(app, url(kind)) as page:
+                await eventually(lambda: page.over or page.seen and page.events[-1].event=='sse:heartbeat', 'what follows the state')
+                assert 'data-state="completed"' in page.seen[-1][1] and page.told_to_stay
+
+    @kinds
+    async def test_ends_while_a_hook_waits(self, manager, kind):
+        "The state that is sent then is the end"
+        app,_ = site(manager)
+        async with track(manager, None, 'j', total=2, every=0) as job:
+            @manager.on_connect
+            async def finish(connection):
+                job.complete()
+                await asyncio.sleep(.01)
+            async with listening(app, url(kind)) as page: await page.ends()
+        assert 'data-state="completed"' in page.seen[-1][1] and page.told_to_stay
+
     async def test_former_run(self, manager):
         "It does not end the stream of a page that comes back during the next run"
         app,jobs = site(manager)
@@ -135,8 +153,9 @@ class TestStreams:
         await manager.broadcast('other', 1)
         kw = {k: v.replace('CURSOR', manager.cursor).replace('OTHER', other.cursor) for k,v in kw.items()}
         async with listening(app, url('status'), **kw) as page:
-            async with track(manager, None, 'j'):
-                seen = [html for _,html in await page.read(1+unknown)]
+            async with track(manager, None, 'j'): await eventually(lambda: 'Running' in ''.join(html for _,html in page.seen))
+            await page.ends()
+        seen = [html for _,html in page.seen[:-1]]
         assert 'Running' in seen[-1] and ['Unknown' in o for o in seen[:-1]]==[True]*unknown
 
     async def test_events_of_the_apps_own(self, manager):

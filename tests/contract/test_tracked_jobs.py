@@ -16,7 +16,7 @@ import pytest
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.dispatcher import segment
 from cjm_fasthtml_sse.progress import track
-from tests.contract.support import client, eventually, no_task_left, within
+from tests.contract.support import client, eventually, no_task_left, turns, within
 
 ENDS = 'completed', 'failed', 'cancelled'
 
@@ -224,6 +224,23 @@ class TestReports:
         gate.set()
         await task
         assert await ends(manager)==('completed', 3)
+
+    async def test_next_run_waits(self, manager):
+        "What a newer run of the same job tells comes behind the end of the older one"
+        gate = asyncio.Event()
+        @manager.on_broadcast
+        async def slow(message):
+            if message['type']=='job:j:completed' and message['data']['n']==1: await gate.wait()
+        older,newer = track(manager, 'a', 'j'),track(manager, 'ab', 'j')
+        async def run(job): return [o async for o in job]
+        first = asyncio.create_task(run(older))
+        await eventually(lambda: older.state=='completed', 'the older run ends')
+        second = asyncio.create_task(run(newer))
+        await eventually(lambda: newer.state!='new', 'the newer run begins')
+        await turns()
+        gate.set()
+        await asyncio.gather(first, second)
+        assert told(manager, progress=False)==[('started', 0), ('completed', 1), ('started', 0), ('completed', 2)]
 
     async def test_slow_tab_skips(self, manager):
         "It gets the newest report, and is not evicted for the others"
