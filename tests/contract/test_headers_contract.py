@@ -5,7 +5,6 @@ htmx and once however often it is called. An older app calls `insert_htmx_sse_ex
 served as one that calls `setup_sse`. Apps without the client are left as FastHTML builds them.
 """
 import re
-from contextvars import ContextVar
 
 import pytest
 from fasthtml.common import (Beforeware, EventStream, FastHTML, HtmxResponseHeaders, Link, Meta, NotStr, P, Redirect, Script, Style,
@@ -15,10 +14,7 @@ from starlette.responses import HTMLResponse
 from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
 
-from cjm_fasthtml_sse.core import SSEBroadcastManager
-from cjm_fasthtml_sse.dashboard import setup_dashboard
 from cjm_fasthtml_sse.helpers import get_htmx_idx, insert_htmx_sse_ext, setup_sse
-from cjm_fasthtml_sse.progress import setup_progress
 
 CDN = 'https://cdn.jsdelivr.net/npm/'
 HTMX2_EXT,HTMX4_EXT = 'htmx-ext-sse@2.2.4/dist/sse.min.js','htmx.org@{}/dist/ext/hx-sse.min.js'
@@ -176,27 +172,6 @@ class TestOlderApps:
 
 class TestSetup:
     "`setup_sse`, and what calls it: what any call says holds"
-
-    @pytest.mark.parametrize('other', [lambda app: setup_dashboard(app, SSEBroadcastManager(), authorise=True),
-                                       lambda app: setup_progress(app, SSEBroadcastManager(), authorise=True),
-                                       lambda app: insert_htmx_sse_ext(app.hdrs), setup_sse], ids=['dashboard', 'progress', 'insert', 'setup'])
-    @pytest.mark.parametrize('later', [False, True])
-    def test_nonce_and_share(self, other, later):
-        app = FastHTML(secret_key='contract')
-        if later: other(app)
-        setup_sse(app, nonce='n1', share=False)
-        if not later: other(app)
-        app.route('/')(lambda: P('hello'))
-        found = re.findall('<script[^>]*(?:htmx-ext-sse|/_sse/)[^>]*>', TestClient(app).get('/').text)
-        assert len(found)==2 and all('nonce="n1"' in o for o in found) and 'data-sse-share="false"' in found[1]
-
-    def test_nonce_is_asked_for_pages_only(self):
-        "Outside of a request there may be none"
-        nonce,app = ContextVar('nonce'),FastHTML(secret_key='contract')
-        for morph in (False, True): setup_sse(app, nonce=nonce.get, morph=morph)
-        app.route('/')(lambda: P('hello'))
-        nonce.set('n1')
-        assert 'nonce="n1"' in client_tag(TestClient(app).get('/').text)
 
     def test_wrong_arguments(self):
         app,_ = fast_app(secret_key='contract')
