@@ -14,7 +14,8 @@ from cjm_fasthtml_sse.dashboard import setup_dashboard
 from tests.contract.support import Exchange, eventually, listening
 
 PATH,EVENTS = '/_sse/dashboard','/_sse/dashboard/events'
-HOSTILE = ['<script>alert(1)</script>', '"><img src=x onerror=alert(1)>', '&lt;b&gt;', "'--><svg onload=alert(1)>", 'ü*[.', '\u202eevil',
+HOSTILE = ['<script>alert(1)</script>', '"><img src=x onerror=alert(1)>', '&lt;b&gt;', "'--><svg onload=alert(1)>",
+    'ü*[.', '\u202eevil',
            '</td></table></div><div id="other" hx-swap-oob="true">', 'x'*5000]
 
 
@@ -85,6 +86,7 @@ class TestMessages:
             def __repr__(self): raise RuntimeError('no')
         app,manager = site(data=True)
         (loop := []).append(loop)
-        for o in (Broken(), [Broken()], loop, 10**5000, 'x'*10**6, 'half \ud800', float('nan')): await manager.broadcast('odd', o)
+        for o in (Broken(), [Broken()], loop, 10**5000, 'x'*10**6, 'half \ud800', float('nan')):
+            await manager.broadcast('odd', o)
         await manager.broadcast('last', 1)
         assert (await shown(app, 'last')).count('<code>odd</code>')>=7 and not caplog.records

@@ -1,9 +1,9 @@
 """Events find their handlers: patterns, values from outside, the dispatcher
 
-In a pattern `*` stands for anything within one segment, `**` for any number of segments, and all else for itself. Of all
-handlers that match, the highest priority comes first, ties in the order of their registration. Filters, transformers and
-middleware stand before them. Each callback may be sync or async, a callable object or a partial. A handler that fails does
-not keep the others from running, and the first error comes up to whoever dispatched.
+In a pattern `*` stands for anything within one segment, `**` for any number of segments, and all else for itself. Of
+all handlers that match, the highest priority comes first, ties in the order of their registration. Filters,
+transformers and middleware stand before them. Each callback may be sync or async, a callable object or a partial. A
+handler that fails does not keep the others from running, and the first error comes up to whoever dispatched.
 """
 import asyncio
 import logging
@@ -65,7 +65,8 @@ class TestPatterns:
                     updater.register, partial(updater.register_handler, handler=print)):
             with pytest.raises((ValueError, TypeError)): use(bad)
 
-    @pytest.mark.parametrize('pattern', ['*a*a*b', '**a*a*b', '*a*:**:*a*:b', '**a**a**b', '**:a:**:a:**:b', '**:*a*a:**:*b'])
+    @pytest.mark.parametrize('pattern',
+        ['*a*a*b', '**a*a*b', '*a*:**:*a*:b', '**a**a**b', '**:a:**:a:**:b', '**:*a*a:**:*b'])
     @pytest.mark.parametrize('part', ['a', 'a:', 'aa:'])
     def test_time_is_linear(self, pattern, part):
         "Nobody stops the server with a long event type: eight times the text takes about eight times as long"
@@ -79,7 +80,8 @@ class TestSegment:
     @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(st.text(min_size=1), st.text(min_size=1))
     def test_keeps_values_apart(self, a, b):
-        def hears(listener, addressee): return matches(f'user:{segment(listener)}:**', f'user:{segment(addressee)}:mail')
+        def hears(listener, addressee):
+            return matches(f'user:{segment(listener)}:**', f'user:{segment(addressee)}:mail')
         assert hears(a, a) and hears(a, b) is (a==b)
         assert not set(segment(a)) & set(':*\r\n\0')
 
@@ -117,7 +119,8 @@ class TestEvents:
         assert await dispatcher.dispatch(SSEEvent('x', 0, 'unknown'))==['unknown:x']
         assert await dispatcher.dispatch(SSEEvent('x', 0))==['x']
 
-    @pytest.mark.parametrize('event', [None, 'x', ('x', {}), 7, {}, {'type': None}, {'type': ''}, {'type': 'a\nb'}, {'data': 1}], ids=repr)
+    @pytest.mark.parametrize('event',
+        [None, 'x', ('x', {}), 7, {}, {'type': None}, {'type': ''}, {'type': 'a\nb'}, {'data': 1}], ids=repr)
     async def test_no_event(self, dispatcher, event):
         with pytest.raises((TypeError, ValueError)): await dispatcher.dispatch(event)
 
@@ -126,7 +129,8 @@ class TestHandlers:
     "Who is called, in which order, and what comes of it"
 
     async def test_priority_over_all_patterns(self, dispatcher):
-        for name,pattern,priority in [('a', '**', 0), ('b', 'job:*', 5), ('c', 'job:done', 0), ('d', '**', 9), ('e', '*:done', 5)]:
+        five = [('a', '**', 0), ('b', 'job:*', 5), ('c', 'job:done', 0), ('d', '**', 9), ('e', '*:done', 5)]
+        for name,pattern,priority in five:
             dispatcher.add_handler(pattern, lambda event, name=name: name, priority)
         assert await dispatcher.dispatch({'type': 'job:done'})==['d', 'b', 'e', 'a', 'c']
         dispatcher.clear_handlers('**')
@@ -156,7 +160,8 @@ class TestHandlers:
         @dispatcher.on('*')
         async def second(event): raise ValueError('second')
         dispatcher.on('*')(lambda event: ran.append(event.type))
-        with caplog.at_level(logging.ERROR), pytest.raises(KeyError, match='first'): await dispatcher.dispatch({'type': 'x'})
+        with caplog.at_level(logging.ERROR), pytest.raises(KeyError, match='first'):
+            await dispatcher.dispatch({'type': 'x'})
         assert ran==['x'] and len(caplog.records)==1 and 'ValueError: second' in caplog.text
 
     async def test_cancelling_is_no_error(self, dispatcher):

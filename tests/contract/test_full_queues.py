@@ -1,7 +1,7 @@
 """Whoever is slow delays nobody else
 
-A broadcast serves everyone with room at once. Queues that are full are waited for together, `timeout` seconds at most; those
-still full are ended, which their hooks hear once.
+A broadcast serves everyone with room at once. Queues that are full are waited for together, `timeout` seconds at
+most; those still full are ended, which their hooks hear once.
 """
 import asyncio
 import queue as thread_queue

@@ -1,14 +1,14 @@
 """What `insert_htmx_sse_ext` puts into the headers of an app, and what an app that only calls that gets
 
-The extension for the htmx that the app has, from a pinned address with an integrity hash, and this library's client, right behind
-htmx and once however often it is called. An older app calls `insert_htmx_sse_ext(app.hdrs)` and nothing else for set-up: it is
-served as one that calls `setup_sse`. Apps without the client are left as FastHTML builds them.
+The extension for the htmx that the app has, from a pinned address with an integrity hash, and this library's client,
+right behind htmx and once however often it is called. An older app calls `insert_htmx_sse_ext(app.hdrs)` and nothing
+else for set-up: it is served as one that calls `setup_sse`. Apps without the client are left as FastHTML builds them.
 """
 import re
 
 import pytest
-from fasthtml.common import (Beforeware, EventStream, FastHTML, HtmxResponseHeaders, Link, Meta, NotStr, P, Redirect, Script, Style,
-                             fast_app, to_xml)
+from fasthtml.common import (Beforeware, EventStream, FastHTML, HtmxResponseHeaders, Link, Meta, NotStr, P, Redirect,
+                             Script, Style, fast_app, to_xml)
 from starlette.applications import Starlette
 from starlette.responses import HTMLResponse
 from starlette.routing import Mount, Route
@@ -29,7 +29,8 @@ class TestHeaders:
     "Which headers come, and where"
 
     @pytest.mark.parametrize('src, found', [
-        (f'{CDN}htmx.org@2.0.7/dist/htmx.js', True), (f'{CDN}htmx.org@4.0.1/dist/htmx.min.js', True), ('https://unpkg.com/htmx.org@2.0.7', True),
+        (f'{CDN}htmx.org@2.0.7/dist/htmx.js', True), (f'{CDN}htmx.org@4.0.1/dist/htmx.min.js', True),
+        ('https://unpkg.com/htmx.org@2.0.7', True),
         ('/static/htmx.min.js?v=7', True), ('/static/htmx-2.0.7.min.js#sha', True), ('/static/my-htmx-tools.js', False),
         (f'{CDN}{HTMX2_EXT}', False), (f'{CDN}htmx.org@4.0.1/dist/ext/hx-ws.js', False)])
     def test_where_htmx_is(self, src, found):
@@ -40,8 +41,10 @@ class TestHeaders:
 
     def test_headers_of_any_kind(self):
         "Those without `attrs`: text, nothing, tuples, HTML, functions"
-        hdrs = ['text', None, NotStr('<meta name="x">'), Style('a {}'), (Link(), Script(src='/htmx.min.js')), Script('inline()')]
-        assert get_htmx_idx(hdrs)==4 and get_htmx_idx([])==-1 and get_htmx_idx([NotStr('<script src="/htmx.js"></script>')])==0
+        hdrs = ['text', None, NotStr('<meta name="x">'), Style('a {}'), (Link(), Script(src='/htmx.min.js')),
+            Script('inline()')]
+        assert get_htmx_idx(hdrs)==4 and get_htmx_idx([])==-1
+        assert get_htmx_idx([NotStr('<script src="/htmx.js"></script>')])==0
         before = [*hdrs]
         assert insert_htmx_sse_ext(hdrs) is hdrs and [o for o in hdrs if any(o is p for p in before)]==before
 
@@ -60,9 +63,12 @@ class TestHeaders:
         ([Script(src=f'{CDN}htmx.org@2.0.7/dist/htmx.min.js')],                                    HTMX2_EXT),
         ([Script(src='/htmx.min.js?v=3')],                                                         HTMX2_EXT),
         ([],                                                                                       HTMX2_EXT),
-        ([Script(src=f'{CDN}htmx.org@4.0.1/dist/htmx.min.js')],                                    HTMX4_EXT.format('4.0.1')),
-        ([Script(src='/htmx-4.0.1.min.js?v=2')],                                                   HTMX4_EXT.format('4.0.1')),
-        ([Meta(name='htmx-config', content='{"metaCharacter": "-"}'), Script(src='/htmx.min.js')], HTMX4_EXT.format('4.0.1'))])
+        ([Script(src=f'{CDN}htmx.org@4.0.1/dist/htmx.min.js')],
+        HTMX4_EXT.format('4.0.1')),
+        ([Script(src='/htmx-4.0.1.min.js?v=2')],
+        HTMX4_EXT.format('4.0.1')),
+        ([Meta(name='htmx-config', content='{"metaCharacter": "-"}'), Script(src='/htmx.min.js')],
+        HTMX4_EXT.format('4.0.1'))])
     def test_extension_of_each_htmx(self, hdrs, ext): assert extensions(insert_htmx_sse_ext([*hdrs]))==[CDN+ext]
 
     def test_apps_with_htmx4(self):
@@ -71,7 +77,8 @@ class TestHeaders:
 
     def test_pinned_with_integrity(self):
         tag = re.search('<script[^>]*sse.min.js[^>]*>', page(insert_htmx_sse_ext([])))[0]
-        assert re.search(r'@\d+\.\d+\.\d+/', tag) and re.search('integrity="sha384-[^"]{64}"', tag) and 'crossorigin="anonymous"' in tag
+        assert re.search(r'@\d+\.\d+\.\d+/', tag) and re.search('integrity="sha384-[^"]{64}"', tag)
+        assert 'crossorigin="anonymous"' in tag
 
     @pytest.mark.parametrize('bad', [(), None, 'headers'], ids=repr)
     def test_no_list(self, bad):
@@ -96,7 +103,8 @@ def app(*, client=False, cls=FastHTML, **kw):
 
 def client_tag(html): return re.search('<script[^>]*data-sse-client[^>]*>', html)[0]
 def client_src(html): return re.search('src="([^"]+)"', client_tag(html))[1]
-def is_served(web): return 'sse-ticket' in web.get('/events').headers  # Its streams may travel on the browser's common connection
+def is_served(web):
+    return 'sse-ticket' in web.get('/events').headers  # Its streams may travel on the browser's common connection
 
 
 class TestOlderApps:
@@ -107,7 +115,8 @@ class TestOlderApps:
         html = web.get('/').text
         assert is_served(web) and 'data-sse-mux="/_sse/mux"' in client_tag(html) and len(html)<2000
         script = web.get(client_src(html))
-        assert script.headers['content-type'].startswith('text/javascript') and 'immutable' in script.headers['cache-control']
+        assert script.headers['content-type'].startswith('text/javascript')
+        assert 'immutable' in script.headers['cache-control']
         assert 'EventSource' in script.text and web.head(client_src(html)).status_code==200
 
     def test_without_the_client(self):
@@ -120,7 +129,8 @@ class TestOlderApps:
         class Own(FastHTML):
             def build_middleware_stack(self): return super().build_middleware_stack()
         headers = insert_htmx_sse_ext([])
-        web = TestClient({'in its headers': lambda: app(hdrs=headers), 'in a list in its headers': lambda: app(hdrs=[Script('1'), (*headers,)]),
+        web = TestClient({'in its headers': lambda: app(hdrs=headers),
+            'in a list in its headers': lambda: app(hdrs=[Script('1'), (*headers,)]),
                           'in a subclass': lambda: app(client=True, cls=Own)}[how]())
         assert is_served(web) and web.get(client_src(web.get('/').text)).status_code==200
 
@@ -170,12 +180,10 @@ class TestOlderApps:
         assert TestClient(one).get('/headers').headers['hx-redirect']=='/x'
 
 
-class TestSetup:
-    "`setup_sse`, and what calls it: what any call says holds"
-
-    def test_wrong_arguments(self):
-        app,_ = fast_app(secret_key='contract')
-        async def user(req): return 'ann'
-        for wrong in (dict(visitor=user), dict(visitor='ann'), dict(share=3), dict(multiplex=['/events']), dict(manager='manager')):
-            with pytest.raises(ValueError, match=[*wrong][0]): setup_sse(app, **wrong)
-        with pytest.raises(ValueError, match='app'): setup_sse(fast_app(secret_key='contract'))
+def test_wrong_arguments_of_setup():
+    app,_ = fast_app(secret_key='contract')
+    async def user(req): return 'ann'
+    for wrong in (dict(visitor=user), dict(visitor='ann'), dict(share=3), dict(multiplex=['/events']),
+            dict(manager='manager')):
+        with pytest.raises(ValueError, match=[*wrong][0]): setup_sse(app, **wrong)
+    with pytest.raises(ValueError, match='app'): setup_sse(fast_app(secret_key='contract'))

@@ -1,7 +1,8 @@
 """Hooks of the manager: `on_connect`, `on_disconnect`, `on_broadcast`
 
-They may be sync or async. The first two get the connection, once each; the third gets the message, and may return another one,
-which is sent instead. What fails in a hook is logged with its traceback and counted, and delivery goes on.
+They may be sync or async. The first two get the connection, once each; the third gets the message, and may return
+another one, which is sent instead. What fails in a hook is logged with its traceback and counted, and delivery goes
+on.
 """
 import asyncio
 from functools import partial
@@ -34,7 +35,8 @@ class TestHooks:
         queue = await manager.register_connection()
         await manager.broadcast('x', 1)
         await manager.unregister_connection(queue)
-        assert [(n, o if n!='broadcast' else o['data']) for n,o in seen]==[('connect', queue), ('broadcast', 1), ('disconnect', queue)]
+        assert [(n, o if n!='broadcast' else o['data']) for n,o in seen]==[('connect', queue), ('broadcast', 1),
+            ('disconnect', queue)]
 
     async def test_objects_and_partials_are_awaited(self, manager):
         seen = []
@@ -73,7 +75,8 @@ class TestHooks:
         assert await manager.broadcast('x', 1)==1
         assert data(queue)==[1] and manager.stats()['errors']==1 and caplog.records[0].exc_info
 
-    @pytest.mark.parametrize('spoil', [lambda m: m.update(type='a\nb'), lambda m: m.pop('type'), lambda m: m.update(type=None)])
+    @pytest.mark.parametrize('spoil',
+        [lambda m: m.update(type='a\nb'), lambda m: m.pop('type'), lambda m: m.update(type=None)])
     async def test_messages_they_spoil(self, manager, spoil):
         manager.on_broadcast(lambda m: (spoil(m), None)[1])
         queue = await manager.register_connection()

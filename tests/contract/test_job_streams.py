@@ -1,7 +1,8 @@
 """What `sse_progress_element` and `sse_status_element` get: the streams that `setup_progress` adds
 
-A page gets how its job stands, what comes, and the end of its stream with the end of the job, however late the page comes. A job
-that a restart has lost is said to be unknown. `setup_progress` gives the newest report of each job, for apps that draw their own.
+A page gets how its job stands, what comes, and the end of its stream with the end of the job, however late the page
+comes. A job that a restart has lost is said to be unknown. `setup_progress` gives the newest report of each job, for
+apps that draw their own.
 """
 import asyncio
 
@@ -110,14 +111,15 @@ class TestStreams:
 
     @kinds
     async def test_end_without_a_message(self, kind):
-        "A state that is an end ends the stream, also where nobody tells of it any more, as the process that worked is gone"
+        "A state that is an end ends the stream, also where the process that worked is gone and nobody tells of it"
         manager = SSEBroadcastManager(heartbeat=.05)
         app,jobs = site(manager)
         async with track(manager, None, 'j', total=2, every=60):
             @manager.on_connect
             def ended(connection): jobs.hear(dict(type='job:j:completed', data=dict(jobs['j'], state='completed')))
             async with listening(app, url(kind)) as page:
-                await eventually(lambda: page.over or page.seen and page.events[-1].event=='sse:heartbeat', 'what follows the state')
+                await eventually(lambda: page.over or page.seen and page.events[-1].event=='sse:heartbeat',
+                    'what follows the state')
                 assert 'data-state="completed"' in page.seen[-1][1] and page.told_to_stay
 
     @kinds
@@ -153,7 +155,8 @@ class TestStreams:
         await manager.broadcast('other', 1)
         kw = {k: v.replace('CURSOR', manager.cursor).replace('OTHER', other.cursor) for k,v in kw.items()}
         async with listening(app, url('status'), **kw) as page:
-            async with track(manager, None, 'j'): await eventually(lambda: 'Running' in ''.join(html for _,html in page.seen))
+            async with track(manager, None, 'j'):
+                await eventually(lambda: 'Running' in ''.join(html for _,html in page.seen))
             await page.ends()
         seen = [html for _,html in page.seen[:-1]]
         assert 'Running' in seen[-1] and ['Unknown' in o for o in seen[:-1]]==[True]*unknown
@@ -174,7 +177,8 @@ class TestStreams:
         updater = SSEElementUpdater()
         updater.register_handler('job:*:*', oob_progress)
         def state(): return [oob_progress(o) for o in jobs.values()]
-        async with track(manager, None, 'a/b') as first, client('stream', manager, render=updater, snapshot=state) as page:
+        async with track(manager, None, 'a/b') as first, client('stream', manager, render=updater,
+                snapshot=state) as page:
             assert 'id="progress-span-a/b" hx-swap-oob="innerHTML"' in (await page.next())[1]
             async with track(manager, None, 'c'): assert 'id="progress-span-c"' in (await page.next())[1]
             assert 'id="progress-span-c"' in (await page.next())[1]

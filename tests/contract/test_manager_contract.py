@@ -1,8 +1,8 @@
 """The broadcast manager, as apps of the older package use it: queues read by hand, `connections`, history
 
-A message is a dict with `type`, `timestamp` and `data`. A queue of the manager hands out what is left once its connection was
-ended, and then raises `StreamEnded`. `connections` are queues and streams alike, and an app may put messages into each. The
-history is what was sent. Hooks and full queues have files of their own.
+A message is a dict with `type`, `timestamp` and `data`. A queue of the manager hands out what is left once its
+connection was ended, and then raises `StreamEnded`. `connections` are queues and streams alike, and an app may put
+messages into each. The history is what was sent. Hooks and full queues have files of their own.
 """
 import asyncio
 from collections.abc import Set
@@ -29,18 +29,22 @@ class TestMessages:
         assert await manager.broadcast('job:done', anything)==1
         message = queue.get_nowait()
         assert isinstance(message, dict) and {*message}=={'type', 'timestamp', 'data'}
-        assert message['type']=='job:done' and message.get('data', {}) is anything and datetime.fromisoformat(message['timestamp'])
+        assert message['type']=='job:done' and message.get('data', {}) is anything
+        assert datetime.fromisoformat(message['timestamp'])
 
     async def test_counts_connections(self, manager):
         assert await manager.broadcast('x', 1)==0
         await manager.register_connection()
-        async with following('stream', manager), following('stream', manager, events='other'), following('stream', manager, render=lambda m: None):
+        async with (following('stream', manager), following('stream', manager, events='other'),
+                    following('stream', manager, render=lambda m: None)):
             assert [await manager.broadcast(o, 1) for o in ('x', 'other')]==[3, 4]
             assert manager.connection_count==len(manager.connections)==4
 
     @pytest.mark.parametrize('kw', [
-        dict(max_queue_size=-1), dict(max_queue_size=1.5), dict(max_queue_size=None), dict(max_queue_size=True), dict(history_size=-1),
-        dict(default_timeout=-1), dict(default_timeout=float('nan')), dict(default_timeout='1'), dict(replay_size=0), dict(heartbeat=-1),
+        dict(max_queue_size=-1), dict(max_queue_size=1.5), dict(max_queue_size=None), dict(max_queue_size=True),
+        dict(history_size=-1),
+        dict(default_timeout=-1), dict(default_timeout=float('nan')), dict(default_timeout='1'), dict(replay_size=0),
+        dict(heartbeat=-1),
         dict(heartbeat=float('inf')), dict(retry=-1), dict(retry=1.5), dict(max_connections=0)], ids=repr)
     def test_bad_options(self, kw):
         with pytest.raises((TypeError, ValueError), match=[*kw][0]): SSEBroadcastManager(**kw)
@@ -55,7 +59,8 @@ class TestHistory:
         for i in range(5): await manager.broadcast('x', i)
         assert [m['data'] for m in manager.get_history()]==[20, 30, 40]
 
-    @pytest.mark.parametrize('limit, want', [(0, []), (1, [4]), (2, [3, 4]), (5, [0, 1, 2, 3, 4]), (99, [0, 1, 2, 3, 4]), (None, [0, 1, 2, 3, 4])])
+    @pytest.mark.parametrize('limit, want',
+        [(0, []), (1, [4]), (2, [3, 4]), (5, [0, 1, 2, 3, 4]), (99, [0, 1, 2, 3, 4]), (None, [0, 1, 2, 3, 4])])
     async def test_limit(self, manager, limit, want):
         "0 is none, not all"
         for i in range(5): await manager.broadcast('x', i)
@@ -88,7 +93,8 @@ class TestQueues:
         for _ in range(2):
             with pytest.raises(StreamEnded): await asyncio.wait_for(queue.get(), BOUND)
             with pytest.raises(StreamEnded): queue.get_nowait()
-        assert isinstance(queue, asyncio.Queue) and issubclass(StreamEnded, SSEError) and issubclass(StreamEnded, Exception)
+        assert isinstance(queue, asyncio.Queue) and issubclass(StreamEnded, SSEError)
+        assert issubclass(StreamEnded, Exception)
 
     async def test_full_queue_that_is_ended(self):
         manager = SSEBroadcastManager(3)
@@ -132,7 +138,8 @@ class TestQueues:
         assert await manager.broadcast('x', 1)==manager.connection_count==1
         for _ in range(2): await manager.unregister_connection(own)
         own.put_nowait('still alive')
-        assert manager.connection_count==0 and own.get_nowait()['data']==1 and own.get_nowait()=='still alive' and own.empty()
+        assert manager.connection_count==0 and own.get_nowait()['data']==1 and own.get_nowait()=='still alive'
+        assert own.empty()
         with pytest.raises(TypeError): await manager.register_connection([])
 
     async def test_queue_of_any_class(self, manager):
@@ -166,7 +173,8 @@ class TestConnections:
         async with following('stream', manager):
             connections = manager.connections
             handle, = {*connections}-{*queues}
-            assert isinstance(connections, Set) and len(connections)==4 and queues[0] in connections and asyncio.Queue() not in connections
+            assert isinstance(connections, Set) and len(connections)==4 and queues[0] in connections
+            assert asyncio.Queue() not in connections
             assert connections & {*queues}=={*queues} and {*connections}=={*queues, handle}
         await manager.close()
         assert not manager.connections
@@ -187,7 +195,8 @@ class TestConnections:
             assert [queue.get_nowait() for _ in range(2)]==[{'type': 'hello'}, {'type': 'hello', 'data': 1}]
             assert await page.read(2)==[('hello', None), ('hello', 1)]
 
-    @pytest.mark.parametrize('bad', [{}, None, 'x', {'type': ''}, {'type': 'a\nb'}, {'type': 3}, {'type': CLOSE}], ids=repr)
+    @pytest.mark.parametrize('bad', [{}, None, 'x', {'type': ''}, {'type': 'a\nb'}, {'type': 3}, {'type': CLOSE}],
+        ids=repr)
     async def test_bad_messages_by_hand(self, manager, bad):
         async with following('stream', manager) as page:
             handle, = manager.connections

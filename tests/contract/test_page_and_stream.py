@@ -1,9 +1,9 @@
 """Between page and stream nothing is lost: what a page shows and what its stream brings are together everything
 
-`setup_sse` notes where the log stands when a request begins. An element that connects to a stream carries that place when it is
-written as HTML (`data-sse-cursor`), the client sends it as `SSE-After`, and `manager.stream` goes on from there. The rule for apps:
-change the state first, then broadcast. `Last-Event-ID`, which says what came on a stream, beats the place of the page. A page that
-is too old is told so, and never gets half of what it missed.
+`setup_sse` notes where the log stands when a request begins. An element that connects to a stream carries that place
+when it is written as HTML (`data-sse-cursor`), the client sends it as `SSE-After`, and `manager.stream` goes on from
+there. The rule for apps: change the state first, then broadcast. `Last-Event-ID`, which says what came on a stream,
+beats the place of the page. A page that is too old is told so, and never gets half of what it missed.
 """
 import asyncio
 import re
@@ -103,7 +103,8 @@ class TestPage:
         for o in (app, mounted): o.route('/page')(lambda: CONNECTED)
         managers = [other, sse, of_mount]
         ids = place(await page(app, '/sub/page')).split()
-        assert {*ids}=={o.cursor for o in managers} and {*place(await page(app)).split()}=={o.cursor for o in managers[:2]}
+        assert {*ids}=={o.cursor for o in managers}
+        assert {*place(await page(app)).split()}=={o.cursor for o in managers[:2]}
         for n,o in enumerate(managers):
             await o.broadcast('n', n)
             async with tab(o, *ids) as t: assert await t.next()==('n', n)
@@ -195,7 +196,8 @@ class TestStream:
         assert sse.stats()['gaps']==0
 
     @pytest.mark.parametrize('ids, gap', [
-        ('c0ffee-17', True), ('c0ffee:17-3', True), ('OLD', True), ('OTHER', False), ('', False), ('c0ffee-17 OTHER', True), ('c0ffee-17 MINE', False)])
+        ('c0ffee-17', True), ('c0ffee:17-3', True), ('OLD', True), ('OTHER', False), ('', False),
+        ('c0ffee-17 OTHER', True), ('c0ffee-17 MINE', False)])
     async def test_gaps(self, ids, gap):
         "A place of before a restart, or one that the log has forgotten, is a gap; one of another manager is none"
         sse,other = SSEBroadcastManager(replay_size=2),SSEBroadcastManager()
@@ -245,7 +247,8 @@ def site_with_todos():
     "A list that is written to while its pages are drawn, slowly: most of them are overtaken"
     app,sse,todos = FastHTML(secret_key='contract'),SSEBroadcastManager(),[]
     setup_sse(app, sse)
-    def drawn(shown): return Ul(*map(Li, shown), id='todos'), HTMXSSEConnector.create_sse_element(endpoint='/events', hidden=True)
+    def drawn(shown):
+        return Ul(*map(Li, shown), id='todos'), HTMXSSEConnector.create_sse_element(endpoint='/events', hidden=True)
     @app.route('/plain')
     def plain():
         shown = [*todos]
@@ -280,7 +283,8 @@ async def test_pages_that_load_during_writes(path, events):
                 shown += re.findall('<li>(.*?)</li>', line)
                 if 'the end' in shown: return shown
     async with serve(app) as port, within('all see the end'):
-        async with httpx.AsyncClient(base_url=f'http://127.0.0.1:{port}', timeout=BOUND, limits=httpx.Limits(max_connections=None)) as web:
+        async with httpx.AsyncClient(base_url=f'http://127.0.0.1:{port}', timeout=BOUND,
+                limits=httpx.Limits(max_connections=None)) as web:
             visits = [asyncio.create_task(visit(web, n)) for n in range(30)]
             for n in range(130): (await web.post('/add', params=dict(title=f'todo {n}'))).raise_for_status()
             await web.post('/add', params=dict(title='the end'))

@@ -1,7 +1,8 @@
 """Names, positions and defaults of the six modules: apps written for 0.0.24 run unchanged
 
-Whatever stands in this table can be called by position and by name, with these defaults. The library may add parameters
-behind them, which have defaults of their own. What registers a callback gives it back, so that it serves as a decorator.
+Whatever stands in this table can be called by position and by name, with these defaults. The library may add
+parameters behind them, which have defaults of their own. What registers a callback gives it back, so that it serves
+as a decorator.
 """
 import inspect
 from dataclasses import is_dataclass
@@ -97,14 +98,16 @@ def test_signature(f, promised):
     if len(want)>len(named): assert any(p.kind is p.VAR_KEYWORD for p in more)
 
 
-@pytest.mark.parametrize('f', [MANAGER.register_connection, MANAGER.unregister_connection, MANAGER.broadcast, MANAGER.close,
+@pytest.mark.parametrize('f',
+    [MANAGER.register_connection, MANAGER.unregister_connection, MANAGER.broadcast, MANAGER.close,
                                DISPATCHER.dispatch])
 def test_coroutine_functions(f): assert inspect.iscoroutinefunction(f)
 
 
 def test_options_of_the_manager():
     got = {p.name: p.default for p in parameters(SSEBroadcastManager) if p.kind is p.KEYWORD_ONLY}
-    assert got.items()>=dict(replay_size=None, heartbeat=15., retry=3000, max_connections=None, overflow='evict').items()
+    assert got.items()>=dict(replay_size=None, heartbeat=15., retry=3000, max_connections=None,
+        overflow='evict').items()
 
 
 def test_properties():
@@ -124,7 +127,8 @@ def hooks():
     manager,dispatcher,updater = SSEBroadcastManager(),SSEEventDispatcher(),SSEElementUpdater()
     return dict(on_connect=manager.on_connect, on_disconnect=manager.on_disconnect, on_broadcast=manager.on_broadcast,
         on=dispatcher.on('x'), add_filter=dispatcher.add_filter, add_transformer=dispatcher.add_transformer,
-        add_middleware=dispatcher.add_middleware, register=updater.register('x'), add_preprocessor=updater.add_preprocessor,
+        add_middleware=dispatcher.add_middleware, register=updater.register('x'),
+            add_preprocessor=updater.add_preprocessor,
         add_postprocessor=updater.add_postprocessor, set_default_handler=updater.set_default_handler)
 
 

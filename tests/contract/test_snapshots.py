@@ -1,8 +1,9 @@
 """`stream(snapshot=...)`: the state as it is now, for first visits and for gaps that no replay can close
 
-The cursor is taken before the state is read, so what changes meanwhile comes twice rather than never; where state and message are
-changed in one step, each thing comes once. A reading of the state makes no broadcast wait, and a crowd that asks for the very same
-one shares it. A snapshot that fails is told as a gap. Snapshots and renderers run in nobody's context.
+The cursor is taken before the state is read, so what changes meanwhile comes twice rather than never; where state and
+message are changed in one step, each thing comes once. A reading of the state makes no broadcast wait, and a crowd
+that asks for the very same one shares it. A snapshot that fails is told as a gap. Snapshots and renderers run in
+nobody's context.
 """
 import asyncio
 import contextvars
@@ -41,7 +42,8 @@ class TestState:
     async def test_first_visit(self, manager, kind):
         "The state, at its place in the log, and then what changes"
         at = manager.cursor
-        async with tab(manager, render=lambda m: f"<p>{m['data']}</p>", snapshot=kind(lambda: [Li('a'), Li('b')])) as page:
+        async with tab(manager, render=lambda m: f"<p>{m['data']}</p>",
+                snapshot=kind(lambda: [Li('a'), Li('b')])) as page:
             state = await page.next()
             assert re.findall('<li>(.*?)</li>', state[1])==['a', 'b'] and page.last_id==at
             await manager.broadcast('x', 'c')
@@ -51,7 +53,8 @@ class TestState:
         "Needs no state"
         at = manager.cursor
         await manager.broadcast('x', 1)
-        async with tab(manager, snapshot=lambda: pytest.fail('asked for'), last_id=at) as page: assert await page.next()==('x', 1)
+        async with tab(manager, snapshot=lambda: pytest.fail('asked for'), last_id=at) as page:
+            assert await page.next()==('x', 1)
 
     @pytest.mark.parametrize('last_id', ['c0ffee-1', 'nonsense', 'too old'])
     async def test_stands_for_what_no_replay_can_tell(self, last_id):
@@ -90,7 +93,8 @@ class TestState:
                     tab(manager, snapshot=lambda: broken) as plain):
             assert [await p.next() for p in (html, plain)]==[('message', '<li>a\ufffdb</li>'), ('message', 'a\ufffdb')]
             await manager.broadcast('x', dict(name=broken))
-            assert [await p.next() for p in (html, plain)]==[('message', '<li>a\ufffdb</li>'), ('x', dict(name='a\ufffdb'))]
+            assert [await p.next() for p in (html, plain)]==[('message', '<li>a\ufffdb</li>'),
+                ('x', dict(name='a\ufffdb'))]
         assert manager.stats()['errors']==0
 
 
@@ -130,7 +134,8 @@ class TestChangesMeanwhile:
                 if rnd.random()<.3: await turns(rnd.randrange(5))
         async def visit():
             await turns(rnd.randrange(60))
-            async with tab(manager, render=render, snapshot=snapshot if shared else lambda: snapshot(), until='end') as page: await page.ends()
+            own = snapshot if shared else lambda: snapshot()
+            async with tab(manager, render=render, snapshot=own, until='end') as page: await page.ends()
             return [int(i) for e in page.messages for i in re.findall(r'<li>(\d+)</li>', e.data)]
         visits = [asyncio.create_task(visit()) for _ in range(60)]
         await asyncio.gather(*[write() for _ in range(writers)])
@@ -180,7 +185,8 @@ class TestSharing:
     async def test_closures_are_apart(self, manager):
         "What one visitor may see is not shared with another"
         for name in 'ab':
-            async with tab(manager, snapshot=lambda: f'<p>{name}</p>') as page: assert await page.next()==('message', f'<p>{name}</p>')
+            async with tab(manager, snapshot=lambda: f'<p>{name}</p>') as page:
+                assert await page.next()==('message', f'<p>{name}</p>')
 
     async def test_cheap_state_is_read_again(self, manager):
         "Once something has changed"
@@ -221,7 +227,7 @@ class TestSharing:
 
 
 async def test_nobodys_context(manager, kind):
-    "What snapshots and renderers make goes to all, so it can't depend on who broadcasts, connects first or puts a message in"
+    "What snapshots and renderers make goes to all, so it can't depend on who broadcasts or connects first"
     who = contextvars.ContextVar('who', default='nobody')
     f,at = kind(lambda *_: f'<p>{who.get()}</p>'),manager.cursor
     who.set('visitor')

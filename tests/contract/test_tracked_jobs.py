@@ -1,8 +1,8 @@
 """`progress.track`: a loop tells every tab how far it is, and how it ended
 
-A loop or a `with` block around work broadcasts `job:<id>:started`, `:progress` at most every `every` seconds, and at last one of
-`:completed`, `:failed`, `:cancelled`, from async code, threads and scripts alike. Whoever goes on behind it may rely on it that the
-end was told.
+A loop or a `with` block around work broadcasts `job:<id>:started`, `:progress` at most every `every` seconds, and at
+last one of `:completed`, `:failed`, `:cancelled`, from async code, threads and scripts alike. Whoever goes on behind
+it may rely on it that the end was told.
 """
 import asyncio
 import gc
@@ -23,7 +23,8 @@ ENDS = 'completed', 'failed', 'cancelled'
 
 def told(manager, job_id='j', progress=True):
     "What was broadcast of a job: (what, n)"
-    found = [(m['type'].rpartition(':')[2], m['data']['n']) for m in manager.get_history() if m['type'].startswith(f'job:{segment(job_id)}:')]
+    found = [(m['type'].rpartition(':')[2], m['data']['n']) for m in manager.get_history()
+        if m['type'].startswith(f'job:{segment(job_id)}:')]
     return [o for o in found if progress or o[0]!='progress']
 
 def newest(manager): return manager.get_history(1)[0]['data']
@@ -73,7 +74,8 @@ class TestHowALoopEnds:
         job = track(manager, aitems() if kind=='async' else items(), 'j', **(dict(error=str) if own else {}))
         async def later(): return [o async for o in job]
         with pytest.raises(OSError): await (asyncio.to_thread(lambda: [*job]) if kind=='thread' else later())
-        assert told(manager)[-1]==('failed', 1) and newest(manager)['error']==('disk /secret is full' if own else 'OSError')
+        assert told(manager)[-1]==('failed', 1)
+        assert newest(manager)['error']==('disk /secret is full' if own else 'OSError')
 
     @pytest.mark.parametrize('block', [False, True])
     @pytest.mark.parametrize('complete', [False, True])
@@ -170,7 +172,8 @@ class TestReports:
             async for _ in track(manager, 'abc', 'k', every=0): pass
             for job_id in 'jk':
                 found = told(manager, job_id)
-                assert (found[0], found[-1])==(want[0], want[-1]) and found==[o for o in want if o in found], 'a busy loop may leave some out'
+                assert (found[0], found[-1])==(want[0], want[-1])
+                assert found==[o for o in want if o in found], 'a busy loop may leave some out'
             await eventually(lambda: ('job:k:completed') in [t for t,_ in page.seen])
             seen = [t for t,_ in page.seen if not t.endswith('progress')]
             assert seen==[f'job:{j}:{o}' for j in 'jk' for o in ('started', 'completed')]
@@ -181,7 +184,8 @@ class TestReports:
             job.update(2)
         first,last = manager.get_history()[0],manager.get_history(1)[0]
         assert (first['type'], last['type'])==('job:a/b%3Ac:started', 'job:a/b%3Ac:completed')
-        assert last['data'].items()>=dict(id='a/b:c', name='Import', text='reading', state='completed', n=2, total=4, error='', eta=None).items()
+        assert last['data'].items()>=dict(id='a/b:c', name='Import', text='reading', state='completed', n=2, total=4,
+            error='', eta=None).items()
         assert {'rate', 'seconds'}<=last['data'].keys() and first['data']['state']=='running'
 
     @pytest.mark.parametrize('form', ['for', 'with', 'async for', 'async with'])

@@ -1,8 +1,8 @@
 """An event becomes elements: `SSEElementUpdater`
 
-Handlers take the data of an event and give one element, several, or nothing. They are found by pattern, the highest priority
-first; the default handler is called only where none matches. Elements are made at once, so an async handler is refused when it
-is registered.
+Handlers take the data of an event and give one element, several, or nothing. They are found by pattern, the highest
+priority first; the default handler is called only where none matches. Elements are made at once, so an async handler
+is refused when it is registered.
 """
 import functools
 import gc
@@ -23,7 +23,8 @@ class TestElements:
     "What comes of a handler's result"
 
     @pytest.mark.parametrize('result, elements', [
-        ('a', ['a']), (None, []), (['a', 'b'], ['a', 'b']), (('a', 'b'), ['a', 'b']), ([], []), ((), []), ([None, 'a'], ['a']),
+        ('a', ['a']), (None, []), (['a', 'b'], ['a', 'b']), (('a', 'b'), ['a', 'b']), ([], []), ((), []),
+        ([None, 'a'], ['a']),
         ((['a'], ('b', ['c']), None), ['a', 'b', 'c']), (0, [0]), ('', ['']), ([0, False], [0, False])], ids=repr)
     def test_any_shape(self, updater, result, elements):
         "A tuple counts as a list does; only `None` is left out. From handlers, the default one and postprocessors"
@@ -52,7 +53,8 @@ class TestHandlers:
     "Who is called"
 
     def test_priority_over_all_patterns(self, updater):
-        for name,pattern,priority in [('a', '**', 0), ('b', 'job:*', 5), ('c', 'job:done', 0), ('d', '**', 9), ('e', '*:done', 5)]:
+        five = [('a', '**', 0), ('b', 'job:*', 5), ('c', 'job:done', 0), ('d', '**', 9), ('e', '*:done', 5)]
+        for name,pattern,priority in five:
             updater.register(pattern, priority)(lambda data, name=name: name)
         assert updater.create_elements('job:done', {})==['d', 'b', 'e', 'a', 'c']
         assert updater.get_registered_events()==['**', 'job:*', 'job:done', '*:done']
@@ -79,7 +81,8 @@ class TestHandlers:
     @pytest.mark.parametrize('kind', ['handler', 'default', 'pre', 'post'])
     def test_errors_come_up(self, updater, kind):
         def broken(*args): raise LookupError('broken')
-        add = dict(handler=updater.register('x'), default=updater.set_default_handler, pre=updater.add_preprocessor, post=updater.add_postprocessor)
+        add = dict(handler=updater.register('x'), default=updater.set_default_handler, pre=updater.add_preprocessor,
+            post=updater.add_postprocessor)
         add[kind](broken)
         with pytest.raises(LookupError, match='broken'): updater.create_elements('x', {})
 
@@ -119,7 +122,9 @@ class Later:
     async def clsmethod(cls, *args): return 'later'
 
 
-def registrations(u): return [u.register('x'), functools.partial(u.register_handler, 'x'), u.set_default_handler, u.add_preprocessor, u.add_postprocessor]
+def registrations(u):
+    return [u.register('x'), functools.partial(u.register_handler, 'x'), u.set_default_handler, u.add_preprocessor,
+        u.add_postprocessor]
 
 
 class TestAsync:
