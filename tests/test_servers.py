@@ -1,7 +1,6 @@
 "Whole apps in real uvicorn processes: the README's, and one in the older style"
 import signal
 import sys
-import time
 from pathlib import Path
 
 import httpx
@@ -64,20 +63,3 @@ async def test_what_a_real_page_adds_runs_as_it_stands(tmp_path, monkeypatch):
             await late.until_oob('todos', 'tea', 'outerHTML')
             await ann.until_oob('people', '2 here')
         await ann.until_oob('people', '1 here')
-
-
-def test_an_app_in_the_older_style_runs_unchanged(serve):
-    server = serve('older_style:app')
-    with Stream(server, '/stream') as s:
-        s.until(lambda es: b': keepalive' in s.body)
-        assert get(server, '/say', text='7').text=='1'
-        assert get(server, '/push', text='psst').text=='1'
-        get(server, '/plain')
-        s.until(lambda es: len(es)==3)
-        assert names(s.events)==['count', 'note', 'bare']
-        assert 'hx-swap-oob' in s.events[0].data and 'psst' in s.events[1].data
-    deadline = time.monotonic()+5
-    while (state := get(server, '/log').json())['count'] and time.monotonic()<deadline: time.sleep(.05)
-    assert state==dict(log=['connect', 'disconnect'], count=0, history=['count'])
-    page = get(server, '/').text
-    assert 'sse-swap="count,note"' in page and 'htmx-ext-sse@2.2.4' in page
