@@ -340,22 +340,6 @@ async def test_a_shared_reading_ends_with_the_last_who_waits(caplog):
         async with tab(manager, snapshot=state): await eventually(lambda: said == ['begun', 'closed', 'begun'], 'a new one begins')
     assert not caplog.records and manager.stats()['errors'] == 0
 
-async def test_what_holds_up_the_loop_is_named_once(caplog):
-    manager = SSEBroadcastManager()
-    def sleepy_state():
-        time.sleep(.06)
-        return 'state'
-    def sleepy_renderer(m):
-        time.sleep(.06)
-        return 'x'
-    for _ in range(2):
-        async with tab(manager, snapshot=lambda: sleepy_state(), render=sleepy_renderer) as client:
-            await client.next(BOUND)
-            await manager.broadcast('x', 1)
-            await client.next(BOUND)
-    said = [r.getMessage() for r in caplog.records]
-    assert [('snapshot' in s, 'sleepy_renderer' in s, 'asyncio.to_thread' in s) for s in said] == [(True, False, True), (False, True, True)], said
-
 async def test_a_log_that_begins_anew_while_the_state_is_read_is_a_gap():
     manager, began, go = SSEBroadcastManager(), asyncio.Event(), asyncio.Event()
     async def snapshot():
