@@ -18,3 +18,10 @@ def loggers_as_they_were():
         logger.disabled,logger.propagate = False,True
         logger.setLevel(logging.NOTSET)
     yield
+
+
+@pytest.fixture(scope='session')
+def playwright():
+    "One for all tests in browsers: a second one could not start in this thread"
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as p: yield p

@@ -32,6 +32,7 @@ ENV = {**os.environ, 'PATH': f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}", '
 COUNTS = re.compile(r'(\d+) passed, (\d+) failed')
 DEBIAN = {'chromium': 'chromium', 'firefox-esr': 'firefox-esr', 'redis-server': 'redis-server', 'node': 'nodejs', 'npm': 'npm',
           'nginx': 'nginx', 'caddy': 'caddy', 'openssl': 'openssl'}  # command: its package
+BROWSER = 'tests/browser', 'tests/contract/browser'
 LATER = ['tests/browser/test_one_connection.py']  # Behind what needs no browser: both sides take about the same time
 CHECKS = {}
 
@@ -186,8 +187,8 @@ def tests():
         reports = [Path(tmp)/f'{o}.xml' for o in ('browser', 'others', 'later')]
         def part(report, *args, **kw):
             return run(sys.executable, '-m', 'pytest', '-q', '--color=no', '--durations=5', f'--junit-xml={report}', *args, secs=1500, ok=(0, 1), **kw)
-        browser = pool.submit(part, reports[0], 'tests/browser', *[f'--ignore={o}' for o in LATER], quiet=True)
-        part(reports[1], '--ignore=tests/browser')
+        browser = pool.submit(part, reports[0], *BROWSER, *[f'--ignore={o}' for o in LATER], quiet=True)
+        part(reports[1], *[f'--ignore={o}' for o in BROWSER])
         part(reports[2], *LATER)
         print('\nIn the browser:\n' + browser.result())
         return counted(*reports)

@@ -4,7 +4,6 @@ No stream has a connection of its own here, unless a test asks for it: `new_cont
 server's socket is counted by the app `counted` around each of the others."""
 import json
 import os
-import shutil
 import signal
 import statistics
 import struct
@@ -17,9 +16,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from conftest import FLAGS
 from handmade import ASSETS, Proxy
-from tabs import Tabs, frozen, new_context, renderer
+from browsers import frozen, new_context, renderer
+from tabs import Tabs
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from proxies import lacking, program, proxying  # noqa: E402
 from servers import free_port, running, uvicorn  # noqa: E402
@@ -145,32 +144,6 @@ def test_app_that_writes_to_its_session(tabs, serve, until):
         assert [c['name'] for c in tabs.context.cookies() if c['name'].startswith('sse')] == ['sse_browser']
 
 
-def test_restart(tabs, serve, until):
-    "12 tabs find the server back, stopped in order or killed, and so does a page that Back brings"
-    port = free_port()
-    with serve('streams:served', port=port) as server:
-        tabs.open(server.url, 12)
-        tabs.active(5)
-        carriers(server, until)
-        say(server, tabs, 'one')
-        server.signal(signal.SIGTERM)
-        assert server.ends()[0] in (0, -signal.SIGTERM)
-    tabs.wait("cjmSSE.state === 'reconnecting'")
-    with serve('streams:served', port=port) as server:
-        tabs.active(5)
-        carriers(server, until)
-        say(server, tabs, 'two')
-        tabs[5].evaluate('window.kept = true')
-        tabs[5].goto(f'{server.url}/_counted')
-        server.signal(signal.SIGKILL)
-    with serve('streams:served', port=port) as server:
-        tabs[5].go_back(wait_until='commit')
-        tabs.active(5)
-        say(server, tabs, 'three')
-        assert tabs[5].evaluate('window.kept')
-        carriers(server, until)
-
-
 # --- What is between the browser and the app
 
 @contextmanager
@@ -224,55 +197,6 @@ def test_http_2(browser, tmp_path, serve, until, name):
         carriers(server, until, 7)
 
 
-@pytest.fixture
-def lan(browser):
-    "Tabs of a browser that knows the test's servers by a name, as on a LAN: no secure context"
-    other = browser.browser_type.launch(executable_path=shutil.which('chromium'), args=[*FLAGS, '--host-resolver-rules=MAP app.test 127.0.0.1'])
-    try:
-        with context_tabs(other) as tabs: yield tabs
-    finally: other.close()
-
-
-def test_http_on_a_lan(lan, serve, until):
-    "No locks: a carrier for each tab, and nothing to complain of"
-    with serve('streams:served') as server:
-        lan.open(f'http://app.test:{server.port}/?streams=9', 3)
-        assert lan.all('window.isSecureContext') == [False]*3
-        lan.active(9)
-        carriers(server, until, 3)
-        say(server, lan, 'one', 9)
-        assert max(lan.all(ANSWERS)) < 10000
-        assert [text for type,text in lan.console if type in ('warning', 'error') and '[sse]' in text] == []
-
-
-def test_each_tab_for_itself(tabs, serve, until):
-    "`setup_sse(share=False)`: a carrier for each tab, and no election"
-    with serve('streams:served', SHARE='0') as server:
-        tabs.open(f'{server.url}/?streams=9', 4)
-        tabs.active(9)
-        carriers(server, until, 4)
-        say(server, tabs, 'one', 9)
-        assert tabs.all(LOCKS) == [[]]*4
-
-
-@pytest.mark.parametrize('n', [3, 4])
-def test_no_carrier_at_all(tabs, serve, until, n):
-    "Something refuses orders: streams are direct, and from the fourth on the console says why, once"
-    tabs.context.direct |= {'step', 'ticket refused'}
-    with serve('streams:served', REFUSED='1') as server:
-        page = tabs.open(f'{server.url}/?streams={n}')
-        tabs.active(n)
-        until(lambda: opened(server) == {STREAM: n})
-        say(server, tabs, 'one', n)
-        warned = lambda: [text for type,text in tabs.console if type == 'warning' and '[sse]' in text]
-        if n > 3: until(warned, 'a warning')
-        page.evaluate("cjmSSE.reconnect()")
-        tabs.active(n)
-        say(server, tabs, 'two', n)
-        assert len(warned()) == (n > 3), warned()
-        assert all('403' in o for o in warned()), warned()
-
-
 class Collecting(Proxy):
     "Keeps the body of a carrier until it is complete, which it never is; with `all`, its headers too"
     what = 'body'
@@ -320,90 +244,6 @@ def users(serve):
         server.present = lambda: httpx.get(f'{server.url}/present').json()
         server.say = lambda text: httpx.get(f'{server.url}/say', params=dict(text=text))
         yield server
-
-
-@contextmanager
-def talk(server):
-    "Messages all the time"
-    def talk():
-        with httpx.Client(base_url=server.url) as client:
-            n = 0
-            while not over.wait(.01): client.get(f'/say?text={(n := n+1)}')
-    over,thread = threading.Event(),threading.Thread(target=talk, daemon=True)
-    thread.start()
-    try: yield
-    finally:
-        over.set()
-        thread.join(10)
-
-
-MINE = "got['/mine'] ?? []"
-
-def hears(tabs, name, text):
-    "Wait until all tabs have got a message of this user's stream"
-    tabs.wait("([name, text]) => (got['/mine'] ?? []).at(-1) === `${name}: ${text}`", [name, text])
-
-
-def test_another_user_by_a_page(tabs, users, until):
-    "Somebody logs in in another tab: what the former user's stream says reaches no page of his, and all tabs open theirs anew"
-    tabs.open(f'{users.url}/login?name=ann', 3)
-    tabs.active(2)
-    until(lambda: users.present() == {'ann': 3, 'all': 3})
-    with talk(users):
-        bob = tabs.open(f'{users.url}/login?name=bob')
-        tabs.active(2)
-        until(lambda: users.present() == {'bob': 4, 'all': 4}, lambda: f"all are bob's: {users.present()}")
-        bob.reload()
-        tabs.active(2)
-    users.say('over')
-    hears(tabs, 'bob', 'over')
-    assert {o.partition(':')[0] for o in bob.evaluate(MINE)} == {'bob'}
-    for page in tabs[:3]:
-        names = [o.partition(':')[0] for o in page.evaluate(MINE)]
-        assert names == sorted(names), 'first ann, then bob, and never again ann'
-    carriers(users, until)
-
-
-def test_another_user_by_htmx(tabs, users, until):
-    "Nothing is loaded anew: from the moment on at which a page knows of bob, it hears nothing of ann's"
-    tabs.open(f'{users.url}/login?name=ann', 3)
-    tabs.active(2)
-    until(lambda: users.present() == {'ann': 3, 'all': 3})
-    tabs[1].evaluate("document.addEventListener('htmx:afterSwap', e => { if (e.target.id === 'who') got['/mine'].push('now') })")
-    orders = []
-    tabs.context.route(f'**{PATH}', lambda route: orders.append(route))
-    with talk(users):
-        tabs[1].locator('#be-bob').click()
-        tabs[1].wait_for_function("got['/mine'].includes('now')")
-        until(lambda: orders, 'orders are under way')
-        tabs[1].wait_for_timeout(300)  # Some messages for ann
-        for o in orders: o.continue_()
-        tabs.context.unroute(f'**{PATH}')
-        until(lambda: users.present() == {'bob': 3, 'all': 3}, lambda: f"all are bob's: {users.present()}")
-    users.say('over')
-    hears(tabs, 'bob', 'over')
-    heard = tabs[1].evaluate(MINE)
-    assert {o.partition(':')[0] for o in heard[heard.index('now')+1:]} == {'bob'}
-    tabs[2].locator('#be-ann').click()
-    until(lambda: users.present() == {'ann': 3, 'all': 3})
-    users.say('back')
-    hears(tabs, 'ann', 'back')
-    carriers(users, until)
-
-
-@pytest.mark.parametrize('how', ['a page', 'htmx'])
-def test_log_out(tabs, users, until, how):
-    "In one tab: the streams of all tabs that are for users are refused, those for all go on"
-    tabs.open(f'{users.url}/login?name=ann', 3)
-    tabs.active(2)
-    until(lambda: users.present() == {'ann': 3, 'all': 3})
-    if how == 'htmx': tabs[1].locator('#be-').click()
-    else: tabs.pop().goto(f'{users.url}/logout')
-    until(lambda: users.present() == {'all': len(tabs)}, lambda: f'ann is gone: {users.present()}')
-    tabs.wait("cjmSSE.sources.find(s => s.url.endsWith('/mine')).state === 'error'")
-    users.say('over')
-    tabs.wait("got['/news'].at(-1) === 'news: over'")
-    assert not any('over' in o for heard in tabs.all(MINE) for o in heard)
 
 
 class Guest:
@@ -557,32 +397,6 @@ def test_frozen_tab(tabs, serve, until):
         assert heard == sorted(set(heard)), 'in order and once; the last one by a snapshot, if the server keeps no more so many'
         print(f'the frozen tab has got {len(heard)} of 5000 messages')
         say(server, tabs, 'one', 1)
-
-
-def test_question_in_the_leading_tab(tabs, serve, until):
-    "It stands still while `confirm` is open. A tab that wants something from it soon leads itself, and takes all others along"
-    with serve('streams:served') as server:
-        leader = tabs.open(server.url)
-        tabs.active(5)
-        tabs.open(server.url, 2)
-        tabs.active(5)
-        dialogs = []
-        leader.on('dialog', lambda o: dialogs.append(o))
-        leader.evaluate("void setTimeout(() => confirm('Really?'))")
-        until(lambda: dialogs)
-        others = Tabs.__new__(Tabs)
-        list.__init__(others, tabs[1:])
-        start = time.monotonic()
-        others.append(tabs.context.new_page())
-        others[-1].goto(server.url)
-        others.active(5)
-        print(f'a tab that is opened meanwhile goes on after {time.monotonic()-start:.1f} s')
-        say(server, others, 'one')
-        dialogs.pop().accept()
-        tabs.append(others[-1])
-        tabs.active(5)
-        say(server, tabs, 'two')
-        carriers(server, until)
 
 
 @pytest.mark.parametrize('first, second', [('old', 'new'), ('new', 'old')])

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from playwright.sync_api import expect
 
-from tabs import new_context
+from browsers import new_context
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from servers import running  # noqa: E402
 

@@ -8,7 +8,7 @@ from starlette.responses import HTMLResponse, StreamingResponse
 
 import cjm_fasthtml_sse
 from bidi import Firefox
-from tabs import crash, each_browser, frozen, renderer, stopped
+from browsers import crash, each_browser, frozen, stopped
 
 SCRIPT = (Path(cjm_fasthtml_sse.__file__).parent/'static/election.js').read_text(encoding='utf-8')
 PAGE = '''<!doctype html><title>Election</title><script>%s</script><script>
@@ -115,10 +115,10 @@ def confirming(tab):
     finally: dialogs[0].dismiss()
 
 
-def stops(tab): return stopped(renderer(tab))
 
 
-@pytest.mark.parametrize('browser, hangs', [('chromium', frozen), ('chromium', stops), ('chromium', confirming), ('firefox', stops)], indirect=['browser'])
+
+@pytest.mark.parametrize('browser, hangs', [('chromium', frozen), ('chromium', stopped), ('chromium', confirming), ('firefox', stopped)], indirect=['browser'])
 def test_leader_that_hangs(electors, hangs):
     "It loses the lead when a visible tab waits for an answer. When it runs again it delivers nothing before it knows"
     electors.open(4)
@@ -139,7 +139,7 @@ def test_leader_that_hangs(electors, hangs):
     assert answer
 
 
-@pytest.mark.parametrize('browser, hangs', [('chromium', frozen), ('chromium', stops), ('firefox', stops)], indirect=['browser'])
+@pytest.mark.parametrize('browser, hangs', [('chromium', frozen), ('chromium', stopped), ('firefox', stopped)], indirect=['browser'])
 def test_follower_that_hangs(electors, hangs):
     "What it does not take is bounded, and it knows that it has missed something; a short sleep costs nothing but with a debugger"
     leader,tab = electors.open(),electors.open()

@@ -5,7 +5,7 @@ import pytest
 from playwright.sync_api import Error
 
 from bidi import Firefox
-from tabs import crash, each_browser, new_context, renderer, stopped
+from browsers import crash, each_browser, new_context, renderer, stopped
 
 
 @each_browser
@@ -57,7 +57,7 @@ def test_processes_of_tabs(page, site):
     for p in pages: p.goto(site.url('p'))
     pids = [renderer(p) for p in pages]
     assert len({*pids}) == 3
-    with stopped(pids[0]):
+    with stopped(pages[0]):
         crash(pages[1])
         assert not os.path.exists(f'/proc/{pids[1]}/fd/0')
         assert pages[2].evaluate('1') == 1

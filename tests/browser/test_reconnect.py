@@ -30,28 +30,6 @@ def pair(page, site, until):
     return pair
 
 
-def test_all_tabs_come_back(pair, site, until):
-    "A loss, attempts that fail, the return: said in each tab, and all come back on one connection"
-    tabs = pair()
-    site.stop()
-    for tab in tabs: tab.wait_for_function("seen.filter(c => c.state === 'reconnecting').length > 2")
-    site.start()
-    for tab in tabs: tab.wait_for_function("cjmSSE.state === 'active'")
-    until(lambda: (site.count(), site.connections) == (2, 1))
-
-
-def test_whoever_is_looked_at(pair, site, until):
-    "A tab that is shown again, or whose network is back, does not wait"
-    leader,follower = pair(reconnect_delay=60000)
-    site.send(None)
-    for tab in (leader, follower): tab.wait_for_function("cjmSSE.state === 'reconnecting'")
-    follower.evaluate("dispatchEvent(new Event('online'))")
-    follower.wait_for_function("cjmSSE.state === 'active'")
-    leader.evaluate("dispatchEvent(new Event('online'))")
-    leader.wait_for_function("cjmSSE.state === 'active'")
-    until(lambda: (site.count(), site.connections) == (2, 1))
-
-
 def test_one_tab_that_does_not_come_back(pair, site, until):
     "`auto_reconnect=False` is a tab's own wish: it stays away, and if it led, another one leads"
     leader,follower = pair()
@@ -60,21 +38,6 @@ def test_one_tab_that_does_not_come_back(pair, site, until):
     leader.wait_for_function("cjmSSE.state === 'disconnected'")
     follower.wait_for_function(f"{LEADS} && cjmSSE.state === 'active'")
     until(lambda: (site.count(), site.connections) == (1, 1))
-
-
-def test_scripts(pair, site, until):
-    "`close` and `reconnect` are for this tab"
-    leader,follower = pair()
-    n = len(site.requests)
-    follower.evaluate('cjmSSE.reconnect()')
-    until(lambda: (len(site.requests), site.count()) == (n+1, 2))
-    for tab in (leader, follower): tab.wait_for_function("cjmSSE.state === 'active'")
-    leader.evaluate('cjmSSE.close()')
-    follower.wait_for_function(f"{LEADS} && cjmSSE.state === 'active'")
-    assert leader.evaluate('cjmSSE.state') == 'disconnected'
-    leader.evaluate('cjmSSE.reconnect()')
-    leader.wait_for_function("cjmSSE.state === 'active'")
-    until(lambda: (site.count(), site.connections) == (2, 1))
 
 
 def test_lost_connections_are_no_errors_of_the_page(page, site, until):

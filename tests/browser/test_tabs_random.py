@@ -23,7 +23,8 @@ from starlette.responses import StreamingResponse
 
 from bidi import Firefox
 from handmade import HTMX2, HTMX4, Proxy
-from tabs import answers, connect, crash, freeze, renderer, thaw
+from browsers import crash, freeze, renderer, thaw
+from tabs import answers, connect
 
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.helpers import setup_sse

@@ -12,7 +12,7 @@ from fasthtml.common import FastHTML, Meta, Script
 from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-ASSETS = Path(__file__).parents[2]/'.assets'/'node_modules'
+ASSETS = Path(__file__).parents[3]/'.assets'/'node_modules'
 SCRIPTS = {'htmx.js': 'htmx.org/dist/htmx.js', 'sse.js': 'htmx-ext-sse/dist/sse.min.js',
            'htmx4.js': 'htmx4/dist/htmx.min.js', 'hx-sse.js': 'htmx4/dist/ext/hx-sse.min.js',
            'htmx4-0.js': 'htmx4-0/dist/htmx.min.js', 'hx-sse-0.js': 'htmx4-0/dist/ext/hx-sse.min.js', 'hx-history-cache.js': 'htmx4/dist/ext/hx-history-cache.min.js', 'idiomorph.js': 'idiomorph/dist/idiomorph.min.js'}

@@ -1,0 +1,119 @@
+"Fixtures: browsers, pages that fail a test when something goes wrong in them, and servers whose streams a test writes by hand"
+import sys
+import time
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import pytest
+from bidi import Firefox
+from boards import Tabs
+from browsers import chromium, new_context
+from handmade import Loop, Proxy, Site
+from playwright.sync_api import expect
+
+from cjm_fasthtml_sse.helpers import setup_sse
+
+sys.path.insert(0, str(Path(__file__).parents[3]/'tools'))
+import assets  # noqa: E402
+
+expect.set_options(timeout=30000)  # Milliseconds, as for all else in a page
+
+
+@pytest.fixture(scope='session')
+def loop(): return Loop()
+
+
+@pytest.fixture(scope='session')
+def browsers(playwright):
+    "Gives a browser by its name; it starts when a test asks for it first, and again where it has ended"
+    assert assets.fetch(dev=True), 'These tests need npm, to fetch htmx: apt-get install npm'
+    with ExitStack() as stack:
+        started = {}
+        def browser(name):
+            if name=='firefox' and name in started and not started[name].alive: del started[name]
+            if name not in started: started[name] = stack.enter_context(closing(Firefox()) if name=='firefox' else chromium(playwright))
+            return started[name]
+        yield browser
+
+
+@pytest.fixture
+def browser(request, browsers):
+    "Chromium, or what the test's mark `each_browser` says"
+    return browsers(getattr(request, 'param', 'chromium'))
+
+
+@pytest.fixture
+def page(browser):
+    """A page of its own browser context. What goes wrong in the page fails the test, unless the test clears `page.errors`.
+    So does a direct stream in any page of the context, unless its reason is in `page.direct`"""
+    with new_context(browser) as context:
+        page = context.new_page()
+        page.errors,page.console,page.direct = [],[],context.direct
+        page.on('pageerror', lambda e: page.errors.append(str(e)))
+        page.on('console', lambda m: page.console.append((m.type, m.text)))
+        yield page
+        errors = list(page.errors)
+    assert not errors
+
+
+@pytest.fixture
+def tabs(page): return Tabs(page)
+
+
+@pytest.fixture
+def make_site(loop):
+    "Starts sites, and stops them after the test"
+    sites = []
+    def make(setup=setup_sse, hdrs=None):
+        site = Site(loop, hdrs)
+        if setup: setup(site.app)
+        sites.append(site)
+        return site.start()
+    yield make
+    for site in sites: site.stop()
+
+
+@pytest.fixture
+def site(make_site): return make_site()
+
+
+@pytest.fixture
+def proxy(loop, site):
+    p = Proxy(loop, site.port)
+    yield p
+    p.stop()
+
+
+@pytest.fixture
+def until(page):
+    "Waits until a condition of the test's own holds, while the page goes on; `what` may be a function that tells how things stand"
+    def until(condition, what='the condition', secs=30):
+        end = time.monotonic()+secs
+        while not condition():
+            assert time.monotonic()<end, f'{what() if callable(what) else what} did not come true in {secs} s'
+            page.wait_for_timeout(20)
+    return until
+
+
+class States:
+    "What the status element of a page shows, and what it has shown"
+    def __init__(self, page):
+        self.page = page
+        page.add_init_script("""
+            window.shown = []; window.asked = 0;
+            new MutationObserver(seen => { for (const m of seen) shown.push(m.target.dataset.sseState) })
+                .observe(document, {attributes: true, attributeFilter: ['data-sse-state'], subtree: true});""")
+
+    def __call__(self, name):
+        "Wait until it shows this state"
+        self.page.wait_for_selector(f'#connection-status[data-sse-state={name}]', state='attached')
+        self.page.evaluate('asked = shown.length')
+
+    def passed(self, name):
+        "Wait until it shows this state or has shown it since it was last asked; a state may last for milliseconds only"
+        has_shown = 'name => { const i = shown.indexOf(name, asked); if (i >= 0) asked = i + 1; return i >= 0 }'
+        self.page.wait_for_function(has_shown, arg=name)
+
+
+@pytest.fixture
+def state(page): return States(page)
