@@ -6,7 +6,9 @@ import pytest
 
 def pytest_collection_modifyitems(items):
     "Browser tests run last: Playwright's synchronous browser keeps a loop running in the main thread, and no async test can start its own beside it"
-    items.sort(key=lambda item: 'browser' in item.path.parts)
+    def in_browser(item): return 'browser' in item.path.parts
+    items.sort(key=in_browser)
+    for item in filter(in_browser, items): item.add_marker(pytest.mark.browser)
 
 
 @pytest.fixture(autouse=True)

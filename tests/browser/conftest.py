@@ -2,14 +2,7 @@
 import sys
 from pathlib import Path
 
-import pytest
-
 sys.path.insert(0, str(Path(__file__).parents[1]/'contract/browser'))
 from fixtures import (  # noqa: E402, F401
     browser, browsers, loop, make_site, page, proxy, site, state, until)
 from tabs import board, tabs  # noqa: E402, F401
-
-
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if Path(__file__).parent in item.path.parents: item.add_marker(pytest.mark.browser)

@@ -40,19 +40,6 @@ def test_one_tab_that_does_not_come_back(pair, site, until):
     until(lambda: (site.count(), site.connections) == (1, 1))
 
 
-def test_lost_connections_are_no_errors_of_the_page(page, site, until):
-    "htmx's extension would write each into the console, without a word on what it is"
-    site.pages['p'] = lambda: HTMXSSEConnector.create_sse_element(endpoint='/stream/events', hidden=True)
-    page.goto(site.url('p'))
-    page.evaluate("document.addEventListener('htmx:sseError', e => { window.lost = e.detail.source.reason })")
-    until(site.count)
-    site.send('retry: 20\n\n')
-    site.send(None)
-    until(lambda: len(site.requests) == 2 and site.count())
-    assert page.evaluate('lost') == 'end of stream'
-    assert not [t for k,t in page.console if k == 'error' and 'Failed to load resource' not in t]  # The browser's own word
-
-
 @pytest.mark.parametrize('down', [0, 10, 60])
 def test_no_thundering_herd(page, site, down):
     "Two hundred clients of a server that was away for some seconds: they come back one by one, not at a beat"

@@ -11,6 +11,7 @@ import pytest
 from boards import SHOWN, log
 from browsers import each_browser
 from fasthtml.common import Button, Div, P, RedirectResponse, Response, Titled
+from handmade import MAJORS
 
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.dispatcher import segment
@@ -141,9 +142,11 @@ def test_log_out(tabs, app, until, how):
     assert not any('over' in page.inner_text('#mine') for page in tabs)
 
 
+@pytest.mark.parametrize('hdrs', MAJORS.values(), ids=MAJORS)
 @pytest.mark.parametrize('when', ['at first', 'later'])
-def test_a_redirect_to_a_log_in_page(page, site, until, when):
+def test_a_redirect_to_a_log_in_page(page, make_site, when, hdrs):
     "The stream stops, what stands in the page stays, and scripts learn of it"
+    site = make_site(hdrs=hdrs())
     def login(n): return RedirectResponse('/pages/login')
     site.opening['events'] = 'retry: 20\ndata: <i>as it was</i>\n\n'
     site.pages |= dict(p=lambda: Div(log('/stream/events', 'log')), login=lambda: P('Who are you?'))
