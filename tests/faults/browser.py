@@ -1,4 +1,37 @@
 "The scripts of a page"
 from tests.faults import Fault
 
-FAULTS: list[Fault] = []
+FAULTS: list[Fault] = [
+    Fault('A message that comes late sets back where a stream goes on: after the next loss others are asked for again',
+        'static/source.js', 'browser/test_streams_of_pages.py',
+        (("if (past > 0) return type === 'sse:close';",
+          "if (past > 0) {\n      this.lastEventId = id;\n      return type === 'sse:close';\n    }"),)),
+    Fault('A page that Back brings is dead',
+        'static/client.js', 'browser/test_what_monitors_say.py',
+        (("      this.mux?.enter();\n      each(source => source.resume())();\n", "      this.mux?.enter();\n"),)),
+    Fault("A tab in which somebody else logs in without a page load goes on showing the former user's messages for a while",
+        'static/multiplex.js', 'browser/test_users_in_one_browser.py',
+        (("    if (!seen) for (const key of", "    if (seen) for (const key of"),)),
+    Fault('A page that is left while its streams are being opened goes on asking for them, and keeps connections for nobody',
+        'static/tickets.js', 'browser/test_every_tab.py',
+        (("    if (signal.aborted) stop();   // the page was left before its turn came\n", ""),)),
+    Fault('A stream that is closed while the server is asked for it stays open there',
+        'static/carrier.js', 'browser/test_every_tab.py',
+        (("      else this.gone.set(channel.number, carrier);   // closed in the meantime\n", ""),)),
+    Fault('A tab that stands still keeps the connection of all: the others show nothing until it goes on',
+        'static/election.js', 'browser/test_every_tab.py',
+        (("performance.now() - start < OUT_OF_BREATH) this.reopen(true);", "performance.now() - start < OUT_OF_BREATH) this.reopen();"),)),
+    Fault('htmx 2 keeps an element, and a second connection is opened for the copy that it drops',
+        'static/htmx2.js', 'browser/test_elements_in_pages.py',
+        (("        if (elt.isConnected) take(elt);\n", "        if (elt.isConnected || elt.matches(CONNECTS)) take(elt);\n"),)),
+    Fault('Under htmx 4 an element that is put in front of the others stands there twice when its message comes again',
+        'static/htmx4.js', 'browser/test_elements_in_pages.py',
+        (("!/^(before|after)/.test(task.swapSpec.style)", "!/^before/.test(task.swapSpec.style)"),)),
+    Fault('A screen reader reads out each loss of a moment',
+        'static/monitor.js', 'browser/test_what_monitors_say.py',
+        (("    }, this.settle);\n", "    });\n"),)),
+    Fault('A computer has slept for minutes, and from then on its pages take ten minutes to notice that a stream is silent',
+        'static/watchdog.js', 'browser/test_what_monitors_say.py',
+        (("this.interval = Math.min(this.interval, now - this.beat);",
+          "this.interval = Math.max(this.interval < Infinity ? this.interval : 0, now - this.beat);"),)),
+]

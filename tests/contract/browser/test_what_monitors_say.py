@@ -236,6 +236,20 @@ class TestSilence:
         beats(page, 5)
         assert len(site.requests) == 1
 
+    def test_a_computer_that_slept(self, page, site, proxy, state):
+        "What was not heard meanwhile says nothing: silence that comes later is noticed as soon as before"
+        page.clock.install()
+        site.heartbeat['events'] = .6
+        site.pages['p'] = watched(heartbeat_timeout=500)
+        page.goto(proxy.url('p'))
+        state('active')
+        beats(page, 2)
+        page.clock.fast_forward(240_000)
+        beats(page, 5)
+        proxy.fall_silent(idle=False)
+        state.passed('reconnecting')
+        state('active')
+
     def test_hidden_tab(self, page, site, until, state):
         "In a tab behind others timers tick slowly; what arrives counts, so nothing is raised"
         site.heartbeat['events'] = .2
