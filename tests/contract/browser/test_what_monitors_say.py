@@ -246,9 +246,10 @@ class TestSilence:
         beats(page, 2)
         page.clock.fast_forward(240_000)
         beats(page, 5)
+        state('active')
+        assert len(site.requests) == 1
         proxy.fall_silent(idle=False)
         state.passed('reconnecting')
-        state('active')
 
     def test_hidden_tab(self, page, site, until, state):
         "In a tab behind others timers tick slowly; what arrives counts, so nothing is raised"
