@@ -39,7 +39,7 @@ class TestOneConnection:
         assert tabs.answered()
         board.one_connection(tabs, until)
 
-    def test_streams_written_by_hand(self, tabs, make_site):
+    def test_streams_written_by_hand(self, tabs, make_site, until):
         "Without ids, in an app that only adds the extension: each page sees what its stream begins with, and what comes then"
         site = make_site(lambda app: insert_htmx_sse_ext(app.hdrs))
         site.opening['loud'] = message('state')
@@ -52,7 +52,7 @@ class TestOneConnection:
                 tabs.show(id, n)
         assert [text(o, 'loud') for o in tabs]==['state 1 2 3', 'state 2 3', 'state 3']
         assert [text(o, 'quiet') for o in tabs]==['1 2 3', '2 3', '3']
-        assert (site.count('loud'), site.count('quiet'), site.connections)==(3, 3, 1)
+        until(lambda: (site.count('loud'), site.count('quiet'), site.connections)==(3, 3, 1))
 
     @pytest.mark.parametrize('ids', ['all the same', 'counted anew'])
     def test_ids_written_by_hand(self, tabs, site, until, ids):
@@ -73,7 +73,7 @@ class TestOneConnection:
         say(*'def')
         assert text(tabs[0], 'log')=='a b c d e f'
 
-    def test_elements_that_a_message_brings(self, tabs, make_site):
+    def test_elements_that_a_message_brings(self, tabs, make_site, until):
         "Each tab connects them, and each sees what their stream begins with"
         site = make_site(lambda app: insert_htmx_sse_ext(app.hdrs))
         site.opening['job'] = message('state')
@@ -85,7 +85,8 @@ class TestOneConnection:
         tabs.active(2)
         site.send(message('on'), 'job')
         tabs.show('job', 'on')
-        assert [text(o, 'job') for o in tabs]==['state on']*4 and site.connections==1
+        assert [text(o, 'job') for o in tabs]==['state on']*4
+        until(lambda: site.connections==1)
 
     def test_what_is_closed_ends(self, tabs, site, until):
         "The stream of an element that goes, those of a tab that goes, and with the last one the connection"

@@ -240,7 +240,7 @@ class TestSilence:
         "What was not heard meanwhile says nothing: silence that comes later is noticed as soon as before"
         page.clock.install()
         site.heartbeat['events'] = .6
-        site.pages['p'] = watched(heartbeat_timeout=500)
+        site.pages['p'] = watched(heartbeat_timeout=5000)
         page.goto(proxy.url('p'))
         state('active')
         beats(page, 2)
