@@ -48,7 +48,7 @@ class TestTabsOnTheirOwn:
         board.complete(tabs)
         until(lambda: site.connections==2)
 
-    def test_http_in_a_local_network(self, playwright, make_site):
+    def test_http_in_a_local_network(self, playwright, make_site, until):
         "A browser that knows the server by a name has no locks for it"
         with chromium(playwright, '--host-resolver-rules=MAP app.test 127.0.0.1') as browser, new_context(browser) as context:
             page = context.new_page()
@@ -59,6 +59,7 @@ class TestTabsOnTheirOwn:
             assert tabs.all('window.isSecureContext')==[False]*3
             board.say()
             board.complete(tabs)
+            until(lambda: site.connections==3)
             assert tabs.answered() and not tabs.errors
             assert [t for k,t in tabs.console if k in ('warning', 'error') and '[sse]' in t]==[]
 
