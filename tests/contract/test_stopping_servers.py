@@ -152,6 +152,18 @@ def test_a_second_signal_does_no_harm(tmp_path, sig):
         assert 'Traceback' not in server.output, server.output
 
 
+def test_a_stream_that_begins_too_late_is_refused(tmp_path):
+    "Its request was under way when the server was told to stop: the browser is told to come back later, and nobody waits for it"
+    with running(SERVERS['uvicorn'], tmp_path/'log') as server, Stream(server) as open_, Stream(server, '/late') as late:
+        open_.begun()
+        wait_until(lambda: server.get('/stats').json()['late'], 'the request is under way')
+        server.signal()
+        for o in (open_, late): o.until_end()
+        server.ends()
+        assert late.status==503 and b'retry-after:' in late.head.lower()
+        server.is_calm()
+
+
 @pytest.mark.parametrize('path', ['/events', '/by_hand'])
 def test_a_server_that_renews_itself(tmp_path, path):
     "`--limit-max-requests` ends a process from time to time, which no signal announces"

@@ -213,7 +213,8 @@ class TestVisitors:
                 r = await thief.order([mine], close=[hers.number], carriers=[hers.carrier])
                 assert r.status==200 and r.headers['sse-carrier']!=hers.carrier
                 assert 'sse-carrier' not in (await thief.order(close=[hers.number], carriers=[hers.carrier])).headers
-                assert (await thief.order([mine], carriers=[hers.carrier], become=False)).status==409
+                r = await thief.order([mine], carriers=[hers.carrier], become=False)
+                assert (r.status, r.headers['connection'], r.headers['sse-visitor'])==(409, 'close', thief.tag), 'another connection may lead to another process'
             await house.manager.broadcast('said', 'still hers')
             await hers.says('still hers')
             assert len(hers.carrier)>=24
@@ -402,6 +403,13 @@ class TestDirect:
             await visitor.opens('/events')
             async with listening(house.app, **{'SSE-Direct': 'flood'}) as c: assert c.status==503
         assert house.manager.stats()['direct']=={'other client': 1}
+
+    async def test_no_cache_keeps_a_ticket(self):
+        "Whatever the app says of its stream, or if it says nothing"
+        house = House()
+        @house.app.get('/plain')
+        def plain(): return StreamingResponse(iter(['data: 1\n\n']), media_type='text/event-stream')
+        async with Exchange(house.app, 'GET', '/plain') as r: assert r.headers['cache-control']=='no-store' and r.headers['sse-ticket']
 
     async def test_what_is_encoded_goes_direct(self):
         "Its channel is over at once, also where the stream never waits"

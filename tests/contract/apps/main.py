@@ -57,6 +57,15 @@ def by_hand():
         finally: await manager.unregister_connection(queue)
     return EventStream(read())
 
+late_ones = []
+
+@rt
+async def late(req):
+    "One that begins after a while"
+    late_ones.append(req)
+    await asyncio.sleep(1)
+    return manager.stream(req)
+
 @rt
 def flood(kb: int=16, wait: float=0):
     "One that no manager ends"
@@ -96,7 +105,7 @@ def logout(sess):
 # What the process holds
 
 @rt
-def stats(): return JSONResponse(dict(manager.stats(), pid=os.getpid(), cursor=manager.cursor))
+def stats(): return JSONResponse(dict(manager.stats(), pid=os.getpid(), cursor=manager.cursor, late=len(late_ones)))
 
 @rt
 def history(): return JSONResponse([m['data'] for m in manager.get_history()])
