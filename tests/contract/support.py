@@ -116,7 +116,7 @@ class Exchange:
         self.app, self.request = app, body
         self.status, self.headers, self.body, self.over, self.error = None, {}, b'', False, None
         self.heard = lambda data: None  # Called with each part of the body
-        self.fails = None               # What the server's `send` raises from now on
+        self.fails, self.slow = None, 0 # What the server's `send` raises from now on; turns of the loop that each send takes
         self._asked, self._gone, self._reads = False, asyncio.Event(), asyncio.Event()
         self._reads.set()
         self.scope = dict(type='http', asgi=dict(version='3.0', spec_version='2.3'), http_version='1.1', method=method, scheme='http',
@@ -138,6 +138,7 @@ class Exchange:
 
     async def _send(self, message):
         await self._reads.wait()
+        await turns(self.slow)
         if self.fails is not None: raise self.fails
         if message['type'] == 'http.response.start':
             self.status, self.headers = message['status'], {}

@@ -639,6 +639,26 @@ class TestPromise8Farewell:
                 await manager.close()
                 await c.ends()
 
+    async def test_a_close_skips_nothing(self):
+        "A client that does not read, and is cut off in the midst of a message, gets that and all behind it when it comes back"
+        manager = SSEBroadcastManager()
+        async with following('stream', manager) as c:
+            await manager.broadcast('x', 0)
+            await c.read()
+            c.stall()
+            for i in range(1, 4):
+                await manager.broadcast('x', i)
+                await turns()
+            closing = asyncio.create_task(manager.close(timeout=2))
+            await asyncio.sleep(.7)  # It waits half a second for what is being sent
+            c.resume()
+            await closing
+            await c.ends()
+        async with client('stream', manager, last_id=c.last_id) as back:
+            await manager.broadcast('x', 4)
+            await eventually(lambda: back.seen[-1:] == [('x', 4)], 'the newest comes')
+        assert [d for _, d in c.seen+back.seen] == [0, 1, 2, 3, 4] and not back.gaps
+
     async def test_nothing_is_lost_over_the_end(self):
         "What was broadcast while nobody was connected is there for those who come back"
         manager = SSEBroadcastManager()

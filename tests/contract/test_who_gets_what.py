@@ -382,6 +382,16 @@ class TestKeys:
         assert c.seen[0][0] == 'start' and got == sorted(got) and got[-1] == 199 and len(got) < 20
 
     @streams
+    async def test_who_reads_sees_each(self, sink, render):
+        "As long as nothing waits, no state is skipped, and the next one of the key follows"
+        manager = SSEBroadcastManager(5)
+        async with following(sink, manager, render=render) as c, following('stream', manager) as other:
+            for i in range(20):
+                for t in 'progress', 'log': await manager.broadcast(t, i, key='k' if t == 'progress' else None)
+                for o in c, other: assert await o.read(2) == [('progress', i), ('log', i)]
+        assert manager.stats()['errors'] == manager.stats()['evicted'] == 0
+
+    @streams
     async def test_a_replay_has_the_newest(self, sink, render, backend):
         "In its own place; a key counts within one type"
         manager = SSEBroadcastManager(backend=backend)
@@ -686,9 +696,10 @@ class TestHooks:
 class TestNobodyIsOutrun:
     @pytest.mark.parametrize('size', [1, 10, 100])
     async def test_a_loop_of_broadcasts(self, sink, render, size):
-        "Whoever reads is not sent away by a writer that never rests"
-        manager = SSEBroadcastManager(size, replay_size=5000)
+        "Whoever reads is not sent away by a writer that never rests, though each send takes some turns of the loop"
+        manager = SSEBroadcastManager(size, replay_size=5000, default_timeout=0)
         async with following(sink, manager, render=render) as c:
+            if sink == 'stream': c.exchange.slow = 5
             for i in range(600): await manager.broadcast('x', i)
             assert await c.data(600) == [*range(600)]
         assert manager.stats()['evicted'] == manager.stats()['gaps'] == 0
