@@ -219,6 +219,29 @@ class TestPromise3Gaps:
         await manager.close()
 
     @streams
+    @pytest.mark.parametrize('slow', ['reader', 'renderer'])
+    async def test_little_wanted_and_slow(self, sink, slow):
+        "Who falls behind gets what was meant for it, although the log has forgotten much that was not"
+        manager, gate = SSEBroadcastManager(3, replay_size=50, heartbeat=0, default_timeout=BOUND), asyncio.Event()
+        async def waits(m):
+            await gate.wait()
+            return rendered(m)
+        async with following(sink, manager, events='mine', render=waits if slow == 'renderer' else None) as c:
+            if slow == 'reader':
+                c.stall()
+                await manager.broadcast('mine', [0, PAD])  # This is being sent all the time
+                await turns()
+            for i in range(100): await manager.broadcast('other', i)
+            for i in range(slow == 'reader', 10):
+                await manager.broadcast('mine', [i, PAD])
+                await turns(3)
+            gate.set()
+            c.resume()
+            await eventually(lambda: len(c.messages) >= 10 or c.gaps, 'all comes')
+            assert [d[0] for _, d in c.seen if d] == [*range(10)] and not c.gaps
+        assert manager.stats()['evicted'] == 0
+
+    @streams
     async def test_a_heartbeat_waits_for_the_renderer(self, backend, sink):
         manager, gate = SSEBroadcastManager(heartbeat=.02, backend=backend), asyncio.Event()
         async def render(m):
