@@ -4,6 +4,7 @@ Here are clients on bare sockets: ids that cannot be, event types and rooms that
 sockets half open, readers that do not read. Each test runs beside a healthy client, and counts what the server holds before and after.
 What a route of the app lets into an event type or a pattern is checked where it arrives, with `segment` for a part of it.
 """
+import asyncio
 import json
 import os
 import re
@@ -11,7 +12,7 @@ import socket
 import struct
 import threading
 import time
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from urllib.parse import quote
@@ -19,8 +20,9 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from tests.contract.servers import Stream, many_files, running, uvicorn
+from tests.contract.servers import Remote, Stream, many_files, running, uvicorn
 from tests.contract.support import BOUND, Parser
+from tests.contract.visitors import Visitor
 
 
 class Healthy(threading.Thread):
@@ -267,6 +269,22 @@ class TestSockets:
             grown = resident(server)-before
             assert healthy.is_alive() and grown<150, f'{grown:.0f} MB'  # 100 streams with 8 MB each, if all of it waited
             assert server.get('/stats').json()['evicted']>evicted
+
+    async def test_carriers_that_nobody_reads(self, server):
+        "With many channels, of which some would say as much as they can: what waits for each browser has a bound"
+        with unharmed(server, None, mb=100) as healthy:
+            before = resident(server)
+            async with AsyncExitStack() as stack:
+                for _ in range(3):
+                    visitor = await stack.enter_async_context(Visitor(Remote(server, rcvbuf=4096)))
+                    channels = await visitor.open(*['/events']*20)
+                    for o in channels: await o.begins()
+                    await visitor.opens('/flood?kb=64')
+                    visitor.carriers[channels[0].carrier].stall()
+                for _ in range(10): await asyncio.to_thread(server.get, '/say', text='x'*10_000, times=20)
+                await asyncio.to_thread(healthy.goes_on)
+                grown = resident(server)-before
+                assert grown<100, f'{grown:.0f} MB'
 
     def test_who_was_evicted_comes_back_and_has_missed_nothing(self, tmp_path):
         with running(uvicorn('main:app'), tmp_path/'log', env={'MAX_QUEUE': '20'}) as server, Stream(server) as healthy:
