@@ -126,7 +126,8 @@ class Stream:
 
     def read(self):
         "Read what comes next"
-        data = self.sock.recv(65536)
+        try: data = self.sock.recv(65536)
+        except TimeoutError: raise AssertionError(f'nothing came in {BOUND} s after {self.events[-3:]}') from None
         self._raw += data
         if not self.head and b'\r\n\r\n' in self._raw:
             self.head,_,self._raw = self._raw.partition(b'\r\n\r\n')
