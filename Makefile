@@ -41,10 +41,7 @@ bench-all: .venv/dev ## The whole table: 10,000 clients, sizes, servers, the gar
 docs: .venv/dev ## Render the documentation into _docs/
 	@$(BIN)/python tools/docs.py
 
-readme: .venv/dev ## Write README.md from nbs/index.ipynb and the code
-	@$(BIN)/python tools/readme.py
-
-prepare: .venv/dev ## Clean and export the notebooks, then write README.md and the settings of the site
+prepare: .venv/dev ## Clean and export the notebooks, then write README.md
 	@$(BIN)/nbdev-clean
 	@$(BIN)/nbdev-export
 	@$(BIN)/python -c 'from nbdev.quarto import refresh_quarto_yml; refresh_quarto_yml()'
@@ -66,4 +63,4 @@ clean: ## Remove the environment and all that the tools made
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@ .venv/app
 
-.PHONY: help demo test chaos tabs webkit faults soak bench bench-all docs readme prepare clean
+.PHONY: help demo test chaos tabs webkit faults soak bench bench-all docs prepare clean

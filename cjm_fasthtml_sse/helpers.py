@@ -28,7 +28,7 @@ from starlette.responses import PlainTextResponse,Response
 from starlette.routing import get_route_path
 
 from .backend import BackendAway,page_cursors
-from .core import watch_signals
+from .core import SSEBroadcastManager,watch_signals
 from .htmx import ArgumentError,HTMXSSEConnector,client_js,ext_script,hints_js,monitor_js,morph_js,morph_script,unload_js
 from .layers import leaves_bodies_alone
 from .multiplex import Multiplexer
@@ -379,6 +379,18 @@ class _Setup:
         self.app,self.visitors = app,Visitors(app.secret_key)
         self.multiplexer = Multiplexer(self.visitors)
         self.managers: list = [self.multiplexer]  # The last that is closed: it carries the farewells
+        self.given: list = []                     # Those of them that are the app's
+        self.made = None                          # The one that `setup_sse` made, as the app gave none
+
+    def add(self, manager, own=False, made=False):
+        "A manager that lives as long as the app"
+        if any(o is manager for o in self.managers): return
+        if self.made is not None and not own and self.made._is_unused:  # The app brings its own after all
+            for o in (self.managers, self.given): o.remove(self.made)
+            self.made = None
+        self.managers.insert(0, manager)
+        if not own: self.given.append(manager)
+        if made: self.made = manager
 
     def layers(self, build):
         "The app's middleware, and what is ours within and around it"
@@ -413,30 +425,39 @@ def _wrap_apps():
 _wrap_apps()
 
 
+# %% ../nbs/helpers.ipynb #b86744df
+def _prepare(app, manager=None, *, own=False, nonce=None, morph=False, share=True, visitor=None, multiplex=True):
+    "What belongs to `app`, after all that a call of `setup_sse` says; makes no manager. `own`: the manager is this library's, no app's"
+    if not (isinstance(getattr(app, 'hdrs', None), list) and hasattr(app, 'router')): raise ArgumentError(f'`app` must be a FastHTML app, got {app!r}')
+    if manager is not None and not all(callable(getattr(manager, o, None)) for o in ('open', 'close')): raise ArgumentError(f'`manager` must be an SSEBroadcastManager, got {manager!r}')
+    if not isinstance(share, bool): raise ArgumentError(f'`share` must be True or False, got {share!r}; what tells one visitor from another goes to `visitor=`')
+    if not isinstance(multiplex, bool): raise ArgumentError(f'`multiplex` must be True or False, got {multiplex!r}')
+    if visitor is not None and (not callable(visitor) or iscoroutinefunction(visitor)): raise ArgumentError(f'`visitor` must be a plain function of the request, as it is not awaited, got {visitor!r}')
+    # What any call says holds
+    insert_htmx_sse_ext(app.hdrs, nonce=nonce, morph=morph, share=share)
+    setup = _setup(app)
+    if not multiplex: _options(app.hdrs).multiplex = setup.multiplexer.on = False
+    if visitor is not None: setup.visitors.ask = visitor
+    if manager is not None: setup.add(manager, own=own)
+    return setup
+
 # %% ../nbs/helpers.ipynb #ae650c07
 def setup_sse(
     app,           # The FastHTML app
-    manager=None,  # An `SSEBroadcastManager`, closed when the app shuts down
+    manager=None,  # An `SSEBroadcastManager`, closed when the app shuts down; `None`: the one that the app has, or a new one
     *,
     nonce=None,    # For a content security policy that wants one: a string, or a function called for each page
     morph=False,   # Add what morph swaps need; htmx 4 needs nothing
     share=True,    # `False`: each tab has a connection of its own, for all its streams
     visitor=None,  # A plain function of the request: what tells one visitor from another. Where it gives `None`, and without it: `session['auth']`, else the browser
     multiplex=True # `False`: each stream has a connection of its own, of which a browser has six. See `multiplex`
-):
-    "Make `app` ready for event streams; a second call does no harm. `ArgumentError` for what is no FastHTML app, no manager or no function"
-    if not (isinstance(getattr(app, 'hdrs', None), list) and hasattr(app, 'router')): raise ArgumentError(f'`app` must be a FastHTML app, got {app!r}')
-    if manager is not None and not all(callable(getattr(manager, o, None)) for o in ('open', 'close')): raise ArgumentError(f'`manager` must be an SSEBroadcastManager, got {manager!r}')
-    if not isinstance(share, bool): raise ArgumentError(f'`share` must be True or False, got {share!r}; what tells one visitor from another goes to `visitor=`')
-    if not isinstance(multiplex, bool): raise ArgumentError(f'`multiplex` must be True or False, got {multiplex!r}')
-    if visitor is not None and (not callable(visitor) or iscoroutinefunction(visitor)): raise ArgumentError(f'`visitor` must be a plain function of the request, as it is not awaited, got {visitor!r}')
-    # What any call says holds: `setup_dashboard` and others call this as well
-    insert_htmx_sse_ext(app.hdrs, nonce=nonce, morph=morph, share=share)
-    setup = _setup(app)
-    if not multiplex: _options(app.hdrs).multiplex = setup.multiplexer.on = False
-    if visitor is not None: setup.visitors.ask = visitor
-    if manager is not None and all(o is not manager for o in setup.managers): setup.managers.insert(0, manager)
-
+) -> SSEBroadcastManager: # The app's manager
+    "Make `app` ready for event streams, and return its manager. `ArgumentError` for what is no FastHTML app, no manager or no function, and without a manager for an app that has several"
+    setup = _prepare(app, manager, nonce=nonce, morph=morph, share=share, visitor=visitor, multiplex=multiplex)
+    if manager is not None: return manager
+    if len(setup.given) > 1: raise ArgumentError(f'This app has {len(setup.given)} managers: say which one is meant, `setup_sse(app, manager)`')
+    if not setup.given: setup.add(SSEBroadcastManager(), made=True)
+    return setup.given[0]
 
 # %% ../nbs/helpers.ipynb #c51b90d3
 _is_answer = risinstance((Response, FT, HttpHeader, tuple, list))

@@ -14,12 +14,7 @@ from urllib.parse import urlsplit
 
 import uvicorn
 from fasthtml.common import *
-from cjm_fasthtml_sse.core import SSEBroadcastManager
-from cjm_fasthtml_sse.dispatcher import SSEEventDispatcher,segment
-from cjm_fasthtml_sse.helpers import oob_element,oob_swap,oob_update,setup_sse
-from cjm_fasthtml_sse.htmx import HTMXSSEConnector
-from cjm_fasthtml_sse.monitoring import SSEMonitorConfig,create_sse_monitor
-from cjm_fasthtml_sse.updater import SSEElementUpdater
+from cjm_fasthtml_sse.common import *
 from hashing import Report,folder_in,hash_folder,shown
 from scripts import ICON,htmx
 

@@ -1,4 +1,4 @@
-"The README's recipe for who is here: with one process, and with several that share a Redis"
+"The recipe for who is online: with one process, and with several that share a Redis"
 import signal
 from contextlib import ExitStack
 

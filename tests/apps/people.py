@@ -1,4 +1,4 @@
-"The README's count of people, where its processes share a Redis if `REDIS` names one"
+"The recipe for who is online, where its processes share a Redis if `REDIS` names one"
 import os
 
 from fasthtml.common import Span, fast_app

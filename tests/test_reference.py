@@ -1,7 +1,5 @@
 """Does the reference say all it should? Each public name: what it is, each parameter, what it raises, a lesson that uses it
 
-    python tools/reference.py
-
 The rules, for all that is in `__all__` and for the public methods of its classes:
 
 - a docstring; a constant has a comment in its line
@@ -14,31 +12,55 @@ The rules, for all that is in `__all__` and for the public methods of its classe
 """
 import ast
 import io
+import json
 import re
-import sys
 import tokenize
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
-import project as p
+ROOT = Path(__file__).resolve().parents[1]
+NBS, PACKAGE = ROOT/'nbs', 'cjm_fasthtml_sse'
+SIX = 'core dispatcher helpers htmx monitoring updater'.split()
 
 ROOT_ERROR = 'wire'  # The module of `SSEError`
 
-# What no app calls, though a module or a test imports it: a docstring is enough
-INNER = {
-    'core': 'Connections Late worker_name watch_signals',
-    'dispatcher': 'matcher Handlers',
-    'helpers': '',
-    'htmx': 'ext_script morph_script client_js morph_js unload_js monitor_settings',
-    'progress': 'PATIENCE Job JobStream',
-    'dashboard': 'SAMPLES TYPES MESSAGES Sample Dashboard chart chart_table',
-    'multiplex': 'ABOUT TURN BUFFER BUDGET FLOOD AWAY GRACE WRITE STUCK EACH BEAT LAST_WORDS PATH VERSION BODY CHANNELS CARRIERS frame Channel Carrier Refused stream_path stream_scope Order Multiplexer',
-    'visitor': 'COOKIE TICKET_AGE Visit Visitor Visitors Tickets is_stream',
-    'stream': 'BATCH TURNS MANY_TURNS LAST_WORDS being_cancelled Entry Chunk Group Turn Connection Hub Reading patterns EventStreamResponse',
-    'render': 'FRAMES_KEPT SLOW_CALL function_name hint_if_slow Renderer',
-    'backend': 'Log processes',
-    'redis_backend': 'PAGE PULSE EXPIRY REACH',
-}
+@cache
+def cells(path):
+    "The cells of a notebook: (kind, source)"
+    return [(c['cell_type'], ''.join(c['source'])) for c in json.loads(path.read_text(encoding='utf-8'))['cells']]
+
+def directives(source): return dict(re.findall(r'^\s*#\|\s*([\w-]+)\s*:?\s*(.*?)\s*$', source, re.M))
+
+@cache
+def pages():
+    "Each notebook, and the module that it exports, if any"
+    found = {f: next((m for kind, s in cells(f) if kind == 'code' and (m := directives(s).get('default_exp'))), None) for f in sorted(NBS.rglob('*.ipynb')) if '.ipynb_checkpoints' not in f.parts}
+    assert len(found) > 20
+    return found
+
+def modules(): return {m: f for f, m in pages().items() if m}
+
+@cache
+def source(module): return (ROOT/PACKAGE/f"{module.replace('.', '/')}.py").read_text(encoding='utf-8')
+
+@cache
+def tree(module): return ast.parse(source(module))
+
+def exported(module):
+    "The names in `__all__`"
+    return next(ast.literal_eval(n.value) for n in tree(module).body if isinstance(n, ast.Assign) and getattr(n.targets[0], 'id', '') == '__all__')
+
+def is_def(node): return isinstance(node, ast.FunctionDef|ast.AsyncFunctionDef)
+
+def public(name): return not name.startswith('_') or name in ('__init__', '__call__')
+
+def patched(node):
+    "Names of the classes that fastcore's `patch` adds a function to"
+    for d in node.decorator_list:
+        name = getattr(d.func if isinstance(d, ast.Call) else d, 'id', '')
+        if name in ('patch', 'patch_to'): return re.findall(r'\w+', ast.unparse(node.args.args[0].annotation if name == 'patch' else d.args[0]))
+    return []
 
 
 @dataclass(frozen=True)
@@ -53,26 +75,26 @@ class Def:
 
     @property
     def public(self):
-        outer = (self.cls or self.node.name) in {n for m in p.modules() for n in p.exported(m)}
-        return outer and p.public(self.node.name)
+        outer = (self.cls or self.node.name) in {n for m in modules() for n in exported(m)}
+        return outer and public(self.node.name)
 
 
 @cache
 def defs():
     "All functions, classes and methods of the package"
     res = []
-    for m in p.modules():
-        for n in p.tree(m).body:
+    for m in modules():
+        for n in tree(m).body:
             if isinstance(n, ast.ClassDef):
-                res += [Def(m, '', n), *(Def(m, n.name, o) for o in n.body if p.is_def(o))]
-            elif p.is_def(n): res += [Def(m, c, n) for c in p.patched(n)[0] or ['']]
+                res += [Def(m, '', n), *(Def(m, n.name, o) for o in n.body if is_def(o))]
+            elif is_def(n): res += [Def(m, c, n) for c in patched(n) or ['']]
     return res
 
 
 @cache
 def comments(module):
     "Line -> its comment"
-    return {t.start[0]: t.string.lstrip('# ') for t in tokenize.generate_tokens(io.StringIO(p.source(module)).readline) if t.type == tokenize.COMMENT}
+    return {t.start[0]: t.string.lstrip('# ') for t in tokenize.generate_tokens(io.StringIO(source(module)).readline) if t.type == tokenize.COMMENT}
 
 
 def docmented(d):
@@ -115,7 +137,7 @@ def raises(d):
 def own(node):
     "What runs when `node` is called"
     for n in ast.iter_child_nodes(node):
-        if p.is_def(n) or isinstance(n, ast.Lambda): continue
+        if is_def(n) or isinstance(n, ast.Lambda): continue
         yield n
         yield from own(n)
 
@@ -123,7 +145,7 @@ def own(node):
 @cache
 def scope(module):
     "Functions and classes that a module may call by their bare name: its own, and what it imports from the package"
-    names = {a.name: n.module.rpartition('.')[2] for n in ast.walk(p.tree(module)) if isinstance(n, ast.ImportFrom) and (n.module or '').startswith(p.PACKAGE) for a in n.names}
+    names = {a.name: n.module.rpartition('.')[2] for n in ast.walk(tree(module)) if isinstance(n, ast.ImportFrom) and (n.module or '').startswith(PACKAGE) for a in n.names}
     return {o.node.name: o for o in defs() if not o.cls and o.module == names.get(o.node.name, module)}
 
 
@@ -146,8 +168,8 @@ def _raises(d, path):
 def uses(path):
     "Names and attributes in the cells of a notebook that are not exported"
     res = set()
-    for kind, src in p.cells(p.NBS/path):
-        d = p.directives(src)
+    for kind, src in cells(path):
+        d = directives(src)
         if kind != 'code' or d.keys() & {'export', 'exporti', 'hide'}: continue
         try: body = ast.parse(src)
         except SyntaxError: continue
@@ -161,38 +183,36 @@ def uses(path):
 def private_names(path):
     "Private names that the lessons of a notebook use, but for those that they define themselves"
     lessons = []
-    for kind, src in p.cells(p.NBS/path):
-        if kind != 'code' or p.directives(src).keys() & {'export', 'exporti', 'hide'}: continue
+    for kind, src in cells(path):
+        if kind != 'code' or directives(src).keys() & {'export', 'exporti', 'hide'}: continue
         try: lessons.append(ast.parse(src))
         except SyntaxError: continue
     nodes = [n for body in lessons for n in ast.walk(body)]
-    own = {n.name for n in nodes if p.is_def(n)} | {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    own = {n.name for n in nodes if is_def(n)} | {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     used = {n.id for n in nodes if isinstance(n, ast.Name)} - own | {n.attr for n in nodes if isinstance(n, ast.Attribute) and getattr(n.value, 'id', '') != 'self'}
     return sorted(o for o in used if re.match('_[a-z]', o))
 
 
 def lacking():
     "What is missing, one line each"
-    for o in p.pages():
-        if o.section in ('Modules', 'Tutorials'): yield from (f'nbs/{o.path}: a lesson uses the private name {name}' for name in private_names(o.path))
-    everywhere = set().union(*(uses(o.path) for o in p.pages()))
-    speaks = {(o.node.name, k) for o in defs() if p.is_def(o.node) for k, v in docmented(o).items() if v}
-    for m, page in p.modules().items():
-        at = f'nbs/{page.path}:'
-        names, text, inner = p.exported(m), p.source(m).split('\n'), INNER.get(m, '').split()
-        yield from (f'tools/reference.py: {m} has no {name}' for name in inner if name not in names)
+    for path, module in pages().items():
+        if module in SIX or path.parent.name == 'tutorials': yield from (f'{path.name}: a lesson uses the private name {name}' for name in private_names(path))
+    everywhere = set().union(*map(uses, pages()))
+    speaks = {(o.node.name, k) for o in defs() if is_def(o.node) for k, v in docmented(o).items() if v}
+    for m, page in modules().items():
+        at = f'{page.name}:'
+        names, text = exported(m), source(m).split('\n')
         tops = {d.node.name: d for d in defs() if d.module == m and not d.cls}
         for name in names:
-            if name not in inner and name not in uses(page.path): yield f'{at} no lesson uses {name}'
+            if m != 'common' and name not in uses(page): yield f'{at} no lesson uses {name}'
             if name in tops: continue
-            for n in p.tree(m).body:
+            for n in tree(m).body:
                 if isinstance(n, ast.Assign|ast.AnnAssign) and re.match(rf'{name}\b', ast.unparse(n)) and not any(comments(m).get(i) for i in range(n.lineno-1, n.end_lineno+1)):
                     yield f'{at} no comment says what {name} is: {text[n.lineno-1]}'
         for d in defs():
             if d.module != m or not d.public: continue
             doc, private = ast.get_docstring(d.node) or '', d.node.name in ('__init__', '__call__')
             if not doc and not private and not is_setter(d.node): yield f'{at} no docstring: {d.name}'
-            if (d.cls or d.node.name) in inner: continue
             if isinstance(d.node, ast.ClassDef):
                 for f in fields(d.node):
                     if not any(comments(m).get(i) for i in range(f.lineno, f.end_lineno+1)): yield f'{at} no docment: {d.name}.{f.target.id}'
@@ -204,10 +224,10 @@ def lacking():
             for e in sorted(raises(d)):
                 if e not in about: yield f'{at} {d.name} raises {e}, and does not say so'
             if d.cls and not private and d.node.name not in everywhere: yield f'{at} no lesson uses {d.name}'
-    page = p.modules()[ROOT_ERROR]
-    prose = '\n'.join(s for kind, s in p.cells(p.NBS/page.path) if kind == 'markdown')
+    page = modules()[ROOT_ERROR]
+    prose = '\n'.join(s for kind, s in cells(page) if kind == 'markdown')
     for e, m in errors().items():
-        if f'`{e}`' not in prose: yield f'nbs/{page.path}: the list of errors lacks {e}'
+        if f'`{e}`' not in prose: yield f'{page.name}: the list of errors lacks {e}'
 
 
 def class_doc(d): return next((ast.get_docstring(o.node) or '' for o in defs() if o.name == d.cls), '')
@@ -215,10 +235,6 @@ def class_doc(d): return next((ast.get_docstring(o.node) or '' for o in defs() i
 def is_setter(node): return any(ast.unparse(o).endswith('.setter') for o in node.decorator_list)
 
 
-def main():
-    bad = list(lacking())
-    print(*bad, sep='\n')
-    return bool(bad)
 
-
-if __name__ == '__main__': sys.exit(main())
+def test_the_reference_is_complete():
+    assert [*lacking()] == []

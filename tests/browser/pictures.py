@@ -1,13 +1,14 @@
 """Start the apps of the tutorials, and the demo, as a reader would, use them in two tabs of Chromium, and take the pictures
 
-    python tools/pictures.py            all of them, into nbs/images/
-    python tools/pictures.py chat       one of them
-    python tools/pictures.py film       the home page's moving picture, from the demo; needs Pillow
+    python tests/browser/pictures.py            all of them, into nbs/images/
+    python tests/browser/pictures.py chat       one of them
+    python tests/browser/pictures.py film       the home page's moving picture, from the demo; needs Pillow
 
 Each app of a tutorial is what its notebook says: the cell that ends with `serve()`, alone in a `main.py` in an empty folder.
 A page that complains in its console, or that doesn't show what its tutorial says, makes this fail.
 """
 import base64
+import json
 import os
 import shutil
 import signal
@@ -21,8 +22,10 @@ from pathlib import Path
 
 from playwright.sync_api import TimeoutError, sync_playwright
 
-import assets
-import project as p
+ROOT = Path(__file__).resolve().parents[2]
+NBS = ROOT/'nbs'
+sys.path.insert(0, str(ROOT/'tools'))
+import assets  # noqa: E402
 
 FLAGS = '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'.split()
 FILES = {'npm/htmx.org@2': 'htmx.org/dist/htmx.js', 'npm/htmx.org@4.0.0/dist/htmx.': 'htmx4-0/dist/htmx.min.js', 'npm/htmx.org@4.0.0/dist/ext/hx-sse.': 'htmx4-0/dist/ext/hx-sse.min.js',
@@ -37,7 +40,8 @@ def walk(f):
 
 def apps_of(name):
     "The `main.py` of a tutorial; each of them, where it has several"
-    apps = [src for kind, src in p.cells(p.NBS/'tutorials'/f'{name}.ipynb') if kind == 'code' and src.rstrip().endswith('serve()')]
+    cells = json.loads((NBS/'tutorials'/f'{name}.ipynb').read_text(encoding='utf-8'))['cells']
+    apps = [src for src in (''.join(c['source']) for c in cells if c['cell_type'] == 'code') if src.rstrip().endswith('serve()')]
     assert apps, f'{name} has no cell that ends with serve()'
     return apps
 
@@ -65,7 +69,7 @@ def the_demo(code=None, **env):
             (root/name).mkdir(parents=True)
             for i in range(1, n + 1): (root/name/f'{name.rstrip("s")}-{i:03}').write_bytes(os.urandom(1000)*(size//1000))
         for i in range(3): (root/'letters'/f'lost-{i}').symlink_to('/nowhere')  # What can't be read is shown too
-        with serving(port, p.ROOT/'demo'/'main.py', '--root', root, '--rate', '12', '--port', str(port), cwd=tmp, **env) as url: yield url
+        with serving(port, ROOT/'demo'/'main.py', '--root', root, '--rate', '12', '--port', str(port), cwd=tmp, **env) as url: yield url
 
 
 @contextmanager
@@ -136,9 +140,9 @@ class Tabs:
 
     def picture(self, name, **tabs):
         "Put tabs side by side, each with its title, into nbs/images/"
-        out = p.NBS/'images'/f'{name}.png'
+        out = NBS/'images'/f'{name}.png'
         out.write_bytes(self.side_by_side(1.5, **tabs)[0])
-        print(out.relative_to(p.ROOT))
+        print(out.relative_to(ROOT))
 
     def side_by_side(self, scale, **tabs):
         "The tabs in one PNG, and where in it each of their pictures stands"
@@ -182,10 +186,10 @@ def demo(tabs):
             page.emulate_media(color_scheme=scheme)
             shows('running', page)
             page.evaluate(NAMED)
-            out = p.NBS/'images'/f'demo-{name}{"-dark"*(scheme == "dark")}.png'
+            out = NBS/'images'/f'demo-{name}{"-dark"*(scheme == "dark")}.png'
             page.screenshot(path=out, full_page=True)
             page.close()
-            print(out.relative_to(p.ROOT))
+            print(out.relative_to(ROOT))
 
 demo.app = the_demo
 
@@ -260,11 +264,11 @@ def film(tabs):
         frames.append(frame)
     times = [t for t, *_ in shots]
     spans = [round(1000*(b - a)) for a, b in zip(times, times[1:])] + [2500]
-    out = p.NBS/'images'/'demo-moving.webp'
+    out = NBS/'images'/'demo-moving.webp'
     frames[0].save(out, save_all=True, append_images=frames[1:], duration=spans, loop=0, lossless=False, quality=60, method=4, minimize_size=True)
-    still = p.NBS/'images'/'demo-still.webp'  # For those who want nothing to move
+    still = NBS/'images'/'demo-still.webp'  # For those who want nothing to move
     frames[len(frames)*5//8].save(still, quality=80, method=6)
-    for o in out, still: print(o.relative_to(p.ROOT), f'{o.stat().st_size/1000:.0f} KB, {frames[0].size}, {len(frames)} pictures, {sum(spans)/1000:.1f} s')
+    for o in out, still: print(o.relative_to(ROOT), f'{o.stat().st_size/1000:.0f} KB, {frames[0].size}, {len(frames)} pictures, {sum(spans)/1000:.1f} s')
 
 film.size, film.scale, film.app = dict(width=525, height=725), 1, the_demo
 
