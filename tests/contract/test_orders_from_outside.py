@@ -59,7 +59,7 @@ async def test_what_a_browser_says_of_its_site_suffices():
 
 ORDER = dict(carriers=[], open=[], close=[], become=True)
 BODIES = ['', 'x', '[]', '{}', 'null', '1', '"x"', '['*100_000, '{"a":'*50_000, '1'*10_000, '\ud800', b'\xff\xfe\x00', '{"carriers":[],"open":[],"close":[]}',
-    *(json.dumps(ORDER | o) for o in (dict(more=1), dict(carriers={}), dict(carriers=[1]), dict(carriers=[None]), dict(open=[1]), dict(open=[[1, '/events']]),
+    *(json.dumps(ORDER | o) for o in (dict(more=1), dict(carriers={}), dict(carriers=[1]), dict(carriers=[None]), dict(open=[1]), dict(open=[[1, '/events']]), dict(open=[[1, '/events', '', '', '', '']]),
         *(dict(open=[[n, '/events', '']]) for n in ('1', 0, -1, True, 2**31, 1.5)), dict(close=[None]), dict(close=['1']), dict(close=7)))]
 
 @pytest.mark.parametrize('body', range(len(BODIES)))

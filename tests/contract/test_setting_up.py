@@ -128,23 +128,28 @@ class TestSetup:
         with pytest.raises(ValueError, match='`visitor`'): setup_sse(FastHTML(secret_key='test'), visitor=user)
 
     @pytest.mark.parametrize('when', ['before', 'after'])
-    def test_the_manager_closes_first(self, when):
-        "Also where the app gets its lifespan later"
+    def test_managers_close_first(self, when):
+        "All of them, also where the app gets its lifespan later, and where one fails"
         seen,one = [],FastHTML(secret_key='test')
         class Manager:
+            def __init__(self, name): self.name = name
             async def open(self): pass
-            async def close(self): seen.append('manager')
+            async def close(self):
+                seen.append(self.name)
+                raise RuntimeError('as it may')
+        def set_up():
+            for o in ('one', 'two'): setup_sse(one, Manager(o))
         @asynccontextmanager
         async def lifespan(app):
             seen.append('start')
             yield dict(thing=1)
             seen.append('app')
         one.route('/')(lambda req: P(str(req.state.thing)))
-        if when=='after': setup_sse(one, Manager())
+        if when=='after': set_up()
         one.set_lifespan(lifespan)
-        if when=='before': setup_sse(one, Manager())
+        if when=='before': set_up()
         with TestClient(one) as web: assert '<p>1</p>' in web.get('/').text
-        assert seen==['start', 'manager', 'app']
+        assert seen[0]=='start' and {*seen[1:-1]}=={'one', 'two'} and seen[-1]=='app'
 
     def test_a_start_that_fails_closes_what_was_opened(self, tmp_path):
         "What is no Redis can't be reached; the other manager is closed"
