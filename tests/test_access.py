@@ -66,8 +66,8 @@ class TestDisconnect:
 
 
 class TestAuthorise:
-    @pytest.mark.parametrize('kind', ['refuses', 'fails', 'hangs', 'hangs in its thread', 'says something else'])
-    async def test_ends_when_it_no_longer_agrees(self, kind, monkeypatch, caplog):
+    @pytest.mark.parametrize('kind', ['in async code', 'in its thread'])
+    async def test_ends_when_it_hangs(self, kind, monkeypatch, caplog):
         manager, calls, free = SSEBroadcastManager(), [], threading.Event()
         monkeypatch.setattr(stream, '_ASK_TIMEOUT', .2)
         async def later(req):
@@ -77,16 +77,15 @@ class TestAuthorise:
         def plain(req):
             calls.append(req)
             if len(calls) < 3: return True
-            if kind == 'hangs in its thread': free.wait(BOUND)
-            if kind == 'fails': raise ConnectionError('the database is away')
-            return 'yes' if kind == 'says something else' else False
+            free.wait(BOUND)
+            return False
         try:
-            async with tab(manager, user='ann', authorise=later if kind == 'hangs' else plain, recheck=.05) as ann:
+            async with tab(manager, user='ann', authorise=later if kind == 'in async code' else plain, recheck=.05) as ann:
                 assert ann.status == 200
                 assert await read_all(ann) == [] and len(calls) == 3
             await eventually(lambda: not manager._hub.rechecks and not manager._hub.connections, 'nothing is left')
         finally: free.set()
-        assert ('failed' in caplog.text) is (kind in ('fails', 'hangs', 'hangs in its thread'))
+        assert 'failed' in caplog.text
 
     async def test_only_such_streams_keep_their_request(self):
         manager, kept = SSEBroadcastManager(), []

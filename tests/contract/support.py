@@ -231,7 +231,7 @@ class Client:
 
     `over` is true when the stream has ended, `told_to_stay` when it has ended on purpose: whoever is not told so comes back.
     """
-    def __init__(self, last_id=''): self.events, self.over, self.at, self.parser, self.status = [], False, 0, Parser(last_id), None
+    def __init__(self, last_id=''): self.events, self.at, self.parser, self.status = [], 0, Parser(last_id), None
 
     @property
     def last_id(self): return self.parser.last_id
@@ -285,13 +285,13 @@ class _QueueClient(Client):
     "Reads a queue by hand, as an app's own generator does"
     def __init__(self, manager, events):
         super().__init__()
-        self.manager, self.events_wanted, self.status, self._reads = manager, events, 200, asyncio.Event()
+        self.manager, self.wanted, self.status, self.over, self._reads = manager, events, 200, False, asyncio.Event()
         self._reads.set()
 
     async def __aenter__(self):
-        if self.events_wanted == '**': self.queue, self.block = await self.manager.register_connection(), None
+        if self.wanted == '**': self.queue, self.block = await self.manager.register_connection(), None
         else:
-            self.block = self.manager.subscribe(self.events_wanted)
+            self.block = self.manager.subscribe(self.wanted)
             self.queue = await self.block.__aenter__()
         self.task = asyncio.create_task(self._read())
         return self
@@ -336,8 +336,6 @@ class _StreamClient(Client):
 
     @property
     def over(self): return self.exchange.over
-    @over.setter
-    def over(self, value): pass
 
 
 class _ChannelClient(Client):
@@ -373,8 +371,6 @@ class _ChannelClient(Client):
 
     @property
     def over(self): return self.ended or self.browser.carrier is None or self.browser.carrier.over
-    @over.setter
-    def over(self, value): self.ended = value
 
 
 def client(sink, manager, events='**', last_id='', browser=None, **stream):
@@ -425,7 +421,7 @@ class SocketClient(Client):
     "One stream over a real socket; `async with`"
     def __init__(self, port, path='/events', last_id='', receive_buffer=None, **headers):
         super().__init__(last_id)
-        self.port, self.path, self.buffer, self.rest, self.head = port, path, receive_buffer, b'', b''
+        self.port, self.path, self.buffer, self.over, self.head = port, path, receive_buffer, False, b''
         self.headers = {'Host': f'127.0.0.1:{port}', **({'Last-Event-ID': last_id} if last_id else {}), **headers}
 
     async def __aenter__(self):

@@ -27,7 +27,8 @@ def test_public_names_alone(path):
         if package == 'cjm_fasthtml_sse':
             assert (rest or name) in {*MODULES, '', '__version__'} and (not name.startswith('_') or name == '__version__'), f'{module} {name}'
         if module.split('.')[0] == 'tests': assert module.startswith('tests.contract'), f'{module} will be rewritten'
-    for o in ast.walk(tree):
-        if isinstance(o, ast.Attribute) and o.attr.startswith('_') and not o.attr.startswith('__'):
-            own = isinstance(o.value, ast.Name) and o.value.id in ('self', 'cls', 'os')
-            assert own, f'line {o.lineno}: a private name, {o.attr}'
+    used = {o.attr: o.lineno for o in ast.walk(tree) if isinstance(o, ast.Attribute) and isinstance(o.ctx, ast.Load)}
+    made = {o.attr for o in ast.walk(tree) if isinstance(o, ast.Attribute) and isinstance(o.ctx, ast.Store)}
+    made |= {o.name for o in ast.walk(tree) if isinstance(o, (ast.FunctionDef, ast.AsyncFunctionDef))} | {'_exit', '_serve'}  # Of `os` and `uvicorn`
+    strange = {f'line {line}: {name}' for name, line in used.items() if name.startswith('_') and not name.startswith('__') and name not in made}
+    assert not strange, 'private names of others'

@@ -18,7 +18,6 @@ from tests.contract.support import (BOUND, CLOSE, GAP, HEARTBEAT, RENDER, Exchan
     no_task_left, rendered, serve, turns, within)
 
 streams = pytest.mark.parametrize('sink', ['stream', 'channel'])  # Those that know ids; a queue has none
-own_stream = pytest.mark.parametrize('sink', ['stream'])
 asynchronous = pytest.mark.parametrize('asynchronous', [False, True], ids=['sync', 'async'])
 PAD = 'x'*20_000  # More than a carrier takes for a channel that is not read
 
