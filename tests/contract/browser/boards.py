@@ -66,7 +66,7 @@ class Tabs(list):
 
 
 class Board:
-    """One manager and three streams. A page shows all that was sent on each since it was drawn, and knows how much was sent before"""
+    "One manager and three streams. A page shows all that was sent on each since it was drawn"
     def __init__(self, site, setup=setup_sse, **kw):
         self.site = site
         self.manager = SSEBroadcastManager(heartbeat=1., retry=100, replay_size=20000)
@@ -74,7 +74,8 @@ class Board:
         setup(site.app, self.manager, **kw)
 
         @site.app.route('/{name}/events')
-        def events(req: Request, name: str): return self.manager.stream(req, render=lambda m: f'<i>{m["data"]}</i>', events=f'{name}:*')
+        def events(req: Request, name: str):
+            return self.manager.stream(req, render=lambda m: f'<i>{m["data"]}</i>', events=f'{name}:*')
 
         @site.app.route('/board')
         async def board():

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from bidi import Firefox
 
-FLAGS = ('--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update '
-         '--disable-sync').split()
-DIRECT = re.compile(r'\[sse\] direct: (.+) \S+')  # What our client logs with each stream that has a connection of its own
+FLAGS = ('--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking '
+         '--disable-component-update --disable-sync').split()
+# What our client logs with each stream that has a connection of its own
+DIRECT = re.compile(r'\[sse\] direct: (.+) \S+')
 each_browser = pytest.mark.parametrize('browser', ['chromium', 'firefox'], indirect=True)
 
 
@@ -20,14 +21,15 @@ def chromium(playwright, *flags):
     path = shutil.which('chromium')
     assert path, 'These tests need Chromium: apt-get install chromium'
     # Playwright switches the back/forward cache off; users have it on
-    browser = playwright.chromium.launch(executable_path=path, args=[*FLAGS, *flags], ignore_default_args=['--disable-back-forward-cache'])
+    ours = ['--disable-back-forward-cache']
+    browser = playwright.chromium.launch(executable_path=path, args=[*FLAGS, *flags], ignore_default_args=ours)
     try: yield browser
     finally: browser.close()
 
 
 @contextmanager
 def new_context(browser, **options):
-    "A browser context. A direct stream in any of its pages fails the test, unless the reason for it is in `context.direct`"
+    "A browser context. A direct stream in one of its pages fails the test, unless its reason is in `context.direct`"
     context,seen = browser.new_context(**options),[]
     context.direct = set()
     context.on('console', lambda m: seen.append(m.text) if DIRECT.match(m.text) else None)
@@ -73,7 +75,7 @@ def stopped(page):
 
 
 def freeze(page):
-    "No line of a tab's scripts runs any more, though its process, its connection and its locks live on; returns what `thaw` takes"
+    "No line of a tab's scripts runs any more, though its connection and its locks live on; returns what `thaw` takes"
     # Chromium freezes hidden tabs alone, and without a window none is hidden
     session = page.context.new_cdp_session(page)
     session.send('Debugger.enable')

@@ -1,4 +1,4 @@
-"Fixtures: browsers, pages that fail a test when something goes wrong in them, and servers whose streams a test writes by hand"
+"Browsers, pages that fail a test when something goes wrong in them, and servers whose streams a test writes by hand"
 import sys
 import time
 from contextlib import ExitStack, closing
@@ -31,7 +31,9 @@ def browsers(playwright):
         started = {}
         def browser(name):
             if name=='firefox' and name in started and not started[name].alive: del started[name]
-            if name not in started: started[name] = stack.enter_context(closing(Firefox()) if name=='firefox' else chromium(playwright))
+            if name not in started:
+                new = closing(Firefox()) if name=='firefox' else chromium(playwright)
+                started[name] = stack.enter_context(new)
             return started[name]
         yield browser
 
@@ -44,7 +46,7 @@ def browser(request, browsers):
 
 @pytest.fixture
 def page(browser):
-    """A page of its own browser context. What goes wrong in the page fails the test, unless the test clears `page.errors`.
+    """A page of its own browser context. What goes wrong in it fails the test, unless the test clears `page.errors`.
     So does a direct stream in any page of the context, unless its reason is in `page.direct`"""
     with new_context(browser) as context:
         page = context.new_page()
@@ -86,7 +88,7 @@ def proxy(loop, site):
 
 @pytest.fixture
 def until(page):
-    "Waits until a condition of the test's own holds, while the page goes on; `what` may be a function that tells how things stand"
+    "Waits until a condition of the test's own holds, while the page goes on; `what` may be a function that says it"
     def until(condition, what='the condition', secs=30):
         end = time.monotonic()+secs
         while not condition():
@@ -110,7 +112,7 @@ class States:
         self.page.evaluate('asked = shown.length')
 
     def passed(self, name):
-        "Wait until it shows this state or has shown it since it was last asked; a state may last for milliseconds only"
+        "Wait until it shows this state, or has shown it since it was last asked: one may last for milliseconds only"
         has_shown = 'name => { const i = shown.indexOf(name, asked); if (i >= 0) asked = i + 1; return i >= 0 }'
         self.page.wait_for_function(has_shown, arg=name)
 

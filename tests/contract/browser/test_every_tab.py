@@ -1,7 +1,7 @@
 """Any number of tabs on one connection
 
 A browser has six connections to a host, for all its tabs together. However many tabs and streams there are, they take
-one of these, so that each further request is answered. And each tab shows what it would show on a connection of its own:
+one of these, so that each further request is answered. And each tab shows what it would show on its own connection:
 all that was sent since it was drawn, in order and once, whatever becomes of it, of the other tabs and of the server.
 """
 import asyncio
@@ -40,7 +40,7 @@ class TestOneConnection:
         board.one_connection(tabs, until)
 
     def test_streams_written_by_hand(self, tabs, make_site, until):
-        "Without ids, in an app that only adds the extension: each page sees what its stream begins with, and what comes then"
+        "Without ids, where only the extension was added: each page sees what its stream begins with, and what follows"
         site = make_site(lambda app: insert_htmx_sse_ext(app.hdrs))
         site.opening['loud'] = message('state')
         site.pages['p'] = lambda: Div(log('/stream/loud', 'loud'), log('/stream/quiet', 'quiet'))
@@ -106,7 +106,8 @@ class TestOneConnection:
 
     def test_closed_while_another_one_opens(self, tabs, site, until):
         "The server hears of it with what is asked next"
-        site.pages |= dict(p=lambda: Div(log('/stream/one', 'one'), log('/stream/two', 'two'), Div(id='place')), third=lambda: log('/stream/two', 'third'))
+        site.pages['p'] = lambda: Div(log('/stream/one', 'one'), log('/stream/two', 'two'), Div(id='place'))
+        site.pages['third'] = lambda: log('/stream/two', 'third')
         tabs.open(site.url('p'))
         tabs.active(2)
         orders = []
@@ -116,7 +117,7 @@ class TestOneConnection:
         tabs[0].evaluate("for (const id of ['one', 'third']) document.getElementById(id).remove()")
         orders.pop().continue_()
         tabs.context.unroute(ORDERS)
-        until(lambda: (site.count('one'), site.count('two'))==(0, 1), lambda: f'{site.count("one")}, {site.count("two")} streams')
+        until(lambda: (site.count('one'), site.count('two'))==(0, 1), 'the others are closed')
 
     def test_a_silent_connection(self, tabs, loop, board, until):
         "It is half open: what is sent meanwhile comes on a new one"

@@ -1,8 +1,8 @@
 """Nothing is lost between a page and its stream
 
 A page shows the state as it was drawn, and its stream goes on from there: what was added while the page was drawn, or
-while it lay in a cache, comes to it, whatever carries the stream. Where the server does not know any more what the page
-has missed, the page is loaded anew; and where it is there already, a gap is told to it.
+while it lay in a cache, comes to it, whatever carries the stream. Where the server does not know any more what the
+page has missed, the page is loaded anew; and where it is there already, a gap is told to it.
 """
 from types import SimpleNamespace
 
@@ -19,7 +19,7 @@ WAYS = dict(alone=dict(multiplex=False), tab=dict(share=False), browser={})  # H
 LOG = 10  # Messages that the manager keeps
 GAPS = """
     window.gaps = 0;
-    document.addEventListener('DOMContentLoaded', () => window.cjmSSE?.addEventListener('change', ({ detail: { source } }) => {
+    document.addEventListener('DOMContentLoaded', () => cjmSSE.addEventListener('change', ({ detail: { source } }) => {
         if (!source.counted) source.addEventListener('sse:gap', () => gaps++);
         source.counted = true;
     }));"""
@@ -42,7 +42,8 @@ def app(request, page, make_site, hdrs):
     if request.param=='alone': page.direct.add('off')
     sse = SSEBroadcastManager(heartbeat=1., retry=100, replay_size=LOG)
     site = make_site(lambda app: setup_sse(app, sse, **WAYS[request.param]), hdrs)
-    app = SimpleNamespace(site=site, todos=[], drawn=0, hurry=[], url=site.url('p'), cached=site.url('cached'), other=site.url('other'))
+    app = SimpleNamespace(site=site, todos=[], drawn=0, hurry=[])
+    app.url,app.cached,app.other = map(site.url, ('p', 'cached', 'other'))
 
     @site.app.route('/events')
     def events(req: Request): return sse.stream(req, render=render, events=['todo:*', 'place:*'])
@@ -73,7 +74,8 @@ def app(request, page, make_site, hdrs):
     app.fill = lambda: broadcast(('place:filled', None), ('late:one', 'one'))
     # So much is sent to others that the log holds nothing else
     app.forget = lambda: broadcast(*[('other:said', n) for n in range(2*LOG)])
-    site.pages |= dict(p=draw, cached=lambda: (HttpHeader('Cache-Control', 'max-age=600'), *draw()), other=lambda: P('other'))
+    def cached(): return HttpHeader('Cache-Control', 'max-age=600'), *draw()
+    site.pages |= dict(p=draw, cached=cached, other=lambda: P('other'))
     return app
 
 

@@ -1,8 +1,8 @@
 """Pages where something is missing: locks, cookies, a proxy that lets streams through
 
-Where tabs can't find each other, or an app does not want it, each has one connection of its own for all its streams. Where
-that does not work either, each stream has its own, and the console says why once there are so many that pages may hang. The
-messages are the same.
+Where tabs can't find each other, or an app does not want it, each has one connection of its own for all its streams.
+Where that does not work either, each stream has its own, and the console says why once there are so many that pages
+may hang. The messages are the same.
 """
 import pytest
 from boards import Board, Tabs, log
@@ -21,7 +21,9 @@ MISSING = {
     'locks refused': f"LockManager.prototype.request = async () => {{ {REFUSED} }}",
     'locks without an answer': "LockManager.prototype.request = () => new Promise(() => {})",
     'cookies refused': f"window.BroadcastChannel = class {{ constructor() {{ {REFUSED} }} }};"
-                       f"for (const o of ['localStorage', 'sessionStorage']) Object.defineProperty(window, o, {{ get() {{ {REFUSED} }} }})"}
+    f"for (const o of ['localStorage', 'sessionStorage'])"
+    f"    Object.defineProperty(window, o, {{ get() {{ {REFUSED} }} }})",
+}
 
 
 def two_streams(site): site.pages['p'] = lambda: Div(log('/stream/one', 'one'), log('/stream/two', 'two'))
@@ -50,7 +52,8 @@ class TestTabsOnTheirOwn:
 
     def test_http_in_a_local_network(self, playwright, make_site, until):
         "A browser that knows the server by a name has no locks for it"
-        with chromium(playwright, '--host-resolver-rules=MAP app.test 127.0.0.1') as browser, new_context(browser) as context:
+        names = '--host-resolver-rules=MAP app.test 127.0.0.1'
+        with chromium(playwright, names) as browser, new_context(browser) as context:
             page = context.new_page()
             page.errors = []
             tabs,board = Tabs(page),Board(site := make_site())

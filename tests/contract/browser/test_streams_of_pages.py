@@ -1,7 +1,7 @@
 """The stream of a page, through its life
 
-What an answer of the server does to a stream; when it comes back, and where it goes on; what a message with an id means;
-and what scripts of an app are told, by `window.cjmSSE`.
+What an answer of the server does to a stream; when it comes back, and where it goes on; what a message with an id
+means; and what scripts of an app are told, by `window.cjmSSE`.
 """
 import pytest
 from fasthtml.common import Button, Div, Form, Input, Li, P, Ul
@@ -42,7 +42,8 @@ class TestAnswers:
         site.pages['p'] = lambda: Div(*map(soon, names),
                                       *[connect(endpoint=f'/stream/{n}', element_id=n) for n in names])
         page.goto(site.url('p'))
-        for n in ('s500', 's404', 's503', 'login'): until(lambda n=n: len(site.last_ids(n)) == 3 and site.count(n) == 1, n)
+        for n in ('s500', 's404', 's503', 'login'):
+            until(lambda n=n: len(site.last_ids(n)) == 3 and site.count(n) == 1, n)
         page.wait_for_timeout(300)
         assert {n: len(site.last_ids(n)) for n in ends} == dict.fromkeys(ends, 1)
         assert page.evaluate("['s204', 's401', 's403', 's410', 's500', 'login'].map(n => cjmSSE.get(n).state)") == \
@@ -56,14 +57,15 @@ class TestAnswers:
         site.pages['p'] = hidden
         page.goto(site.url('p'))
         page.wait_for_function("cjmSSE.state === 'reconnecting'")
-        wait, status = page.evaluate("(({retryIn, status}) => [retryIn, status])(told.find(c => c.state === 'reconnecting'))")
+        told = page.evaluate("told.find(c => c.state === 'reconnecting')")
+        wait,status = told['retryIn'],told['status']
         assert 7000 <= wait <= 8750 and status == 503
         page.evaluate("dispatchEvent(new Event('online'))")
         page.wait_for_timeout(100)
         assert len(site.requests) == 1
 
     def test_a_server_that_is_busy_for_a_while(self, page, site, until):
-        "503 again and again, with and without a time to wait: the page says that it tries, comes back, and has missed nothing"
+        "503 again and again, with a time to wait and without: the page says that it tries, and has missed nothing"
         site.pages['p'] = lambda: (hidden(), Ul(id='list'))
         site.opening['events'] = 'retry: 50\n\n'
         page.goto(site.url('p'))
@@ -71,7 +73,10 @@ class TestAnswers:
         site.publish(oob(('a', 'A')))
         page.wait_for_selector('#a')
         headers = iter([{'Retry-After': '1'}, {}, {'Retry-After': '1'}, {}])
-        site.answers['events'] = lambda n: Response(status_code=503, headers=h) if (h := next(headers, None)) is not None else None
+        def busy(n):
+            header = next(headers, None)
+            return None if header is None else Response(status_code=503, headers=header)
+        site.answers['events'] = busy
         site.send(None)
         page.wait_for_function("cjmSSE.state === 'reconnecting' && cjmSSE.sources[0].reason === 'status 503'")
         site.publish(oob(('b', 'B')))
@@ -119,7 +124,7 @@ class TestWhereItGoesOn:
         assert page.evaluate('cjmSSE.lastEventId') == '3'
 
     def test_ids_that_come_again(self, page, site, until):
-        "Within one run of the server a message that was shown is not shown again, and what the stream goes on from never goes back"
+        "Within one run of the server nothing is shown twice, and what the stream goes on from never goes back"
         site.greeting['events'] = 'v=1;heartbeat=15;epoch=run'
         site.opening['events'] = 'retry: 20\n\n'
         site.pages['p'] = lambda: connect(endpoint='/stream/events', element_id='log', swap='beforeend')
@@ -149,12 +154,14 @@ class TestWhereItGoesOn:
         site.start()
         page.wait_for_selector('#b')
         assert texts(page) == ['A', 'B'] and site.last_ids()[-1] == '1'
-        assert page.evaluate("(e => [e.value, e.selectionStart, e.selectionEnd, document.activeElement === e])(document.querySelector('#typed'))") == ['half a sent', 2, 4, True]
+        field = "(e => [e.value, e.selectionStart, e.selectionEnd, document.activeElement === e])(typed)"
+        assert page.evaluate(field) == ['half a sent', 2, 4, True]
 
     def test_back_by_htmx(self, page, site, until):
         "A page that htmx has kept as text goes on from where it was left, not from where it began"
         site.publish(oob(('a', 'A')))
-        site.pages |= {'p': lambda: Div(hidden(after='1'), Ul(Li('A'), id='list'), Button('go', hx_get='/pages/q', hx_target='body', hx_push_url='true')), 'q': lambda: P('q')}
+        button = Button('go', hx_get='/pages/q', hx_target='body', hx_push_url='true')
+        site.pages |= dict(p=lambda: Div(hidden(after='1'), Ul(Li('A'), id='list'), button), q=lambda: P('q'))
         page.goto(site.url('p'))
         until(site.count)
         site.publish(oob(('b', 'B')).replace(' id="b"', ''))
@@ -182,8 +189,9 @@ class TestWhereItGoesOn:
         page.wait_for_selector('#a')
 
     def test_repeated_elements_replace(self, page, site, until):
-        "An appended element whose id stands in the page takes the place of the old one; replacing content is left alone"
-        site.pages['p'] = lambda: (hidden(), Ul(Li('old', id='a'), Li('b', id='b'), id='list'), Ul(Li('x', id='x'), Li('y', id='y'), id='other'))
+        "An appended one whose id stands in the page takes the place of the old one; replacing content is left alone"
+        other = Ul(Li('x', id='x'), Li('y', id='y'), id='other')
+        site.pages['p'] = lambda: (hidden(), Ul(Li('old', id='a'), Li('b', id='b'), id='list'), other)
         page.goto(site.url('p'))
         until(site.count)
         site.send(f'data: {oob(("a", "new"), ("c", "c"))}\n\n')
@@ -213,14 +221,16 @@ class TestWhatScriptsAreTold:
         page.wait_for_selector('#a')
         page.evaluate('cjmSSE.close()')
         until(lambda: not site.count())
-        assert page.evaluate('[cjmSSE.state, cjmSSE.lastEventId, cjmSSE.sources[0].reason]') == ['disconnected', '1', 'closed']
+        now = page.evaluate('[cjmSSE.state, cjmSSE.lastEventId, cjmSSE.sources[0].reason]')
+        assert now == ['disconnected', '1', 'closed']
         page.evaluate('cjmSSE.reconnect()')
         until(site.count)
         page.wait_for_function("cjmSSE.state === 'active'")
         site.publish(oob(('b', 'B')))
         page.wait_for_selector('#b')
         assert site.last_ids() == ['', '1']
-        assert page.evaluate('told.map(c => c.state)') == ['connecting', 'active', 'disconnected', 'reconnecting', 'active']
+        states = page.evaluate('told.map(c => c.state)')
+        assert states == ['connecting', 'active', 'disconnected', 'reconnecting', 'active']
         assert texts(page) == ['A', 'B']
 
     def test_lost_connections_are_no_errors_of_the_page(self, page, site, until):
@@ -233,4 +243,5 @@ class TestWhatScriptsAreTold:
         site.send(None)
         until(lambda: len(site.requests) == 2 and site.count())
         assert page.evaluate('lost') == 'end of stream'
-        assert not [t for k,t in page.console if k == 'error' and 'Failed to load resource' not in t]  # The browser's own word
+        # What the browser says of it itself is not ours
+        assert not [t for k,t in page.console if k == 'error' and 'Failed to load resource' not in t]

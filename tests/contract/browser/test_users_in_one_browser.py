@@ -1,8 +1,8 @@
 """Somebody logs in, out, or in as somebody else
 
 All tabs of a browser belong to whoever has logged in last. From the moment on at which a page knows of another user it
-shows nothing that was for the former one, though nothing is loaded anew; the streams of all tabs are opened anew, as the
-new user's. A stream that leads to a log-in page stops and says so.
+shows nothing that was for the former one, though nothing is loaded anew; the streams of all tabs are opened anew, as
+the new user's. A stream that leads to a log-in page stops and says so.
 """
 import asyncio
 from contextlib import contextmanager
@@ -40,8 +40,9 @@ class App:
             if name: sess['auth'] = name
         @site.app.route('/home')
         def home(sess):
-            buttons = [Button(o, hx_post=f'/enter?name={o}', hx_target='#who', id=f'be-{o}') for o in ('ann', 'bob', '')]
-            return Titled('Mine', P(sess.get('auth', 'nobody'), id='who'), log('/mine', 'mine'), log('/news', 'news'), *buttons)
+            def button(name): return Button(name, hx_post=f'/enter?name={name}', hx_target='#who', id=f'be-{name}')
+            who = P(sess.get('auth', 'nobody'), id='who')
+            return Titled('Mine', who, log('/mine', 'mine'), log('/news', 'news'), *map(button, ('ann', 'bob', '')))
         @site.app.route('/login/{name}')
         def login(name: str, sess):
             become(name, sess)
@@ -55,7 +56,8 @@ class App:
             become(name, sess)
             return name or 'nobody'
 
-    async def _say(self, text): return {who: await self.sse.broadcast(f'{who}:said', text) for who in ('ann', 'bob', 'all')}
+    async def _say(self, text):
+        return {who: await self.sse.broadcast(f'{who}:said', text) for who in ('ann', 'bob', 'all')}
 
     def say(self, text):
         "Say it on all streams; how many there are of each user"
@@ -151,7 +153,8 @@ def test_a_redirect_to_a_log_in_page(page, make_site, when, hdrs):
     site.opening['events'] = 'retry: 20\ndata: <i>as it was</i>\n\n'
     site.pages |= dict(p=lambda: Div(log('/stream/events', 'log')), login=lambda: P('Who are you?'))
     if when=='at first': site.answers['events'] = login
-    page.add_init_script("document.addEventListener('htmx:sseError', e => (window.errors ??= []).push(e.detail.error.message))")
+    page.add_init_script("""window.errors = [];
+        document.addEventListener('htmx:sseError', e => errors.push(e.detail.error.message))""")
     page.goto(site.url('p'))
     if when=='later':
         page.wait_for_selector('#log > i')
