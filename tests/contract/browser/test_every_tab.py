@@ -39,55 +39,8 @@ class TestOneConnection:
         assert tabs.answered()
         board.one_connection(tabs, until)
 
-    def test_streams_written_by_hand(self, tabs, make_site, until):
-        "Without ids, where only the extension was added: each page sees what its stream begins with, and what follows"
-        site = make_site(lambda app: insert_htmx_sse_ext(app.hdrs))
-        site.opening['loud'] = message('state')
-        site.pages['p'] = lambda: Div(log('/stream/loud', 'loud'), log('/stream/quiet', 'quiet'))
-        for n in '123':
-            tabs.open(site.url('p'))
-            tabs.active(2)
-            for id in 'loud', 'quiet':
-                site.send(message(n), id)
-                tabs.show(id, n)
-        assert [text(o, 'loud') for o in tabs]==['state 1 2 3', 'state 2 3', 'state 3']
-        assert [text(o, 'quiet') for o in tabs]==['1 2 3', '2 3', '3']
-        until(lambda: (site.count('loud'), site.count('quiet'), site.connections)==(3, 3, 1))
 
-    @pytest.mark.parametrize('ids', ['all the same', 'counted anew'])
-    def test_ids_written_by_hand(self, tabs, site, until, ids):
-        "They mean what the app likes: every message is shown, also when another tab takes over"
-        site.pages['p'] = lambda: log('/stream/events', 'log')
-        counted = iter('123456789')
-        def say(*letters):
-            for o in letters: site.send(f'id: {"x" if ids=="all the same" else next(counted)}\n{message(o)}')
-            tabs.show('log', letters[-1])
-        tabs.open(site.url('p'), 2)
-        tabs.active(1)
-        say(*'abc')
-        before = len(site.requests)
-        tabs.pop(0).close()
-        until(lambda: len(site.requests)>before and site.count()==1, 'the other tab has a stream again')
-        tabs.active(1)
-        counted = iter('123456789')
-        say(*'def')
-        assert text(tabs[0], 'log')=='a b c d e f'
-
-    def test_elements_that_a_message_brings(self, tabs, make_site, until):
-        "Each tab connects them, and each sees what their stream begins with"
-        site = make_site(lambda app: insert_htmx_sse_ext(app.hdrs))
-        site.opening['job'] = message('state')
-        site.pages['p'] = lambda: Div(log('/stream/events', 'log'), Div(id='jobs'))
-        tabs.open(site.url('p'), 4)
-        tabs.active(1)
-        job = Div(log('/stream/job', 'job'), id='jobs', hx_swap_oob='true')
-        site.send(f'data: {to_xml(job, indent=False)}\n\n')
-        tabs.active(2)
-        site.send(message('on'), 'job')
-        tabs.show('job', 'on')
-        assert [text(o, 'job') for o in tabs]==['state on']*4
-        until(lambda: site.connections==1)
-
+class TestWhatIsClosed:
     def test_what_is_closed_ends(self, tabs, site, until):
         "The stream of an element that goes, those of a tab that goes, and with the last one the connection"
         site.pages['p'] = lambda: Div(log('/stream/one', 'one'), log('/stream/two', 'two'))
@@ -119,46 +72,43 @@ class TestOneConnection:
         tabs.context.unroute(ORDERS)
         until(lambda: (site.count('one'), site.count('two'))==(0, 1), 'the others are closed')
 
-    def test_a_silent_connection(self, tabs, loop, board, until):
-        "It is half open: what is sent meanwhile comes on a new one"
-        proxy = Proxy(loop, board.site.port)
-        try:
-            tabs.open(proxy.url('p').replace('pages/p', 'board'), 2)
-            tabs.active(3)
-            board.say()
-            board.complete(tabs)
-            proxy.fall_silent(idle=False)
-            board.say()
-            board.complete(tabs)
-        finally: proxy.stop()
+    @each_browser
+    def test_left_before_it_was_there(self, browser, tabs, site, until):
+        "A page that is left while its streams are being opened asks for no more of them"
+        asked,open_,gate = [],[],asyncio.Event()
+        @site.app.route('/slow/{n}')
+        async def slow(n: str):
+            asked.append(n)
+            await gate.wait()
+            async def frames():
+                open_.append(n)
+                try:
+                    yield message(n)
+                    await asyncio.Event().wait()
+                finally: open_.remove(n)
+            return StreamingResponse(frames(), media_type='text/event-stream')
+        site.pages |= dict(p=lambda: Div(*[log(f'/slow/{n}', f's{n}') for n in range(4)]), none=lambda: 'none')
+        tabs.open(site.url('p'))
+        until(lambda: asked, 'a request')
+        tabs[0].goto(site.url('none'))
+        assert tabs.answered()
+        # Firefox ends requests before it tells the page that it is left
+        assert len(asked)==1 or isinstance(browser, Firefox)
+        site.loop.loop.call_soon_threadsafe(gate.set)
+        tabs[0].go_back(wait_until='commit')
+        tabs.active(4)
+        until(lambda: sorted(open_)==['0', '1', '2', '3'], lambda: f'each open once, not {open_}')
+
+    def test_ten_pages_after_one_another(self, tabs, board, until):
+        "A page that waits for Back keeps no connection"
+        tabs.open(board.url, 2)
+        for n in range(10): tabs[1].goto(f'{board.url}?{n}')
+        tabs.active(3)
+        board.one_connection(tabs, until)
+        assert tabs.answered()
 
 
 class TestTabs:
-    def test_they_come_and_go(self, tabs, board, until):
-        "While messages come, tabs are opened, reloaded, left, brought back, closed and killed"
-        with board.flow():
-            for _ in range(2):
-                tabs.open(board.url, 3)
-                tabs.pop(0).close()
-                tabs[0].reload()
-                tabs[1].goto(board.site.url('none'))
-                tabs[1].go_back(wait_until='commit')
-            crash(tabs.pop(0))
-            tabs.active(3)
-        board.complete(tabs)
-        board.one_connection(tabs, until)
-
-    @each_browser
-    def test_crashes(self, tabs, board, until):
-        "One after the other: those that live on miss nothing"
-        tabs.open(board.url, 4)
-        tabs.active(3)
-        with board.flow():
-            while len(tabs)>1: crash(tabs.pop(0))
-            tabs.active(3)
-        board.complete(tabs)
-        board.one_connection(tabs, until)
-
     @each_browser
     def test_one_stands_still(self, tabs, board, until):
         "As hidden ones do to save power. The others miss nothing meanwhile, and it misses nothing when it goes on"
@@ -225,6 +175,31 @@ class TestTabs:
         board.one_connection(tabs, until)
 
     @each_browser
+    def test_crashes(self, tabs, board, until):
+        "One after the other: those that live on miss nothing"
+        tabs.open(board.url, 4)
+        tabs.active(3)
+        with board.flow():
+            while len(tabs)>1: crash(tabs.pop(0))
+            tabs.active(3)
+        board.complete(tabs)
+        board.one_connection(tabs, until)
+
+    def test_they_come_and_go(self, tabs, board, until):
+        "While messages come, tabs are opened, reloaded, left, brought back, closed and killed"
+        with board.flow():
+            for _ in range(2):
+                tabs.open(board.url, 3)
+                tabs.pop(0).close()
+                tabs[0].reload()
+                tabs[1].goto(board.site.url('none'))
+                tabs[1].go_back(wait_until='commit')
+            crash(tabs.pop(0))
+            tabs.active(3)
+        board.complete(tabs)
+        board.one_connection(tabs, until)
+
+    @each_browser
     def test_back(self, browser, tabs, board, until):
         "A page that was left comes back as it was, with what was sent meanwhile, whoever of the tabs leaves"
         tabs.open(board.url, 2)
@@ -243,40 +218,56 @@ class TestTabs:
             board.complete(tabs)
         board.one_connection(tabs, until)
 
-    def test_ten_pages_after_one_another(self, tabs, board, until):
-        "A page that waits for Back keeps no connection"
-        tabs.open(board.url, 2)
-        for n in range(10): tabs[1].goto(f'{board.url}?{n}')
-        tabs.active(3)
-        board.one_connection(tabs, until)
-        assert tabs.answered()
 
-    @each_browser
-    def test_left_before_it_was_there(self, browser, tabs, site, until):
-        "A page that is left while its streams are being opened asks for no more of them"
-        asked,open_,gate = [],[],asyncio.Event()
-        @site.app.route('/slow/{n}')
-        async def slow(n: str):
-            asked.append(n)
-            await gate.wait()
-            async def frames():
-                open_.append(n)
-                try:
-                    yield message(n)
-                    await asyncio.Event().wait()
-                finally: open_.remove(n)
-            return StreamingResponse(frames(), media_type='text/event-stream')
-        site.pages |= dict(p=lambda: Div(*[log(f'/slow/{n}', f's{n}') for n in range(4)]), none=lambda: 'none')
-        tabs.open(site.url('p'))
-        until(lambda: asked, 'a request')
-        tabs[0].goto(site.url('none'))
-        assert tabs.answered()
-        # Firefox ends requests before it tells the page that it is left
-        assert len(asked)==1 or isinstance(browser, Firefox)
-        site.loop.loop.call_soon_threadsafe(gate.set)
-        tabs[0].go_back(wait_until='commit')
-        tabs.active(4)
-        until(lambda: sorted(open_)==['0', '1', '2', '3'], lambda: f'each open once, not {open_}')
+class TestStreamsOfOlderApps:
+    def test_streams_written_by_hand(self, tabs, make_site, until):
+        "Without ids, where only the extension was added: each page sees what its stream begins with, and what follows"
+        site = make_site(lambda app: insert_htmx_sse_ext(app.hdrs))
+        site.opening['loud'] = message('state')
+        site.pages['p'] = lambda: Div(log('/stream/loud', 'loud'), log('/stream/quiet', 'quiet'))
+        for n in '123':
+            tabs.open(site.url('p'))
+            tabs.active(2)
+            for id in 'loud', 'quiet':
+                site.send(message(n), id)
+                tabs.show(id, n)
+        assert [text(o, 'loud') for o in tabs]==['state 1 2 3', 'state 2 3', 'state 3']
+        assert [text(o, 'quiet') for o in tabs]==['1 2 3', '2 3', '3']
+        until(lambda: (site.count('loud'), site.count('quiet'), site.connections)==(3, 3, 1))
+
+    @pytest.mark.parametrize('ids', ['all the same', 'counted anew'])
+    def test_ids_written_by_hand(self, tabs, site, until, ids):
+        "They mean what the app likes: every message is shown, also when another tab takes over"
+        site.pages['p'] = lambda: log('/stream/events', 'log')
+        counted = iter('123456789')
+        def say(*letters):
+            for o in letters: site.send(f'id: {"x" if ids=="all the same" else next(counted)}\n{message(o)}')
+            tabs.show('log', letters[-1])
+        tabs.open(site.url('p'), 2)
+        tabs.active(1)
+        say(*'abc')
+        before = len(site.requests)
+        tabs.pop(0).close()
+        until(lambda: len(site.requests)>before and site.count()==1, 'the other tab has a stream again')
+        tabs.active(1)
+        counted = iter('123456789')
+        say(*'def')
+        assert text(tabs[0], 'log')=='a b c d e f'
+
+    def test_elements_that_a_message_brings(self, tabs, make_site, until):
+        "Each tab connects them, and each sees what their stream begins with"
+        site = make_site(lambda app: insert_htmx_sse_ext(app.hdrs))
+        site.opening['job'] = message('state')
+        site.pages['p'] = lambda: Div(log('/stream/events', 'log'), Div(id='jobs'))
+        tabs.open(site.url('p'), 4)
+        tabs.active(1)
+        job = Div(log('/stream/job', 'job'), id='jobs', hx_swap_oob='true')
+        site.send(f'data: {to_xml(job, indent=False)}\n\n')
+        tabs.active(2)
+        site.send(message('on'), 'job')
+        tabs.show('job', 'on')
+        assert [text(o, 'job') for o in tabs]==['state on']*4
+        until(lambda: site.connections==1)
 
 
 class TestReconnecting:
@@ -295,6 +286,19 @@ class TestReconnecting:
         board.say()
         board.complete(tabs)
         board.one_connection(tabs, until)
+
+    def test_a_silent_connection(self, tabs, loop, board, until):
+        "It is half open: what is sent meanwhile comes on a new one"
+        proxy = Proxy(loop, board.site.port)
+        try:
+            tabs.open(proxy.url('p').replace('pages/p', 'board'), 2)
+            tabs.active(3)
+            board.say()
+            board.complete(tabs)
+            proxy.fall_silent(idle=False)
+            board.say()
+            board.complete(tabs)
+        finally: proxy.stop()
 
     @pytest.fixture
     def pair(self, tabs, site, until):
