@@ -14,6 +14,7 @@ from starlette.requests import Request
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.helpers import oob_element, setup_sse
 from cjm_fasthtml_sse.htmx import HTMXSSEConnector
+from cjm_fasthtml_sse.updater import SSEElementUpdater
 
 WAYS = dict(alone=dict(multiplex=False), tab=dict(share=False), browser={})  # How many streams share a connection
 LOG = 10  # Messages that the manager keeps
@@ -137,3 +138,64 @@ def test_a_gap_while_a_page_is_open(page, app):
     app.add('b')
     shows(page, 'a', 'b')
     assert app.drawn==1
+
+
+class TestStreamsOfManagers:
+    "A list of things: a page begins with the state, and each new thing is appended"
+    @pytest.fixture
+    def things(self, site):
+        sse,updater = SSEBroadcastManager(heartbeat=5., retry=50),SSEElementUpdater()
+        things = SimpleNamespace(known=[], streams=0)
+        setup_sse(site.app, sse)
+        def item(name): return Li(name, id=name)
+        updater.register_handler('thing', lambda data: oob_element('list', item(data['name']), 'beforeend'))
+        def snapshot(): return [oob_element('list', [item(o) for o in things.known])]
+        @site.app.route('/events')
+        def events(req: Request): return sse.stream(req, render=updater, snapshot=snapshot, until='job:done')
+        @sse.on_connect
+        def connected(_): things.streams += 1
+        element = HTMXSSEConnector.create_sse_element(endpoint=events, hidden=True, auto_reconnect=False)
+        site.pages['p'] = lambda: Div(element, Ul(id='list'))
+        things.url,things.close = site.url('p'),lambda: site.loop.run(sse.close())
+        things.add = lambda name: site.loop.run(sse.broadcast('thing', dict(name=name)))
+        things.done = lambda: site.loop.run(sse.broadcast('job:done', {}))
+        return things
+
+    def test_the_state_first(self, tabs, things):
+        "A tab that is opened later begins with what the others were told"
+        tabs.open(things.url)
+        tabs.active(1)
+        for name in 'ab':
+            things.known.append(name)
+            things.add(name)
+        tabs.open(things.url)
+        for tab in tabs: shows(tab, 'a', 'b')
+        things.add('c')
+        for tab in tabs: shows(tab, 'a', 'b', 'c')
+
+    def test_a_change_that_the_state_holds_already(self, page, things):
+        "It is shown once"
+        things.known[:] = 'ab'
+        page.goto(things.url)
+        shows(page, 'a', 'b')
+        things.add('b')
+        things.add('c')
+        shows(page, 'a', 'b', 'c')
+
+    def test_an_end_on_purpose(self, page, things):
+        "The stream stays closed"
+        page.goto(things.url)
+        page.wait_for_function("cjmSSE.state === 'active'")
+        things.done()
+        page.wait_for_function("cjmSSE.state === 'disconnected'")
+        page.wait_for_timeout(300)
+        assert things.streams==1
+
+    def test_an_end_that_is_none(self, page, things):
+        "A manager that ends all connections, as a server that shuts down does, has its pages come back"
+        page.goto(things.url)
+        page.wait_for_function("cjmSSE.state === 'active'")
+        things.close()
+        things.add('a')
+        shows(page, 'a')
+        assert things.streams==2
