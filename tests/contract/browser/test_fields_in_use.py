@@ -105,8 +105,8 @@ def test_children(page, site, until):
         [['b', 'B', True], ['z', '', False], ['x', '', True], ['a', 'A', True], ['c', 'C', False]]
     site.send('data: <i>1</i>\n\n', 'x')
     site.send('data: <i>2</i>\n\n', 'z')
-    page.wait_for_selector('#x:text-is("1")')
-    page.wait_for_selector('#z:text-is("2")')
+    page.wait_for_selector('#x > i:text-is("1")')
+    page.wait_for_selector('#z > i:text-is("2")')
     assert site.last_ids('x') == ['']
     assert page.locator('[id=c]').count() == 2, 'the one elsewhere is no business of a morph'
 
