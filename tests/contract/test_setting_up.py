@@ -108,10 +108,10 @@ class TestSetup:
     @pytest.mark.parametrize('other', [setup_dashboard, setup_progress])
     @pytest.mark.parametrize('later', [False, True])
     def test_the_nonce_may_be_said_by_any_call(self, other, later):
-        one = FastHTML(secret_key='test')
-        if later: other(one, SSEBroadcastManager(), authorise=True)
-        setup_sse(one, nonce='n1', share=False)
-        if not later: other(one, SSEBroadcastManager(), authorise=True)
+        one,manager = FastHTML(secret_key='test'),SSEBroadcastManager()
+        if later: other(one, manager, authorise=True)
+        setup_sse(one, manager, nonce='n1', share=False)
+        if not later: other(one, manager, authorise=True)
         found = scripts(one)
         assert len(found)==2 and all('nonce="n1"' in o for o in found) and 'data-sse-share="false"' in found[1]
 

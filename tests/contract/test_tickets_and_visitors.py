@@ -233,11 +233,11 @@ class TestVisitors:
     @pytest.mark.parametrize('later', [False, True])
     async def test_any_call_may_say_so(self, others, later):
         "Of those that set something up, before or behind; else one user would use the tickets of another"
-        calls = dict(board=lambda app: setup_dashboard(app, SSEBroadcastManager(), authorise=True), jobs=lambda app: setup_progress(app, SSEBroadcastManager(), authorise=True))
-        app = FastHTML(secret_key='test')
-        for o in others*later: calls[o](app)
-        setup_sse(app, visitor=lambda req: req.headers['user'])
-        for o in others*(not later): calls[o](app)
+        app,manager = FastHTML(secret_key='test'),SSEBroadcastManager()
+        calls = dict(board=setup_dashboard, jobs=setup_progress)
+        for o in others*later: calls[o](app, manager, authorise=True)
+        setup_sse(app, manager, visitor=lambda req: req.headers['user'])
+        for o in others*(not later): calls[o](app, manager, authorise=True)
         app.route('/')(lambda: P('hello'))
         tags = [(await Visitor(app).ask('/', user=o, **HTMX)).headers['sse-visitor'] for o in ('ann', 'bob', 'ann')]
         assert tags[0]==tags[2]!=tags[1]
