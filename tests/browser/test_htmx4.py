@@ -11,12 +11,8 @@ from cjm_fasthtml_sse.htmx import HTMXSSEConnector, client_js
 from cjm_fasthtml_sse.monitoring import SSEMonitorConfig, create_sse_monitor
 
 connect = HTMXSSEConnector.create_sse_element
-LATER = "document.addEventListener('DOMContentLoaded', () => cjmSSE.addEventListener('change', e => { e.detail.source.configure({delay: 20}); (window.seen ??= []).push(e.detail) }))"
-
-
 def hidden(**kw): return connect(endpoint='/stream/events', element_id='sse-connection', hidden=True, **kw)
 def oob(id, html, swap='innerHTML'): return f'data: <div id="{id}" hx-swap-oob="{swap}">{html}</div>\n\n'
-def texts(page, css): return page.locator(css).all_inner_texts()
 def watched(**kw): return Div(hidden(), Span('server says', id='connection-status'), create_sse_monitor(HTMXSSEConnector, SSEMonitorConfig(reconnect_delay=50), **kw))
 def complaints(page):
     "Warnings and errors in the console. Failed requests are there by nature, htmx 2 notes each lost connection as `Event`, and hints have tests of their own"
