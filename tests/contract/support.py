@@ -1,6 +1,7 @@
 """What the contract suite needs: managers, clients of each kind, a real uvicorn, a real Redis, and waiting with a bound
 
-Only public names of the package appear here, and what goes over the wire is written out: paths, headers, event names and frames are promises.
+Only public names of the package appear here, and what goes over the wire is written out: paths, headers, event names
+and frames are promises.
 """
 import asyncio
 import json
@@ -21,7 +22,8 @@ from fasthtml.common import FastHTML
 
 from cjm_fasthtml_sse.helpers import setup_sse
 
-BOUND = float(os.environ.get('CONTRACT_BOUND', 30))  # Seconds after which something is taken for lost; a busy machine needs far less
+# Seconds after which something is taken for lost; a busy machine needs far less
+BOUND = float(os.environ.get('CONTRACT_BOUND', 30))
 
 # What goes over the wire
 HEARTBEAT, GAP, CLOSE = 'sse:heartbeat', 'sse:gap', 'sse:close'
@@ -102,7 +104,8 @@ class Parser:
             fields = [line.partition(':')[::2] for line in block.decode().split('\n')]
             def of(name): return [v.removeprefix(' ') for k, v in fields if k == name]
             if of('id'): self.last_id = of('id')[-1]
-            if of('data'): found.append(Event(event=(of('event') or ['message'])[-1], data='\n'.join(of('data')), id=self.last_id,
+            if of('data'):
+                found.append(Event(event=(of('event') or ['message'])[-1], data='\n'.join(of('data')), id=self.last_id,
                                               retry=int(of('retry')[-1]) if of('retry') else None))
         return found
 
@@ -116,12 +119,15 @@ class Exchange:
         self.app, self.request = app, body
         self.status, self.headers, self.body, self.over, self.error = None, {}, b'', False, None
         self.heard = lambda data: None  # Called with each part of the body
-        self.fails, self.slow = None, 0 # What the server's `send` raises from now on; turns of the loop that each send takes
+        self.fails = None  # What the server's `send` raises from now on
+        self.slow = 0      # Turns of the loop that each send takes
         self._asked, self._gone, self._reads = False, asyncio.Event(), asyncio.Event()
         self._reads.set()
-        self.scope = dict(type='http', asgi=dict(version='3.0', spec_version='2.3'), http_version='1.1', method=method, scheme='http',
-            path=unquote(parts.path), raw_path=parts.path.encode(), query_string=parts.query.encode(), root_path='',
-            headers=[(k.lower().encode('latin-1'), v.encode('latin-1')) for k, v in {'host': 'test', **(headers or {})}.items()],
+        self.scope = dict(type='http', asgi=dict(version='3.0', spec_version='2.3'), http_version='1.1', method=method,
+            scheme='http', path=unquote(parts.path), raw_path=parts.path.encode(), query_string=parts.query.encode(),
+            root_path='',
+            headers=[(k.lower().encode('latin-1'), v.encode('latin-1'))
+                     for k, v in {'host': 'test', **(headers or {})}.items()],
             client=('127.0.0.1', 1), server=('test', 80), state={})
 
     async def _run(self):
@@ -176,7 +182,8 @@ class Exchange:
             self.task.cancel()
             await asyncio.wait({self.task}, timeout=5)
             raise AssertionError('the app goes on, though its client has gone')
-        if self.error is not None and self.error is not self.fails: raise AssertionError('the app failed') from self.error
+        if self.error is not None and self.error is not self.fails:
+            raise AssertionError('the app failed') from self.error
 
 
 class Browser:
@@ -190,7 +197,8 @@ class Browser:
         "A ticket for `path`; empty where the app does not let in"
         path = path.partition('?')[0]
         if not self.tickets.get(path):
-            async with Exchange(self.app, 'GET', path, self._headers({'SSE-Ticket': '1', 'Accept': 'text/event-stream'})) as r:
+            async with Exchange(self.app, 'GET', path,
+                    self._headers({'SSE-Ticket': '1', 'Accept': 'text/event-stream'})) as r:
                 for c in r.cookies: self.cookie = '; '.join(filter(None, [self.cookie, c.partition(';')[0]]))
                 self.tickets[path], self.refusal = r.headers.get('sse-ticket', ''), r
         return self.tickets[path]
@@ -229,7 +237,8 @@ class Browser:
 class Client:
     """Someone who listens: `events` are all that came, `read` gives the next messages as (type, data)
 
-    `over` is true when the stream has ended, `told_to_stay` when it has ended on purpose: whoever is not told so comes back.
+    `over` is true when the stream has ended, `told_to_stay` when it has ended on purpose: whoever is not told so comes
+    back.
     """
     def __init__(self, last_id=''): self.events, self.at, self.parser, self.status = [], 0, Parser(last_id), None
 
@@ -246,7 +255,8 @@ class Client:
 
     async def read(self, n=1):
         "The next `n` messages, as (type, data)"
-        await eventually(lambda: len(self.messages) >= self.at+n or self.over, f'{n} messages, there are {self.seen[self.at:]}')
+        await eventually(lambda: len(self.messages) >= self.at+n or self.over,
+            f'{n} messages, there are {self.seen[self.at:]}')
         found, self.at = self.seen[self.at:self.at+n], self.at+n
         assert len(found) == n, f'it ended after {found}'
         return found
@@ -322,7 +332,8 @@ class _StreamClient(Client):
     "One stream on a connection of its own"
     def __init__(self, app, path, last_id, headers=None):
         super().__init__(last_id)
-        self.exchange = Exchange(app, 'GET', path, {**({'Last-Event-ID': last_id} if last_id else {}), **(headers or {})})
+        seen = {'Last-Event-ID': last_id} if last_id else {}
+        self.exchange = Exchange(app, 'GET', path, {**seen, **(headers or {})})
         self.exchange.heard = lambda data: self.events.extend(self.parser.feed(data))
         self.stall, self.resume, self.hang_up = self.exchange.stall, self.exchange.resume, self.exchange.hang_up
 
@@ -350,11 +361,13 @@ class _ChannelClient(Client):
         word = json.loads(body)
         self.words.append(word)
         if 'status' in word: self.status = word['status']
-        if word.get('end') or word.get('direct') or word.get('ticket') or word.get('status', 200) != 200: self.ended = True
+        if word.get('end') or word.get('direct') or word.get('ticket') or word.get('status', 200) != 200:
+            self.ended = True
 
     async def __aenter__(self):
         self.number = await self.browser.open(self, self.path, self.last_id)
-        if not self.browser.tickets[self.path.partition('?')[0]]: self.status, self.ended = self.browser.refusal.status, True
+        if not self.browser.tickets[self.path.partition('?')[0]]:
+            self.status, self.ended = self.browser.refusal.status, True
         await eventually(lambda: self.status is not None or self.over, 'the channel is answered')
         return self
 
@@ -374,7 +387,7 @@ class _ChannelClient(Client):
 
 
 def client(sink, manager, events='**', last_id='', browser=None, **stream):
-    "Someone who listens at a queue, a stream or a channel; `stream` are arguments of `manager.stream`. For `async with`"
+    "Someone who listens, for `async with`; `stream` are arguments of `manager.stream`"
     if sink == 'queue': return _QueueClient(manager, events)
     site = Site(manager, events=events, **stream)
     if sink == 'stream': return _StreamClient(site.app, '/events', last_id)
@@ -383,7 +396,8 @@ def client(sink, manager, events='**', last_id='', browser=None, **stream):
 
 def listening(app, path='/events', sink='stream', last_id='', browser=None, **headers):
     "Someone who listens to `path` of an app, at a stream or a channel. For `async with`"
-    return _StreamClient(app, path, last_id, headers) if sink == 'stream' else _ChannelClient(app, path, last_id, browser)
+    if sink == 'stream': return _StreamClient(app, path, last_id, headers)
+    return _ChannelClient(app, path, last_id, browser)
 
 
 @asynccontextmanager
@@ -406,7 +420,8 @@ def free_port():
 @asynccontextmanager
 async def serve(app, lifespan='off', **kw):
     "A real uvicorn on this very loop; gives its port"
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level='error', lifespan=lifespan, timeout_graceful_shutdown=2, **kw))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level='error', lifespan=lifespan,
+        timeout_graceful_shutdown=2, **kw))
     task = asyncio.create_task(server.serve())
     try:
         await eventually(lambda: server.started or task.done(), 'uvicorn starts')
@@ -464,7 +479,8 @@ class Redis:
         self.client = redis.Redis(port=self.port, socket_timeout=5)
 
     def start(self):
-        cmd = [self.binary, '--port', self.port, '--bind', '127.0.0.1', '--save', '', '--databases', 2000, '--dir', self.folder, *self.args]
+        cmd = [self.binary, '--port', self.port, '--bind', '127.0.0.1', '--save', '', '--databases', 2000, '--dir',
+            self.folder, *self.args]
         with open(self.folder/'redis.log', 'ab') as f:
             self.process = subprocess.Popen([*map(str, cmd)], stdout=f, stderr=f, start_new_session=True)
         end = time.monotonic()+BOUND

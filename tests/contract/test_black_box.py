@@ -25,10 +25,13 @@ def test_public_names_alone(path):
     for module, name in imported(tree):
         package, _, rest = module.partition('.')
         if package == 'cjm_fasthtml_sse':
-            assert (rest or name) in {*MODULES, '', '__version__'} and (not name.startswith('_') or name == '__version__'), f'{module} {name}'
+            assert (rest or name) in {*MODULES, '', '__version__'}, f'{module} {name}'
+            assert not name.startswith('_') or name == '__version__', f'{module} {name}'
         if module.split('.')[0] == 'tests': assert module.startswith('tests.contract'), f'{module} will be rewritten'
     used = {o.attr: o.lineno for o in ast.walk(tree) if isinstance(o, ast.Attribute) and isinstance(o.ctx, ast.Load)}
     made = {o.attr for o in ast.walk(tree) if isinstance(o, ast.Attribute) and isinstance(o.ctx, ast.Store)}
-    made |= {o.name for o in ast.walk(tree) if isinstance(o, (ast.FunctionDef, ast.AsyncFunctionDef))} | {'_exit', '_serve'}  # Of `os` and `uvicorn`
-    strange = {f'line {line}: {name}' for name, line in used.items() if name.startswith('_') and not name.startswith('__') and name not in made}
+    made |= {o.name for o in ast.walk(tree) if isinstance(o, (ast.FunctionDef, ast.AsyncFunctionDef))}
+    made |= {'_exit', '_serve'}  # Of `os` and `uvicorn`
+    private = {name for name in used if name.startswith('_') and not name.startswith('__')}
+    strange = {f'line {used[name]}: {name}' for name in private-made}
     assert not strange, 'private names of others'

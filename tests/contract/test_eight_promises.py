@@ -1,8 +1,9 @@
 """The eight promises about delivery, over backends, sinks and renderers
 
-1. Order. 2. Nothing is lost within the log. 3. A gap is never silent and never invented. 4. Nobody waits for those who do not read.
-5. A connection ends once, whichever way, and leaves nothing. 6. Errors of an app's callbacks stay where they are. 7. Bad input is
-refused at the call. 8. Whoever is sent away is told when to come back; the servers' part of it stands in `test_stopping_servers.py`.
+1. Order. 2. Nothing is lost within the log. 3. A gap is never silent and never invented. 4. Nobody waits for those who
+do not read. 5. A connection ends once, whichever way, and leaves nothing. 6. Errors of an app's callbacks stay where
+they are. 7. Bad input is refused at the call. 8. Whoever is sent away is told when to come back; the servers' part of
+it stands in `test_stopping_servers.py`.
 """
 import asyncio
 import gc
@@ -14,8 +15,8 @@ from types import SimpleNamespace
 import pytest
 
 from cjm_fasthtml_sse.core import SSEBroadcastManager, TooManyConnections
-from tests.contract.support import (BOUND, CLOSE, GAP, HEARTBEAT, RENDER, Exchange, Hooks, Site, SocketClient, all_live, client, eventually, following,
-    no_task_left, rendered, serve, turns, within)
+from tests.contract.support import (BOUND, CLOSE, GAP, HEARTBEAT, RENDER, Exchange, Hooks, Site, SocketClient,
+    all_live, client, eventually, following, no_task_left, rendered, serve, turns, within)
 
 streams = pytest.mark.parametrize('sink', ['stream', 'channel'])  # Those that know ids; a queue has none
 asynchronous = pytest.mark.parametrize('asynchronous', [False, True], ids=['sync', 'async'])
@@ -76,7 +77,8 @@ class TestPromise2NothingLost:
         assert manager.stats()['gaps'] == 0 and len(back.messages) == 7
         await manager.close()
 
-    @pytest.mark.parametrize('query,header,first', [(3, None, 4), (None, 3, 4), (8, 3, 4)], ids=['query', 'header', 'both: the header'])
+    @pytest.mark.parametrize('query,header,first', [(3, None, 4), (None, 3, 4), (8, 3, 4)],
+        ids=['query', 'header', 'both: the header'])
     async def test_an_id_may_stand_in_the_query(self, query, header, first):
         manager, ids = SSEBroadcastManager(), []
         for i in range(10):
@@ -166,7 +168,8 @@ class TestPromise2NothingLost:
         seen = []
         for e in c.events:
             if e.event != HEARTBEAT: seen = c.seen[:len(seen)+1]
-            if e.id in place: assert seen == [(t, d) for _, t, d in log[:place[e.id]+1] if t in 'ab'], f'{e.event} with {e.id}'
+            if e.id in place:
+                assert seen == [(t, d) for _, t, d in log[:place[e.id]+1] if t in 'ab'], f'{e.event} with {e.id}'
         assert seen[-1] == ('a', 'end') and manager.stats()['evicted'] == 0
         await manager.close()
 
@@ -181,7 +184,8 @@ class TestPromise3Gaps:
         for i in range(10):
             await manager.broadcast('x', i)
             ids.append(manager.cursor)
-        bad = {'other epoch': SSEBroadcastManager().cursor, 'too old': ids[3], 'too new': ids[9].rpartition('-')[0]+'-99999', 'nonsense': 'nonsense'}[lost]
+        bad = {'other epoch': SSEBroadcastManager().cursor, 'too old': ids[3],
+            'too new': ids[9].rpartition('-')[0]+'-99999', 'nonsense': 'nonsense'}[lost]
         async with client(sink, manager, last_id=bad, snapshot=(lambda: '"state"') if snapshot else None) as c:
             await c.read()
             assert (c.messages[0].event, c.messages[0].data) == (('message', '"state"') if snapshot else (GAP, ''))
@@ -213,7 +217,8 @@ class TestPromise3Gaps:
             for i in range(50): await manager.broadcast('other', i)
             await eventually(lambda: c.last_id == manager.cursor, 'a heartbeat carries the cursor')
         await manager.broadcast('mine', 1)
-        async with client(sink, manager, events='mine', last_id=c.last_id) as back: assert await back.next() == ('mine', 1)
+        async with client(sink, manager, events='mine', last_id=c.last_id) as back:
+            assert await back.next() == ('mine', 1)
         assert manager.stats()['gaps'] == 0
         await manager.close()
 
@@ -300,7 +305,8 @@ class TestPromise4NobodyWaits:
             for i in range(30):
                 await manager.broadcast('x', [i, PAD])
                 await healthy.read(1)
-            await eventually(lambda: manager.stats()['evicted'] == 1 and len(hooks.closed) == 1, 'it is evicted, its hook fires although it does not read')
+            await eventually(lambda: manager.stats()['evicted'] == 1 and len(hooks.closed) == 1,
+                'it is evicted, its hook fires although it does not read')
             stalled.resume()
             await stalled.ends()
             assert not stalled.told_to_stay and stalled.gaps == 0
@@ -332,8 +338,10 @@ class TestPromise4NobodyWaits:
             asked.append(m['data'])
             await gate.wait()
             return rendered(m)
-        async with following('stream', manager, render=blocked) as a, following('channel', manager, render=blocked) as b:
-            async with following('stream', manager, render=RENDER['async']) as quick, following('channel', manager) as plain:
+        async with (following('stream', manager, render=blocked) as a,
+                    following('channel', manager, render=blocked) as b):
+            async with (following('stream', manager, render=RENDER['async']) as quick,
+                        following('channel', manager) as plain):
                 async with within('nobody waits for the renderer'):
                     for i in range(300): assert await manager.broadcast('x', i) == 4
                     for c in quick, plain: assert await c.data(300) == [*range(300)]
@@ -355,7 +363,8 @@ class TestPromise4NobodyWaits:
 
     async def test_it_holds_on_sockets(self):
         manager = SSEBroadcastManager(10, heartbeat=0)
-        async with serve(Site(manager).app) as port, SocketClient(port, receive_buffer=4096) as stalled, SocketClient(port) as other:
+        async with (serve(Site(manager).app) as port, SocketClient(port, receive_buffer=4096) as stalled,
+                    SocketClient(port) as other):
             await all_live(manager, 2)
             stalled.stall()
             async with within('it is evicted', 2*BOUND):
@@ -401,7 +410,8 @@ async def send_is_cancelled(c, manager): await send_fails(c, manager, asyncio.Ca
 
 FOR_ALL = leave, unregister, close, finish, disconnect, all_at_once, evict, evict_and_leave
 FOR_STREAMS = cancel, dead_network, send_fails, send_is_cancelled
-WAYS = [pytest.param(s, w, id=f'{s}-{w.__name__}') for s in ('stream', 'channel') for w in FOR_ALL] + [pytest.param('stream', w, id=w.__name__) for w in FOR_STREAMS]
+WAYS = [(s, w) for s in ('stream', 'channel') for w in FOR_ALL] + [('stream', w) for w in FOR_STREAMS]
+WAYS = [pytest.param(s, w, id=f'{s}-{w.__name__}') for s, w in WAYS]
 
 
 class TestPromise5TheEnd:
@@ -457,7 +467,8 @@ class TestPromise5TheEnd:
         for i in range(3): await manager.broadcast('x', i)
         async with no_task_left():
             for last in start, 'other-1', '':
-                r = Exchange(Site(manager, render=RENDER['async'], snapshot=snapshot).app, 'GET', '/events', {'Last-Event-ID': last} if last else {}).begin()
+                r = Exchange(Site(manager, render=RENDER['async'], snapshot=snapshot).app, 'GET', '/events',
+                    {'Last-Event-ID': last} if last else {}).begin()
                 await turns(turn)
                 r.hang_up() if way == 'leaves' else r.task.cancel()
                 await eventually(lambda: r.task.done() and closed == opened, 'it ends, and the hook fires once')
@@ -537,7 +548,8 @@ class TestPromise6ErrorsOfOthers:
         async def async_bad(*_): bad()
         f = async_bad if asynchronous else bad
         if place.startswith('on_'): getattr(manager, place)(f)
-        async with following(sink, manager) as other, following(sink, manager, **{} if place.startswith('on_') else {place: f}) as c:
+        async with (following(sink, manager) as other,
+                    following(sink, manager, **{} if place.startswith('on_') else {place: f}) as c):
             assert await manager.broadcast('x', 1) == 2
             assert await other.next() == ('x', 1)
             await turns()
@@ -595,7 +607,8 @@ class TestPromise7BadInput:
         with pytest.raises((ValueError, TypeError)): manager.broadcast('x', 1, **bad)
         assert queue.empty() and manager.get_history() == []
 
-    @pytest.mark.parametrize('bad', [dict(render=7), dict(snapshot='x'), dict(authorise='ann'), dict(recheck=0), dict(user=[])], ids=repr)
+    @pytest.mark.parametrize('bad', [
+        dict(render=7), dict(snapshot='x'), dict(authorise='ann'), dict(recheck=0), dict(user=[])], ids=repr)
     def test_bad_arguments_of_a_stream(self, bad):
         with pytest.raises((ValueError, TypeError)): SSEBroadcastManager().stream(SimpleNamespace(scope={}), **bad)
 
@@ -615,13 +628,15 @@ class TestPromise7BadInput:
         hooks = Hooks(manager)
         async with following(sink, manager):
             async with Exchange(Site(manager).app, 'GET', '/events') as r:
-                assert r.status == 503 and r.headers['retry-after'].isdigit() and 'event-stream' not in r.headers['content-type']
+                assert r.status == 503 and r.headers['retry-after'].isdigit()
+                assert 'event-stream' not in r.headers['content-type']
             async with client('channel', manager) as refused: assert refused.status == 503
             with pytest.raises(TooManyConnections): await manager.register_connection()
         async with client(sink, manager) as c: assert c.status == 200, 'there is room again'
         await eventually(lambda: len(hooks.opened) == len(hooks.closed) == 2, 'nobody else came')
 
-    @pytest.mark.parametrize('bad', ['-', '-1', 'x'*5000, '{epoch}', '{epoch}-', '{epoch}--1', '{epoch}-+1', '{epoch}-1.0', '{epoch}-²', '{epoch}-9'*50])
+    @pytest.mark.parametrize('bad', ['-', '-1', 'x'*5000, '{epoch}', '{epoch}-', '{epoch}--1', '{epoch}-+1',
+        '{epoch}-1.0', '{epoch}-²', '{epoch}-9'*50])
     async def test_hostile_last_event_ids(self, bad, backend):
         "A gap, or nothing; never an error, and never half a replay"
         manager = SSEBroadcastManager(backend=backend)
@@ -662,7 +677,7 @@ class TestPromise8Farewell:
                 await c.ends()
 
     async def test_a_close_skips_nothing(self):
-        "A client that does not read, and is cut off in the midst of a message, gets that and all behind it when it comes back"
+        "A client that is cut off in the midst of a message gets that and all behind it when it comes back"
         manager = SSEBroadcastManager()
         async with following('stream', manager) as c:
             await manager.broadcast('x', 0)

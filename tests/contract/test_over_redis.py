@@ -1,8 +1,9 @@
 """Several processes on one Redis: every tab sees the same, whichever process serves it
 
-`SSEBroadcastManager(backend='redis://...')` in each process is all that it takes. Messages have one order and one id everywhere, and a
-browser may come back to any process. While Redis is away streams stay open; a broadcast says that it failed, and is never repeated by
-itself. What Redis has lost is a gap, told to everybody. Two managers of this process play two workers: they reach Redis under two names.
+`SSEBroadcastManager(backend='redis://...')` in each process is all that it takes. Messages have one order and one id
+everywhere, and a browser may come back to any process. While Redis is away streams stay open; a broadcast says that it
+failed, and is never repeated by itself. What Redis has lost is a gap, told to everybody. Two managers of this process
+play two workers: they reach Redis under two names.
 """
 import asyncio
 import json
@@ -15,7 +16,8 @@ import pytest
 from fasthtml.common import Span
 
 from cjm_fasthtml_sse.core import SSEBroadcastManager
-from tests.contract.support import GAP, HEARTBEAT, Redis, all_live, client, eventually, following, listening, no_task_left, rendered, Site, turns, within
+from tests.contract.support import (GAP, HEARTBEAT, Redis, Site, all_live, client, eventually, following, listening,
+    no_task_left, rendered, turns, within)
 
 pytestmark = pytest.mark.redis
 streams = pytest.mark.parametrize('sink', ['stream', 'channel'])
@@ -40,9 +42,11 @@ def shared(redis_server):
 class Proxy:
     """Between a worker and Redis, for what goes wrong on the way; `async with`
 
-    `holds`: what Redis answers to those who read the stream waits. `cuts`: the next message that is written reaches Redis, and then the connection breaks.
+    `holds`: what Redis answers to those who read the stream waits. `cuts`: the next message that is written reaches
+    Redis, and then the connection breaks.
     """
-    def __init__(self, redis): self.redis, self.holds, self.cuts, self.flows, self.tasks = redis, False, False, asyncio.Event(), set()
+    def __init__(self, redis):
+        self.redis, self.holds, self.cuts, self.tasks = redis, False, False, set()
 
     async def __aenter__(self):
         self.server = await asyncio.start_server(self._serve, '127.0.0.1', 0)
@@ -84,16 +88,19 @@ async def fails(sent, match):
 class TestTogether:
     async def test_one_order_under_one_id(self, shared, sink, render):
         "For elements, too: what cannot cross as it is crosses as HTML"
-        async with workers(shared) as (one, two), following(sink, one, render=render) as a, following('stream', two) as b, following(sink, two, render=render) as c:
+        async with (workers(shared) as (one, two), following(sink, one, render=render) as a,
+                    following('stream', two) as b, following(sink, two, render=render) as c):
             assert await one.broadcast('said', dict(n=1)) == 1
             await asyncio.gather(*[m.broadcast('n', f'{w}{n}') for n in range(50) for w, m in zip('ab', (one, two))])
             got = [await o.read(101) for o in (a, b, c)]
             assert got[0] == got[1] == got[2] and got[0][0] == ('said', dict(n=1))
             for w in 'ab': assert [d for _, d in got[0][1:] if d[0] == w] == [f'{w}{n}' for n in range(50)]
-            if sink != 'queue': assert [e.id for e in a.messages] == [e.id for e in b.messages] == [e.id for e in c.messages]
+            if sink != 'queue':
+                assert [e.id for e in a.messages] == [e.id for e in b.messages] == [e.id for e in c.messages]
 
     async def test_elements_cross(self, shared):
-        async with workers(shared) as (one, two), following('stream', one, render=lambda m: m['data']['item']) as a, following('stream', two, render=lambda m: m['data']['item']) as b:
+        async with (workers(shared) as (one, two), following('stream', one, render=lambda m: m['data']['item']) as a,
+                    following('stream', two, render=lambda m: m['data']['item']) as b):
             await one.broadcast('said', dict(item=Span('<')))
             for c in a, b:
                 await c.read()
@@ -108,7 +115,8 @@ class TestTogether:
                 await c.read()
             for n in range(1, 6): await (one, two)[n % 2].broadcast('n', n)
             for m in one, two:
-                async with client(sink, m, last_id=c.last_id) as back: assert await back.data(5) == [1, 2, 3, 4, 5] and not back.gaps
+                async with client(sink, m, last_id=c.last_id) as back:
+                    assert await back.data(5) == [1, 2, 3, 4, 5] and not back.gaps
 
     async def test_a_page_of_another_process(self, shared):
         "Its stream goes on where the page stands"
@@ -123,7 +131,7 @@ class TestTogether:
 
     @streams
     async def test_back_to_one_that_lags(self, shared, sink):
-        "A process that has yet to read what the browser has seen elsewhere waits for it, rather than tell a gap; a page of elsewhere, too"
+        "A process that has yet to read what the browser has seen elsewhere waits for it, rather than tell a gap"
         one = SSEBroadcastManager(backend=shared.url())
         async with Proxy(shared) as proxy:
             two = SSEBroadcastManager(backend=proxy.url)
@@ -165,7 +173,8 @@ class TestTogether:
             assert [m['data'] for m in new.get_history()] == [*range(10, 60)] and new.cursor == at[-1]
             async with client('stream', new, last_id=at[29]) as c: assert await c.data(30) == [*range(30, 60)]
         async with workers(shared, replay_size=20) as (small, _):
-            async with client('stream', small, last_id=at[39]) as c: assert await c.data(20) == [*range(40, 60)] and not c.gaps
+            async with client('stream', small, last_id=at[39]) as c:
+                assert await c.data(20) == [*range(40, 60)] and not c.gaps
             async with client('stream', small, last_id=at[38]) as c: assert await c.next() == (GAP, None)
 
     @streams
@@ -182,14 +191,16 @@ class TestTogether:
 
     @pytest.mark.parametrize('user', ['ann', 7, ('ann', 1)], ids=str)
     async def test_a_user_is_disconnected_everywhere(self, shared, user):
-        async with (workers(shared) as (one, two), following('stream', one, user=user) as a, following('channel', two, user=user) as b,
+        async with (workers(shared) as (one, two), following('stream', one, user=user) as a,
+                following('channel', two, user=user) as b,
                     following('stream', two, user='other') as c):
             assert await one.disconnect(user) == 1
             for o in a, b: await o.ends()
             assert not c.over and two.connection_count == 1
 
     async def test_counts_of_all(self, shared):
-        async with (workers(shared) as (one, two), following('stream', one, user='ann'), following('channel', two, user='ann'), following('stream', two, user=('bob', 1)) as c):
+        async with (workers(shared) as (one, two), following('stream', one, user='ann'),
+                following('channel', two, user='ann'), following('stream', two, user=('bob', 1)) as c):
             await one.broadcast('n', 1)
             await c.read()
             async with within('all say what they have'):
@@ -220,7 +231,8 @@ class TestTogether:
             assert [await w for w in waiting] == [0, 0]
 
     async def test_databases_are_apart(self, shared):
-        async with workers(shared, 1) as (a, _), workers(shared, 2) as (b, _), following('queue', a) as c, following('queue', b) as d:
+        async with (workers(shared, 1) as (a, _), workers(shared, 2) as (b, _), following('queue', a) as c,
+                    following('queue', b) as d):
             await a.broadcast('n', 'a')
             await b.broadcast('n', 'b')
             assert await c.data(1) == ['a'] and await d.data(1) == ['b'] and (await a.everywhere())['workers'] == 1
@@ -237,7 +249,8 @@ class TestTogether:
     async def test_a_script(self, shared):
         "It needs no event loop, and waits until Redis has it"
         async with workers(shared) as (one, _), following('stream', one) as c:
-            code = ('import sys\nfrom cjm_fasthtml_sse.core import SSEBroadcastManager\nm = SSEBroadcastManager(backend=sys.argv[1])\n'
+            code = ('import sys\nfrom cjm_fasthtml_sse.core import SSEBroadcastManager\n'
+                    'm = SSEBroadcastManager(backend=sys.argv[1])\n'
                     'for n in range(3): assert m.broadcast("n", n).result() == 0')
             script = await asyncio.create_subprocess_exec(sys.executable, '-c', code, shared.url())
             assert await asyncio.wait_for(script.wait(), 30) == 0
@@ -262,7 +275,8 @@ class TestLost:
             for o in a, b: assert await o.next() == (GAP, None)
             assert await c.next() == ('state', 0)
             async with within('they agree'):
-                while one.cursor != two.cursor or one.cursor.partition(':')[0] == old.partition(':')[0]: await asyncio.sleep(.01)
+                while one.cursor != two.cursor or one.cursor.partition(':')[0] == old.partition(':')[0]:
+                    await asyncio.sleep(.01)
             async with within('it goes on'):
                 while True:
                     with suppress(Exception):
@@ -278,7 +292,8 @@ class TestLost:
             await one.broadcast('n', 0)
             assert await c.data(1) == [0]
             with shared.client.pipeline() as p:
-                for n in range(20): p.xadd('sse', dict(m=json.dumps(dict(type='n', data=n))), maxlen=5, approximate=False)
+                for n in range(20):
+                    p.xadd('sse', dict(m=json.dumps(dict(type='n', data=n))), maxlen=5, approximate=False)
                 p.execute()
             await eventually(lambda: c.gaps or len(c.messages) > 20, 'it is told')
             assert c.gaps == 1
@@ -296,7 +311,8 @@ class TestLost:
     async def test_entries_of_other_programs(self, shared):
         "What makes no sense is passed over, and what follows comes"
         async with workers(shared) as (one, _), following('stream', one) as c:
-            for entry in dict(x='y'), dict(m='{'), dict(m='7'), dict(m='{"type": ""}'), dict(m=b'\xff'): shared.client.xadd('sse', entry)
+            for entry in dict(x='y'), dict(m='{'), dict(m='7'), dict(m='{"type": ""}'), dict(m=b'\xff'):
+                shared.client.xadd('sse', entry)
             await one.broadcast('n', 1)
             assert await c.next() == ('n', 1)
 
@@ -307,7 +323,8 @@ class TestTheEnd:
         def open_ones(): return len(shared.client.client_list())-1
         before = open_ones()
         async with no_task_left():
-            async with workers(shared) as (one, two), following('stream', one), following('channel', one), following('queue', one):
+            async with (workers(shared) as (one, two), following('stream', one), following('channel', one),
+                        following('queue', one)):
                 await one.broadcast('n', 1)
                 await one.everywhere()
                 assert open_ones() <= before+4
@@ -356,7 +373,8 @@ class TestAway:
     async def test_streams_stay_open(self, own_redis, away):
         "They get their heartbeats, broadcasts say that they failed, and everything goes on without a gap"
         redis = own_redis(*Redis.durable)
-        async with workers(redis, heartbeat=.05) as (one, two), following('stream', one) as a, following('channel', two) as b:
+        async with (workers(redis, heartbeat=.05) as (one, two), following('stream', one) as a,
+                    following('channel', two) as b):
             await one.broadcast('n', 0)
             for c in a, b: await c.read()
             if away == 'killed': redis.kill()
@@ -364,7 +382,8 @@ class TestAway:
             errors = [await fails(m.broadcast('n', 'lost'), 'sent|arrived') for m in (one, two)]
             counts = [len(c.events) for c in (a, b)]
             for c, n in zip((a, b), counts): await eventually(lambda c=c, n=n: len(c.events) >= n+5, 'heartbeats')
-            assert {e.event for c, n in zip((a, b), counts) for e in c.events[n:]} == {HEARTBEAT} and not (a.over or b.over)
+            assert {e.event for c, n in zip((a, b), counts) for e in c.events[n:]} == {HEARTBEAT}
+            assert not (a.over or b.over)
             if away == 'killed': redis.start()
             else: os.kill(redis.process.pid, signal.SIGCONT)
             async with within('it goes on'):
@@ -376,10 +395,11 @@ class TestAway:
             for c in a, b:
                 await eventually(lambda c=c: ('n', 1) in c.seen or c.gaps, 'it comes')
                 lost = sum(s == ('n', 'lost') for s in c.seen)
-                assert not c.gaps and lost <= sum('may or may not' in e for e in errors), 'one that was not sent never comes, no other comes twice'
+                # One that was not sent never comes, and no other comes twice
+                assert not c.gaps and lost <= sum('may or may not' in e for e in errors)
 
     async def test_unknown_outcome_is_never_repeated(self, own_redis):
-        "Redis hangs with a broadcast under way: it fails in time, says whether it may have arrived, and comes once at most"
+        "Redis hangs: a broadcast fails in time, says whether it may have arrived, and comes once at most"
         redis = own_redis(*Redis.durable)
         async with workers(redis) as (one, _), following('stream', one) as c:
             await one.broadcast('n', 0)
@@ -395,7 +415,8 @@ class TestAway:
                     await asyncio.sleep(.05)
             await eventually(lambda: ('n', 3) in c.seen, 'it comes')
             counts = [c.seen.count(('n', n)) for n in (1, 2)]
-            assert all(n <= ('may or may not' in o) for n, o in zip(counts, said)) and c.seen.count(('n', 3)) == 1, f'{counts} {said}'
+            assert all(n <= ('may or may not' in o) for n, o in zip(counts, said)), f'{counts} {said}'
+            assert c.seen.count(('n', 3)) == 1
 
     async def test_cut_off_before_the_answer(self, shared):
         "Redis has taken a message, and the connection breaks: it is not sent a second time"

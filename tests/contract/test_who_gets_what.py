@@ -1,8 +1,9 @@
 """Who gets what: patterns, private events, users, limits, ends, keys, and messages to one connection
 
-A message goes to those whose patterns match its type, live and in a replay alike, whatever they listen with and whatever renders for them.
-`user=` says whose a stream is, `authorise=` asks whether it may go on, `until=` ends it, `key=` keeps the newest of several states.
-Where a message is sent from makes no difference. `snapshot=`, queues and hooks have files of their own.
+A message goes to those whose patterns match its type, live and in a replay alike, whatever they listen with and
+whatever renders for them. `user=` says whose a stream is, `authorise=` asks whether it may go on, `until=` ends it,
+`key=` keeps the newest of several states. Where a message is sent from makes no difference. `snapshot=`, queues and
+hooks have files of their own.
 """
 import asyncio
 import os
@@ -20,8 +21,8 @@ from starlette.responses import Response
 from cjm_fasthtml_sse.core import SSEBroadcastManager, TooManyConnections
 from cjm_fasthtml_sse.dispatcher import segment
 from cjm_fasthtml_sse.helpers import setup_sse
-from tests.contract.support import (BOUND, CLOSE, GAP, RENDER, Browser, Hooks, Site, all_live, client, eventually, following, listening,
-    no_task_left, rendered, turns, within)
+from tests.contract.support import (BOUND, CLOSE, GAP, RENDER, Browser, Hooks, Site, all_live, client, eventually,
+    following, listening, no_task_left, rendered, turns, within)
 
 streams = pytest.mark.parametrize('sink', ['stream', 'channel'])
 asynchronous = pytest.mark.parametrize('asynchronous', [False, True], ids=['sync', 'async'])
@@ -59,7 +60,8 @@ class OwnBackend:
 
 class TestPatterns:
     SENT = 'job:1:done', 'job:2', 'job', 'jobs', 'user:ann:mail', 'end'
-    WANTED = {'**': SENT, 'job:*': ('job:2',), 'job:**': ('job:1:done', 'job:2', 'job'), 'job:*:done': ('job:1:done',), 'job': ('job',),
+    WANTED = {'**': SENT, 'job:*': ('job:2',), 'job:**': ('job:1:done', 'job:2', 'job'), 'job:*:done': ('job:1:done',),
+        'job': ('job',),
               ('job', 'user:**', '**:mail'): ('job', 'user:ann:mail')}
 
     @pytest.mark.parametrize('events', WANTED, ids=str)
@@ -70,7 +72,8 @@ class TestPatterns:
         before = manager.cursor
         async with following(sink, manager, events=events, render=render) as c:
             counts = [await manager.broadcast(t, 0) for t in self.SENT]
-            assert [t for t, _ in await c.read(len(wanted))] == [*wanted] and counts == [int(t in wanted) for t in self.SENT]
+            assert [t for t, _ in await c.read(len(wanted))] == [*wanted]
+            assert counts == [int(t in wanted) for t in self.SENT]
         if sink != 'queue':
             async with client(sink, manager, events=events, render=render, last_id=before) as back:
                 assert [t for t, _ in await back.read(len(wanted))] == [*wanted]
@@ -97,7 +100,8 @@ class TestPatterns:
 
 
 class TestPrivate:
-    KINDS = [('**',), ('user:**',), ('user:*:told',), ('user:ann:**', 'all'), ('user:ann:told', '**'), ('user:bob:*', 'all')]
+    KINDS = [('**',), ('user:**',), ('user:*:told',), ('user:ann:**', 'all'), ('user:ann:told', '**'),
+        ('user:bob:*', 'all')]
     WANTED = [['all'], [], [], ['user:ann:told', 'all'], ['user:ann:told', 'all'], ['user:bob:told', 'all']]
 
     @streams
@@ -123,11 +127,13 @@ class TestPrivate:
         manager = SSEBroadcastManager(private='user:{who}:**')
         plain, all_of_them = await manager.register_connection(), await manager.register_connection(private=True)
         assert await manager.broadcast('user:ann:told', 1) == 1
-        assert (plain.qsize(), all_of_them.qsize(), len(manager.get_history()), len(manager.get_history(private=True))) == (0, 1, 0, 1)
+        assert (plain.qsize(), all_of_them.qsize(), len(manager.get_history()),
+            len(manager.get_history(private=True))) == (0, 1, 0, 1)
 
     async def test_they_end_no_stream_of_strangers(self):
         manager = SSEBroadcastManager(private='user:{who}:**')
-        async with following('stream', manager, events='all', until='user:*:bye') as other, following('stream', manager, events='all', until='user:ann:bye') as own:
+        async with (following('stream', manager, events='all', until='user:*:bye') as other,
+                    following('stream', manager, events='all', until='user:ann:bye') as own):
             assert await manager.broadcast('user:ann:bye', 0) == 1
             await manager.broadcast('all', 1)
             await own.ends()
@@ -139,7 +145,8 @@ class TestUsers:
     async def test_who_is_present(self, sink):
         "Somebody who has just left is listed for a while, as a page that is loaded anew has no connection for a moment"
         manager = SSEBroadcastManager()
-        async with following(sink, manager, user='ann'), following(sink, manager, user='ann'), following(sink, manager, user=('bob', 1)) as bob, following(sink, manager):
+        async with (following(sink, manager, user='ann'), following(sink, manager, user='ann'),
+                    following(sink, manager, user=('bob', 1)) as bob, following(sink, manager)):
             assert manager.present() == {'ann': 2, ('bob', 1): 1}
             await bob.leave()
             await all_live(manager, 3)
@@ -150,7 +157,8 @@ class TestUsers:
     async def test_disconnect(self, sink, user, backend):
         "It ends all streams of a user, and nobody else's; whoever is told so comes back, and the route refuses him"
         manager = SSEBroadcastManager(backend=backend)
-        async with following(sink, manager, user=user) as a, following('stream', manager, user=user) as b, following(sink, manager, user='other') as c:
+        async with (following(sink, manager, user=user) as a, following('stream', manager, user=user) as b,
+                    following(sink, manager, user='other') as c):
             assert await manager.disconnect(user) == 2
             for o in a, b: assert not (await o.ends()).told_to_stay
             await manager.broadcast('x', 1)
@@ -222,7 +230,8 @@ class TestUsers:
 class TestAuthorise:
     @streams
     @asynchronous
-    @pytest.mark.parametrize('answer, status', [(True, 200), (False, 403), (None, 403), (Response('Log in', 401), 401)], ids=['yes', 'no', 'nothing', 'response'])
+    @pytest.mark.parametrize('answer, status', [(True, 200), (False, 403), (None, 403), (Response('Log in', 401), 401)],
+        ids=['yes', 'no', 'nothing', 'response'])
     async def test_answers_at_the_opening(self, sink, answer, status, asynchronous):
         manager = SSEBroadcastManager()
         async with client(sink, manager, authorise=lambda req: says(answer) if asynchronous else answer) as c:
@@ -233,8 +242,10 @@ class TestAuthorise:
     async def test_asked_again_while_open(self, sink, kind):
         "The stream ends where the answer is anything but `True`"
         manager, agrees = SSEBroadcastManager(), True
-        def allowed(req): return agrees or (False if kind == 'refuses' else 'yes' if kind == 'says something else' else 1/0)
-        async with following(sink, manager, user='ann', authorise=allowed, recheck=.05) as ann, following(sink, manager, user='bob') as bob:
+        def allowed(req):
+            return agrees or (False if kind == 'refuses' else 'yes' if kind == 'says something else' else 1/0)
+        async with (following(sink, manager, user='ann', authorise=allowed, recheck=.05) as ann,
+                    following(sink, manager, user='bob') as bob):
             agrees = False
             assert not (await ann.ends()).told_to_stay
             await manager.broadcast('x', 1)
@@ -311,7 +322,8 @@ class TestUntil:
         for c in live, late:
             assert c.seen == [('a', 1), ('job:done', 1)] and c.told_to_stay
             assert (c.events[-1].event, c.events[-1].data) == (CLOSE, '')
-        async with client(sink, manager, render=render, until='job:done', last_id=live.last_id) as back: assert await back.next() == ('b', 1)
+        async with client(sink, manager, render=render, until='job:done', last_id=live.last_id) as back:
+            assert await back.next() == ('b', 1)
         await manager.close()
 
     @streams
@@ -328,11 +340,13 @@ class TestUntil:
         manager = SSEBroadcastManager()
         start = manager.cursor
         async with following('stream', manager, until='job:done') as live:
-            for i, (t, key) in enumerate([('a', 'k'), ('job:done', 'k'), ('b', None), ('job:done', 'k'), ('c', None)]): await manager.broadcast(t, i, key=key)
+            for i, (t, key) in enumerate([('a', 'k'), ('job:done', 'k'), ('b', None), ('job:done', 'k'), ('c', None)]):
+                await manager.broadcast(t, i, key=key)
             await live.ends()
         async with client('stream', manager, until='job:done', last_id=start) as late: await late.ends()
         assert [t for t, _ in late.seen] == ['a', 'job:done'] and late.last_id == live.last_id
-        async with client('stream', manager, last_id=start) as other: assert [t for t, _ in await other.read(4)] == ['a', 'b', 'job:done', 'c']
+        async with client('stream', manager, last_id=start) as other:
+            assert [t for t, _ in await other.read(4)] == ['a', 'b', 'job:done', 'c']
 
     @streams
     async def test_a_slow_client_reaches_its_end(self, sink):
@@ -350,7 +364,8 @@ class TestUntil:
             await c.ends()
             assert c.told_to_stay and c.seen[-1] == ('done', 'X')
 
-    @pytest.mark.parametrize('snapshot,told', [(lambda: '"state"', ('message', 'state')), (lambda: 1/0, (GAP, None))], ids=['state', 'broken'])
+    @pytest.mark.parametrize('snapshot,told', [(lambda: '"state"', ('message', 'state')), (lambda: 1/0, (GAP, None))],
+        ids=['state', 'broken'])
     async def test_an_end_before_the_state(self, snapshot, told):
         "The state stands for all that came before it, and the end was among it"
         manager = SSEBroadcastManager()
@@ -415,7 +430,7 @@ class TestKeys:
 class TestPageAndStream:
     @streams
     async def test_a_stream_begins_where_its_page_stands(self, sink, backend):
-        "The page says so in `SSE-After`, which may name other managers' places too; whatever came since the page was drawn comes first"
+        "`SSE-After` says where, among other managers' places; whatever came since the page was drawn comes first"
         manager, other = SSEBroadcastManager(backend=backend), SSEBroadcastManager()
         await manager.broadcast('x', 0)
         after = f'{other.cursor} {manager.cursor}'
@@ -454,7 +469,8 @@ class TestToOne:
         manager, came = SSEBroadcastManager(), []
         manager.on_connect(came.append)
         async with following(sink, manager, render=render) as a, following('stream', manager) as b:
-            assert {*came} == {*manager.connections} and len(manager.connections) == 2 and all(o in manager.connections for o in came)
+            assert {*came} == {*manager.connections} and len(manager.connections) == 2
+            assert all(o in manager.connections for o in came)
             came[0].put_nowait(dict(type='hello', data='you'))
             await manager.broadcast('x', 1)
             assert await a.read(2) == [('hello', 'you'), ('x', 1)] and await b.next() == ('x', 1)
@@ -514,7 +530,8 @@ class TestSentFromAnywhere:
         manager, app = SSEBroadcastManager(backend=backend), FastHTML(secret_key='test')
         @app.post('/add')
         def add(title: str): return str(manager.broadcast('added', title).result(BOUND))
-        async with following(sink, manager) as c, httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url='http://test') as http:
+        async with (following(sink, manager) as c,
+                    httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url='http://test') as http):
             for i in range(3):
                 assert '1' in (await http.post('/add', data=dict(title=str(i)))).text
                 assert await manager.broadcast('added', 'here') == 1
@@ -550,7 +567,8 @@ class TestSentFromAnywhere:
         code = ('import os\nfrom cjm_fasthtml_sse.core import SSEBroadcastManager\nm = SSEBroadcastManager()\n'
                 'def say():\n    m.broadcast("n", 1)\n    print(m.cursor, flush=True)\nsay()\n'
                 'for _ in range(2):\n    if not os.fork():\n        say()\n        os._exit(0)\n    os.wait()\nsay()')
-        ids = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, timeout=30).stdout.split()
+        ids = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True,
+            timeout=30).stdout.split()
         assert len(ids) == len({*ids}) == 4
 
     async def test_another_event_loop(self, sink):
@@ -680,7 +698,8 @@ class TestHooks:
             async with following(sink, manager) as c:
                 await manager.broadcast('x', 1)
                 assert await c.next() == ('x', 1)
-        await eventually(lambda: len(cancelled) == len(hooks.closed) == 1, 'it is cancelled, and the next one is called')
+        await eventually(lambda: len(cancelled) == len(hooks.closed) == 1,
+            'it is cancelled, and the next one is called')
 
     async def test_disconnect_follows_connect(self, sink):
         "In the order of a connection's life, however long the first takes"
@@ -764,6 +783,7 @@ class TestNobodyIsOutrun:
         manager = SSEBroadcastManager()
         def one(m): return f'["one", {m["data"]}]'
         def two(m): return f'["two", {m["data"]}]'
-        async with following('stream', manager, render=one) as a, following('stream', manager, render=two) as b, following('channel', manager, render=RENDER[key]) as c:
+        async with (following('stream', manager, render=one) as a, following('stream', manager, render=two) as b,
+                    following('channel', manager, render=RENDER[key]) as c):
             await manager.broadcast('x', 1)
             assert [await o.next() for o in (a, b, c)] == [('one', 1), ('two', 1), ('x', 1)]
