@@ -362,6 +362,7 @@ BULK = """
         });
     });"""
 
+
 def test_frozen_tab(tabs, serve, until):
     "500 MB are sent to a tab that is frozen: the one that leads keeps next to none of it, and the frozen one catches up"
     with serve('streams:served') as server:
@@ -451,6 +452,7 @@ FIRST = """
         window.began = performance.now();
         source.addEventListener('message', () => { window.first ??= performance.now() - began; });
     }));"""
+
 
 def test_time_to_the_first_event(browser, serve):
     "After the first visit, beside streams without carriers, in turns"

@@ -17,6 +17,8 @@ def hidden(path='events', **kw): return HTMXSSEConnector.create_sse_element(endp
 def monitor(inline=True, **kw): return create_sse_monitor(HTMXSSEConnector, SSEMonitorConfig(**dict(status_indicators=INDICATORS, reconnect_delay=50) | kw), inline=inline)
 def status(**kw): return Span('server says', id='connection-status', **kw)
 def watched(*more, path='events', **kw): return lambda: Div(hidden(path), status(), Ul(id='list'), monitor(**kw), *more)
+
+
 def test_how_much_silence(page, site, until, state):
     "One heartbeat, as a stream opens with it, says nothing of their rhythm; two do"
     site.pages['p'] = watched(heartbeat_timeout=700)
