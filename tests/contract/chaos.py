@@ -199,7 +199,8 @@ async def run(secs, seed, clients=300, rate=200, folder=None):
     "The report, with what is wrong under `faults`"
     rnd,tally,stop = random.Random(seed),Counter(),Stop()
     store = Redis(Path(folder), *Redis.durable).start()
-    server = Server(uvicorn('chaos:app', '--workers', '2', '--log-level', 'warning'), Path(folder)/'server.log', env={'REDIS_URL': store.url(), 'LOG': str(LOG)})
+    server = Server(uvicorn('chaos:app', '--workers', '2', '--log-level', 'warning'), Path(folder)/'server.log',
+                    env={'REDIS_URL': store.url(), 'LOG': str(LOG)})
     port = server.wait_until_up().port
     try:
         witness = Witness(server, min((await workers(port)).values(), key=place))
@@ -224,8 +225,10 @@ async def run(secs, seed, clients=300, rate=200, folder=None):
         for t in lives: t.cancel()
         await asyncio.wait(lives)
         wrong = judge(crowd, truth, acknowledged)+['the witness was told of a gap']*bool(witness.gaps)+[f'client {i} broke: {t.exception()!r}' for i,t in enumerate(lives) if not t.cancelled() and t.exception()]
-        return dict(seconds=round(time.monotonic()-start, 1), seed=seed, clients=clients, **tally, log=len(truth), deliveries=sum(len(c.seen) for c in crowd),
-            gaps=sum(len(c.gaps) for c in crowd), tracebacks=server.output.count('Traceback'), wrong=wrong, output=server.output)
+        return dict(seconds=round(time.monotonic()-start, 1), seed=seed, clients=clients, **tally, log=len(truth),
+                    deliveries=sum(len(c.seen) for c in crowd),
+            gaps=sum(len(c.gaps) for c in crowd), tracebacks=server.output.count('Traceback'), wrong=wrong,
+            output=server.output)
     finally:
         server.signal()
         with suppress(AssertionError): server.ends(10)

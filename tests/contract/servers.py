@@ -35,7 +35,8 @@ SERVERS = {
     'uvicorn --workers 2': uvicorn('main:app', '--workers', '2'),
     'serve()': [sys.executable, 'main.py'],
     'hypercorn': [sys.executable, '-m', 'hypercorn', 'main:app', '--bind', '127.0.0.1:{port}', '--backlog', '2048'],
-    'granian': [sys.executable, '-m', 'granian', 'main:app', '--interface', 'asgi', '--host', '127.0.0.1', '--port', '{port}'],
+    'granian': [sys.executable, '-m', 'granian', 'main:app', '--interface', 'asgi', '--host', '127.0.0.1', '--port',
+                '{port}'],
 }
 
 
@@ -58,10 +59,12 @@ class Server:
     def __init__(self, cmd, log, port=None, env=None, cwd=APPS):
         self.port,self.log = port or free_port(),Path(log)
         self.url = f'http://127.0.0.1:{self.port}'
-        env = {**os.environ, 'PYTHONUNBUFFERED': '1', 'PORT': str(self.port), 'HOME': str(self.log.parent), **(env or {})}
+        env = {**os.environ, 'PYTHONUNBUFFERED': '1', 'PORT': str(self.port), 'HOME': str(self.log.parent),
+               **(env or {})}
         with open(log, 'ab') as f:
             self.process = subprocess.Popen([str(c).replace('{port}', str(self.port)) for c in cmd], cwd=cwd, env=env,
-                                            stdin=subprocess.DEVNULL, stdout=f, stderr=subprocess.STDOUT, start_new_session=True)
+                                            stdin=subprocess.DEVNULL, stdout=f, stderr=subprocess.STDOUT,
+                                            start_new_session=True)
 
     @property
     def output(self): return self.log.read_text(errors='replace')
@@ -219,5 +222,6 @@ class Remote:
             async with httpx.AsyncClient(transport=transport, timeout=BOUND) as client, \
                     client.stream(scope['method'], url, headers=headers, content=body) as response:
                 await send(dict(type='http.response.start', status=response.status_code, headers=response.headers.raw))
-                async for data in response.aiter_raw(): await send(dict(type='http.response.body', body=data, more_body=True))
+                async for data in response.aiter_raw():
+                    await send(dict(type='http.response.body', body=data, more_body=True))
             await send(dict(type='http.response.body', body=b''))

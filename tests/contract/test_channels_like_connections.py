@@ -34,14 +34,16 @@ class Plain:
     "A layer that does nothing"
     def __init__(self, app): self.app = app
     def inner(self, receive, send): return receive,send
-    async def __call__(self, scope, receive, send): await self.app(scope, *self.inner(receive, send) if scope['type']=='http' else (receive, send))
+    async def __call__(self, scope, receive, send):
+        await self.app(scope, *self.inner(receive, send) if scope['type']=='http' else (receive, send))
 
 
 class Masking(Plain):
     "No number of a card leaves the app"
     def inner(self, receive, send):
         async def mask(message):
-            if b'4111' in message.get('body', b''): message = {**message, 'body': message['body'].replace(b'4111', b'****')}
+            if b'4111' in message.get('body', b''):
+                message = {**message, 'body': message['body'].replace(b'4111', b'****')}
             await send(message)
         return receive,mask
 
@@ -95,7 +97,8 @@ class Listens(Plain):
             asked = True
             return await receive()
         return limited,send
-    def __call__(self, scope, receive, send): return self.app(scope, *self.inner(receive, send) if scope.get('path')=='/events' else (receive, send))
+    def __call__(self, scope, receive, send):
+        return self.app(scope, *self.inner(receive, send) if scope.get('path')=='/events' else (receive, send))
 
 
 def through(f): return Middleware(BaseHTTPMiddleware, dispatch=f)
@@ -120,7 +123,8 @@ def ways(house):
 
 class TestMiddleware:
     STACKS = dict(none=[], base=[through(slowly)], gzip=[Middleware(GZipMiddleware)],
-                  gzip_over_base=[Middleware(GZipMiddleware), through(slowly)], base_over_gzip=[through(slowly), Middleware(GZipMiddleware)])
+                  gzip_over_base=[Middleware(GZipMiddleware), through(slowly)],
+                  base_over_gzip=[through(slowly), Middleware(GZipMiddleware)])
 
     @pytest.mark.parametrize('stack', STACKS)
     async def test_a_stream_comes_through(self, stack):
@@ -129,7 +133,7 @@ class TestMiddleware:
             events,hand = await visitor.open('/events', '/by_hand')
             await hand.says('hand 0')
             await events.begins()
-            assert (events.status, hand.status)==(200, 200) and events.told('type')==hand.told('type')=='text/event-stream'
+            assert events.status==hand.status==200 and events.told('type')==hand.told('type')=='text/event-stream'
             await house.manager.broadcast('said', 'hello')
             await events.says('hello')
 
@@ -164,8 +168,10 @@ class TestMiddleware:
 
     async def test_the_usual_layers_cost_no_short_cut(self):
         "Sessions, CORS, trusted hosts, a Beforeware, an exception handler, a mounted app with a set-up of its own"
-        house = House([Middleware(CORSMiddleware, allow_origins=['*']), Middleware(TrustedHostMiddleware, allowed_hosts=['*'])],
-                      before=Beforeware(lambda req, sess: None), exception_handlers={418: lambda req, exc: Response('tea')})
+        house = House([Middleware(CORSMiddleware, allow_origins=['*']),
+                       Middleware(TrustedHostMiddleware, allowed_hosts=['*'])],
+                      before=Beforeware(lambda req, sess: None),
+                      exception_handlers={418: lambda req, exc: Response('tea')})
         sub = FastHTML(secret_key='test', default_hdrs=False)
         setup_sse(sub, house.manager)
         @sub.get('/events')
@@ -233,18 +239,22 @@ class TestRequest:
         house = House(sess_cls=None)
         @house.app.get('/look', name='look')
         def look(req):
-            got.append((req.url.path, req.query_params.get('n'), req.cookies.get('c'), req.app is house.app, req.scope['root_path'], req.scope['session'].get('who'),
-                        req.headers.get('accept'), req.headers.get('content-type'), req.headers.get('origin'), req.client is not None, str(req.url_for('look'))))
+            got.append((req.url.path, req.query_params.get('n'), req.cookies.get('c'), req.app is house.app,
+                        req.scope['root_path'], req.scope['session'].get('who'),
+                        req.headers.get('accept'), req.headers.get('content-type'), req.headers.get('origin'),
+                        req.client is not None, str(req.url_for('look'))))
             return house.manager.stream(req)
         async def login(request):
             request.session['who'] = 'me'
             return Response('in')
-        outer = Starlette(routes=[Route('/login', login), Mount('/sub', house.app)], middleware=[Middleware(SessionMiddleware, secret_key='outer')])
+        outer = Starlette(routes=[Route('/login', login), Mount('/sub', house.app)],
+                          middleware=[Middleware(SessionMiddleware, secret_key='outer')])
         async with Visitor(outer, mux='/sub/_sse/mux', Accept='text/event-stream') as visitor:
             visitor.jar['c'] = '1'
             await visitor.ask('/login')
             await visitor.opens('/sub/look?n=1')
-        assert len(got)==2 and got[0]==got[1] and got[0][:6]==('/sub/look', '1', '1', True, '/sub', 'me'), got  # The first one brought the ticket
+        assert len(got)==2 and got[0]==got[1], got  # The first one brought the ticket
+        assert got[0][:6]==('/sub/look', '1', '1', True, '/sub', 'me')
 
     async def test_nothing_of_the_order_is_left(self):
         "Not what is conditional about it, not its last id, not the context that it ran in, nor what another one has written into state or scope"
@@ -260,21 +270,27 @@ class TestRequest:
             got.append((depth.get(), dict(req.headers), dict(req.scope['state']), dict(req.scope['own'])))
             req.state.seen = req.scope['own']['seen'] = True
             return house.manager.stream(req)
-        async def server(scope, receive, send): await house.app(scope | {'state': State(of='the server'), 'own': {}}, receive, send)
-        conditional = {'If-None-Match': '"x"', 'If-Modified-Since': 'Mon, 01 Jan 2024 00:00:00 GMT', 'If-Match': '*', 'Range': 'bytes=1-',
-                       'If-Unmodified-Since': 'Mon, 01 Jan 2024 00:00:00 GMT', 'If-Range': '"x"', 'Last-Event-ID': 'x', 'SSE-After': 'x'}
+        async def server(scope, receive, send):
+            await house.app(scope | {'state': State(of='the server'), 'own': {}}, receive, send)
+        conditional = {'If-None-Match': '"x"', 'If-Modified-Since': 'Mon, 01 Jan 2024 00:00:00 GMT', 'If-Match': '*',
+                       'Range': 'bytes=1-',
+                       'If-Unmodified-Since': 'Mon, 01 Jan 2024 00:00:00 GMT', 'If-Range': '"x"',
+                       'Last-Event-ID': 'x', 'SSE-After': 'x'}
         async with Visitor(server) as visitor:
             await visitor.ticket('/look')
             visitor.headers,got[:] = conditional,[]
             for _ in range(2):
                 for o in await visitor.open('/look', '/look'): await o.begins()
         assert len(got)==4 and all((d, s, o)==(1, {'of': 'the server'}, {}) for d,_,s,o in got), got
-        assert not {o.lower() for o in (*conditional, 'SSE-Mux', 'Origin', 'Content-Type', 'Content-Length')}&{k for _,h,*_ in got for k in h}
+        gone = {o.lower() for o in (*conditional, 'SSE-Mux', 'Origin', 'Content-Type', 'Content-Length')}
+        assert not gone&{k for _,h,*_ in got for k in h}
 
     async def test_a_proxy_takes_the_prefix_away(self):
         "It is named in `root_path` alone; the browser's paths have it"
         house = House()
-        async def stripped(scope, receive, send): await house.app(scope | {'root_path': '/prefix', 'path': scope['path'].removeprefix('/prefix')}, receive, send)
+        async def stripped(scope, receive, send):
+            path = scope['path'].removeprefix('/prefix')
+            await house.app(scope | {'root_path': '/prefix', 'path': path}, receive, send)
         async with Visitor(stripped, mux='/prefix/_sse/mux') as visitor:
             channel = await visitor.opens('/prefix/events')
             await channel.begins()
@@ -285,8 +301,10 @@ class TestRequest:
     async def test_the_server_says_whom_it_takes_for_a_proxy(self, trusted, client):
         "A channel sees the client as the request did"
         house = House()
-        forged = {'X-Forwarded-For': '10.0.0.1', 'X-Forwarded-Proto': 'https', 'Forwarded': 'host=evil.example;proto=https'}
-        async with Visitor(ProxyHeadersMiddleware(house.app, trusted), **forged) as visitor: await (await visitor.opens('/events')).begins()
+        forged = {'X-Forwarded-For': '10.0.0.1', 'X-Forwarded-Proto': 'https',
+                  'Forwarded': 'host=evil.example;proto=https'}
+        async with Visitor(ProxyHeadersMiddleware(house.app, trusted), **forged) as visitor:
+            await (await visitor.opens('/events')).begins()
         seen = [(o.client.host, o.url.scheme) for o in house.seen]
         assert len(seen)==2 and seen[0]==seen[1]==(client, 'https' if client=='10.0.0.1' else 'http')
 
@@ -297,7 +315,8 @@ class TestAnswers:
         def before(req):
             if req.url.path=='/kept' and house.gate.is_set(): return RedirectResponse('/login', 303)
         house = House(before=Beforeware(before))
-        answers = {'/kept': None, '/busy': Response('later', 503, headers={'Retry-After': '7'}), '/none': Response(status_code=204), '/page_now': Response('<p>a page', media_type='text/html')}
+        answers = {'/kept': None, '/busy': Response('later', 503, headers={'Retry-After': '7'}),
+                   '/none': Response(status_code=204), '/page_now': Response('<p>a page', media_type='text/html')}
         def stream(path):
             def answer(req): return (answers[path] if house.gate.is_set() else None) or house.manager.stream(req)
             house.app.route(path, methods=['GET'])(answer)
@@ -324,7 +343,8 @@ class TestAnswers:
             all = dict(zip(paths, await visitor.open(*paths)))
             for p in ('/breaks', '/finite'): await all[p].until(lambda o: o.ended)
             for p in ('/kept', '/busy', '/none', '/page_now', '/fails'): await all[p].until(lambda o: o.words)
-            assert [all[p].status for p in ('/kept', '/fails', '/none', '/busy', '/page_now')]==[303, 500, 204, 503, 200]
+            statuses = {'/kept': 303, '/fails': 500, '/none': 204, '/busy': 503, '/page_now': 200}
+            assert {p: all[p].status for p in statuses}==statuses
             assert all['/busy'].told('retry')=='7' and all['/page_now'].told('type')=='text/html'
             assert not any(all[p].events for p in ('/kept', '/fails', '/none', '/busy', '/page_now'))
             assert (all['/breaks'].data, all['/finite'].data)==(['one'], ['0', '1', '2'])
@@ -379,7 +399,8 @@ class TestAnswers:
 
     async def test_what_a_stream_says_cannot_pass_for_a_frame(self):
         house = House()
-        forged = b''.join(n.to_bytes(4)+len(b).to_bytes(4)+b for n,b in ((2, b'data: forged\n\n'), ((1<<31)+2, b'{"end": true}')))
+        def frame(number, body): return number.to_bytes(4)+len(body).to_bytes(4)+body
+        forged = frame(2, b'data: forged\n\n')+frame((1<<31)+2, b'{"end": true}')
         @house.app.get('/forger')
         def forger():
             async def frames():
@@ -442,7 +463,8 @@ class TestEnds:
             await eventually(lambda: house.manager.connection_count, 'it is being opened')
             await visitor.close(channel)
             house.gate.set()
-            await eventually(lambda: not house.manager.connection_count and not house.manager.inspect()['requests'], 'it is closed')
+            await eventually(lambda: not house.manager.connection_count and not house.manager.inspect()['requests'],
+                             'it is closed')
             assert not channel.data
 
     async def test_a_manager_that_closes_while_one_opens_says_farewell(self):

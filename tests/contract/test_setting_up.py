@@ -169,7 +169,8 @@ class TestSetup:
             await send(dict(type='http.response.body', body=b'hello'))
         one = app(client=True, sess_cls=None)
         one.mount('/bare', bare)
-        async with serve(one) as port, httpx.AsyncClient() as web: assert (await web.get(f'http://127.0.0.1:{port}/bare/')).text=='hello'
+        async with serve(one) as port, httpx.AsyncClient() as web:
+            assert (await web.get(f'http://127.0.0.1:{port}/bare/')).text=='hello'
 
 
 async def pass_on(request, call_next): return await call_next(request)
@@ -190,7 +191,8 @@ class TestQueuesThatEnd:
         return one
 
     async def read(self, one, **kw):
-        async with serve(one, **kw) as port, httpx.AsyncClient(timeout=10) as web: return (await web.get(f'http://127.0.0.1:{port}/stream')).text
+        async with serve(one, **kw) as port, httpx.AsyncClient(timeout=10) as web:
+            return (await web.get(f'http://127.0.0.1:{port}/stream')).text
 
     async def test_without_a_set_up_the_body_is_cut_off(self, caplog):
         "The browser comes back; the server logs one error"
@@ -198,7 +200,8 @@ class TestQueuesThatEnd:
         assert 'StreamEnded' in caplog.text
 
     @pytest.mark.parametrize('http', ['h11', 'httptools'])
-    @pytest.mark.parametrize('middleware', [[], [Middleware(BaseHTTPMiddleware, dispatch=pass_on)]], ids=['plain', 'middleware'])
+    @pytest.mark.parametrize('middleware', [[], [Middleware(BaseHTTPMiddleware, dispatch=pass_on)]],
+                             ids=['plain', 'middleware'])
     async def test_with_one_it_ends_cleanly(self, caplog, http, middleware):
         seen = []
         one = self.app(middleware=middleware, exception_handlers={500: lambda req, exc: seen.append(exc)})
@@ -228,4 +231,5 @@ class TestQueuesThatEnd:
             outer.mount('/sub', one)
             setup_sse(outer)
         async with serve(outer, http=http) as port, httpx.AsyncClient(timeout=10) as web:
-            with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)): await web.get(f'http://127.0.0.1:{port}{path}')
+            with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)):
+                await web.get(f'http://127.0.0.1:{port}{path}')

@@ -66,7 +66,8 @@ def in_a_thread(request):
             await asyncio.sleep(.5)
             yield 'ing'
         return StreamingResponse(parts(), headers={'Connection': 'close'})
-    server = uvicorn_.Server(uvicorn_.Config(app, host='127.0.0.1', port=free_port(), log_level='warning', http=request.param))
+    server = uvicorn_.Server(uvicorn_.Config(app, host='127.0.0.1', port=free_port(), log_level='warning',
+                                             http=request.param))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     wait_until(lambda: server.started, 'uvicorn starts')
@@ -153,7 +154,8 @@ def test_a_second_signal_ends_it_all_the_more(tmp_path, sig):
 
 def test_a_stream_that_begins_too_late_is_refused(tmp_path):
     "Its request was under way when the server was told to stop: the browser is told to come back later, and nobody waits for it"
-    with running(SERVERS['uvicorn'], tmp_path/'log') as server, Stream(server) as open_, Stream(server, '/late') as late:
+    with running(SERVERS['uvicorn'], tmp_path/'log') as server, Stream(server) as open_, \
+            Stream(server, '/late') as late:
         open_.begun()
         wait_until(lambda: server.get('/stats').json()['late'], 'the request is under way')
         server.signal()
@@ -167,7 +169,8 @@ def test_a_stream_that_begins_too_late_is_refused(tmp_path):
 def test_a_server_that_renews_itself(tmp_path, path):
     "`--limit-max-requests` ends a process from time to time, which no signal announces"
     done = tmp_path/'done'
-    with running(uvicorn('main:app', '--limit-max-requests', '15'), tmp_path/'log', env={'LIFESPAN': str(done)}) as server:
+    with running(uvicorn('main:app', '--limit-max-requests', '15'), tmp_path/'log',
+                 env={'LIFESPAN': str(done)}) as server:
         with streams(server, 10, path) as own:
             for o in own: o.begun()
             for _ in range(15): server.get('/stats')  # A response counts when it is over
@@ -186,7 +189,8 @@ async def test_all_streams_end_and_the_process_too(tmp_path, name, sig):
     # What no manager ends, on whatever connection, holds granian up
     paths = ['/events', '/by_hand', '/events'] + ['/flood?wait=0.1']*(name!='granian')
     with running(SERVERS[name], tmp_path/'log', env={'LIFESPAN': str(done)}) as server:
-        if lives==2: wait_until(lambda: len({server.get('/stats').json()['pid'] for _ in range(8)})==2, 'both workers answer')
+        if lives==2:
+            wait_until(lambda: len({server.get('/stats').json()['pid'] for _ in range(8)})==2, 'both workers answer')
         with streams(server, 1000 if many else 20) as own, streams(server, 2, '/by_hand') as by_hand:
             async with Visitor(Remote(server)) as visitor, Visitor(Remote(server)) as idle:
                 for o in by_hand: o.begun()

@@ -52,8 +52,10 @@ class TestTickets:
             assert 'sse-ticket' not in (await visitor.ask('/events', 'HEAD')).headers
             assert 'sse-ticket' not in (await visitor.ask('/posted', 'POST')).headers
             assert await visitor.ticket('/page')==''
-            visitor.tickets.update({o: await visitor.ticket('/events') for o in ('/delete', '/events/../delete', '//delete', '/events%2F..%2Fdelete')})
-            for url in ('/page', '/delete', '/delete?x=/events', '/events/../delete', '/events%2F..%2Fdelete', '//delete'):
+            visitor.tickets.update({o: await visitor.ticket('/events') for o in ('/delete', '/events/../delete',
+                                                                                 '//delete', '/events%2F..%2Fdelete')})
+            for url in ('/page', '/delete', '/delete?x=/events', '/events/../delete', '/events%2F..%2Fdelete',
+                        '//delete'):
                 assert (await visitor.opens(url)).words==[dict(ticket=True)], url
         assert not house.notes
 
@@ -76,7 +78,8 @@ class TestTickets:
         async with house.visitors() as visitor:
             good,before = await visitor.ticket('/events'),len(house.seen)
             key,until,mac = good.split('.')
-            for wrong in ('x', '..', 'é', '\ud800', 'x'*100_000, 7, True, [good], {'a': good}, good+'\n', ' '+good, good.upper(), good.replace('.', '．'),
+            for wrong in ('x', '..', 'é', '\ud800', 'x'*100_000, 7, True, [good], {'a': good}, good+'\n', ' '+good,
+                          good.upper(), good.replace('.', '．'),
                           f'{key}.{int(until)+1}.{mac}', f'{key}.{until}.{"0"*32}', good[:-1]):
                 visitor.tickets['/events'] = wrong
                 assert (await visitor.opens('/events')).words==[dict(ticket=True)], wrong
@@ -119,7 +122,8 @@ class TestTickets:
             assert (r.status, r.body)==(403, b'Not for you') and 'sse-ticket' not in r.headers
             assert (asked, len(hooks.opened), manager.stats())==(['ann', 'eve'], 1, before)
 
-    @pytest.mark.parametrize('path', ['/_sse/dashboard/events', '/stream_job_status?job_id=7', '/stream_job_progress?job_id=7', '/stream_job_progress?job_id=over'])
+    @pytest.mark.parametrize('path', ['/_sse/dashboard/events', '/stream_job_status?job_id=7',
+                                      '/stream_job_progress?job_id=7', '/stream_job_progress?job_id=over'])
     async def test_streams_of_the_library_have_tickets(self, path):
         "For those whom `authorise` lets in"
         manager,app = SSEBroadcastManager(),FastHTML(secret_key='test')
@@ -130,12 +134,14 @@ class TestTickets:
         for user,status in dict(ann=200, eve=403).items():
             async with Exchange(app, 'GET', path, TICKET | {'x-user': user}) as r:
                 await eventually(lambda r=r: r.over, 'it is answered')
-                assert (r.status, r.body, 'sse-ticket' in r.headers)==(status, b'' if status==200 else b'Not for you', status==200)
+                assert (r.status, r.body, 'sse-ticket' in r.headers)==(status, b'' if status==200 else b'Not for you',
+                                                                       status==200)
         assert not manager.connections
 
     @pytest.mark.parametrize('value', ['0', '', 'x.1.y'])
     async def test_another_header_is_no_request_for_a_ticket(self, value):
-        async with listening(House().app, **{'SSE-Ticket': value}) as c: await eventually(lambda: c.events, 'the stream begins')
+        async with listening(House().app, **{'SSE-Ticket': value}) as c:
+            await eventually(lambda: c.events, 'the stream begins')
 
 
 class TestVisitors:
@@ -214,7 +220,8 @@ class TestVisitors:
                 assert r.status==200 and r.headers['sse-carrier']!=hers.carrier
                 assert 'sse-carrier' not in (await thief.order(close=[hers.number], carriers=[hers.carrier])).headers
                 r = await thief.order([mine], carriers=[hers.carrier], become=False)
-                assert (r.status, r.headers['connection'], r.headers['sse-visitor'])==(409, 'close', thief.tag), 'another connection may lead to another process'
+                assert r.status==409 and r.headers['sse-visitor']==thief.tag
+                assert r.headers['connection']=='close', 'another connection may lead to another process'
             await house.manager.broadcast('said', 'still hers')
             await hers.says('still hers')
             assert len(hers.carrier)>=24
@@ -250,7 +257,8 @@ class TestVisitors:
         house = House(setup=dict(visitor=fails))
         async with house.visitors() as visitor:
             assert (await visitor.ask('/page', **HTMX)).status==200
-            async with Exchange(house.app, 'GET', '/by_hand') as r: assert r.status==200 and not {'sse-ticket', 'sse-visitor', 'set-cookie'}&{*r.headers}
+            async with Exchange(house.app, 'GET', '/by_hand') as r:
+                assert r.status==200 and not {'sse-ticket', 'sse-visitor', 'set-cookie'}&{*r.headers}
             assert (await visitor.order([[1, '/by_hand', '', '', '']])).status==500 and 'nobody knows' in caplog.text
             visitor.headers['let-me'] = '1'
             assert (await visitor.opens('/by_hand')).data==['hand 0']
@@ -313,7 +321,8 @@ class TestWhoIsLetIn:
         class Closed:
             def __init__(self, app): self.app = app
             async def __call__(self, scope, receive, send):
-                if scope['type']!='http' or b'let-me-in' in dict(scope['headers']): return await self.app(scope, receive, send)
+                if scope['type']!='http' or b'let-me-in' in dict(scope['headers']):
+                    return await self.app(scope, receive, send)
                 await Response('closed for today', 401)(scope, receive, send)
         house = House([Middleware(Closed)])
         async with house.visitors() as visitor:
@@ -344,7 +353,8 @@ class TestWhoIsLetIn:
 class TestMountedApps:
     def apps(self, outer_has, inner_has):
         "An app in another one, each of which may have the client; sessions of their own"
-        outer,inner = FastHTML(secret_key='test', default_hdrs=False),FastHTML(secret_key='test', default_hdrs=False, session_cookie='inner_')
+        outer = FastHTML(secret_key='test', default_hdrs=False)
+        inner = FastHTML(secret_key='test', default_hdrs=False, session_cookie='inner_')
         for app,has in ((outer, outer_has), (inner, inner_has)):
             if has: insert_htmx_sse_ext(app.hdrs)
             @app.get('/events')
@@ -368,7 +378,8 @@ class TestMountedApps:
             page = (await visitor.ask('/sub/home')).body
             assert (b'data-sse-mux="/_sse/mux"' in page and b'src="/_sse/client-' in page)==inner
             assert (await visitor.ask(f'/sub{MUX}', 'POST')).status in (404, 405)
-            for login in ('/login?name=ann', '/sub/login?name=bob'):  # Starlette keeps the inner session in the outer one's cookie, too
+            # Starlette keeps the inner session in the outer one's cookie, too
+            for login in ('/login?name=ann', '/sub/login?name=bob'):
                 await visitor.ask(login)
                 assert (await visitor.opens('/sub/events')).words==[dict(ticket=True)]
                 visitor.tickets.clear()
@@ -393,7 +404,8 @@ class TestDirect:
         house = House()
         for reason in [*self.REASONS, 'flood', 'Flood', '', 'x'*5000, None]:
             async with listening(house.app, **({} if reason is None else {'SSE-Direct': reason})): pass
-        assert house.manager.stats()['direct']=={**dict.fromkeys(self.REASONS, 1), 'flood': 2, 'other': 3, 'other client': 1}
+        assert house.manager.stats()['direct']=={**dict.fromkeys(self.REASONS, 1), 'flood': 2, 'other': 3,
+                                                 'other client': 1}
         house.manager.stats()['direct'].clear()
         assert house.manager.stats()['direct']['flood']==2, 'what `stats` gives is a copy'
 
@@ -409,7 +421,8 @@ class TestDirect:
         house = House()
         @house.app.get('/plain')
         def plain(): return StreamingResponse(iter(['data: 1\n\n']), media_type='text/event-stream')
-        async with Exchange(house.app, 'GET', '/plain') as r: assert r.headers['cache-control']=='no-store' and r.headers['sse-ticket']
+        async with Exchange(house.app, 'GET', '/plain') as r:
+            assert r.headers['cache-control']=='no-store' and r.headers['sse-ticket']
 
     async def test_what_is_encoded_goes_direct(self):
         "Its channel is over at once, also where the stream never waits"
@@ -420,9 +433,11 @@ class TestDirect:
                 while True:
                     yield b'gone'
                     await asyncio.sleep(0)
-            return StreamingResponse(frames(), media_type='text/event-stream', headers={'Content-Encoding': 'x', 'Cache-Control': 'no-cache'})
+            return StreamingResponse(frames(), media_type='text/event-stream',
+                                     headers={'Content-Encoding': 'x', 'Cache-Control': 'no-cache'})
         async with house.visitors() as visitor:
-            async with Exchange(house.app, 'GET', '/encoded') as r: assert r.headers['sse-ticket'] and r.headers['cache-control']=='no-cache'
+            async with Exchange(house.app, 'GET', '/encoded') as r:
+                assert r.headers['sse-ticket'] and r.headers['cache-control']=='no-cache'
             assert (await visitor.opens('/encoded')).words==[dict(direct='encoded')]
             assert (await visitor.ask('/nowhere')).status==404
 

@@ -16,7 +16,8 @@ from tests.contract.support import ABOUT, MUX, MUX_HEADERS, Browser, Exchange, P
 
 class Channel:
     "One stream of a visitor: its events, and the words about it"
-    def __init__(self, number, path): self.number,self.path,self.carrier,self.words,self.events,self.parser = number,path,'',[],[],Parser()
+    def __init__(self, number, path):
+        self.number,self.path,self.carrier,self.words,self.events,self.parser = number,path,'',[],[],Parser()
 
     def frame(self, body, about):
         if about: self.words.append(json.loads(body))
@@ -43,7 +44,8 @@ class Channel:
         except AssertionError as e: raise AssertionError(f'{e} on {self.path}: {self.words}, {len(self.events)} events, {str(self.events[-2:])[:300]}') from None
     async def begins(self): await self.until(lambda o: o.events, 'the first event')
     async def says(self, text): await self.until(lambda o: any(text in d for d in o.data), repr(text))
-    async def answered(self): await self.until(lambda o: o.events or o.refused or o.direct or o.status not in (None, 200), 'an answer')
+    async def answered(self):
+        await self.until(lambda o: o.events or o.refused or o.direct or o.status not in (None, 200), 'an answer')
 
 
 def plain(headers):
@@ -73,7 +75,8 @@ class Visitor(Browser):
 
     async def ask(self, path, method='GET', body=b'', **headers):
         "One request, to the end of its response"
-        async with Exchange(self.app, method, path, self._headers(headers), body) as r: await eventually(lambda: r.over, f'{path} is answered')
+        async with Exchange(self.app, method, path, self._headers(headers), body) as r:
+            await eventually(lambda: r.over, f'{path} is answered')
         self._keep(r)
         return r
 
@@ -81,15 +84,19 @@ class Visitor(Browser):
         "A ticket for an address, empty where there is none to be had"
         path = url.partition('?')[0]
         if not self.tickets.get(path):
-            async with Exchange(self.app, 'GET', url, self._headers({'SSE-Ticket': '1', 'Accept': 'text/event-stream'})) as r: pass
+            async with Exchange(self.app, 'GET', url,
+                                self._headers({'SSE-Ticket': '1', 'Accept': 'text/event-stream'})) as r:
+                pass
             self._keep(r)
             self.tickets[path] = r.headers.get('sse-ticket', '')
         return self.tickets[path]
 
     async def order(self, open=(), close=(), carriers=None, become=True, raw=None, **headers):
         "One order; its response, which may be a carrier"
-        order = dict(carriers=[*self.carriers] if carriers is None else carriers, open=[*open], close=[*close], become=become)
-        sent,rest = Exchange(self.app, 'POST', self.mux, self._headers(MUX_HEADERS | plain(headers)), json.dumps(order).encode() if raw is None else raw),bytearray()
+        order = dict(carriers=[*self.carriers] if carriers is None else carriers, open=[*open], close=[*close],
+                     become=become)
+        sent,rest = Exchange(self.app, 'POST', self.mux, self._headers(MUX_HEADERS | plain(headers)),
+                             json.dumps(order).encode() if raw is None else raw),bytearray()
         def heard(data):
             if sent.status!=200: return
             rest.extend(data)

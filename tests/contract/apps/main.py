@@ -30,7 +30,8 @@ def guard(req, sess):
     if not sess.get('auth'): return Response('log in', 401)
     req.scope['auth'] = sess['auth']
 
-manager = SSEBroadcastManager(max_queue_size=int(env('MAX_QUEUE', 100)), heartbeat=float(env('HEARTBEAT', 15)), retry=int(env('RETRY', 3000)),
+manager = SSEBroadcastManager(max_queue_size=int(env('MAX_QUEUE', 100)), heartbeat=float(env('HEARTBEAT', 15)),
+                              retry=int(env('RETRY', 3000)),
     replay_size=int(env('REPLAY')) if env('REPLAY') else None, backend=env('BACKEND'))
 app, rt = fast_app(secret_key=env('SECRET', 'test'), lifespan=lifespan, before=guard)
 setup_sse(app, manager)
@@ -114,8 +115,10 @@ def history(): return JSONResponse([m['data'] for m in manager.get_history()])
 async def held():
     "What is open, under way and in use, for who looks for leaks"
     for _ in range(2): gc.collect()
-    ours = sum(n for t,n in Counter(map(type, gc.get_objects())).items() if str(t.__module__).startswith('cjm_fasthtml_sse'))
-    return JSONResponse(dict(connections=manager.connection_count, requests=manager.inspect()['requests'], tasks=len(asyncio.all_tasks()),
+    ours = sum(n for t,
+               n in Counter(map(type, gc.get_objects())).items() if str(t.__module__).startswith('cjm_fasthtml_sse'))
+    return JSONResponse(dict(connections=manager.connection_count, requests=manager.inspect()['requests'],
+                             tasks=len(asyncio.all_tasks()),
         files=len(os.listdir('/proc/self/fd')), objects=ours, blocks=sys.getallocatedblocks()))
 
 serve(host='127.0.0.1')
