@@ -29,7 +29,7 @@ AREAS = 'delivery', 'modules', 'servers', 'browser'
 COPIED = 'cjm_fasthtml_sse', 'tests', 'tools', 'demo', 'examples', 'nbs', 'pyproject.toml', 'package.json', 'settings.ini'
 CONTRACT = 'tests/contract'
 BROWSER = f'{CONTRACT}/browser'
-LIMIT = 240     # Seconds for one run
+LIMIT = 600     # Seconds for one run
 TEST_LIMIT = 60 # and for one test of it
 
 
