@@ -23,7 +23,7 @@ tabs: .venv/dev ## Whatever may happen to tabs and connections: 20 random runs i
 webkit: .venv/dev ## What matters most about tabs and connections, in Debian's WebKitGTK: a minute or two
 	@$(BIN)/python tests/webkit.py
 
-faults: .venv/dev ## Does the contract suite catch what it must? Forty known faults, one after another: under twenty minutes
+faults: .venv/dev ## Does the contract suite catch what it must? 75 known faults, one after another: ten minutes
 	@$(BIN)/python tests/faults/run.py
 
 soak: .venv/dev ## 200,000 tabs come and go, and 40,000 over sockets: does anything stay?
