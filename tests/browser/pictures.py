@@ -394,7 +394,7 @@ def testing(tabs):
     two = tabs.open()
     two.fill('[name=title]', 'Milk')
     two.press('[name=title]', 'Enter')
-    for o in one, two: o.wait_for_selector('#todos > li:text-is("Milk by Ann")')
+    for o in one, two: o.wait_for_selector('#todos > li:has-text("Milk by Ann")')
 
 
 @walk
