@@ -436,7 +436,7 @@ def redis(tabs):
             tab.fill('[name=text]', ('The kettle is on', 'There is cake')[n-1])
             tab.press('[name=text]', 'Enter')
             says(n)
-        script.broadcast('note:added', dict(text='The report is ready', by='cron'))
+        script.broadcast('note:added', dict(id='report', text='The report is ready', by='cron'))
         says(3)
         assert len({tab.inner_text('main > p') for tab in (one, two)}) == 2 and one.inner_text('#notes') == two.inner_text('#notes')
         tabs.picture('tutorial-redis', Process_1=one, Process_2=two)
