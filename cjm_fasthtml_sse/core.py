@@ -410,6 +410,7 @@ def stop_soon(self:SSEBroadcastManager):
     "End all streams, from within a signal handler, and let none in that is about to begin"
     if (loop := self._hub.loop) is not None and not loop.is_closed(): loop.call_soon_threadsafe(self._stop)
 
+# %% ../nbs/core.ipynb #d1663b17
 _stoppable = WeakSet()
 
 def watch_signals(
@@ -1037,6 +1038,7 @@ async def everywhere(self:SSEBroadcastManager) -> dict: # `workers`, `connection
         each.append(dict(worker=worker, stats={**theirs, 'direct': their_direct}))
     return dict(workers=len(each), connections=stats.get('connections', 0), users=users, stats={**stats, 'direct': direct}, each=each)
 
+# %% ../nbs/core.ipynb #b370fd55
 def _read_report(o):
     "The worker, its counters, its users with their connections, and its direct openings; an error for what no manager has written"
     # One of an older version does not say its name, or nothing of the openings

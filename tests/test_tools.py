@@ -48,3 +48,9 @@ def test_links_of_names_without_a_place():
     anchors = {Path('core.ipynb'): {'manager'}}
     def link(name): return docs.localize(f'[`x`]({docs.SITE}core.html#{name})', Path('tutorials/tabs.ipynb'), anchors)
     assert [link(o) for o in ('manager', 'manager.stream', 'other')] == ['[`x`](../core.ipynb#manager)']*2 + ['[`x`](../core.ipynb)']
+
+
+def test_public_names_without_a_heading():
+    missing = [*docs.undocumented({Path('updater.ipynb'): {'sseelementupdater'}, Path('dispatcher.ipynb'): set(), Path('tutorials/testing.ipynb'): set()})]
+    assert 'dispatcher.ipynb: segment is not documented' in missing and 'updater.ipynb: SSEElementUpdater.register is not documented' in missing
+    assert not [o for o in missing if 'SSEElementUpdater is' in o or 'tutorials' in o]

@@ -4,6 +4,7 @@
 
 A link that leads nowhere, a picture without words, and a public name that no page documents make it fail.
 """
+import importlib
 import inspect
 import json
 import re
@@ -101,7 +102,7 @@ class Renderer(nbdev.showdoc.BasicMarkdownRenderer):
 
 # Notebooks as Sphinx reads them
 
-def cells(nb, page):
+def cells(nb):
     "The cells of a notebook that nbdev has processed, in MyST-NB's terms: (kind, source, outputs)"
     for cell in nb['cells']:
         source = ''.join(cell['source'])
@@ -163,6 +164,17 @@ def twin(page):
     return '\n\n'.join(parts) + '\n'
 
 
+def undocumented(anchors):
+    "Public functions, classes and methods of the modules that have no heading on their page"
+    for page, known in anchors.items():
+        if page.parent != Path(): continue  # A tutorial
+        try: module = importlib.import_module(f'{CFG.lib_path.name}.{page.stem}')
+        except ModuleNotFoundError: continue  # A page without a module
+        own = {k: o for k in module.__all__ if (inspect.isclass(o := getattr(module, k)) or inspect.isfunction(o)) and o.__module__ == module.__name__}
+        names = [*own, *(f'{k}.{m}' for k, c in own.items() if inspect.isclass(c) for m, o in vars(c).items() if m[0] != '_' and inspect.isfunction(function(o)) and function(o).__doc__)]
+        yield from (f'{page}: {name} is not documented' for name in names if slug(name) not in known)
+
+
 def toctree(items):
     "The sidebar's sections"
     for section in items:
@@ -180,8 +192,9 @@ def main():
     sidebar = yaml.safe_load((src/'sidebar.yml').read_text())['website']['sidebar']['contents']
     shutil.rmtree(out, ignore_errors=True)
     pages = {f.relative_to(src): f for f in src.rglob('*.ipynb')}
-    pages = {page: once([*cells(json.loads(f.read_text(encoding='utf-8')), page)]) for page, f in pages.items()}
+    pages = {page: once([*cells(json.loads(f.read_text(encoding='utf-8')))]) for page, f in pages.items()}
     anchors = {page: set(map(slug, headings(cs))) for page, cs in pages.items()}
+    if missing := [*undocumented(anchors)]: sys.exit('\n'.join(missing))
     for page, cs in pages.items():
         pages[page] = cs = [(kind, localize(text, page, anchors) if kind == 'markdown' else text, outputs) for kind, text, outputs in cs]
         if mute := [text for kind, text, _ in cs if kind == 'markdown' and re.search(r'!\[\]\(|<img(?![^>]* alt=)', text)]: sys.exit(f'{page}: a picture without words: {mute[0][:80]}')
