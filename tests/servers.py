@@ -4,7 +4,6 @@ import resource
 import signal
 import socket
 import subprocess
-import sys
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,14 +11,10 @@ from pathlib import Path
 import httpx
 
 from cjm_fasthtml_sse.wire import Parser
+from tests.contract.servers import uvicorn  # noqa: F401
+from tests.contract.support import free_port
 
 APPS = Path(__file__).parent/'apps'
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return s.getsockname()[1]
 
 
 def accepts(port):
@@ -73,11 +68,6 @@ def running(cmd, log, port=None, **kw):
     server = Server([str(c).replace('{port}', str(port)) for c in cmd], port, log, **kw)
     try: yield server.wait_until_up()
     finally: server.stop()
-
-
-def uvicorn(app, *args):
-    "The command that serves `app`, such as `board:app` out of tests/apps"
-    return [sys.executable, '-m', 'uvicorn', app, '--host', '127.0.0.1', '--port', '{port}', *args]
 
 
 def held(server):

@@ -4,26 +4,11 @@ import socket
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
-import uvicorn
 from starlette.requests import Request
 
 from cjm_fasthtml_sse.testing import SSEClient
 from cjm_fasthtml_sse.wire import GAP, Parser, StreamEnded
-
-BOUND = 30  # Seconds after which something is taken for lost; a busy machine needs far less
-
-
-async def eventually(condition, what='the condition'):
-    "Wait until `condition()` holds; a test that waits in vain fails here"
-    try:
-        async with asyncio.timeout(BOUND):
-            while not condition(): await asyncio.sleep(.002)
-    except TimeoutError: raise AssertionError(f'in vain: {what}') from None
-
-
-async def turns(n=20):
-    "Let whatever is ready run"
-    for _ in range(n): await asyncio.sleep(0)
+from tests.contract.support import BOUND, Hooks, eventually, no_task_left, serve, turns  # noqa: F401
 
 
 def serving(manager, **kw):
@@ -86,36 +71,6 @@ def request(): return SimpleNamespace(scope={})
 
 
 def tasks(): return {t for t in asyncio.all_tasks() if not t.done()}
-
-
-@asynccontextmanager
-async def no_task_left():
-    "No task may outlive the block"
-    before = tasks()
-    yield
-    await eventually(lambda: tasks() <= before, 'all tasks of the block end')
-
-
-class Hooks:
-    "Counts how often which connection was opened and closed"
-    def __init__(self, manager):
-        self.opened, self.closed = [], []
-        manager.on_connect(self.opened.append)
-        manager.on_disconnect(self.closed.append)
-
-
-@asynccontextmanager
-async def serve(app, **kw):
-    "A real uvicorn on this very loop; gives its port"
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level='error', lifespan='off', timeout_graceful_shutdown=2, **kw))
-    task = asyncio.create_task(server.serve())
-    try:
-        await eventually(lambda: server.started or task.done(), 'uvicorn starts')
-        yield server.servers[0].sockets[0].getsockname()[1]
-    finally:
-        server.should_exit = True
-        await asyncio.wait({task}, timeout=BOUND)
-        assert task.done(), 'uvicorn did not stop'
 
 
 @asynccontextmanager

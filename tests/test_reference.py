@@ -235,6 +235,5 @@ def class_doc(d): return next((ast.get_docstring(o.node) or '' for o in defs() i
 def is_setter(node): return any(ast.unparse(o).endswith('.setter') for o in node.decorator_list)
 
 
-
 def test_the_reference_is_complete():
     assert [*lacking()] == []

@@ -23,7 +23,7 @@ from fasthtml.common import Div, Script
 from playwright.sync_api import TimeoutError as Late
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT/'tools'), str(ROOT/'tests/browser'), str(ROOT/'tests/contract/browser'), str(ROOT/'tests')]
+sys.path[:0] = [str(ROOT), str(ROOT/'tools'), str(ROOT/'tests/browser'), str(ROOT/'tests/contract/browser'), str(ROOT/'tests')]
 import assets  # noqa: E402
 import check  # noqa: E402
 import tabs  # noqa: E402

@@ -6,6 +6,7 @@ and frames are promises.
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -18,9 +19,9 @@ from urllib.parse import unquote, urlsplit
 
 import redis
 import uvicorn
-from fasthtml.common import FastHTML
+from fasthtml.common import EventStream, FastHTML, P
 
-from cjm_fasthtml_sse.helpers import setup_sse
+from cjm_fasthtml_sse.helpers import insert_htmx_sse_ext, setup_sse
 
 # Seconds after which something is taken for lost; a busy machine needs far less
 BOUND = float(os.environ.get('CONTRACT_BOUND', 30))
@@ -86,6 +87,22 @@ class Site:
         setup_sse(self.app, manager, **(setup or {}))
         @self.app.get('/events')
         def events(req): return manager.stream(req, **stream)
+
+
+def hello_app(*, client=False, cls=FastHTML, **kw):
+    "An app with a page and a stream that is written by hand; `client`: with the extension and the client"
+    res = cls(secret_key='contract', **kw)
+    if client: insert_htmx_sse_ext(res.hdrs)
+    @res.get('/')
+    def index(): return P('hello')
+    @res.get('/events')
+    def events(): return EventStream(iter(['data: 1\n\n']))
+    return res
+
+def client_tag(html): return re.search('<script[^>]*data-sse-client[^>]*>', html)[0]
+def client_src(html): return re.search('src="([^"]+)"', client_tag(html))[1]
+def is_served(web):
+    return 'sse-ticket' in web.get('/events').headers  # Its streams may travel on the browser's common connection
 
 
 # The wire, as a browser reads it

@@ -7,7 +7,7 @@ else for set-up: it is served as one that calls `setup_sse`. Apps without the cl
 import re
 
 import pytest
-from fasthtml.common import (Beforeware, EventStream, FastHTML, HtmxResponseHeaders, Link, Meta, NotStr, P, Redirect,
+from fasthtml.common import (Beforeware, FastHTML, HtmxResponseHeaders, Link, Meta, NotStr, P, Redirect,
                              Script, Style, fast_app, to_xml)
 from starlette.applications import Starlette
 from starlette.responses import HTMLResponse
@@ -15,6 +15,8 @@ from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
 
 from cjm_fasthtml_sse.helpers import get_htmx_idx, insert_htmx_sse_ext, setup_sse
+
+from tests.contract.support import client_src, client_tag, hello_app, is_served
 
 CDN = 'https://cdn.jsdelivr.net/npm/'
 HTMX2_EXT,HTMX4_EXT = 'htmx-ext-sse@2.2.4/dist/sse.min.js','htmx.org@{}/dist/ext/hx-sse.min.js'
@@ -91,27 +93,11 @@ class TestHeaders:
         assert [re.findall('nonce="(.+?)"', page(hdrs)) for _ in range(2)]==[['a', 'b'], ['c', 'd']]
 
 
-def app(*, client=False, cls=FastHTML, **kw):
-    res = cls(secret_key='contract', **kw)
-    if client: insert_htmx_sse_ext(res.hdrs)
-    @res.get('/')
-    def index(): return P('hello')
-    @res.get('/events')
-    def events(): return EventStream(iter(['data: 1\n\n']))
-    return res
-
-
-def client_tag(html): return re.search('<script[^>]*data-sse-client[^>]*>', html)[0]
-def client_src(html): return re.search('src="([^"]+)"', client_tag(html))[1]
-def is_served(web):
-    return 'sse-ticket' in web.get('/events').headers  # Its streams may travel on the browser's common connection
-
-
 class TestOlderApps:
     "`insert_htmx_sse_ext(app.hdrs)` is all they call"
 
     def test_with_the_client(self):
-        web = TestClient(app(client=True))
+        web = TestClient(hello_app(client=True))
         html = web.get('/').text
         assert is_served(web) and 'data-sse-mux="/_sse/mux"' in client_tag(html) and len(html)<2000
         script = web.get(client_src(html))
@@ -120,7 +106,7 @@ class TestOlderApps:
         assert 'EventSource' in script.text and web.head(client_src(html)).status_code==200
 
     def test_without_the_client(self):
-        plain = app()
+        plain = hello_app()
         routes,web = [*plain.routes],TestClient(plain)
         assert not is_served(web) and web.get('/_sse/mux').status_code==404 and plain.routes==routes
 
@@ -129,14 +115,14 @@ class TestOlderApps:
         class Own(FastHTML):
             def build_middleware_stack(self): return super().build_middleware_stack()
         headers = insert_htmx_sse_ext([])
-        web = TestClient({'in its headers': lambda: app(hdrs=headers),
-            'in a list in its headers': lambda: app(hdrs=[Script('1'), (*headers,)]),
-                          'in a subclass': lambda: app(client=True, cls=Own)}[how]())
+        web = TestClient({'in its headers': lambda: hello_app(hdrs=headers),
+            'in a list in its headers': lambda: hello_app(hdrs=[Script('1'), (*headers,)]),
+                          'in a subclass': lambda: hello_app(client=True, cls=Own)}[how]())
         assert is_served(web) and web.get(client_src(web.get('/').text)).status_code==200
 
     def test_headers_may_come_late(self):
         "After the first request, too; other apps are left alone"
-        late,other = app(),app()
+        late,other = hello_app(),hello_app()
         webs = [TestClient(o) for o in (late, other)]
         for o in webs: assert not is_served(o)
         insert_htmx_sse_ext(late.hdrs)
@@ -144,7 +130,7 @@ class TestOlderApps:
 
     def test_headers_may_be_shared(self):
         headers = insert_htmx_sse_ext([])
-        for one in [app(hdrs=headers) for _ in range(2)]: assert is_served(TestClient(one))
+        for one in [hello_app(hdrs=headers) for _ in range(2)]: assert is_served(TestClient(one))
 
     def test_outside_of_an_app(self):
         "The client is written into the page; within a mounted app it has an address of that app"
@@ -152,30 +138,30 @@ class TestOlderApps:
         async def index(request): return HTMLResponse(page(headers))
         for html in (page(headers), TestClient(Starlette(routes=[Route('/', index)])).get('/').text):
             assert 'EventSource' in html and '/_sse/' not in client_tag(html)
-        web = TestClient(Starlette(routes=[Mount('/sub', app(client=True))]))
+        web = TestClient(Starlette(routes=[Mount('/sub', hello_app(client=True))]))
         assert client_src(web.get('/sub/').text).startswith('/sub/_sse/client-')
 
     def test_within_another_fasthtml_app(self):
         "Whose route for static files takes whatever has a suffix"
         outer,_ = fast_app(secret_key='contract')
-        outer.mount('/sub', app(client=True))
+        outer.mount('/sub', hello_app(client=True))
         web = TestClient(outer)
         assert 'EventSource' in web.get(client_src(web.get('/sub/').text)).text
 
     def test_no_login_before_the_script(self):
         def login(req): return Redirect('/login')
-        src = client_src(TestClient(app(client=True)).get('/').text)
-        web = TestClient(app(client=True, before=Beforeware(login)), follow_redirects=False)
+        src = client_src(TestClient(hello_app(client=True)).get('/').text)
+        web = TestClient(hello_app(client=True, before=Beforeware(login)), follow_redirects=False)
         assert web.get('/').status_code==303 and web.get(src).status_code==200
         assert web.get('/_sse/client-0123456789abcdef').status_code in (303, 404)
 
     def test_errors_of_its_own_and_no_session(self):
-        one = app(client=True, sess_cls=None, exception_handlers={404: lambda req, exc: P('not here')})
+        one = hello_app(client=True, sess_cls=None, exception_handlers={404: lambda req, exc: P('not here')})
         web = TestClient(one)
         assert is_served(web) and 'data-sse-mux' in client_tag(web.get('/nowhere').text)
 
     def test_other_responses_are_as_before(self):
-        one = app(client=True)
+        one = hello_app(client=True)
         one.route('/headers')(lambda: HtmxResponseHeaders(redirect='/x'))
         assert TestClient(one).get('/headers').headers['hx-redirect']=='/x'
 

@@ -24,28 +24,13 @@ from cjm_fasthtml_sse.dashboard import setup_dashboard
 from cjm_fasthtml_sse.helpers import insert_htmx_sse_ext, setup_sse
 from cjm_fasthtml_sse.progress import setup_progress
 
-from tests.contract.support import serve
-
-
-def app(*, client=False, cls=FastHTML, **kw):
-    res = cls(secret_key='test', **kw)
-    if client: insert_htmx_sse_ext(res.hdrs)
-    @res.get('/')
-    def index(): return P('hello')
-    @res.get('/events')
-    def events(): return EventStream(iter(['data: 1\n\n']))
-    return res
-
-
-def client_of(page): return re.search('<script[^>]*data-sse-client[^>]*>', page)[0]
-def src_of(page): return re.search('src="([^"]+)"', client_of(page))[1]
-def is_served(web): return 'sse-ticket' in web.get('/events').headers
+from tests.contract.support import client_src, hello_app, is_served, serve
 
 
 class TestOnce:
     def test_an_app_is_built_once(self):
         "Headers that come late build it anew, the next call does not"
-        late = app()
+        late = hello_app()
         web = TestClient(late)
         assert not is_served(web)
         insert_htmx_sse_ext(late.hdrs)
@@ -73,7 +58,7 @@ assert len(r.headers.get_list('sse-ticket'))==1==len(r.headers.get_list('set-coo
         assert done.returncode==0, done.stderr
 
     def test_a_mounted_app_is_told_that_its_visitor_function_is_not_asked(self, caplog):
-        inner,outer = app(),app(client=True)
+        inner,outer = hello_app(),hello_app(client=True)
         setup_sse(inner, visitor=lambda req: 'ann')
         outer.mount('/sub', inner)
         web = TestClient(outer)
@@ -86,7 +71,7 @@ assert len(r.headers.get_list('sse-ticket'))==1==len(r.headers.get_list('set-coo
         def everything(path: str): return Response('caught')
         setup_sse(catching)
         web = TestClient(catching)
-        src = src_of(TestClient(app(client=True)).get('/').text)
+        src = client_src(TestClient(hello_app(client=True)).get('/').text)
         assert 'javascript' in web.get(src).headers['content-type'] and web.head(src).status_code==200
         assert web.get('/anything').text=='caught'
 
@@ -99,7 +84,7 @@ def scripts(app):
 
 class TestSetup:
     def test_after_the_first_request(self):
-        late = app()
+        late = hello_app()
         web = TestClient(late)
         assert '/_sse/' not in web.get('/').text
         setup_sse(late)
@@ -167,7 +152,7 @@ class TestSetup:
         async def bare(scope, receive, send):
             await send(dict(type='http.response.start', status=200))
             await send(dict(type='http.response.body', body=b'hello'))
-        one = app(client=True, sess_cls=None)
+        one = hello_app(client=True, sess_cls=None)
         one.mount('/bare', bare)
         async with serve(one) as port, httpx.AsyncClient() as web:
             assert (await web.get(f'http://127.0.0.1:{port}/bare/')).text=='hello'

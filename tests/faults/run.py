@@ -17,7 +17,7 @@ import tempfile
 import time
 import xml.etree.ElementTree as ET
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +26,8 @@ sys.path.insert(0, str(ROOT))
 from tests.faults import Fault  # noqa: E402
 
 AREAS = 'delivery', 'modules', 'servers', 'browser'
-COPIED = 'cjm_fasthtml_sse', 'tests', 'tools', 'demo', 'examples', 'nbs', 'pyproject.toml', 'package.json', 'settings.ini'
+PACKAGE = 'cjm_fasthtml_sse'
+COPIED = PACKAGE, 'tests', 'tools', 'demo', 'examples', 'nbs', 'pyproject.toml', 'package.json', 'settings.ini'
 CONTRACT = 'tests/contract'
 BROWSER = f'{CONTRACT}/browser'
 LIMIT = 600     # Seconds for one run
@@ -39,7 +40,6 @@ class Result:
     caught: str = ''    # The test that failed
     why: str = ''       # What it said; or why nothing was caught
     secs: float = 0.
-    args: list = field(default_factory=list)
 
 
 def all_faults():
@@ -49,11 +49,22 @@ def all_faults():
     return res
 
 
+def copy(name, folder):
+    "Copy a file or folder of the project into `folder`"
+    if (ROOT/name).is_dir(): shutil.copytree(ROOT/name, folder/name, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
+    else: shutil.copy(ROOT/name, folder/name)
+
+
+def restore(folder):
+    "Put the package into a copy as it is, without a fault; the package's folder there"
+    shutil.rmtree(folder/PACKAGE)
+    copy(PACKAGE, folder)
+    return folder/PACKAGE
+
+
 def copy_to(folder):
     "A copy of what the suites need, in which faults can be planted"
-    for name in COPIED:
-        if (ROOT/name).is_dir(): shutil.copytree(ROOT/name, folder/name, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
-        else: shutil.copy(ROOT/name, folder/name)
+    for name in COPIED: copy(name, folder)
     if (ROOT/'.assets').exists(): (folder/'.assets').symlink_to(ROOT/'.assets')
 
 
@@ -98,12 +109,9 @@ def suites(first):
 
 def attempt(fault, folder):
     "Plant a fault, and run the suites until a test fails"
-    begin = time.monotonic()
-    shutil.rmtree(folder/'cjm_fasthtml_sse')
-    shutil.copytree(ROOT/'cjm_fasthtml_sse', folder/'cjm_fasthtml_sse', ignore=shutil.ignore_patterns('__pycache__'))
-    res = Result(fault)
+    begin, res = time.monotonic(), Result(fault)
     try:
-        fault.apply(folder/'cjm_fasthtml_sse')
+        fault.apply(restore(folder))
         for files in suites(fault.suite):
             if not files: continue
             code,test,why = pytest(folder, *files)
@@ -119,8 +127,7 @@ def attempt(fault, folder):
 
 def control(results, folder):
     "What caught a fault must pass where there is none, or it proves nothing"
-    shutil.rmtree(folder/'cjm_fasthtml_sse')
-    shutil.copytree(ROOT/'cjm_fasthtml_sse', folder/'cjm_fasthtml_sse', ignore=shutil.ignore_patterns('__pycache__'))
+    restore(folder)
     tests = sorted({o.caught for o in results if o.caught})
     for browser in False, True:
         if not (some := [t for t in tests if t.startswith(BROWSER)==browser]): continue
