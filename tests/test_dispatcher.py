@@ -1,7 +1,5 @@
 "Patterns, the registry and the dispatcher"
 import re
-import subprocess
-import sys
 from functools import partial
 
 import pytest
@@ -122,23 +120,3 @@ def test_handlers_bound_methods():
     assert len(hs.matching('x')) == 2
     assert hs.remove('x', a.f) and len(hs.matching('x')) == 1
     assert not hs.remove('x', A().f)
-
-
-# Layers
-
-
-@pytest.mark.parametrize('module,banned', [
-    ('wire', ['fastcore', 'starlette', 'asyncio']),
-    ('dispatcher', ['fasthtml', 'starlette']),
-    ('updater', ['fasthtml', 'starlette']),
-    ('backend', ['fastcore', 'fasthtml', 'starlette']),
-    ('render', ['fasthtml', 'starlette', 'cjm_fasthtml_sse.dispatcher']),
-    ('packing', ['fasthtml', 'starlette', 'redis', 'cjm_fasthtml_sse.dispatcher']),
-    ('redis_backend', ['fasthtml', 'starlette', 'redis', 'cjm_fasthtml_sse.dispatcher', 'cjm_fasthtml_sse.stream']),
-    ('testing', ['fasthtml', 'starlette', 'cjm_fasthtml_sse.dispatcher', 'cjm_fasthtml_sse.stream']),
-    ('stream', ['fasthtml', 'redis', 'cjm_fasthtml_sse.redis_backend', 'cjm_fasthtml_sse.core', 'cjm_fasthtml_sse.updater']),
-    ('core', ['fasthtml', 'redis', 'cjm_fasthtml_sse.updater', 'cjm_fasthtml_sse.htmx', 'cjm_fasthtml_sse.multiplex']),
-    ('multiplex', ['fasthtml', 'redis', 'cjm_fasthtml_sse.updater', 'cjm_fasthtml_sse.htmx'])])
-def test_imports_only_point_down(module, banned):
-    code = f'import sys, cjm_fasthtml_sse.{module}; print(*[o for o in {banned!r} if o in sys.modules])'
-    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, timeout=30).stdout.split() == []

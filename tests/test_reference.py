@@ -1,11 +1,11 @@
-"""Does the reference say all it should? Each public name: what it is, each parameter, what it raises, a lesson that uses it
+"""Which module imports which; and does the reference say all it should? Each public name: what it is, each parameter, what it raises, a lesson that uses it
 
 The rules, for all that is in `__all__` and for the public methods of its classes:
 
 - a docstring; a constant has a comment in its line
 - a docment for each parameter and each field of a dataclass, unless the method it stands in for says it (`Backend.start`
   speaks for `RedisBackend.start`)
-- the name of each error that it raises, itself or through the package's functions that it calls
+- the name of each error that it raises, itself or through its module's functions that it calls
 - a cell of its own module's notebook uses it; a method may be used by any notebook
 - the page of `SSEError` has a line for each error there is
 - what apps are built with, the tutorials and the six modules, uses public names alone in its lessons
@@ -14,16 +14,16 @@ import ast
 import io
 import json
 import re
+import sys
 import tokenize
 from dataclasses import dataclass
 from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 NBS, PACKAGE = ROOT/'nbs', 'cjm_fasthtml_sse'
 SIX = 'core dispatcher helpers htmx monitoring updater'.split()
-
-ROOT_ERROR = 'wire'  # The module of `SSEError`
 
 @cache
 def cells(path):
@@ -114,7 +114,7 @@ def fields(node): return [n for n in node.body if isinstance(n, ast.AnnAssign) a
 @cache
 def errors():
     "Errors of the package: name -> the module it stands in"
-    found, grew = {'SSEError': ROOT_ERROR}, True
+    found, grew = {'SSEError': next(m for m in modules() if 'SSEError' in {getattr(n, 'name', '') for n in tree(m).body})}, True
     while grew:
         more = {d.node.name: d.module for d in defs() if isinstance(d.node, ast.ClassDef) and {ast.unparse(b) for b in d.node.bases} & found.keys()}
         grew = not more.keys() <= found.keys()
@@ -144,9 +144,8 @@ def own(node):
 
 @cache
 def scope(module):
-    "Functions and classes that a module may call by their bare name: its own, and what it imports from the package"
-    names = {a.name: n.module.rpartition('.')[2] for n in ast.walk(tree(module)) if isinstance(n, ast.ImportFrom) and (n.module or '').startswith(PACKAGE) for a in n.names}
-    return {o.node.name: o for o in defs() if not o.cls and o.module == names.get(o.node.name, module)}
+    "Functions and classes of a module, which it may call by their bare names"
+    return {o.node.name: o for o in defs() if not o.cls and o.module == module}
 
 
 def _raises(d, path):
@@ -224,7 +223,7 @@ def lacking():
             for e in sorted(raises(d)):
                 if e not in about: yield f'{at} {d.name} raises {e}, and does not say so'
             if d.cls and not private and d.node.name not in everywhere: yield f'{at} no lesson uses {d.name}'
-    page = modules()[ROOT_ERROR]
+    page = modules()[errors()['SSEError']]
     prose = '\n'.join(s for kind, s in cells(page) if kind == 'markdown')
     for e, m in errors().items():
         if f'`{e}`' not in prose: yield f'{page.name}: the list of errors lacks {e}'
@@ -237,3 +236,38 @@ def is_setter(node): return any(ast.unparse(o).endswith('.setter') for o in node
 
 def test_the_reference_is_complete():
     assert [*lacking()] == []
+
+
+# Imports
+
+FASTHTML = 'answers common dashboard doctor helpers htmx inspector live monitoring progress'.split()  # The modules that make elements
+BASE = 'wire', 'engine', 'backends'
+
+
+def imports():
+    "Module -> what it needs to be imported: modules of the package by their names in it, others by their first name with a colon"
+    files = {'.'.join(f.relative_to(ROOT/PACKAGE).with_suffix('').parts): f for f in (ROOT/PACKAGE).rglob('*.py') if f.name[0] != '_'}
+    def needs(name, tree):
+        folder = ['', *name.split('.')[:-1]]
+        for n in tree.body:
+            if isinstance(n, ast.Import): yield from (a.name.partition('.')[0] + ':' for a in n.names)
+            elif isinstance(n, ast.ImportFrom) and not n.level: yield n.module.partition('.')[0] + ':'
+            elif isinstance(n, ast.ImportFrom):
+                to = '.'.join([*folder[1:len(folder) + 1 - n.level], *filter(None, [n.module])])
+                yield from ([to] if to in files else (f'{to}.{a.name}'.strip('.') for a in n.names))
+    return {name: {*needs(name, ast.parse(f.read_text(encoding='utf-8')))} for name, f in files.items()}
+
+
+def test_imports_have_no_circles():
+    list(TopologicalSorter(imports()).static_order())
+
+
+def test_imports_of_extras():
+    "No module needs Redis; FastHTML is needed where elements are made, and Starlette by nobody who only knows bytes and patterns"
+    found = imports()
+    for name in TopologicalSorter(found).static_order():
+        if name in found: found[name] |= {o for m in found[name] for o in found.get(m, ())}
+    assert not [m for m, needs in found.items() if {'redis:', 'uvicorn:', 'hypercorn:', 'granian:'} & needs]
+    assert not [m for m, needs in found.items() if 'fasthtml:' in needs and m not in FASTHTML]
+    assert not [m for m, needs in found.items() if m.rpartition('.')[2] in ('wire', 'patterns', 'messages', 'dispatcher', 'updater', 'packing') and 'starlette:' in needs]
+    assert not [(m, o) for m, needs in found.items() if m.partition('.')[0] in BASE for o in needs if o.partition('.')[0] in ('core', 'updater', 'htmx', 'multiplex', 'helpers')]

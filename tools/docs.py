@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 import sys
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from posixpath import relpath
@@ -167,20 +168,21 @@ def twin(page):
 def undocumented(anchors):
     "Public functions, classes and methods of the modules that have no heading on their page"
     for page, known in anchors.items():
-        if page.parent != Path(): continue  # A tutorial
-        try: module = importlib.import_module(f'{CFG.lib_path.name}.{page.stem}')
+        try: module = importlib.import_module('.'.join([CFG.lib_path.name, *page.with_suffix('').parts]))
         except ModuleNotFoundError: continue  # A page without a module
         own = {k: o for k in module.__all__ if (inspect.isclass(o := getattr(module, k)) or inspect.isfunction(o)) and o.__module__ == module.__name__}
         names = [*own, *(f'{k}.{m}' for k, c in own.items() if inspect.isclass(c) for m, o in vars(c).items() if m[0] != '_' and inspect.isfunction(function(o)) and function(o).__doc__)]
         yield from (f'{page}: {name} is not documented' for name in names if slug(name) not in known)
 
 
-def toctree(items):
-    "The sidebar's sections"
+def toctree(items, pages):
+    "The sidebar's sections; an entry is the name of a page, or a pattern of names"
+    left = sorted(str(o.with_suffix('')) for o in pages)
     for section in items:
         if isinstance(section, str): continue
-        caption, names = section['section'], [o.removesuffix('.ipynb') for o in section['contents']]
-        yield f'```{{toctree}}\n:hidden:\n:caption: {caption}\n:glob:\n\n' + '\n'.join(names) + '\n```'
+        names = list(dict.fromkeys(o for pattern in section['contents'] for o in left if fnmatch(f'{o}.ipynb', pattern)))
+        left = [o for o in left if o not in names]
+        if names: yield f'```{{toctree}}\n:hidden:\n:caption: {section["section"]}\n\n' + '\n'.join(names) + '\n```'
     yield '```{toctree}\n:hidden:\n:caption: Project\n\n' + '\n'.join(o.removesuffix('.md') for o in EXTRA) + '\n```'
 
 
@@ -198,7 +200,7 @@ def main():
     for page, cs in pages.items():
         pages[page] = cs = [(kind, localize(text, page, anchors) if kind == 'markdown' else text, outputs) for kind, text, outputs in cs]
         if mute := [text for kind, text, _ in cs if kind == 'markdown' and re.search(r'!\[\]\(|<img(?![^>]* alt=)', text)]: sys.exit(f'{page}: a picture without words: {mute[0][:80]}')
-        nav = [('markdown', '\n\n'.join(toctree(sidebar)), [])] if page.name == 'index.ipynb' else []
+        nav = [('markdown', '\n\n'.join(toctree(sidebar, pages)), [])] if page.name == 'index.ipynb' else []
         (src/page).write_text(notebook(cs + nav), encoding='utf-8')
     for name in EXTRA: (src/name).write_text(localize((ROOT/name).read_text(encoding='utf-8'), Path(name), anchors), encoding='utf-8')
     shutil.copytree(ROOT/'tools/site', src/'_static', dirs_exist_ok=True)
