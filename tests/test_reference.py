@@ -14,7 +14,6 @@ import ast
 import io
 import json
 import re
-import sys
 import tokenize
 from dataclasses import dataclass
 from functools import cache
