@@ -10,8 +10,8 @@ import time
 import uvloop
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.helpers import oob_update
-from cjm_fasthtml_sse.render import to_html
-from cjm_fasthtml_sse.wire import encode
+from cjm_fasthtml_sse.engine.render import to_html
+from cjm_fasthtml_sse.engine.wire import encode
 from starlette.requests import Request
 
 N,TEXT = 10_000,'x'*200

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from cjm_fasthtml_sse.multiplex import VERSION
+from cjm_fasthtml_sse.multiplex.endpoint import VERSION
 from cjm_fasthtml_sse.visitor import COOKIE, Visit, Visitors
 
 KNOWN = f'{COOKIE}={"b"*24}'.encode()  # A browser that has been here before

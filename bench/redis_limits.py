@@ -15,7 +15,7 @@ import time
 
 import redis
 
-from cjm_fasthtml_sse.redis_backend import Publisher, RedisBackend
+from cjm_fasthtml_sse.backends.redis import Publisher, RedisBackend
 
 
 def cpu(client):

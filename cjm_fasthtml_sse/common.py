@@ -20,7 +20,7 @@ from .htmx import HTMXSSEConnector
 from .monitoring import SSEMonitorConfig,create_sse_monitor
 from .progress import oob_progress,oob_status,progress_bar,progress_status,setup_progress,track
 from .updater import SSEElementUpdater
-from .wire import SSEError,StreamEnded
+from .engine.wire import SSEError,StreamEnded
 
 # %% ../nbs/common.ipynb #ca7c52bc
 _all_ = ['HTMXSSEConnector', 'SSEBroadcastManager', 'SSEElementUpdater', 'SSEError', 'SSEEvent', 'SSEEventDispatcher', 'SSEMonitorConfig', 'StreamEnded', 'TooManyConnections',

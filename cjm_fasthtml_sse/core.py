@@ -27,12 +27,14 @@ from weakref import WeakSet,WeakValueDictionary
 from fastcore.basics import patch
 from starlette.responses import PlainTextResponse
 
-from .backend import BackendAway,BackendError,MemoryBackend,Message,processes
-from .dispatcher import Handlers,covers
-from .hints import calling_line,has_hint,hint
-from .redis_backend import RedisBackend
-from .stream import Connection,EventStreamResponse,Hub,being_cancelled,patterns
-from .wire import SSEError,StreamEnded,check_message_type
+from .backends.memory import MemoryBackend
+from .engine.messages import BackendUnavailable,BackendError,Message
+from .engine.servers import processes
+from .engine.patterns import Handlers,covers
+from .engine.hints import calling_line,has_hint,hint
+from .backends.redis import RedisBackend
+from .engine.stream import Connection,EventStreamResponse,Hub,being_cancelled,patterns
+from .engine.wire import SSEError,StreamEnded,check_message_type
 
 # %% ../nbs/core.ipynb #c62b2700
 _log = logging.getLogger(__name__)
@@ -333,7 +335,7 @@ async def _ready(self:SSEBroadcastManager, last_event_id='', page=(), lasting=Tr
     self._hub.enter_loop()
     if lasting: self._resting = False
     if self._started is not self._hub.loop: await self._start()
-    if (id := last_event_id or page and self._hub.log.of_page(page)) and self._hub.log.position(id) is None: await self._backend.reach(id)
+    if (id := last_event_id or page and self._hub.log.of_page(page)) and self._hub.log.position(id) is None: await self._backend.wait_for(id)
 
 @patch
 async def _start(self:SSEBroadcastManager):
@@ -347,7 +349,7 @@ async def _start(self:SSEBroadcastManager):
         try: await self._backend.start(self._hub.log.size, lambda record: self._deliver(record), self._renew, lambda: self._report())
         except BackendError as e:
             self._leave_place()
-            self._failed = self._hub.loop.time(),BackendAway if isinstance(e, BackendAway) else BackendError,str(e)
+            self._failed = self._hub.loop.time(),BackendUnavailable if isinstance(e, BackendUnavailable) else BackendError,str(e)
             raise
         self._started = self._hub.loop
 
@@ -1022,10 +1024,10 @@ def inspect(self:SSEBroadcastManager) -> dict: # `connections`, in order of arri
 
 # %% ../nbs/core.ipynb #2a816f36
 @patch
-async def everywhere(self:SSEBroadcastManager) -> dict: # `workers`, `connections`, `users` (user -> connections), `stats` as `stats` gives them; `each`: the `worker` and `stats` of every process, this one first
+async def cluster_stats(self:SSEBroadcastManager) -> dict: # `workers`, `connections`, `users` (user -> connections), `stats` as `stats` gives them; `each`: the `worker` and `stats` of every process, this one first
     "Counters of all processes, this one's as they are now, the others' a few seconds old"
     await self._ready()
-    told,users,stats,each,direct = await self._backend.ask(),{},{},[],Counter()
+    told,users,stats,each,direct = await self._backend.poll_workers(),{},{},[],Counter()
     for o in told:
         try: worker,theirs,here,their_direct = _read_report(o)
         except (TypeError, ValueError, LookupError, AttributeError, RecursionError):
@@ -1085,7 +1087,7 @@ async def _look(self:SSEBroadcastManager):
         await self._call_hooks('presence', dict(users), self.hook_timeout)
 
 @patch(as_prop=True)
-def _shares(self:SSEBroadcastManager): return hasattr(self._backend, 'tell')
+def _shares(self:SSEBroadcastManager): return hasattr(self._backend, 'announce')
 
 @patch
 async def _everybody(self:SSEBroadcastManager):
@@ -1093,7 +1095,7 @@ async def _everybody(self:SSEBroadcastManager):
     if not self._shares: return self.present(0)
     try:
         if self._own_changed: await self._tell_others()
-        return (await self.everywhere())['users']
+        return (await self.cluster_stats())['users']
     except BackendError: return self._known
 
 @patch
@@ -1101,7 +1103,7 @@ async def _tell_others(self:SSEBroadcastManager):
     self._own_changed = False
     try:
         await self._ready()
-        await self._backend.tell()
+        await self._backend.announce()
         await self._backend.publish(dict(presence=worker_name()))
     except BackendError:
         self._own_changed = True

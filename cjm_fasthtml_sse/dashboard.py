@@ -28,11 +28,12 @@ from fasthtml.common import B,Button,Dd,Details,Div,Dl,Dt,Figcaption,Figure,Head
 from starlette.responses import Response
 from starlette.routing import Match,Route
 
-from .backend import BackendError,MemoryBackend
+from .backends.memory import MemoryBackend
+from .engine.messages import BackendError
 from .core import SSEBroadcastManager,worker_name
 from .helpers import _prepare,_refused,_scope,_user_of,oob_update
 from .htmx import ArgumentError,HTMXSSEConnector
-from .render import to_html
+from .engine.render import to_html
 
 # %% ../nbs/dashboard.ipynb #6b1f0a09
 _log = logging.getLogger(__name__)
@@ -147,7 +148,7 @@ def _ask(self:Dashboard):
 
 @patch
 async def _each(self:Dashboard):
-    try: self.workers = (await self.manager.everywhere())['each']
+    try: self.workers = (await self.manager.cluster_stats())['each']
     except BackendError: self.workers = None
     except Exception:
         self.workers = None

@@ -27,13 +27,13 @@ from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse,Response
 from starlette.routing import get_route_path
 
-from .backend import BackendAway,page_cursors
+from .engine.messages import BackendUnavailable,page_cursors
 from .core import SSEBroadcastManager,watch_signals
 from .htmx import ArgumentError,HTMXSSEConnector,client_js,ext_script,hints_js,monitor_js,morph_js,morph_script,unload_js
-from .layers import leaves_bodies_alone
-from .multiplex import Multiplexer
+from .engine.middleware import leaves_bodies_alone
+from .multiplex.endpoint import Multiplexer
 from .visitor import Visitors,is_stream
-from .wire import SSEError,StreamEnded
+from .engine.wire import SSEError,StreamEnded
 
 # %% ../nbs/helpers.ipynb #f1c6bfbe
 def oob_swap(
@@ -305,7 +305,7 @@ class _Outer:
         until = time.monotonic()+_PATIENCE
         while True:
             try: return await manager.open()
-            except BackendAway as e:
+            except BackendUnavailable as e:
                 if self.told or (left := until-time.monotonic())<1: raise
                 _log.warning('%s. Trying again for %.0f s', e, left)
             await asyncio.sleep(1)

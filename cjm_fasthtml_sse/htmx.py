@@ -20,9 +20,9 @@ from fastcore.basics import patch_to
 from fastcore.xml import FT,to_xml
 from fasthtml.common import Div,Script,Span
 
-from .backend import NO_PAGE,page_cursors
-from .hints import has_hint,hint
-from .wire import CLOSE,SSEError,check_event_type
+from .engine.messages import NO_PAGE,page_cursors
+from .engine.hints import has_hint,hint
+from .engine.wire import CLOSE,SSEError,check_event_type
 
 # %% ../nbs/htmx.ipynb #06c6d1e5
 class HTMXSSEConnector:

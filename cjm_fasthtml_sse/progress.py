@@ -30,13 +30,13 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse,Response
 from starlette.routing import Match
 
-from .backend import BackendError
+from .engine.messages import BackendError
 from .dispatcher import segment
 from .helpers import _prepare,_refused,_user_of,oob_update
 from .htmx import ArgumentError
-from .render import to_html
-from .stream import _Final,_asked,_last_event_id,_page_cursors,ticket_alone,wants_ticket
-from .wire import CLOSE,FieldError,SSEError,encode
+from .engine.render import to_html
+from .engine.stream import _Final,_asked,_last_event_id,_page_cursors,ticket_alone,wants_ticket
+from .engine.wire import CLOSE,FieldError,SSEError,encode
 
 # %% ../nbs/progress.ipynb #9ece0f17
 _log = logging.getLogger(__name__)

@@ -17,8 +17,8 @@ from urllib.parse import unquote,urlsplit
 
 from fastcore.basics import patch
 
-from .render import to_html
-from .wire import HEARTBEAT,Parser,ServerSentEvent,StreamEnded
+from .engine.render import to_html
+from .engine.wire import HEARTBEAT,Parser,ServerSentEvent,StreamEnded
 
 # %% ../nbs/testing.ipynb #9b4dd742
 class SSEClient:

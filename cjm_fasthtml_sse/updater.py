@@ -13,8 +13,8 @@ from functools import partial
 from inspect import isasyncgenfunction,isawaitable,iscoroutine,iscoroutinefunction
 from typing import Any
 from fastcore.basics import patch
-from .dispatcher import Handlers
-from .wire import check_event_type
+from .engine.patterns import Handlers
+from .engine.wire import check_event_type
 
 # %% ../nbs/updater.ipynb #2513ebdc
 def _is_async(f):

@@ -16,7 +16,7 @@ from typing import Any,NamedTuple
 from starlette.requests import Request
 from starlette.routing import get_route_path
 
-from .hints import hint
+from .engine.hints import hint
 
 # %% ../nbs/visitor.ipynb #bdb2395f
 class Visit:

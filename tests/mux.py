@@ -8,9 +8,9 @@ from urllib.parse import unquote
 
 import httpx
 
-from cjm_fasthtml_sse.multiplex import ABOUT, PATH, VERSION
+from cjm_fasthtml_sse.multiplex.endpoint import ABOUT, PATH, VERSION
 from cjm_fasthtml_sse.visitor import Visitors
-from cjm_fasthtml_sse.wire import Parser
+from cjm_fasthtml_sse.engine.wire import Parser
 from tests.support import BOUND, eventually
 
 

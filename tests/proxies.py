@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 
-from cjm_fasthtml_sse.wire import Parser
+from cjm_fasthtml_sse.engine.wire import Parser
 from tests.servers import free_port, running
 
 DEPLOY = Path(__file__).resolve().parent.parent/'examples/deploy'

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 
-from cjm_fasthtml_sse.wire import Parser
+from cjm_fasthtml_sse.engine.wire import Parser
 from tests.contract.servers import uvicorn  # noqa: F401
 from tests.contract.support import free_port
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from starlette.requests import Request
 
 from cjm_fasthtml_sse.testing import SSEClient
-from cjm_fasthtml_sse.wire import GAP, Parser, StreamEnded
+from cjm_fasthtml_sse.engine.wire import GAP, Parser, StreamEnded
 from tests.contract.support import BOUND, Hooks, eventually, no_task_left, serve, turns  # noqa: F401
 
 

@@ -11,11 +11,11 @@ from hypothesis import given, settings, strategies as st
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
-from cjm_fasthtml_sse import stream
+from cjm_fasthtml_sse.engine import stream
 from cjm_fasthtml_sse.core import SSEBroadcastManager
-from cjm_fasthtml_sse.dispatcher import Private, covers, matches
+from cjm_fasthtml_sse.engine.patterns import Private, covers, matches
 from cjm_fasthtml_sse.helpers import setup_sse
-from cjm_fasthtml_sse.stream import Moment
+from cjm_fasthtml_sse.engine.stream import Moment
 from cjm_fasthtml_sse.testing import SSEClient
 from tests.support import BOUND, eventually, read_all, request, tab
 

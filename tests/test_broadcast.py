@@ -13,11 +13,12 @@ import httpx
 import pytest
 from fasthtml.common import FastHTML
 
-from cjm_fasthtml_sse.backend import BackendError, MemoryBackend
+from cjm_fasthtml_sse.backends.memory import MemoryBackend
+from cjm_fasthtml_sse.engine.messages import BackendError
 from cjm_fasthtml_sse.core import _MAX_UNDER_WAY as MAX_UNDER_WAY
 from cjm_fasthtml_sse.core import SSEBroadcastManager
-from cjm_fasthtml_sse.packing import DataError
-from cjm_fasthtml_sse.wire import SSEError
+from cjm_fasthtml_sse.backends.packing import DataError
+from cjm_fasthtml_sse.engine.wire import SSEError
 from tests.support import BOUND, eventually, following, read, seq, turns
 
 

@@ -12,10 +12,12 @@ from itertools import count
 import pytest
 from fasthtml.common import FastHTML, Link
 
-from cjm_fasthtml_sse.backend import MemoryBackend, Message, Record
+from cjm_fasthtml_sse.backends.base import Record
+from cjm_fasthtml_sse.backends.memory import MemoryBackend
+from cjm_fasthtml_sse.engine.messages import Message
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.testing import SSEClient
-from cjm_fasthtml_sse.wire import GAP, FieldError, SSEError, StreamEnded
+from cjm_fasthtml_sse.engine.wire import GAP, FieldError, SSEError, StreamEnded
 from tests.support import BOUND, eventually, following, read, request, tab, turns
 
 
@@ -505,7 +507,7 @@ async def test_a_deep_backlog_costs_stats_little():
 
 async def test_those_who_left_are_forgotten_unasked(monkeypatch):
     manager = SSEBroadcastManager()
-    monkeypatch.setattr('cjm_fasthtml_sse.stream._LEFT', 10)
+    monkeypatch.setattr('cjm_fasthtml_sse.engine.stream._LEFT', 10)
     for n in range(30): manager._hub.join(user=n).end()
     assert [*manager.present()] == [*range(20, 30)] and len(manager._hub.left) == 10
     both = [manager._hub.join(user='ann') for _ in range(2)]

@@ -14,7 +14,7 @@ from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.dashboard import SAMPLES, TYPES, Dashboard, Sample, setup_dashboard, sse_dashboard
 from cjm_fasthtml_sse.htmx import ArgumentError
 from cjm_fasthtml_sse.testing import SSEClient
-from cjm_fasthtml_sse.wire import StreamEnded
+from cjm_fasthtml_sse.engine.wire import StreamEnded
 from tests.support import BOUND, eventually, following, no_task_left, tasks
 
 PATH = '/_sse/dashboard'

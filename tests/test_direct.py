@@ -7,7 +7,7 @@ import pytest
 from fasthtml.common import FastHTML
 from starlette.requests import Request
 
-from cjm_fasthtml_sse.backend import MemoryBackend
+from cjm_fasthtml_sse.backends.memory import MemoryBackend
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.dashboard import setup_dashboard
 from cjm_fasthtml_sse.progress import setup_progress
@@ -74,9 +74,9 @@ async def test_all_processes_together():
         async with following(m, headers={'SSE-Direct': reason}): pass
     theirs = json.loads(json.dumps(two._report()))  # As it crosses
     old = {k: v for k,v in theirs.items() if k!='direct'}
-    async def ask(): return [one._report(), theirs, old]
-    one._backend.ask = ask
-    told = await one.everywhere()
+    async def poll_workers(): return [one._report(), theirs, old]
+    one._backend.poll_workers = poll_workers
+    told = await one.cluster_stats()
     assert (told['workers'], told['stats']['direct'])==(3, {'flood': 2, 'step': 1})
     assert [o['stats']['direct'] for o in told['each']]==[{'flood': 1}, {'flood': 1, 'step': 1}, {}]
     assert all(type(n) is int for n in theirs['stats'].values())  # What a process of an older version can read
@@ -85,9 +85,9 @@ async def test_all_processes_together():
 @pytest.mark.parametrize('direct', [7, 'flood', ['flood'], {'flood': -1}, {'flood': 'x'}, None, [['flood', 1]]])
 async def test_reports_of_direct_openings_that_no_manager_wrote(direct, caplog):
     manager = SSEBroadcastManager()
-    async def ask(): return [manager._report(), dict(worker='x', stats={}, users=[], direct=direct)]
-    manager._backend.ask = ask
-    assert (await manager.everywhere())['workers']==1 and 'passed over' in caplog.text
+    async def poll_workers(): return [manager._report(), dict(worker='x', stats={}, users=[], direct=direct)]
+    manager._backend.poll_workers = poll_workers
+    assert (await manager.cluster_stats())['workers']==1 and 'passed over' in caplog.text
 
 
 async def test_the_dashboard_shows_them_and_is_silent_without_any():

@@ -5,8 +5,9 @@ from functools import partial
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from cjm_fasthtml_sse.dispatcher import Handlers, PatternError, SSEEventDispatcher, check_pattern, matcher, matches
-from cjm_fasthtml_sse.wire import SSEError
+from cjm_fasthtml_sse.dispatcher import SSEEventDispatcher
+from cjm_fasthtml_sse.engine.patterns import Handlers, PatternError, check_pattern, matcher, matches
+from cjm_fasthtml_sse.engine.wire import SSEError
 
 # A busy machine is no failure
 settings.register_profile('patient', deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -105,7 +106,7 @@ def test_handlers_many_keys(monkeypatch):
     hs, asked = Handlers(), []
     for i in range(10_000): hs.add(f'user:{i}:**', partial(int, i))
     hs.add('**', partial(int, -1))
-    monkeypatch.setattr('cjm_fasthtml_sse.dispatcher.matcher', lambda key: asked.append(key) or matcher(key))
+    monkeypatch.setattr('cjm_fasthtml_sse.engine.patterns.matcher', lambda key: asked.append(key) or matcher(key))
     assert [f() for f in hs.matching('user:42:mail')] == [42, -1]
     assert sorted(asked) == ['**', 'user:42:**']
 

@@ -14,12 +14,12 @@ from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from support import serving
 
-from cjm_fasthtml_sse import stream
-from cjm_fasthtml_sse.backend import Record
+from cjm_fasthtml_sse.engine import stream
+from cjm_fasthtml_sse.backends.base import Record
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.dispatcher import matches
 from cjm_fasthtml_sse.testing import SSEClient
-from cjm_fasthtml_sse.wire import CLOSE, GAP, HEARTBEAT, SSEError, StreamEnded
+from cjm_fasthtml_sse.engine.wire import CLOSE, GAP, HEARTBEAT, SSEError, StreamEnded
 
 LIMIT, REPLAY = 4, 12  # Messages that may wait, and that are kept: few, so that a short run goes beyond them
 HEARTBEAT_SECS, PATIENCE, RETRY = 15., .05, 3000

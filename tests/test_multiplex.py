@@ -8,7 +8,7 @@ from fasthtml.common import EventStream, FastHTML, Response
 from starlette.background import BackgroundTask
 from starlette.responses import StreamingResponse
 
-from cjm_fasthtml_sse import multiplex
+from cjm_fasthtml_sse.multiplex import endpoint as multiplex
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.helpers import setup_sse
 from cjm_fasthtml_sse.visitor import Visitors

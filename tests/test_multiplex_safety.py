@@ -1,4 +1,4 @@
-"What could go wrong with the multiplexer, and what stands against it; the table at the end of nbs/multiplex.ipynb names these tests"
+"What could go wrong with the multiplexer, and what stands against it; the table at the end of nbs/multiplex/endpoint.ipynb names these tests"
 import asyncio
 import json
 import re
@@ -11,9 +11,9 @@ from types import SimpleNamespace
 from fasthtml.common import EventStream, FileResponse, Middleware, RedirectResponse, Response
 from starlette.middleware.gzip import GZipMiddleware
 
-from cjm_fasthtml_sse import multiplex
+from cjm_fasthtml_sse.multiplex import endpoint as multiplex
 from cjm_fasthtml_sse.core import SSEBroadcastManager
-from cjm_fasthtml_sse.multiplex import BODY, CHANNELS, PATH
+from cjm_fasthtml_sse.multiplex.endpoint import BODY, CHANNELS, PATH
 from tests.mux import Browser, Channel
 from tests.support import eventually
 from tests.test_multiplex import Site
@@ -261,7 +261,7 @@ async def test_who_is_let_in_nowhere_keeps_no_carrier():
 
 def test_each_line_of_the_page_has_its_tests():
     "The table names tests, and these exist; each test of this file stands in the table"
-    cells = json.loads((HERE.parent/'nbs/multiplex.ipynb').read_text())['cells']
+    cells = json.loads((HERE.parent/'nbs/multiplex/endpoint.ipynb').read_text())['cells']
     page = next(t for c in cells if '## The threat model' in (t := ''.join(c['source'])))
     named = {*re.findall(r'`(test_\w+)`', page)}
     there = {f.name: {*re.findall(r'^ *(?:async )?def (test_\w+)', f.read_text(), re.M)} for f in HERE.rglob('test_*.py')}

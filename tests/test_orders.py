@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from cjm_fasthtml_sse.core import SSEBroadcastManager
-from cjm_fasthtml_sse.multiplex import PATH
+from cjm_fasthtml_sse.multiplex.endpoint import PATH
 from tests.mux import Browser, Channel
 from tests.support import eventually, serve
 from tests.test_multiplex import Site

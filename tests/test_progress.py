@@ -9,14 +9,15 @@ import pytest
 from fasthtml.common import FastHTML
 
 from cjm_fasthtml_sse import progress
-from cjm_fasthtml_sse.backend import MemoryBackend, Record
+from cjm_fasthtml_sse.backends.base import Record
+from cjm_fasthtml_sse.backends.memory import MemoryBackend
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.dispatcher import segment
 from cjm_fasthtml_sse.htmx import HTMXSSEConnector
 from cjm_fasthtml_sse.progress import Jobs, progress_bar, setup_progress, track
-from cjm_fasthtml_sse.render import to_html, to_json
+from cjm_fasthtml_sse.engine.render import to_html, to_json
 from cjm_fasthtml_sse.testing import SSEClient
-from cjm_fasthtml_sse.wire import CLOSE
+from cjm_fasthtml_sse.engine.wire import CLOSE
 from tests.support import BOUND, eventually, read_all
 
 

@@ -26,13 +26,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from servers import Server, Stream, free_port, running, uvicorn
 
-from cjm_fasthtml_sse import redis_backend
-from cjm_fasthtml_sse.backend import BackendError, check_backend
+from cjm_fasthtml_sse.backends import redis as redis_backend
+from cjm_fasthtml_sse.backends.base import check_backend
+from cjm_fasthtml_sse.engine.messages import BackendError
 from cjm_fasthtml_sse.core import SSEBroadcastManager
-from cjm_fasthtml_sse.packing import DataError, pack, unpack
-from cjm_fasthtml_sse.redis_backend import Publisher, RedisBackend
-from cjm_fasthtml_sse.render import to_html
-from cjm_fasthtml_sse.wire import GAP, FieldError
+from cjm_fasthtml_sse.backends.packing import DataError, pack, unpack
+from cjm_fasthtml_sse.backends.redis import Publisher, RedisBackend
+from cjm_fasthtml_sse.engine.render import to_html
+from cjm_fasthtml_sse.engine.wire import GAP, FieldError
 from tests.support import BOUND, eventually, following, gaps, no_task_left, read, read_to, tab, turns
 
 BINARIES = [b for b in ('redis-server', 'valkey-server') if shutil.which(b)]
@@ -242,7 +243,7 @@ async def test_a_process_makes_two_connections_to_redis_however_many_streams_it_
             await asyncio.gather(*[m.broadcast(f'n{i}', i) for i in range(n)])
             unknown = f"{m.cursor.partition(':')[0]}:{10**14}-0"  # A worker asks Redis whether it knows such an id
             back = await asyncio.gather(*[stack.enter_async_context(tab(m, last_event_id=unknown, events='all')) for _ in range(n)])
-            await m.everywhere()
+            await m.cluster_stats()
             await m.broadcast('all', 'all')
             for i,c in enumerate(streams): assert [json.loads(e.data) for e in await read(c, 2)]==[i, 'all']
             for c in back: assert [e.event for e in await read(c, 2)]==[GAP, 'all']
@@ -293,7 +294,7 @@ async def test_apps_share_a_redis_by_their_names(server):
         await blog.broadcast('n', 'blog')
         Publisher(server.url, name='blog').broadcast('n', 'script')
         assert await of(p, 2)==['blog', 'script'] and await of(q, 1)==['shop'] and q.empty()
-        assert (await shop.everywhere())['workers']==1
+        assert (await shop.cluster_stats())['workers']==1
 
 async def test_managers_of_one_process_need_different_names(server):
     "They would hear each other. The error says what to write; one that was closed, or left behind by its event loop, is in nobody's way"
@@ -348,7 +349,7 @@ def test_a_script_publishes(server, tmp_path):
             p = await asyncio.create_subprocess_exec(sys.executable, tmp_path/'script.py', env={**os.environ, 'URL': server.url}, cwd=tmp_path)
             assert await asyncio.wait_for(p.wait(), 20)==0
             return await of(q, 2)
-    got = asyncio.run(listen('import os, sys', 'from cjm_fasthtml_sse.redis_backend import Publisher', 'with Publisher(os.environ["URL"]) as p:',
+    got = asyncio.run(listen('import os, sys', 'from cjm_fasthtml_sse.backends.redis import Publisher', 'with Publisher(os.environ["URL"]) as p:',
         '    for n in range(2): p.broadcast("n", n)', 'assert "fasthtml" not in sys.modules and "cjm_fasthtml_sse.core" not in sys.modules'))
     assert got==[0, 1]
     got = asyncio.run(listen('import os', 'from cjm_fasthtml_sse.core import SSEBroadcastManager', 'm = SSEBroadcastManager(backend=os.environ["URL"])',
@@ -381,7 +382,7 @@ async def test_a_hook_that_broadcasts_after_close(server):
         manager.on_disconnect(lambda conn: later.append(asyncio.create_task(slow())))
         async with other.subscribe() as q, following(manager) as client:
             await manager.close(.05)
-            assert (await other.everywhere())['workers']==1
+            assert (await other.cluster_stats())['workers']==1
             go.set()
             assert (await asyncio.wait_for(q.get(), BOUND))['type']=='left'
             await client._task
@@ -724,10 +725,10 @@ async def test_counters_of_all_workers_and_one_that_was_killed(server, monkeypat
         await a.next(BOUND)
         async def all_say(wanted):
             async with asyncio.timeout(BOUND):
-                while (got := await one.everywhere())!=wanted and {k: got[k] for k in wanted}!=wanted: await asyncio.sleep(.02)
+                while (got := await one.cluster_stats())!=wanted and {k: got[k] for k in wanted}!=wanted: await asyncio.sleep(.02)
         await all_say(dict(workers=2, connections=3, users={'ann': 2, ('bob', 1): 1}))
         await asyncio.sleep(.3)
-        assert (await one.everywhere())['stats']['broadcasts']==2
+        assert (await one.cluster_stats())['stats']['broadcasts']==2
         killed = two._backend
         for t in [*killed._tasks]: t.cancel()
         await all_say(dict(workers=1, connections=1, users={'ann': 1}))
@@ -747,7 +748,7 @@ async def test_reports_that_no_worker_has_written_are_passed_over(server, caplog
         server.client.set('sse:worker:old', '{"users": [["ann", 2]], "stats": {"connections": 2}}')
         server.client.sadd('sse:workers', 'old')
         for _ in range(2):
-            told = await one.everywhere()
+            told = await one.cluster_stats()
             assert (told['workers'], told['connections'], told['users'])==(3, 2, dict(ann=2))
     assert len([r for r in caplog.records if 'passed over' in r.message])==1
 
@@ -756,13 +757,13 @@ async def test_a_count_during_the_end_is_an_error_of_the_backend(server):
     for turn in range(0, 40, 3):
         async with managers(server.url, 1) as (m,):
             await m.open()
-            counting = asyncio.create_task(m.everywhere())
+            counting = asyncio.create_task(m.cluster_stats())
             await turns(turn)
             await m.close()
             try: assert (await counting)['workers']==1
             except BackendError: pass
     backend = RedisBackend(server.url)
-    with pytest.raises(BackendError, match='not been started'): await backend.ask()
+    with pytest.raises(BackendError, match='not been started'): await backend.poll_workers()
 
 # The end
 

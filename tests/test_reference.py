@@ -17,7 +17,6 @@ import re
 import tokenize
 from dataclasses import dataclass
 from functools import cache
-from graphlib import TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,6 +87,10 @@ def defs():
                 res += [Def(m, '', n), *(Def(m, n.name, o) for o in n.body if is_def(o))]
             elif is_def(n): res += [Def(m, c, n) for c in patched(n) or ['']]
     return res
+
+
+@cache
+def imported(module): return {o.asname or o.name for n in tree(module).body if isinstance(n, ast.ImportFrom) for o in n.names}
 
 
 @cache
@@ -202,7 +205,8 @@ def lacking():
         names, text = exported(m), source(m).split('\n')
         tops = {d.node.name: d for d in defs() if d.module == m and not d.cls}
         for name in names:
-            if m != 'common' and name not in uses(page): yield f'{at} no lesson uses {name}'
+            if name in imported(m): continue  # Its own page has the lesson
+            if name not in uses(page): yield f'{at} no lesson uses {name}'
             if name in tops: continue
             for n in tree(m).body:
                 if isinstance(n, ast.Assign|ast.AnnAssign) and re.match(rf'{name}\b', ast.unparse(n)) and not any(comments(m).get(i) for i in range(n.lineno-1, n.end_lineno+1)):
@@ -235,38 +239,3 @@ def is_setter(node): return any(ast.unparse(o).endswith('.setter') for o in node
 
 def test_the_reference_is_complete():
     assert [*lacking()] == []
-
-
-# Imports
-
-FASTHTML = 'answers common dashboard doctor helpers htmx inspector live monitoring progress'.split()  # The modules that make elements
-BASE = 'wire', 'engine', 'backends'
-
-
-def imports():
-    "Module -> what it needs to be imported: modules of the package by their names in it, others by their first name with a colon"
-    files = {'.'.join(f.relative_to(ROOT/PACKAGE).with_suffix('').parts): f for f in (ROOT/PACKAGE).rglob('*.py') if f.name[0] != '_'}
-    def needs(name, tree):
-        folder = ['', *name.split('.')[:-1]]
-        for n in tree.body:
-            if isinstance(n, ast.Import): yield from (a.name.partition('.')[0] + ':' for a in n.names)
-            elif isinstance(n, ast.ImportFrom) and not n.level: yield n.module.partition('.')[0] + ':'
-            elif isinstance(n, ast.ImportFrom):
-                to = '.'.join([*folder[1:len(folder) + 1 - n.level], *filter(None, [n.module])])
-                yield from ([to] if to in files else (f'{to}.{a.name}'.strip('.') for a in n.names))
-    return {name: {*needs(name, ast.parse(f.read_text(encoding='utf-8')))} for name, f in files.items()}
-
-
-def test_imports_have_no_circles():
-    list(TopologicalSorter(imports()).static_order())
-
-
-def test_imports_of_extras():
-    "No module needs Redis; FastHTML is needed where elements are made, and Starlette by nobody who only knows bytes and patterns"
-    found = imports()
-    for name in TopologicalSorter(found).static_order():
-        if name in found: found[name] |= {o for m in found[name] for o in found.get(m, ())}
-    assert not [m for m, needs in found.items() if {'redis:', 'uvicorn:', 'hypercorn:', 'granian:'} & needs]
-    assert not [m for m, needs in found.items() if 'fasthtml:' in needs and m not in FASTHTML]
-    assert not [m for m, needs in found.items() if m.rpartition('.')[2] in ('wire', 'patterns', 'messages', 'dispatcher', 'updater', 'packing') and 'starlette:' in needs]
-    assert not [(m, o) for m, needs in found.items() if m.partition('.')[0] in BASE for o in needs if o.partition('.')[0] in ('core', 'updater', 'htmx', 'multiplex', 'helpers')]

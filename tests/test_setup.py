@@ -4,9 +4,9 @@ import pytest
 from fasthtml.common import EventStream, FastHTML, P, sse_message
 from starlette.testclient import TestClient
 
-from cjm_fasthtml_sse.backend import BackendError
+from cjm_fasthtml_sse.engine.messages import BackendError
 from cjm_fasthtml_sse.helpers import setup_sse
-from cjm_fasthtml_sse.wire import StreamEnded
+from cjm_fasthtml_sse.engine.wire import StreamEnded
 
 
 def older_app(error=None, **kw):

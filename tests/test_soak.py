@@ -16,7 +16,7 @@ from servers import Stream, at_rest, many_files, resident, running, uvicorn
 from support import Hooks, eventually, serving, tasks
 
 from cjm_fasthtml_sse.core import ConnectionQueue, SSEBroadcastManager
-from cjm_fasthtml_sse.stream import Connection, EventStreamResponse, Group
+from cjm_fasthtml_sse.engine.stream import Connection, EventStreamResponse, Group
 from cjm_fasthtml_sse.testing import SSEClient
 
 SOAK = int(os.environ.get('SOAK', 20_000))

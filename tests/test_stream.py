@@ -14,11 +14,11 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.sessions import SessionMiddleware
 
-from cjm_fasthtml_sse import stream
-from cjm_fasthtml_sse.backend import BackendError, Message
+from cjm_fasthtml_sse.engine import stream
+from cjm_fasthtml_sse.engine.messages import BackendError,Message
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.testing import SSEClient
-from cjm_fasthtml_sse.wire import CLOSE, HEARTBEAT
+from cjm_fasthtml_sse.engine.wire import CLOSE, HEARTBEAT
 from tests.support import (BOUND, eventually, following, gaps, no_task_left, read, read_all, read_to, seq, serving, tab, turns)
 
 
@@ -888,7 +888,7 @@ async def test_head_on_a_fasthtml_route_ends():
 
 async def test_a_close_never_sends_what_comes_after_a_chunk_that_was_cut_off(monkeypatch):
     "Its id would say that the tab has seen the chunk too"
-    monkeypatch.setattr('cjm_fasthtml_sse.stream.LAST_WORDS', .01)
+    monkeypatch.setattr('cjm_fasthtml_sse.engine.stream.LAST_WORDS', .01)
     manager = SSEBroadcastManager()
     async with following(manager) as client:
         client.stall()
@@ -1021,8 +1021,8 @@ async def test_streams_that_are_refused_fill_no_log(caplog):
         origin = 'b-0'
         async def start(self, size, deliver, renew, tell): pass
         async def publish(self, fields, key=None, timeout=None): return 0
-        async def reach(self, last_event_id): raise BackendError('there are entries that this process has not read yet')
-        async def ask(self): return []
+        async def wait_for(self, last_event_id): raise BackendError('there are entries that this process has not read yet')
+        async def poll_workers(self): return []
         async def stop(self): pass
     manager = SSEBroadcastManager(backend=Behind())
     for i in range(20):

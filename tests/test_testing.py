@@ -12,7 +12,7 @@ from support import BOUND, eventually, no_task_left, tab
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.helpers import oob_element, setup_sse
 from cjm_fasthtml_sse.testing import SSEClient, assert_oob, oob_elements
-from cjm_fasthtml_sse.wire import StreamEnded
+from cjm_fasthtml_sse.engine.wire import StreamEnded
 
 APP = '''
 from fasthtml.common import *

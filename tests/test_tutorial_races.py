@@ -11,7 +11,7 @@ import pytest
 from servers import running, uvicorn
 from support import BOUND
 
-from cjm_fasthtml_sse.wire import Parser
+from cjm_fasthtml_sse.engine.wire import Parser
 
 ROOT = Path(__file__).parent.parent
 DEMO = [sys.executable, ROOT/'demo/main.py', '--port', '{port}']

@@ -14,7 +14,7 @@ import pytest
 from httpx_sse import EventSource
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from cjm_fasthtml_sse.wire import CLOSE, FieldError, Parser, ServerSentEvent, comment, encode
+from cjm_fasthtml_sse.engine.wire import CLOSE, FieldError, Parser, ServerSentEvent, comment, encode
 from tools.assets import fetch
 
 # A busy machine is no failure

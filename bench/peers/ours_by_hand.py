@@ -2,7 +2,7 @@
 import asyncio
 
 from cjm_fasthtml_sse.core import SSEBroadcastManager
-from cjm_fasthtml_sse.wire import StreamEnded
+from cjm_fasthtml_sse.engine.wire import StreamEnded
 from starlette.applications import Starlette
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route

@@ -4,8 +4,8 @@ from fasthtml.common import *
 from cjm_fasthtml_sse.core import ConnectionQueue, SSEBroadcastManager
 from cjm_fasthtml_sse.dispatcher import segment
 from cjm_fasthtml_sse.helpers import setup_sse
-from cjm_fasthtml_sse.stream import Connection, EventStreamResponse, Group
-from cjm_fasthtml_sse.wire import SSEError
+from cjm_fasthtml_sse.engine.stream import Connection, EventStreamResponse, Group
+from cjm_fasthtml_sse.engine.wire import SSEError
 
 async def lifespan(app):
     yield

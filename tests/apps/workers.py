@@ -25,7 +25,7 @@ async def say(text: str): return str(await manager.broadcast('said', dict(text=t
 def say_from_a_thread(text: str): return str(manager.broadcast_threadsafe('said', dict(text=text)).result(5))
 
 @rt
-async def everywhere(): return JSONResponse(await manager.everywhere())
+async def everywhere(): return JSONResponse(await manager.cluster_stats())
 
 @rt
 async def log_out(user: str): return str(await manager.disconnect(user))

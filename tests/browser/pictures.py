@@ -428,7 +428,7 @@ security.size = dict(width=440, height=400)
 
 @walk
 def redis(tabs):
-    from cjm_fasthtml_sse.redis_backend import Publisher
+    from cjm_fasthtml_sse.backends.redis import Publisher
     with running(tabs.code, **tabs.env) as other, Publisher(tabs.env['REDIS_URL']) as script:
         one, two = tabs.open(), tabs.open(other)
         def says(n): [tab.wait_for_selector(f'#notes > li:nth-child({n})') for tab in (one, two)]

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from proxies import lacking, program, proxying  # noqa: E402
 from servers import free_port, running, uvicorn  # noqa: E402
 
-from cjm_fasthtml_sse.multiplex import ABOUT, PATH
+from cjm_fasthtml_sse.multiplex.endpoint import ABOUT, PATH
 
 CARRIER,STREAM = 'application/octet-stream','text/event-stream'
 needs_nginx = pytest.mark.skipif(bool(lacking('nginx', 'openssl')), reason="needs Debian's packages nginx and openssl")

@@ -18,9 +18,9 @@ from tabs import Tabs, board, complete, connect  # noqa: F401
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from servers import free_port, running, uvicorn  # noqa: E402
 
-from cjm_fasthtml_sse import multiplex
+from cjm_fasthtml_sse.multiplex import endpoint as multiplex
 from cjm_fasthtml_sse.helpers import setup_sse
-from cjm_fasthtml_sse.multiplex import PATH, Multiplexer
+from cjm_fasthtml_sse.multiplex.endpoint import PATH, Multiplexer
 
 BROKEN = 'cjmSSE.mux.reason'
 STEP = 'cjmSSE.mux.step'

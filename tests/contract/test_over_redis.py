@@ -204,10 +204,10 @@ class TestTogether:
             await one.broadcast('n', 1)
             await c.read()
             async with within('all say what they have'):
-                while (told := await one.everywhere())['connections'] != 3: await asyncio.sleep(.02)
+                while (told := await one.cluster_stats())['connections'] != 3: await asyncio.sleep(.02)
             assert (told['workers'], told['users']) == (2, {'ann': 2, ('bob', 1): 1})
             await two.close()
-            assert (await one.everywhere())['workers'] == 1
+            assert (await one.cluster_stats())['workers'] == 1
 
     async def test_hooks_in_every_process(self, shared):
         "`on_broadcast` is called where the message was sent, `on_delivery` in each process, once"
@@ -235,7 +235,7 @@ class TestTogether:
                     following('queue', b) as d):
             await a.broadcast('n', 'a')
             await b.broadcast('n', 'b')
-            assert await c.data(1) == ['a'] and await d.data(1) == ['b'] and (await a.everywhere())['workers'] == 1
+            assert await c.data(1) == ['a'] and await d.data(1) == ['b'] and (await a.cluster_stats())['workers'] == 1
 
     async def test_two_managers_of_one_place(self, shared):
         "They would hear each other: the second says so, and what to write"
@@ -326,7 +326,7 @@ class TestTheEnd:
             async with (workers(shared) as (one, two), following('stream', one), following('channel', one),
                         following('queue', one)):
                 await one.broadcast('n', 1)
-                await one.everywhere()
+                await one.cluster_stats()
                 assert open_ones() <= before+4
         await eventually(lambda: open_ones() <= before, 'the connections end')
 

@@ -53,8 +53,8 @@ class OwnBackend:
         await event.wait()
         self.waiting -= 1
 
-    async def reach(self, last_event_id): await self._wait(self.reaches)
-    async def ask(self): return [self.tell()]
+    async def wait_for(self, last_event_id): await self._wait(self.reaches)
+    async def poll_workers(self): return [self.tell()]
     async def stop(self): pass
 
 

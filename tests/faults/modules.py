@@ -2,11 +2,11 @@
 from tests.faults import Fault
 
 FAULTS: list[Fault] = [
-    Fault('a long event type and a pattern with several stars hold up the server for seconds', 'dispatcher.py',
+    Fault('a long event type and a pattern with several stars hold up the server for seconds', 'engine/patterns.py',
         'test_dispatch_contract.py', (
         ('''"(?>[^:]*{'+' if''', '''"(?:[^:]*{'+' if'''),
         ("f'(?>{skipped}{found})'", "f'(?:{skipped}{found})'"))),
-    Fault('priority counts only among handlers of one pattern', 'dispatcher.py', 'test_dispatch_contract.py', (
+    Fault('priority counts only among handlers of one pattern', 'engine/patterns.py', 'test_dispatch_contract.py', (
         ('for _,_,f in sorted(found)]', 'for _,_,f in found]'),
         ('self._keys[key].append((-priority, next(self._count), f))',
          'self._keys[key].append((-priority, next(self._count), f))\n'
@@ -27,7 +27,7 @@ FAULTS: list[Fault] = [
     Fault('a `?v=` behind htmx hides it, so what is inserted comes too early or too late', 'helpers.py',
         'test_headers_contract.py', (
         ("_HTMX.search(re.split(r'[?#]', src)[0])", '_HTMX.search(src)'),)),
-    Fault('text with a line separator arrives torn in two lines', 'wire.py', 'test_stream_format.py', (
+    Fault('text with a line separator arrives torn in two lines', 'engine/wire.py', 'test_stream_format.py', (
         ("_utf8('data', data).replace('\\n', '\\ndata: ')",
         "'\\ndata: '.join(_utf8('data', data).splitlines() or [''])"),)),
     Fault('a log-in page as the answer of `authorise` lets strangers into the dashboard', 'helpers.py',
@@ -38,7 +38,7 @@ FAULTS: list[Fault] = [
          "from .backend import _epoch,_logs\n"
          "        newest = {_epoch(o.cursor): o.cursor for o in _logs}\n"
          "        return escape(' '.join(newest.get(_epoch(o), o) for o in ids), quote=False)"),)),
-    Fault('a page of an app with two managers is told of a gap that there is not', 'backend.py',
+    Fault('a page of an app with two managers is told of a gap that there is not', 'engine/messages.py',
         'test_page_and_stream.py', (
         ("next((o for o in ids if _epoch(o) not in known), '')", "next(iter(ids), '')"),)),
     Fault('a job that a restart has lost is shown as waiting for ever, to a page that has heard nothing so far',
@@ -47,14 +47,14 @@ FAULTS: list[Fault] = [
     Fault('plain middleware that only looks on keeps events from their handlers', 'dispatcher.py',
         'test_dispatch_contract.py', (
         ('for call in calls: await call', 'for call in calls: call.close()'),)),
-    Fault('half of a surrogate pair in the state ends every new stream', 'render.py', 'test_snapshots.py', (
+    Fault('half of a surrogate pair in the state ends every new stream', 'engine/render.py', 'test_snapshots.py', (
         ('if _is_element(elements): return replace_surrogates(str(to_xml((elements,), indent=False)))',
          'if _is_element(elements): return str(to_xml((elements,), indent=False))'),)),
     Fault('what a background task draws goes on where the page was that began it, long ago', 'helpers.py',
         'test_page_and_stream.py', (
         ('if not open_body or begins and is_stream(message): cursors.clear()',
         'if begins and is_stream(message): cursors.clear()'),)),
-    Fault('an element that comes through a stream listens to the past again, or misses what is new', 'render.py',
+    Fault('an element that comes through a stream listens to the past again, or misses what is new', 'engine/render.py',
         'test_page_and_stream.py', (
         ("context,began = written_at(getattr(message, 'id', None))", 'context,began = written_at(None)'),)),
     Fault('a hidden element swaps nothing though the app has named where to', 'htmx.py', 'test_elements_contract.py', (
@@ -87,6 +87,6 @@ FAULTS: list[Fault] = [
         'app.router.routes.append(Route(board.path+_style_name(), style'),)),
     Fault('a stream whose manager the app does not know says nothing', 'core.py', 'test_silence_is_mended.py', (
         ("or self in scope.get('sse_managers', ()): return", "or 'sse_managers' in scope: return"),)),
-    Fault('the log fills with one and the same hint', 'hints.py', 'test_silence_is_mended.py', (
+    Fault('the log fills with one and the same hint', 'engine/hints.py', 'test_silence_is_mended.py', (
         ('    _given.add(place)\n', ''),)),
 ]

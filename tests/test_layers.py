@@ -1,0 +1,77 @@
+"Imports point down, never up and never in a circle; what is only needed in one place is imported in that place alone"
+import ast
+import subprocess
+import sys
+from functools import cache
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+NAME = 'cjm_fasthtml_sse'
+PACKAGE = Path(__file__).parents[1]/NAME
+
+# Lowest first: a module imports modules of its own line and of those above it in this list
+LAYERS = [o.split() for o in '''
+engine.wire engine.patterns engine.messages engine.hints engine.middleware engine.render engine.servers
+engine.group engine.connection engine.catch_up engine.sender engine.loop engine.users engine.access engine.queues
+engine.hub engine.pump engine.response engine.stream
+backends.base backends.memory backends.packing backends.redis
+hooks broadcast presence core
+visitor
+multiplex.protocol multiplex.channel multiplex.carrier multiplex.endpoint
+dispatcher updater htmx
+helpers
+progress dashboard testing
+monitoring
+common
+'''.strip().splitlines()]
+LEVEL = {name: i for i, names in enumerate(LAYERS) for name in names}
+
+
+@cache
+def imports():
+    "Module -> the modules of the package, and the packages outside, that it imports"
+    res = {}
+    for path in sorted(PACKAGE.rglob('*.py')):
+        parts = path.relative_to(PACKAGE).with_suffix('').parts
+        if parts[-1] in ('__init__', '_modidx'): continue
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+            if isinstance(node, ast.Import): found |= {o.name.split('.')[0] for o in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                base = [*parts[:len(parts) - node.level]] if node.level else []
+                whole = '.'.join([*base, *(node.module or '').split('.')]) if node.module else '.'.join(base)
+                found.add(f'.{whole}' if node.level else whole.split('.')[0])
+        res['.'.join(parts)] = found
+    return res
+
+
+def inner(module): return {o[1:] for o in imports()[module] if o.startswith('.')}
+
+
+def test_every_module_has_a_layer(): assert imports().keys() <= LEVEL.keys()
+
+
+@pytest.mark.parametrize('module', sorted(imports()))
+def test_imports_point_down(module):
+    assert not {o for o in inner(module) if LEVEL[o] > LEVEL[module]}
+
+
+def test_there_is_no_circle(): assert [*TopologicalSorter({o: inner(o) for o in imports()}).static_order()]
+
+
+def test_elements_are_made_in_the_upper_half():
+    assert min(LEVEL[o] for o, found in imports().items() if 'fasthtml' in found) > LEVEL['core']
+
+
+def test_redis_is_imported_in_its_backend_alone():
+    assert {o for o, found in imports().items() if 'redis' in found} == {'backends.redis'}
+    assert not [o for o, found in imports().items() if {'uvicorn', 'hypercorn', 'granian'} & found]
+
+
+@pytest.mark.parametrize('module,banned', [('engine.wire', ['fastcore', 'starlette', 'asyncio']), ('core', ['fasthtml', 'redis']),
+                                           ('testing', ['fasthtml']), ('updater', ['starlette', 'fasthtml'])])
+def test_nothing_heavy_comes_along(module, banned):
+    code = f'import sys, {NAME}.{module}; print(*[o for o in {banned!r} if o in sys.modules])'
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, timeout=30).stdout.split() == []
