@@ -21,7 +21,7 @@ from starlette.responses import Response
 from cjm_fasthtml_sse.core import SSEBroadcastManager, TooManyConnections
 from cjm_fasthtml_sse.dispatcher import segment
 from cjm_fasthtml_sse.helpers import setup_sse
-from tests.contract.support import (BOUND, CLOSE, GAP, RENDER, Browser, Hooks, Site, all_live, client, eventually,
+from tests.contract.support import (BOUND, CLOSE, GAP, RENDER, Browser, Hooks, OwnBackend, Site, all_live, client, eventually,
     following, listening, no_task_left, rendered, turns, within)
 
 streams = pytest.mark.parametrize('sink', ['stream', 'channel'])
@@ -31,31 +31,6 @@ PAD = 'x'*20_000  # More than a carrier takes for a channel that is not read
 
 async def in_thread(f, *args): return await asyncio.wait_for(asyncio.to_thread(f, *args), BOUND)
 async def says(answer): return answer
-
-
-class OwnBackend:
-    "A backend that an app brings. It numbers and delivers here; `starts` and `reaches` hold it up until they are set"
-    def __init__(self):
-        self.origin, self.n, self.starts, self.reaches, self.waiting = 'own-0', 0, asyncio.Event(), asyncio.Event(), 0
-        self.starts.set(), self.reaches.set()
-
-    async def start(self, size, deliver, renew, tell):
-        await self._wait(self.starts)
-        self.deliver, self.tell = deliver, tell
-
-    async def publish(self, fields, key=None, timeout=None):
-        self.n += 1
-        got = await self.deliver(SimpleNamespace(id=f'own-{self.n}', fields=fields, key=key, timeout=timeout))
-        return got if isinstance(got, int) else await got
-
-    async def _wait(self, event):
-        self.waiting += 1
-        await event.wait()
-        self.waiting -= 1
-
-    async def wait_for(self, last_event_id): await self._wait(self.reaches)
-    async def poll_workers(self): return [self.tell()]
-    async def stop(self): pass
 
 
 class TestPatterns:
