@@ -15,7 +15,7 @@ from starlette.middleware.sessions import SessionMiddleware
 from starlette.requests import Request
 
 from cjm_fasthtml_sse.core import BackendError, SSEBroadcastManager
-from tests.contract.support import (BOUND, HEARTBEAT, Hooks, OwnBackend, Site, all_live, client, eventually, following, listening, no_task_left,
+from tests.contract.support import (HEARTBEAT, Hooks, OwnBackend, Site, all_live, client, eventually, following, listening, no_task_left,
                                     turns, within)
 
 
@@ -230,11 +230,13 @@ class TestStates:
             assert page.last_id == 'anew-0' and manager.stats()['gaps'] == 1
 
     async def test_leaving_is_no_error_of_the_state(self, caplog):
-        manager, ended = SSEBroadcastManager(heartbeat=.02), []
+        manager, begun, ended = SSEBroadcastManager(heartbeat=.02), asyncio.Event(), []
         async def state():
+            begun.set()
             try: await asyncio.Event().wait()
             finally: ended.append(1)
         async with client('stream', manager, snapshot=state) as page:
+            async with within('it is read'): await begun.wait()
             page.exchange.fails = OSError('gone')  # As a server of ASGI 2.4 says it
             await eventually(lambda: ended and not manager.connection_count, 'the state is ended, and the stream')
         assert manager.stats()['errors'] == 0 and not caplog.records
