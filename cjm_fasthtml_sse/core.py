@@ -118,15 +118,16 @@ class SSEBroadcastManager:
             _whole('retry', retry, 0), self.default_timeout, overflow, private)
         if max_age is not None and not _seconds('max_age', max_age): raise ValueError('`max_age` must be more than 0 seconds, got 0')
         self.max_age = self._hub.max_age = max_age
-        self._hub.queues,self._hub.guests = self._queues,(self._queues, self._late)
+        self._hub.queues = self._queues
+        self._hub.cleared_with_loop += self._queues,self._late
         self._backend: Any = RedisBackend(backend) if isinstance(backend, str) else backend or MemoryBackend()
         self.hook_timeout = _seconds('hook_timeout', hook_timeout)
         self._opening,self._calls = {},{}  # Connection -> future, done when its `on_connect` hooks have ended; such futures -> the task of the hooks
-        self._hub.guests += self._opening,self._calls
+        self._hub.cleared_with_loop += self._opening,self._calls
         self._known,self._looking,self._changed,self._own_changed = {},None,asyncio.Event(),False  # Who is here, as the presence hooks know it; what calls them
         self._started = None
         self._failed: tuple[float, type, str] = -9.,BackendError,''  # The last start that failed: loop time, error
-        if self._backend.origin: self._hub.log.renew(self._backend.origin)
+        if self._backend.origin: self._hub.replay.renew(self._backend.origin)
         kind = type(self._backend)
         self._memory = kind.publish is MemoryBackend.publish                # Is a broadcast numbered and delivered right here?
         self._needs_start = kind.start is not MemoryBackend.start
@@ -147,10 +148,10 @@ def _forked():
     "This process was forked off. Connections are the parent's, and two processes that number alike would give one id to two messages"
     _places.clear()
     for m in _managers:
-        m._hub.disown()
+        m._hub.reset_after_fork()
         m._under_way,m._outbox,m._sender,m._started = set(),deque(),None,None
         m._slots,m._giving = threading.Semaphore(_MAX_UNDER_WAY),False
-        if type(m._backend) is MemoryBackend: m._hub.log.branch(m._backend.branch())
+        if type(m._backend) is MemoryBackend: m._hub.replay.branch(m._backend.branch())
 
 if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_forked)
 
@@ -210,7 +211,7 @@ def on_presence(self:SSEBroadcastManager,
     callback  # Called with a dict, user -> connections in all processes; sync or async
 ):            # `callback`, so this is a decorator too
     "Call `callback(users)` in every process when the users of `stream(..., user=)` have changed in any of them: at most once in 0.25 seconds, however many come and go. A reload within that time is no change"
-    self._hub.noticed = self._notice
+    self._hub.users.on_change = self._notice
     return self._hooks.add('presence', callback)
 
 @patch
@@ -317,7 +318,7 @@ def _end_calls(self:SSEBroadcastManager, over):
 async def _until_quiet(self:SSEBroadcastManager, timeout):
     "Wait until no request is under way and no hook runs, at most `timeout` seconds"
     until = self._hub.loop.time()+timeout
-    await self._hub.until_idle(timeout)
+    await self._hub.wait_until_idle(timeout)
     if self._calls: await asyncio.wait([*self._calls], timeout=max(0, until-self._hub.loop.time()))
 
 @patch
@@ -335,18 +336,18 @@ async def _ready(self:SSEBroadcastManager, last_event_id='', page=(), lasting=Tr
     self._hub.enter_loop()
     if lasting: self._resting = False
     if self._started is not self._hub.loop: await self._start()
-    if (id := last_event_id or page and self._hub.log.of_page(page)) and self._hub.log.position(id) is None: await self._backend.wait_for(id)
+    if (id := last_event_id or page and self._hub.replay.of_page(page)) and self._hub.replay.position(id) is None: await self._backend.wait_for(id)
 
 @patch
 async def _start(self:SSEBroadcastManager):
     self._fail_orphans()  # Here, where the event loop is another one, and not at each broadcast
-    async with self._hub.line:
+    async with self._hub.publish_lock:
         if self._started is self._hub.loop: return  # Somebody else was first
         now = self._hub.loop.time()
         if 0<=now-self._failed[0]<1: raise self._failed[1](self._failed[2])  # Who waited in line need not find out anew
         if type(self._backend) is MemoryBackend: _warn_of_several()
         self._take_place()
-        try: await self._backend.start(self._hub.log.size, lambda record: self._deliver(record), self._renew, lambda: self._report())
+        try: await self._backend.start(self._hub.replay.size, lambda record: self._deliver(record), self._renew, lambda: self._report())
         except BackendError as e:
             self._leave_place()
             self._failed = self._hub.loop.time(),BackendUnavailable if isinstance(e, BackendUnavailable) else BackendError,str(e)
@@ -378,7 +379,7 @@ def _fail_orphans(self:SSEBroadcastManager):
 def _renew(self:SSEBroadcastManager, origin, records):
     "The backend knows its past, or has lost it"
     messages = [(r.id, Message(r.fields, r.key)) for r in records if 'type' in r.fields]
-    known = {*map(_without_epoch, self._hub.log.ids())}
+    known = {*map(_without_epoch, self._hub.replay.ids())}
     first = max((i for i,(id,_) in enumerate(messages, 1) if _without_epoch(id) in known), default=0)  # What came before a known one is no news
     self._hub.renew(origin, messages)
     for _,m in messages[first:]:
@@ -539,8 +540,8 @@ class _Awaitable(Coroutine):
     __slots__ = '_hub','_count','_type','_pending'
     def __await__(self):
         if not self._is_done(): yield from self._waiter()
-        elif self._type and _running() is self._hub.loop and self._hub.lags(groups := self._hub._route(self._type)):
-            yield from self._hub.room(groups).__await__()  # So that a loop of broadcasts does not outrun readers that are well
+        elif self._type and _running() is self._hub.loop and self._hub.has_lagging_reader(groups := self._hub.route(self._type)):
+            yield from self._hub.wait_for_capacity(groups).__await__()  # So that a loop of broadcasts does not outrun readers that are well
         return self._answer(0)
 
     def send(self, value):
@@ -634,7 +635,7 @@ def _can_give(self:SSEBroadcastManager, event_type):
     "Can a message be given to the connections at once? Else something was before it, or has to be waited for"
     hub = self._hub
     started = self._started is hub.loop or not self._needs_start
-    return self._memory and started and not self._outbox and not self._giving and not hub.crowded(hub._route(event_type))
+    return self._memory and started and not self._outbox and not self._giving and not hub.must_wait(hub.route(event_type))
 
 # %% ../nbs/core.ipynb #b1a7c0d6
 class _CoroutineFunction:
@@ -655,11 +656,11 @@ else: SSEBroadcastManager.broadcast = _CoroutineFunction(SSEBroadcastManager.bro
 async def _deliver(self:SSEBroadcastManager, record):
     "Give what was broadcast, here or in another process, to the connections of this one; how many got it?"
     if 'type' not in record.fields: return self._heed(record.fields)
-    groups = self._hub._route(record.fields['type'])
-    if self._hub.crowded(groups):
-        async with self._hub.line: await self._hub.room(groups)
+    groups = self._hub.route(record.fields['type'])
+    if self._hub.must_wait(groups):
+        async with self._hub.publish_lock: await self._hub.wait_for_capacity(groups)
     got,places = self._give(record)
-    await self._hub.room(groups)
+    await self._hub.wait_for_capacity(groups)
     return self._wait_for(places, record.timeout, got) if places else got
 
 @patch
@@ -669,7 +670,7 @@ def _give(self:SSEBroadcastManager, record):
     try:
         message = Message(record.fields, record.key)
         self._history.append(message)
-        got,full = self._hub.publish(message, record.id),[]
+        (got,_),full = self._hub.deliver(message, record.id),[]
         self._heard(message)
         depth = self._hub.private.depth(message['type'])
         for q,(events,private) in [*self._queues.items()]:
@@ -819,8 +820,8 @@ async def _send_outbox(self:SSEBroadcastManager):
         await self._ready(lasting=False)
         tasks = []
         for _ in range(len(self._outbox)):
-            groups = self._hub._route(self._outbox[0].fields['type'])
-            if self._memory and self._hub.crowded(groups): await self._hub.room(groups)
+            groups = self._hub.route(self._outbox[0].fields['type'])
+            if self._memory and self._hub.must_wait(groups): await self._hub.wait_for_capacity(groups)
             if self._hub.loop is not asyncio.get_running_loop(): return  # The manager has moved on, and another task sends the rest
             tasks.append(self._carry(self._outbox.popleft()))
         if self._resting:
@@ -845,9 +846,9 @@ def _send_alone(self:SSEBroadcastManager, p):
         if (send := getattr(self._backend, 'send', None)) is None: raise BackendError('Where no event loop runs, a broadcast needs a backend that has `send`')
         send(p.fields, p.key)
         return p.settle(0)
-    with self._hub.moving:  # A stream that opens now finds this one in the log
+    with self._hub.loop_lock:  # A stream that opens now finds this one in the log
         if self._lasting_loop() is not None: return self._hand_over(p, self._post)
-        self._hub.abandon()
+        self._hub.abandon_loop()
         self._outbox.append(p)
         while self._outbox and not self._giving: self._carry(self._outbox.popleft())
 
@@ -923,13 +924,13 @@ def connection_count(self:SSEBroadcastManager) -> int:
 @patch(as_prop=True)
 def cursor(self:SSEBroadcastManager) -> str:
     "The id of the newest message: a page rendered now has seen everything up to here. '' while a backend was never reached"
-    return self._hub.log.cursor if self._backend.origin else ''
+    return self._hub.replay.cursor if self._backend.origin else ''
 
 @patch
 def stats(self:SSEBroadcastManager) -> dict:
     "Counters since the start, in messages unless named otherwise: `connections`, `backlog` (the deepest), `broadcasts`, `deliveries`, `coalesced`, `replayed`, `evicted` (connections), `gaps`, `errors`, `bytes`; channels that the hub serves alone, `detached`, and channels that stay in their request, `attached`; `direct`, streams that were opened on connections of their own, a `Counter` by reason"
-    backlog = max(self._hub.deepest(), *(q.qsize() for q in [*self._queues] if hasattr(q, 'qsize')), 0)
-    return dict(connections=len(self.connections), backlog=backlog, **self._hub.counts, direct=self._hub.direct.copy())
+    backlog = max(self._hub.max_queued(), *(q.qsize() for q in [*self._queues] if hasattr(q, 'qsize')), 0)
+    return dict(connections=len(self.connections), backlog=backlog, **self._hub.counts, direct=self._hub.direct_reasons.copy())
 
 # %% ../nbs/core.ipynb #48bbd72c
 @patch
@@ -986,7 +987,7 @@ def _refusal(self:SSEBroadcastManager, user=None, carrier=None):
 
 @patch
 def _has_enough(self:SSEBroadcastManager, user, carrier):
-    places = self._hub.places.get(user, ())
+    places = self._hub.users.carriers.get(user, ())
     return self.max_per_user is not None and len(places)>=self.max_per_user and carrier not in places
 
 # %% ../nbs/core.ipynb #e0aa23c4
@@ -995,8 +996,7 @@ def present(self:SSEBroadcastManager,
     grace: float=5.  # Seconds for which somebody who has left is still listed, an hour at most
 ) -> dict:           # User -> connections of this process
     "Who is connected"
-    now = monotonic()
-    return {**{u: 0 for u,t in self._hub.left.copy().items() if now-t<grace}, **self._hub.users}
+    return self._hub.users.present(grace)
 
 @patch
 async def disconnect(self:SSEBroadcastManager,
@@ -1076,7 +1076,7 @@ def _notice(self:SSEBroadcastManager, here=True):
 @patch
 async def _look(self:SSEBroadcastManager):
     "Call the presence hooks with who is connected, until nothing changes any more"
-    while self._changed.is_set() or self._shares and self._hub.users:
+    while self._changed.is_set() or self._shares and self._hub.users.counts:
         with suppress(TimeoutError):
             async with asyncio.timeout(_RECHECK): await self._changed.wait()
         await asyncio.sleep(_PRESENCE)
@@ -1188,4 +1188,4 @@ async def _stop_backend(self:SSEBroadcastManager):
     "Stop the backend. What is broadcast later starts it for as long as that takes, and who connects for longer"
     self._started = None
     self._leave_place()
-    async with self._hub.line: await self._backend.stop()
+    async with self._hub.publish_lock: await self._backend.stop()

@@ -402,7 +402,7 @@ def setup_dashboard(
         if any(r.matches(scope)[0]==Match.FULL for r in app.routes): raise ArgumentError(f'The app has a route for {path+name} already, which would answer instead')
     board = manager._dashboard = Dashboard(manager, path, every, data, private)
     board.authorise,board.user,board.recheck = authorise,user,recheck
-    manager._hub.also.append(board.own._hub)
+    manager._hub.users.linked.append(board.own._hub.users)
     _prepare(app, board.own, own=True)
     _add_routes(app, board, authorise)
     return board

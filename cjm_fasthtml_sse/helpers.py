@@ -368,7 +368,7 @@ def _noting(app, managers):
     def noted(scope, receive, send):
         if scope['type'] == 'http':
             hubs = [o._hub for o in managers if hasattr(o, '_hub')]
-            scope['sse.began'] = scope.get('sse.began', {}) | {o: o.moment for o in hubs}
+            scope['sse.began'] = scope.get('sse.began', {}) | {o: o.users.moment for o in hubs}
         return app(scope, receive, send)
     return noted
 

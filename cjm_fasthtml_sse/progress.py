@@ -447,7 +447,7 @@ class JobStream(Response):
         if wants_ticket(scope): return await ticket_alone()(scope, receive, send)
         seen,page = _last_event_id(scope),_page_cursors(scope)
         with suppress(BackendError): await self.manager._ready(seen, page)  # If it can't be reached, `stream` will say so
-        log = self.manager._hub.log
+        log = self.manager._hub.replay
         lost = bool(id := seen or log.of_page(page)) and log.position(id) is None
         # Whatever the browser has seen, it is sent how the job stands
         scope = scope | dict(headers=[o for o in scope['headers'] if o[0]!=b'last-event-id'], query_string=b'')

@@ -15,7 +15,7 @@ from cjm_fasthtml_sse.engine import stream
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.engine.patterns import Private, covers, matches
 from cjm_fasthtml_sse.helpers import setup_sse
-from cjm_fasthtml_sse.engine.stream import Moment
+from cjm_fasthtml_sse.engine.users import Moment
 from cjm_fasthtml_sse.testing import SSEClient
 from tests.support import BOUND, eventually, read_all, request, tab
 

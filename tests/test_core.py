@@ -26,9 +26,9 @@ async def test_the_log_reaches_back_far_enough_for_an_evicted_tab_to_catch_up(si
     manager = SSEBroadcastManager(size)
     start = manager.cursor
     for i in range(want): await manager.broadcast('x', i)
-    assert manager._hub.log.position(start) == 0
+    assert manager._hub.replay.position(start) == 0
     await manager.broadcast('x', 0)
-    assert manager._hub.log.position(start) is None
+    assert manager._hub.replay.position(start) is None
 
 def test_a_manager_needs_no_loop_to_be_made_nor_a_stream_to_be_called_in_a_worker_thread():
     manager, got = SSEBroadcastManager(), []
@@ -145,7 +145,7 @@ def test_many_threads_before_any_loop_runs_give_each_message_its_own_id():
     finally: sys.setswitchinterval(interval)
     assert not errors
     ids = [m.id for m in manager.get_history()]
-    assert len(ids) == len({*ids}) == 200 and manager._hub.log.seq == 200
+    assert len(ids) == len({*ids}) == 200 and manager._hub.replay.seq == 200
 
 async def test_a_slow_hook_before_any_loop_stops_no_loop_that_starts():
     "The broadcast that waits for the hook is delivered on that loop then"
@@ -471,7 +471,7 @@ def behind(manager, n, messages):
     for conn in conns:
         manager._hub.joining.pop(conn)
         conn.group.conns[conn] = None
-    for i in range(messages): manager._hub.publish(Message(dict(type='n', data=i)))
+    for i in range(messages): manager._hub.deliver(Message(dict(type='n', data=i)))
     return conns
 
 
@@ -507,17 +507,17 @@ async def test_a_deep_backlog_costs_stats_little():
 
 async def test_those_who_left_are_forgotten_unasked(monkeypatch):
     manager = SSEBroadcastManager()
-    monkeypatch.setattr('cjm_fasthtml_sse.engine.stream._LEFT', 10)
+    monkeypatch.setattr('cjm_fasthtml_sse.engine.users.MAX_LEFT', 10)
     for n in range(30): manager._hub.join(user=n).end()
-    assert [*manager.present()] == [*range(20, 30)] and len(manager._hub.left) == 10
+    assert [*manager.present()] == [*range(20, 30)] and len(manager._hub.users.left) == 10
     both = [manager._hub.join(user='ann') for _ in range(2)]
     both[0].end()
     assert manager.present(0) == dict(ann=1)
     both[1].end()
     assert manager.present(0) == {} and manager.present()['ann'] == 0
-    manager._hub.left = {'long ago': time.monotonic()-3601}
+    manager._hub.users.left = {'long ago': time.monotonic()-3601}
     manager._hub.join(user='last').end()
-    assert [*manager._hub.left] == ['last']
+    assert [*manager._hub.users.left] == ['last']
 
 
 # Hooks that take their time

@@ -213,7 +213,7 @@ async def test_a_tab_that_does_not_read_costs_nothing(manager):
         stalled.stall()
         for _ in range(30): await page.next(BOUND)
         assert board.own.connection_count == 2 and board.own.stats()['evicted'] == 0  # Of the looks only the newest waits for it
-        assert board.own.stats()['backlog'] <= 1 and len(board.own._hub.log._messages) <= 2
+        assert board.own.stats()['backlog'] <= 1 and len(board.own._hub.replay._messages) <= 2
         n = len(stalled.events)
         stalled.resume()
         await eventually(lambda: len(stalled.events) > n)

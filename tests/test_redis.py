@@ -170,10 +170,10 @@ async def test_page_of_another_worker(server):
         await slow.open()
         await quick.broadcast('n', 0)
         before = f'{other.cursor} {quick.cursor}'
-        await slow._hub.line.acquire()  # Nothing is delivered meanwhile
+        await slow._hub.publish_lock.acquire()  # Nothing is delivered meanwhile
         await quick.broadcast('n', 1)
         await asyncio.sleep(.1)         # Read, but not delivered
-        asyncio.get_running_loop().call_later(.2, slow._hub.line.release)
+        asyncio.get_running_loop().call_later(.2, slow._hub.publish_lock.release)
         async with tab(slow, headers={'SSE-After': f'{quick.cursor} {other.cursor}'}) as late, tab(slow, headers={'SSE-After': before}) as early:
             await slow.broadcast('n', 2)
             assert [[e.data for e in await read(client, n)] for client,n in ((late, 1), (early, 2))]==[['2'], ['1', '2']]
@@ -182,10 +182,10 @@ async def test_page_of_another_worker(server):
 async def test_a_browser_from_a_quicker_worker_gets_no_gap(server):
     async with managers(server.url) as (quick, slow):
         await slow.open()
-        await slow._hub.line.acquire()  # Nothing is delivered meanwhile
+        await slow._hub.publish_lock.acquire()  # Nothing is delivered meanwhile
         for n in range(3): await quick.broadcast('n', n)
         opening = asyncio.create_task(asyncio.sleep(.2))
-        opening.add_done_callback(lambda _: slow._hub.line.release())
+        opening.add_done_callback(lambda _: slow._hub.publish_lock.release())
         async with tab(slow, last_event_id=quick.cursor) as client:
             await slow.broadcast('n', 3)
             assert [e.data for e in await read(client, 1)]==['3'] and not gaps(client)
@@ -200,17 +200,17 @@ async def test_thousands_who_return_at_once_share_a_question(server):
     def asked(): return server.client.info('commandstats').get('cmdstat_xrevrange', dict(calls=0))['calls']
     async with managers(server.url) as (quick, slow):
         await slow.open()
-        await slow._hub.line.acquire()
+        await slow._hub.publish_lock.acquire()
         for n in range(3): await quick.broadcast('n', n)
         await eventually(lambda: slow._backend._last!=quick._backend._last)
         before,reach = asked(),slow._backend.reach
         epoch,unknown = quick.cursor.partition(':')[0],[]
         async def never():
             await reach(f'{epoch}:{10**14}-0')
-            unknown.append(slow._hub.line.locked())
+            unknown.append(slow._hub.publish_lock.locked())
         known = [asyncio.create_task(reach(quick.cursor)) for _ in range(1000)]
         await asyncio.gather(*[never() for _ in range(1000)])
-        slow._hub.line.release()
+        slow._hub.publish_lock.release()
         await asyncio.gather(*known)
         assert slow._backend._last==quick._backend._last and all(unknown), 'who claims what Redis does not know need not wait'
         assert asked()-before<20
@@ -534,11 +534,11 @@ async def test_a_worker_for_which_entries_were_dropped_tells_a_gap_and_the_other
             line = two._backend._lines[0]
             made,line.make = line.make,lambda: (_ for _ in ()).throw(OSError('away'))
             await line.conn.disconnect(nowait=True)
-        else: await two._hub.line.acquire()
+        else: await two._hub.publish_lock.acquire()
         for _ in range(6): await asyncio.gather(*[one.broadcast('n', 1) for _ in range(100)])
         epoch = one.cursor.partition(':')[0]
         if way=='away': line.make = made
-        else: two._hub.line.release()
+        else: two._hub.publish_lock.release()
         await read_to(b, GAP)
         await one.broadcast('end', 0)
         await read_to(b, 'end')
@@ -565,11 +565,11 @@ async def test_a_short_log_that_was_trimmed_is_told(server, way):
     "However few entries are left for a worker that was slow: those that it missed are a gap, and for the others there is none"
     server.client.url = server.url
     async with managers(server.url) as (one, two), following(one) as a, following(two) as b:
-        await two._hub.line.acquire()
+        await two._hub.publish_lock.acquire()
         for n in range(20): await one.broadcast('n', n)
         await asyncio.to_thread(TRIMS[way], one, server.client)
         assert server.client.xlen('sse')<100
-        two._hub.line.release()
+        two._hub.publish_lock.release()
         await read_to(b, GAP)
         await one.broadcast('end', 0)
         await read_to(b, 'end')

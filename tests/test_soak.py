@@ -101,7 +101,7 @@ async def test_thousands_come_and_go_and_nothing_stays(caplog, monkeypatch):
         assert len(hooks.opened)>SOAK*.3 and sorted(map(id, hooks.opened))==sorted({*map(id, hooks.closed)}), 'each is told to the hooks, once'
         for o in (hooks.opened, hooks.closed): o.clear()
         for _ in range(3): gc.collect()
-        await asyncio.sleep(2*manager._hub.patience)  # A timer may still hold who was about to be evicted
+        await asyncio.sleep(2*manager._hub.default_timeout)  # A timer may still hold who was about to be evicted
         assert not (left := [o for o in ours() if all(o is not x for x in others)]), f'{len(left)} objects, such as {left[0]}'
         return sys.getallocatedblocks()
 

@@ -6,7 +6,7 @@ FAULTS = [
         ('_join(sorted(entries+own, key=lambda e: e.seq), max(self.group.head, self.cursor))', '_join(own+entries, max(self.group.head, self.cursor))'),)),
     Fault('a message that comes while a replay is sent is skipped', 'engine/stream.py', 'test_eight_promises.py', (
         ('        self.cursor = chunk.seq\n        if chunk.body: await self._send_chunk(chunk)\n',
-         '        if chunk.body: await self._send_chunk(chunk)\n        self.cursor = hub.log.seq\n'),)),
+         '        if chunk.body: await self._send_chunk(chunk)\n        self.cursor = hub.replay.seq\n'),)),
     Fault('a heartbeat is ahead of what an async renderer has yet to render, so a browser that breaks off there misses it', 'engine/stream.py', 'test_eight_promises.py', (
         ('        return not self._inbox\n', '        return True\n'),)),
     Fault('the disconnect hooks hear of a connection of which the connect hooks never heard', 'engine/stream.py', 'test_eight_promises.py', (
@@ -20,7 +20,7 @@ FAULTS = [
     Fault('a replay goes on behind the message at which the stream had ended, if a newer one of its key has replaced that', 'engine/stream.py', 'test_who_gets_what.py', (
         ('self.group.ends if self.group.until else None)', 'None)'),)),
     Fault('a user who is logged out keeps a stream whose request had begun before', 'engine/stream.py', 'test_who_gets_what.py', (
-        ("if began is not None and _was_disconnected(user, began): conn.end('closed')", 'pass'),)),
+        ("if began is not None and was_disconnected(user, began): conn.end('closed')", 'pass'),)),
     Fault('those who wait for the backend together come in beyond `max_connections`', 'engine/stream.py', 'test_who_gets_what.py', (
         ('            else: refusal = self.refusal()', '            else: refusal = None'),)),
     Fault("a private message of somebody else ends a stranger's stream", 'engine/stream.py', 'test_who_gets_what.py', (
@@ -32,7 +32,7 @@ FAULTS = [
     Fault('a stream is told a gap where its page says where another manager stood, too', 'engine/messages.py', 'test_who_gets_what.py', (
         ("        return next((o for o in ids if _epoch(o)==mine), '') or", "        return ids[0] or"),)),
     Fault('two processes that were forked off give one id to two messages', 'core.py', 'test_who_gets_what.py', (
-        ('        if type(m._backend) is MemoryBackend: m._hub.log.branch(m._backend.branch())\n', ''),)),
+        ('        if type(m._backend) is MemoryBackend: m._hub.replay.branch(m._backend.branch())\n', ''),)),
     Fault('what Redis dropped before a process had read it is lost in silence', 'backends/redis.py', 'test_over_redis.py', (
         ('        if left or not await self._missed(entries): await self._take(entries)', '        if True: await self._take(entries)'),)),
     Fault('the history and the hooks of deliveries hear all of the past again when the backend starts anew', 'core.py', 'test_over_redis.py', (

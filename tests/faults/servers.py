@@ -13,7 +13,7 @@ FAULTS: list[Fault] = [
     Fault('A reader that has stalled holds the process up when it is told to stop', 'multiplex/endpoint.py', STOPPING,
           [('if self._patience is not None: self._patience.reschedule(asyncio.get_running_loop().time()+LAST_WORDS)', 'pass')]),
     Fault('Workers that were forked off a preloaded app give the same ids to different messages', 'core.py', 'test_several_workers.py',
-          [('m._hub.log.branch(m._backend.branch())', 'pass')]),
+          [('m._hub.replay.branch(m._backend.branch())', 'pass')]),
     Fault('A client that has sent a second request behind its stream and leaves is never noticed', 'helpers.py', 'test_hostile_clients.py',
           [('for _,tell in looks.values(): tell and tell()', 'pass'), ("            if tell: tell()  # uvloop", "            # uvloop")]),
     Fault("A middleware that masks numbers of cards is bypassed on the common connection", 'engine/middleware.py', CHANNELS,
