@@ -1,1 +1,7 @@
+"""Real-time pages with FastHTML: server-sent events and HTMX, every browser tab in sync
+
+Modules:
+
+- `cjm_fasthtml_sse.engine.servers`: What this library knows of uvicorn, hypercorn, granian and gunicorn, and of the signals that stop them"""
+
 __version__ = "0.1.0"

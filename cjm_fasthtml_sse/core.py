@@ -8,7 +8,7 @@ Docs: https://example.github.io/cjm-fasthtml-sse/core.html.md"""
 __all__ = ['ConnectionQueue', 'TooManyConnections', 'SSEBroadcastManager', 'Broadcast']
 
 # %% ../nbs/core.ipynb #0b4c04f6
-import asyncio,concurrent.futures,inspect,logging,os,random,signal,socket,sys,threading
+import asyncio,concurrent.futures,inspect,logging,os,random,socket,sys,threading
 from collections import Counter,deque
 from collections.abc import Coroutine,Mapping,Set
 from concurrent.futures import InvalidStateError
@@ -29,7 +29,7 @@ from starlette.responses import PlainTextResponse
 
 from .backends.memory import MemoryBackend
 from .engine.messages import BackendUnavailable,BackendError,Message
-from .engine.servers import processes
+from .engine.servers import processes,watch_signals
 from .engine.patterns import Handlers,covers
 from .engine.hints import calling_line,has_hint,hint
 from .backends.redis import RedisBackend
@@ -412,31 +412,6 @@ def _stopping(self:SSEBroadcastManager): return self._hub.loop is not None and s
 def stop_soon(self:SSEBroadcastManager):
     "End all streams, from within a signal handler, and let none in that is about to begin"
     if (loop := self._hub.loop) is not None and not loop.is_closed(): loop.call_soon_threadsafe(self._stop)
-
-# %% ../nbs/core.ipynb #d1663b17
-_stoppable = WeakSet()
-
-def watch_signals(
-    it # Has a method `stop_soon`, called when the process is told to stop
-):
-    "Tell `it` of SIGINT and SIGTERM, as far as somebody else heeds them"
-    _stoppable.add(it)
-    if threading.current_thread() is not threading.main_thread(): return  # Only there may signal handlers be set
-    for sig in (signal.SIGINT, signal.SIGTERM):
-        old = signal.getsignal(sig)
-        # The default handler of SIGTERM ends the process at once, and an ignored signal is ignored
-        if callable(old) and not isinstance(old, _StopHandler) and not _is_of_run(old): signal.signal(sig, _StopHandler(old))
-
-def _is_of_run(handler):
-    "Is it the one of `asyncio.run`? That cancels its task, and takes the handler back only where no other stands before it"
-    return isinstance(getattr(getattr(handler, 'func', None), '__self__', None), asyncio.Runner)
-
-class _StopHandler:
-    "Ends all streams, then does what was done before"
-    def __init__(self, old): self.old = old
-    def __call__(self, sig, frame):
-        for o in [*_stoppable]: o.stop_soon()
-        self.old(sig, frame)
 
 # %% ../nbs/core.ipynb #b8b40606
 @patch

@@ -10,8 +10,7 @@ __all__ = ['oob_swap', 'oob_element', 'oob_update', 'sse_element', 'get_htmx_idx
 
 # %% ../nbs/helpers.ipynb #391ce0c2
 import asyncio,logging,re,time
-from contextlib import contextmanager
-from contextvars import Context,ContextVar
+from contextvars import ContextVar
 from functools import cache,partial,wraps
 from hashlib import sha256
 from html import unescape
@@ -28,9 +27,10 @@ from starlette.responses import PlainTextResponse,Response
 from starlette.routing import get_route_path
 
 from .engine.messages import BackendUnavailable,page_cursors
-from .core import SSEBroadcastManager,watch_signals
+from .core import SSEBroadcastManager
 from .htmx import ArgumentError,HTMXSSEConnector,client_js,ext_script,hints_js,monitor_js,morph_js,morph_script,unload_js
 from .engine.middleware import leaves_bodies_alone
+from .engine.servers import ServerMonitor,abort_function,watch_signals
 from .multiplex.endpoint import Multiplexer
 from .visitor import Visitors,is_stream
 from .engine.wire import SSEError,StreamEnded
@@ -224,53 +224,6 @@ def insert_htmx_sse_ext(
 # %% ../nbs/helpers.ipynb #d91f2419
 _log = logging.getLogger(__name__)
 
-def _sign(server):
-    "A function that says whether `server` is stopping; `None` where nothing tells"
-    if (terminated := getattr(getattr(server, 'context', None), 'terminated', None)) is not None: return terminated.is_set  # hypercorn
-    if server is not None and getattr(server, 'keep_alive', False): return lambda: not server.keep_alive                     # uvicorn
-
-def _tell(server):
-    "Have a request of uvicorn learn that its client has gone"
-    if server.transport.is_closing() and not server.disconnected:
-        server.disconnected = True
-        server.message_event.set()
-
-def _teller(server):
-    if all(hasattr(server, o) for o in ('transport', 'disconnected', 'message_event')): return lambda: _tell(server)
-
-class _Watch:
-    "Calls `stop` when the server stops, which not every server is told by a signal that this process sees"
-    def __init__(self, stop): self.stop,self.loops = stop,{}  # Event loop -> what to look at for the requests under way, and the task that looks
-
-    @leaves_bodies_alone
-    @contextmanager
-    def during(self, send):
-        "While a request is under way; gives the `send` to use"
-        server = getattr(send, '__self__', None)
-        sign,tell = _sign(server),_teller(server)
-        if not (sign or tell):
-            yield send
-            return
-        loop,me = asyncio.get_running_loop(),object()
-        if loop not in self.loops: self.loops[loop] = (looks := {}),loop.create_task(self._look(loop, looks), context=Context())
-        looks = self.loops[loop][0]
-        looks[me] = sign,tell
-        def _send(message):
-            # To uvicorn a response that closes its connection looks as its own end does
-            if message['type'] == 'http.response.start' and any(k.lower() == b'connection' for k,_ in message.get('headers', ())): looks[me] = None,tell
-            if tell: tell()  # uvloop raises where something is sent to who has gone
-            return send(message)
-        try: yield _send
-        finally: looks.pop(me, None)
-
-    async def _look(self, loop, looks):
-        try:
-            while looks:
-                await asyncio.sleep(.2)
-                for _,tell in looks.values(): tell and tell()
-                if any(sign and sign() for sign,_ in looks.values()): await self.stop()
-        finally: del self.loops[loop]
-
 _PATIENCE = 20.  # Seconds that a start waits for a backend that is away
 
 def _script_of(scope):
@@ -280,15 +233,14 @@ def _script_of(scope):
 
 class _Outer:
     "What is between the server and the app"
-    def __init__(self, app, managers): self.app,self.managers,self.watch,self.told = app,managers,_Watch(self._close),False
+    def __init__(self, app, managers): self.app,self.managers,self.watch,self.told = app,managers,ServerMonitor(self._close),False
 
     @leaves_bodies_alone
     async def __call__(self, scope, receive, send):
         if scope['type'] == 'lifespan': return await self.app(scope, self._lifespan(receive, send), send)
         if scope['type'] != 'http': return await self.app(scope, receive, send)
         if '/_sse/' in scope['path'] and (script := _script_of(scope)): return await script(scope, receive, send)
-        abort = getattr(getattr(getattr(send, '__self__', None), 'transport', None), 'abort', None)
-        if abort: scope['sse.abort'] = abort
+        if (abort := abort_function(send)) is not None: scope['sse.abort'] = abort
         scope['sse_managers'] = [*scope.get('sse_managers', ()), *self.managers]  # For `stream`; a channel's request has them, too
         # A mounted app adds its own to those around it
         cursors = [*page_cursors.get(), *filter(None, (getattr(o, 'cursor', '') for o in self.managers))]

@@ -13,6 +13,7 @@ from starlette.middleware.gzip import GZipMiddleware
 
 from cjm_fasthtml_sse.multiplex import endpoint as multiplex
 from cjm_fasthtml_sse.core import SSEBroadcastManager
+from cjm_fasthtml_sse.engine.servers import limit_unsent
 from cjm_fasthtml_sse.multiplex.endpoint import BODY, CHANNELS, PATH
 from tests.mux import Browser, Channel
 from tests.support import eventually
@@ -205,7 +206,7 @@ async def test_a_client_that_has_gone_is_no_error():
     class Server:
         transport = SimpleNamespace(get_extra_info=lambda name: Gone())
         def receive(self): "As a server gives it"
-    multiplex._keep_short(Server().receive)
+    limit_unsent(Server().receive, 1<<14)
 
 
 async def test_who_asks_and_does_not_read_is_cut_off(monkeypatch):

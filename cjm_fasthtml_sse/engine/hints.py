@@ -12,10 +12,12 @@ import logging,sys
 from difflib import get_close_matches
 from pathlib import Path
 
+from .servers import SERVERS
+
 # %% ../../nbs/engine/hints.ipynb #4dc38ae2
 _PACKAGE = str(Path(__file__).parents[1]) if '__file__' in globals() else ''
-_RUNNERS = {'asyncio', 'anyio', 'concurrent', 'contextvars', 'gunicorn', 'granian', 'hypercorn', 'runpy', 'starlette',
-    'threading', 'uvicorn', 'uvloop', '_pytest', 'fasthtml', 'multiprocessing'}
+_RUNNERS = SERVERS | {'asyncio', 'anyio', 'concurrent', 'contextvars', 'runpy', 'starlette', 'threading', 'uvloop', '_pytest',
+    'fasthtml', 'multiprocessing'}
 
 def calling_line() -> str: # `file:line`, empty where there is none
     "Find the line of the app's code that called into this library"

@@ -1,4 +1,14 @@
-"""Everything that is known about servers: uvicorn, hypercorn, granian, gunicorn
+"""What this library knows of uvicorn, hypercorn, granian and gunicorn, and of the signals that stop them
+
+An ASGI server gives an app `scope`, `receive` and `send`, and hides everything else. This library needs five more facts, and reads them off objects that the servers leave within reach. Where a server does not have what is looked for, each function here gives `None` or does nothing.
+
+| fact | where it is read | who needs it |
+|---|---|---|
+| the process is to stop | the handlers of SIGINT and SIGTERM | streams end at once, and the process with them: `watch_signals` |
+| the server is to stop, and no signal says so | `send`'s object: a worker of hypercorn, a uvicorn in a thread | the same: `ServerMonitor` |
+| the client has gone, and `receive` does not say so | `send`'s object, under uvicorn | a stream without a reader ends: `disconnect_notifier` |
+| how to cut a connection | the transport, under uvicorn | a client that has stopped reading holds no request: `abort_function` |
+| how many processes serve the app | signal handlers, the command line | a warning where nothing carries events between them: `processes` |
 
 Docs: https://example.github.io/cjm-fasthtml-sse/engine/servers.html.md"""
 
@@ -8,21 +18,133 @@ Docs: https://example.github.io/cjm-fasthtml-sse/engine/servers.html.md"""
 __all__ = []
 
 # %% ../../nbs/engine/servers.ipynb #5454663b
-import multiprocessing,re,signal,sys
+import asyncio,multiprocessing,re,signal,socket,sys,threading
+from contextlib import contextmanager,suppress
+from contextvars import Context
 from pathlib import PurePath
 from typing import Any
+from weakref import WeakSet
+
+from .middleware import leaves_bodies_alone
+
+# %% ../../nbs/engine/servers.ipynb #a8b86e21
+SERVERS = {'uvicorn', 'hypercorn', 'granian', 'gunicorn'}  # Names of their packages
+
+_stoppable = WeakSet()
+
+def watch_signals(
+    stoppable # Has a method `stop_soon`, which is called from within a signal handler; it is held weakly
+):
+    "Call `stoppable.stop_soon()` on SIGINT and SIGTERM, before the handler that is installed for them"
+    _stoppable.add(stoppable)
+    if threading.current_thread() is not threading.main_thread(): return  # Only there may signal handlers be set
+    for sig in (signal.SIGINT, signal.SIGTERM):
+        old = signal.getsignal(sig)
+        if callable(old) and not isinstance(old, _StopHandler) and not _is_of_run(old): signal.signal(sig, _StopHandler(old))
+
+class _StopHandler:
+    "A signal handler that stops what `watch_signals` has registered, then calls the handler `old` that was there before"
+    def __init__(self, old): self.old = old
+    def __call__(self, sig, frame):
+        for o in [*_stoppable]: o.stop_soon()
+        self.old(sig, frame)
+
+def _is_of_run(handler):
+    "Check for the handler of `asyncio.run`: it cancels the task, and is removed at the end only where it is still the one that is set"
+    return isinstance(getattr(getattr(handler, 'func', None), '__self__', None), asyncio.Runner)
+
+# %% ../../nbs/engine/servers.ipynb #97809229
+def shutdown_probe(server):
+    "A function that returns whether `server`, the object that `send` is a method of, is stopping; `None` where nothing shows that"
+    terminated = getattr(getattr(server, 'context', None), 'terminated', None)  # hypercorn
+    if terminated is not None: return terminated.is_set
+    if getattr(server, 'keep_alive', False): return lambda: not server.keep_alive  # uvicorn
+
+def disconnect_notifier(server):
+    "A function that has a request of uvicorn receive `http.disconnect` once its client has gone; `None` for other servers"
+    if not all(hasattr(server, o) for o in ('transport', 'disconnected', 'message_event')): return None
+    def notify():
+        if server.transport.is_closing() and not server.disconnected:
+            server.disconnected = True
+            server.message_event.set()
+    return notify
+
+class ServerMonitor:
+    "Looks every 0.2 s whether the server stops or clients have gone, as long as a request is under way"
+    def __init__(self,
+        on_stop # Called without arguments and awaited, when the server stops
+    ):
+        self.on_stop,self._loops = on_stop,{}  # Event loop -> its requests under way, each with its probe and its notifier
+
+    @leaves_bodies_alone
+    @contextmanager
+    def during(self,
+        send # As the server gives it to the app
+    ):       # For `with`; gives the `send` to use
+        "Watch the server while a request is under way"
+        server = getattr(send, '__self__', None)
+        probe,notify = shutdown_probe(server),disconnect_notifier(server)
+        if not (probe or notify):
+            yield send
+            return
+        request = object()
+        watched = self._watched_on(asyncio.get_running_loop())
+        watched[request] = probe,notify
+        def _send(message):
+            # Under uvicorn a response that closes its connection looks like the end of the server
+            if message['type']=='http.response.start' and _closes(message): watched[request] = None,notify
+            if notify: notify()  # uvloop raises where something is sent to a client that has gone
+            return send(message)
+        try: yield _send
+        finally: watched.pop(request, None)
+
+    def _watched_on(self, loop):
+        "The requests that are watched on `loop`, with a task that looks at them"
+        if (watched := self._loops.get(loop)) is None:
+            self._loops[loop] = watched = {}
+            loop.create_task(self._look(loop, watched), context=Context())
+        return watched
+
+    async def _look(self, loop, watched):
+        try:
+            while watched:
+                await asyncio.sleep(.2)
+                for _,notify in watched.values(): notify and notify()
+                if any(probe and probe() for probe,_ in watched.values()): await self.on_stop()
+        finally: del self._loops[loop]
+
+def _closes(message): return any(k.lower()==b'connection' for k,_ in message.get('headers', ()))
+
+# %% ../../nbs/engine/servers.ipynb #9ea2a96a
+def abort_function(send):
+    "The function that cuts the connection of the request that `send` belongs to, at once; `None` where the server has none"
+    return getattr(getattr(getattr(send, '__self__', None), 'transport', None), 'abort', None)
+
+async def cut_connection(receive, abort):
+    "Cut a connection, and wait until the server knows, 1 s at most: a server that does not know would log an unfinished response"
+    abort()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(1):
+            while (await receive())['type']!='http.disconnect': pass
+
+def limit_unsent(receive, size):
+    "Have the operating system take no more than about `size` bytes that it has not sent, under uvicorn on systems that can do that"
+    transport = getattr(getattr(receive, '__self__', None), 'transport', None)
+    # `ValueError` is what uvloop raises where the client has gone
+    if transport is not None and (sock := transport.get_extra_info('socket')) is not None:
+        with suppress(OSError, AttributeError, ValueError): sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, size)
 
 # %% ../../nbs/engine/servers.ipynb #20ef6cbc
-def processes() -> int:
-    "How many processes serve this app, as far as uvicorn, gunicorn, hypercorn and granian let it be known; 1 if in doubt"
-    found,child = [1],multiprocessing.parent_process() is not None
+def processes() -> int: # 1 if in doubt
+    "Count the processes that serve this app, as far as uvicorn, gunicorn, hypercorn and granian show it"
+    found,is_child = [1],multiprocessing.parent_process() is not None
     for name in ('SIGTERM', 'SIGUSR1'):  # Servers put a method of theirs there
-        f: Any = signal.getsignal(getattr(signal, name)) if hasattr(signal, name) else None
-        while callable(getattr(f, 'old', None)): f = f.old
-        server: Any = getattr(f, '__self__', None)
+        handler: Any = signal.getsignal(getattr(signal, name)) if hasattr(signal, name) else None
+        while callable(getattr(handler, 'old', None)): handler = handler.old
+        server: Any = getattr(handler, '__self__', None)
         found.append(getattr(getattr(server, 'cfg', None), 'workers', 1))  # gunicorn
-        config: Any = getattr(server, 'config', None)                      # uvicorn, which has a number also where one process is all there is
-        if child and not getattr(config, 'should_reload', True): found.append(config.workers)
-    if child and {'hypercorn', 'granian'} & {*PurePath(sys.argv[0]).parts[-2:]} and '--reload' not in sys.argv:
+        config: Any = getattr(server, 'config', None)  # uvicorn, which has a number also where there is one process only
+        if is_child and not getattr(config, 'should_reload', True): found.append(config.workers)
+    if is_child and {'hypercorn', 'granian'} & {*PurePath(sys.argv[0]).parts[-2:]} and '--reload' not in sys.argv:
         found += map(int, re.findall(r'(?:-w|--workers)[ =]?(\d+)', ' '.join(sys.argv)))
     return max(n for n in found if isinstance(n, int))

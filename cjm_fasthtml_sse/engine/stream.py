@@ -30,6 +30,7 @@ from .hints import calling_line,hint,nearest
 from .middleware import leaves_bodies_alone,unknown_layer
 from .render import Renderer,function_name,hint_if_slow,to_html
 from .users import Users,was_disconnected
+from .servers import cut_connection
 from .wire import CLOSE,GAP,HEARTBEAT,SSEError,check_message_type,encode
 
 # %% ../../nbs/engine/stream.ipynb #4af7c86d
@@ -1321,13 +1322,6 @@ async def farewell(self:Connection,
         async with asyncio.timeout(0 if self.ended=='evicted' and abort else 30 if self.ended=='evicted' else 1) as self._stop:
             await send(dict(type='http.response.body', body=body, more_body=False))
     except TimeoutError:
-        if abort is not None: await _cut(receive, abort)
+        if abort is not None: await cut_connection(receive, abort)
     except OSError: pass
     finally: self._stop = None
-
-async def _cut(receive, abort):
-    "Cut the connection, and wait until the server knows: one that does not would log an unfinished response"
-    abort()
-    with suppress(TimeoutError):
-        async with asyncio.timeout(1):
-            while (await receive())['type']!='http.disconnect': pass

@@ -8,7 +8,7 @@ Docs: https://example.github.io/cjm-fasthtml-sse/multiplex/endpoint.html.md"""
 __all__ = []
 
 # %% ../../nbs/multiplex/endpoint.ipynb #fcd7d481
-import asyncio,json,logging,random,re,secrets,socket,struct
+import asyncio,json,logging,random,re,secrets,struct
 from collections import deque
 from contextlib import suppress
 from contextvars import Context
@@ -19,9 +19,9 @@ from urllib.parse import quote,unquote_to_bytes
 from starlette.responses import PlainTextResponse
 from starlette.routing import get_route_path
 
-from ..core import watch_signals
 from ..engine.hints import hint
 from ..engine.middleware import leaves_bodies_alone
+from ..engine.servers import limit_unsent,watch_signals
 from ..visitor import Visit,Visitors,is_stream
 
 # %% ../../nbs/multiplex/endpoint.ipynb #44ffd6b6
@@ -594,7 +594,7 @@ class Multiplexer:
         ages = [o.max_age for o in scope.get('sse_managers', ()) if getattr(o, 'max_age', None)]
         age = self.loop.call_later(min(ages)*random.uniform(.8, 1), carrier.retire) if ages else None
         try:
-            _keep_short(receive)
+            limit_unsent(receive, TURN)
             # Encoded: a middleware that compresses would hold frames back
             await send({'type': 'http.response.start', 'status': 200, 'headers': [*headers, (b'sse-carrier', carrier.id.encode()), (b'content-type', b'application/octet-stream'),
                 (b'content-encoding', b'identity'), (b'x-accel-buffering', b'no'), (b'x-content-type-options', b'nosniff')]})
@@ -649,10 +649,3 @@ async def _until_gone(receive):
 def _heard(task):
     "Of what goes wrong behind the end nobody needs to know"
     if not task.cancelled(): task.exception()
-
-def _keep_short(receive):
-    "Under uvicorn: what is on its way to a slow reader stays with us, where channels take turns"
-    # `ValueError` is what uvloop says where the client has gone
-    transport = getattr(getattr(receive, '__self__', None), 'transport', None)
-    if transport is not None and (sock := transport.get_extra_info('socket')) is not None:
-        with suppress(OSError, AttributeError, ValueError): sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, TURN)
