@@ -359,7 +359,7 @@ _places: WeakValueDictionary = WeakValueDictionary()  # What a backend has to it
 @patch
 def _take_place(self:SSEBroadcastManager):
     "Have the backend's place alone in this process"
-    if (place := getattr(self._backend, 'place', None)) is None: return
+    if (place := getattr(self._backend, 'address', None)) is None: return
     other = _places.setdefault(place, self)
     if other is not self and not other._hub.loop.is_closed(): raise BackendError(
         f'Another manager of this process is open on {self._backend!r}, so each would hear what the other broadcasts. '
@@ -368,7 +368,7 @@ def _take_place(self:SSEBroadcastManager):
 
 @patch
 def _leave_place(self:SSEBroadcastManager):
-    if _places.get(place := getattr(self._backend, 'place', None)) is self: del _places[place]
+    if _places.get(place := getattr(self._backend, 'address', None)) is self: del _places[place]
 
 @patch
 def _fail_orphans(self:SSEBroadcastManager):

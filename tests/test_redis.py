@@ -90,7 +90,7 @@ def server(redises): return redises()
 
 class OtherProcess(RedisBackend):
     "Plays one of several processes: two managers of one may not share a name"
-    place = None
+    address = None
 
 @asynccontextmanager
 async def managers(url, n=2, **kw):

@@ -1,4 +1,12 @@
-"""What carries a broadcast from one process to all: the protocol, and one check for all that keep it
+"""What a backend promises, and the suite that checks it
+
+A backend carries each broadcast to all processes that serve the app, this one included: in one order, and under one
+id. The manager is the other side. It gives the backend a
+callback, `deliver`, and whatever was broadcast comes back through that callback. A message is sent to the browsers of
+a process when it comes back, not when it is broadcast: that is why
+all browsers see one order.
+
+`MemoryBackend` knows one process. `RedisBackend` connects several. `check_backend` checks any backend, yours too.
 
 Docs: https://example.github.io/cjm-fasthtml-sse/backends/base.html.md"""
 
@@ -7,68 +15,86 @@ Docs: https://example.github.io/cjm-fasthtml-sse/backends/base.html.md"""
 # %% auto #0
 __all__ = ['Record', 'Backend', 'check_backend']
 
-# %% ../../nbs/backends/base.ipynb #4f3cf450
+# %% ../../nbs/backends/base.ipynb #c50fad4f
 import asyncio,re
 from collections.abc import Awaitable,Callable
 from contextlib import asynccontextmanager
 from typing import Any,NamedTuple,Protocol
 
-# %% ../../nbs/backends/base.ipynb #9354cdc2
+# %% ../../nbs/backends/base.ipynb #d04ba48d
 class Record(NamedTuple):
-    "A broadcast on its way"
-    id: str                 # The same in every process
-    fields: dict            # `type`, `timestamp` and `data`; without `type` it is a word among the managers
-    key: Any=None           # As in `Message`
-    timeout: float|None=None# Seconds that full queues are waited for, in the process that broadcast
+    "A message or a command, as a backend delivers it"
+    id: str                  # The same in every process: an epoch, `-` and a number
+    fields: dict             # `type`, `timestamp` and `data` of a message; without `type`, a command among managers
+    key: Any=None            # As in `Message`
+    timeout: float|None=None # Seconds to wait for full queues; `None` in the processes that did not broadcast it
 
 
 class Backend(Protocol):
-    "What carries broadcasts from one process to all"
-    origin: str|None  # The id that stands for having seen nothing; `None` while it is not known
-    async def start(self,
-        size: int,                                        # Records of the past that are wanted
-        deliver: Callable[[Record], Awaitable[Any]],      # Awaited with each record, in order; gives the connections that got it,
-                                                          # or an awaitable of their number where some are still waited for: the next record does not wait
-        renew: Callable[[str, list], None],               # Called when the past is known, and again when it is lost: with the id that
-                                                          # stands for what came before, and up to `size` records of the past
-        describe: Callable[[], dict]                          # Gives what this process has to say of itself, for `poll_workers`; JSON can carry it
-    ): "Begin to deliver on the running event loop; `BackendError` if that is not possible, `BackendUnavailable` if it may be later"
-    async def publish(self,
-        fields: dict,             # `type`, `timestamp` and `data`; without `type` it is a word among the managers
-        key: Any=None,            # Hashable, as in `Message`
-        timeout: float|None=None  # Seconds that full queues of this process are waited for
-    ) -> int: "Carry a broadcast to all processes; how many connections of this one got it? `BackendError` if it is not certain that it will arrive"
-    async def wait_for(self,
-        last_event_id: str  # From a browser, so it may be anything
-    ): "Wait, within a bound, until what another process has delivered up to `last_event_id` was delivered here"
-    async def poll_workers(self) -> list: "What each process tells of itself: this one now, the others within the last seconds"
-    async def stop(self): "Deliver no more, and leave no task and no connection behind; `start` may be called again, on this event loop or another"
-    # Optional: `async def announce(self)`, where it carries between processes, has `poll_workers` give in the others what this process tells now,
-    # `def send(self, fields: dict, key: Any=None)` carries a broadcast for threads without an event loop,
-    # `def check(self, fields: dict, key: Any=None)` raises for what can't cross, so that `broadcast` does it at the call,
-    # `place`, which is hashable: two open managers of one process may not have the same one, as they would hear each other
+    "Carries broadcasts from one process to all"
+    origin: str|None  # The id that stands for the state before the oldest known record; `None` while it is not known
 
-# %% ../../nbs/backends/base.ipynb #a7d2c97a
+    async def start(self,
+        size: int, # Records of the past to read, at most
+        deliver: Callable[[Record], Awaitable[Any]], # Await it with each record, in order. It returns how many
+                                                     # connections got it, or an awaitable of that number: the next
+                                                     # record does not wait for that one
+        renew: Callable[[str, list], None], # Call it when the past is known, and again whenever records were lost:
+                                            # with the new `origin`, and up to `size` records that follow it
+        describe: Callable[[], dict] # Returns the report of this process, for `poll_workers`; JSON can carry it
+    ): "Begin to deliver on the running event loop; `BackendUnavailable` if it may succeed later, else `BackendError`"
+
+    async def publish(self,
+        fields: dict,            # As in `Record`
+        key: Any=None,           # As in `Record`; hashable
+        timeout: float|None=None # As in `Record`
+    ) -> int:                    # Connections of this process that got it
+        "Carry a record to all processes; `BackendError` if it may not arrive"
+        ...
+
+    async def wait_for(self,
+        last_event_id: str # From a browser, so it may be anything
+    ): "Wait, within a bound, until this process has delivered `last_event_id`, if another process has"
+
+    async def poll_workers(self) -> list: # The report of this process as it is now, of the others as some seconds ago
+        "Collect the reports of all processes"
+        ...
+
+    async def stop(self):
+        "Stop delivering, and leave no task and no connection; `start` may be called again, on any event loop"
+
+    # Optional:
+    # `async def announce(self)` renews the report of this process, for `poll_workers` in the others.
+    # `def send(self, fields: dict, key: Any=None)` publishes from a thread without an event loop.
+    # `def check(self, fields: dict, key: Any=None)` raises for what can't be carried: `broadcast` raises at once.
+    # `address` is hashable. Two open managers of one process may not have the same: each would receive the other's
+    # broadcasts.
+
+# %% ../../nbs/backends/base.ipynb #8e105bea
 class _Process:
-    "What a manager is to a backend"
-    def __init__(self, name): self.name,self.got,self.past,self.origin = name,[],[],None
+    "Plays the manager of one process, and notes what the backend calls"
+    def __init__(self, name, backend): self.name,self.backend,self.got,self.past,self.origin = name,backend,[],[],None
+
+    async def start(self, size=100):
+        await self.backend.start(size, self.deliver, self.renew, lambda: dict(name=self.name))
+        self.origin = self.origin or self.backend.origin
+
+    def renew(self, origin, records): self.origin,self.past = origin,records
+
     async def deliver(self, record):
-        "Takes a moment, gets stuck on a record named `stuck`, and counts later where it is named `late`"
+        "Yields to the event loop once; raises for the type `fails`, and gives its number later for the type `late`"
         await asyncio.sleep(0)
         self.got.append(record)
-        if record.fields.get('type')=='stuck': raise RuntimeError('this is logged')
-        return self._late() if record.fields.get('type')=='late' else len(self.name)
-    async def _late(self):
+        if record.fields.get('type')=='fails': raise RuntimeError('an error that the backend logs')
+        return self._later() if record.fields.get('type')=='late' else len(self.name)
+
+    async def _later(self):
         await asyncio.sleep(.01)
         return 7
-    def renew(self, origin, records): self.origin,self.past = origin,records
-    def describe(self): return dict(name=self.name)
-    async def start(self, backend, size=10):
-        await backend.start(size, self.deliver, self.renew, self.describe)
-        self.origin = self.origin or backend.origin
-    async def until(self, n, patience):
-        "Wait until `n` records were delivered"
-        async with _within(patience, f'{n} records are delivered'):
+
+    async def received(self, n, timeout):
+        "The records that were delivered, once there are `n`"
+        async with _within(timeout, f'{self.name!r} receives {n} records'):
             while len(self.got)<n: await asyncio.sleep(.005)
         return self.got
 
@@ -78,70 +104,79 @@ async def _within(secs, what):
         async with asyncio.timeout(secs): yield
     except TimeoutError: raise AssertionError(f'{what}: not within {secs} s') from None
 
-def _same(what, got, wanted):
+def _equal(what, got, wanted):
     if got!=wanted: raise AssertionError(f'{what}: got {got!r}, wanted {wanted!r}')
 
+def _data(records, event_type): return [r.fields['data'] for r in records if r.fields.get('type')==event_type]
+
+# %% ../../nbs/backends/base.ipynb #e88cb899
 async def check_backend(
-    make,          # Called without arguments, gives a new `Backend`; all of them are connected, and nothing was published yet
-    several=True,  # Does it carry between processes? `False`: what one publishes is its own affair
-    patience=10.   # Seconds that something may take, such as what one process publishes to reach another
+    make,          # Returns a new `Backend`. All of them are connected, and nothing was published yet
+    several=True,  # Does it carry between processes? If not, each `make()` is alone
+    timeout=10.    # Seconds that a record of one process may take to reach another
 ):
-    "Does a backend keep what `Backend` promises? An `AssertionError` says what it does not"
-    here,there,backends = _Process('a'),_Process('bb'),[make(), make()]
-    a,b = backends
+    "Check whether a backend keeps the promises of `Backend`; the `AssertionError` names the one that is broken"
+    a,b = [_Process(name, make()) for name in ('a', 'bb')]
     try:
-        # One process: counts, order, ids
-        await here.start(a)
-        _same('the origin is known once it has started, and is the one that was told', a.origin, here.origin)
-        fields = dict(type='n', timestamp='2030-01-01T00:00:00+00:00', data=dict(text='ä\n"', list=[1, 2.5, None, True]))
-        _same('`publish` gives what `deliver` gave', await a.publish(fields, ('k', 1), 2.5), 1)
-        r = here.got[0]
-        _same('a record is what was published', (r.fields, r.key, r.timeout), (fields, ('k', 1), 2.5))
-        _same('`publish` waits for a count that comes later', await a.publish(dict(type='late', data=0)), 7)
-        await asyncio.gather(*[a.publish(dict(type='n', data=n)) for n in range(20)])
-        _same('records come in the order of the calls', [r.fields['data'] for r in here.got[2:]], [*range(20)])
-        await a.publish(dict(disconnect='ann'))
-        _same('words without a type cross as well', here.got[-1].fields, dict(disconnect='ann'))
-        ids = [r.id for r in here.got]
-        _same('ids differ', len({*ids, a.origin}), len(ids)+1)
-        _same('ids are one epoch and a sequence', {re.fullmatch(r'.+-\d+', i) is not None for i in ids}, {True})
-
-        # Whatever a browser claims to have seen must not hold up or raise
-        async with _within(patience, '`wait_for` comes back, whatever a browser claims'):
-            for id in ('', 'nonsense', ids[0], a.origin, ids[-1].rpartition('-')[0]+'-99999999', 'ä-1', 'x'*5000): await a.wait_for(id)
-        _same('each process is asked', await a.poll_workers(), [dict(name='a')])
-
+        await a.start()
+        await _check_alone(a, timeout)
         if several:
-            await there.start(b, size=5)
-            _same('a newcomer is told the newest records', [r.id for r in there.past], ids[-5:])
-            _same('and what they hold', [r.fields for r in there.past], [r.fields for r in here.got[-5:]])
-            _same('with the id of the one before as the origin', there.origin, ids[-6])
-            await asyncio.gather(*[o.publish(dict(type=t, data=n)) for n in range(20) for o,t in ((a, 'from a'), (b, 'from b'))])
-            _same('both get the same, in one order, under one id', await there.until(40, patience), (await here.until(len(ids)+40, patience))[-40:])
-            for t in ('from a', 'from b'):
-                _same('each keeps its order', [r.fields['data'] for r in there.got if r.fields['type']==t], [*range(20)])
-            _same('`publish` counts the connections here', await b.publish(dict(type='n', data=0)), 2)
-            await a.publish(dict(type='n', data=0))
-            await b.wait_for(here.got[-1].id)  # `here` may know nothing yet of what `b` has published last, or all of it
-            _same('`wait_for` waits for what another process has delivered', there.got[-1].id, here.got[-1].id)
-            _same('only the process that broadcast waits for full queues', (await a.publish(dict(type='n', data=0), None, 3.), here.got[-1].timeout), (1, 3.))
-            _same('and no other', ((await there.until(43, patience))[-1].timeout, len(there.got)), (None, 43))
-            async with _within(patience, '`poll_workers` gives what each process tells'):
-                while sorted(o['name'] for o in await a.poll_workers())!=['a', 'bb']: await asyncio.sleep(.05)
-            await b.publish(dict(type='stuck', data=0))
-            _same('an error in `deliver` does not end the deliveries', await b.publish(dict(type='n', data=1)), 2)
-
-        # The end, and a new beginning
-        if several:
-            async with _within(patience, 'all processes come to the newest record'):
-                while here.got[-1].id!=there.got[-1].id: await asyncio.sleep(.005)
-        n = len(here.got)
-        for o in (*backends, *backends): await o.stop()
-        if several:
-            again = _Process('ccc')
-            await again.start(a, size=3)
-            _same('what was published survives', [r.id for r in again.past], [r.id for r in there.got[-3:]])
-            _same('it counts again', await a.publish(dict(type='n', data=2)), 3)
-            _same('who has stopped gets no more', (len(here.got), len(again.got)), (n, 1))
+            await b.start()
+            await _check_together(a, b, timeout)
+        n = len(a.got)
+        for p in (a, b, a, b): await p.backend.stop()
+        if several: await _check_restart(b, a, n)
     finally:
-        for o in backends: await o.stop()
+        for p in (a, b): await p.backend.stop()
+
+async def _check_alone(a, timeout):
+    backend = a.backend
+    _equal('`origin` is known after the start, and `renew` got the same', backend.origin, a.origin)
+    fields = dict(type='n', timestamp='2030-01-01T00:00:00+00:00', data=dict(text='ä\n"', list=[1, 2.5, None, True]))
+    _equal('`publish` returns what `deliver` returned', await backend.publish(fields, ('k', 1), 2.5), 1)
+    _equal('a record is what was published', a.got[0][1:], (fields, ('k', 1), 2.5))
+    _equal('`publish` awaits a number that comes later', await backend.publish(dict(type='late', data=0)), 7)
+    await asyncio.gather(*[backend.publish(dict(type='n', data=n)) for n in range(20)])
+    _equal('records come in the order of the calls', _data(a.got[2:], 'n'), [*range(20)])
+    await backend.publish(command := dict(command='disconnect', value='ann', v=1))
+    _equal('a command is carried as well', a.got[-1].fields, command)
+    ids = [r.id for r in a.got]
+    _equal('every id differs', len({*ids, backend.origin}), len(ids)+1)
+    _equal('an id is an epoch, `-` and a number', [i for i in ids if not re.fullmatch(r'.+-\d+', i)], [])
+    claimed = '', 'nonsense', ids[0], backend.origin, ids[-1].rpartition('-')[0]+'-99999999', 'ä-1', 'x'*5000
+    async with _within(timeout, '`wait_for` returns, whatever id a browser sends'):
+        for id in claimed: await backend.wait_for(id)
+    _equal('`poll_workers` returns the report of this process', await backend.poll_workers(), [dict(name='a')])
+
+async def _check_together(a, b, timeout):
+    send,n = a.backend.publish,len(a.got)
+    _equal('a process that starts reads the records of the past', [r[:3] for r in b.past], [r[:3] for r in a.got])
+    await asyncio.gather(*[p.backend.publish(dict(type=p.name, data=i)) for i in range(20) for p in (a, b)])
+    both = [(await p.received(size, timeout))[-40:] for p,size in ((a, n+40), (b, 40))]
+    _equal('both processes get the same records in the same order, under the same ids', *both)
+    for p in (a, b): _equal('the order of each process is kept', _data(b.got, p.name), [*range(20)])
+    _equal('`publish` counts the connections of its own process', await b.backend.publish(dict(type='n', data=0)), 2)
+    await send(dict(type='n', data=1))
+    await b.backend.wait_for(a.got[-1].id)
+    _equal('`wait_for` waits for what another process has delivered', b.got[-1].id, a.got[-1].id)
+    await send(dict(type='n', data=2), None, 3.)
+    there = (await b.received(43, timeout))[42]
+    _equal('`timeout` is for the process that published', (a.got[-1].timeout, there.timeout), (3., None))
+    async with _within(timeout, '`poll_workers` returns the reports of all processes'):
+        while sorted(o['name'] for o in await a.backend.poll_workers())!=['a', 'bb']: await asyncio.sleep(.05)
+    if (from_thread := getattr(b.backend, 'send', None)) is not None:
+        await asyncio.to_thread(from_thread, dict(type='n', data=3))
+        for p,size in ((a, n+44), (b, 44)):
+            _equal('`send` publishes', _data(await p.received(size, timeout), 'n')[-1], 3)
+    await b.backend.publish(dict(type='fails', data=0))
+    _equal('delivery goes on after an error in `deliver`', await b.backend.publish(dict(type='n', data=4)), 2)
+    async with _within(timeout, 'all processes reach the newest record'):
+        while a.got[-1].id!=b.got[-1].id: await asyncio.sleep(.005)
+
+async def _check_restart(old, stopped, n):
+    new,ids = _Process('ccc', stopped.backend),[r.id for r in old.got[-4:]]
+    await new.start(size=3)
+    _equal('the records survive, and the newest `size` of them are read', [r.id for r in new.past], ids[1:])
+    _equal('`origin` is then the id of the record before', new.origin, ids[0])
+    _equal('`publish` works after a restart', await new.backend.publish(dict(type='n', data=5)), 3)
+    _equal('nothing is delivered after `stop`', (len(stopped.got), len(new.got)), (n, 1))

@@ -7,24 +7,24 @@ Docs: https://example.github.io/cjm-fasthtml-sse/backends/memory.html.md"""
 # %% auto #0
 __all__ = ['MemoryBackend']
 
-# %% ../../nbs/backends/memory.ipynb #19fd521e
+# %% ../../nbs/backends/memory.ipynb #ba079e29
 import secrets
-from typing import Any
 from inspect import isawaitable
+from typing import Any
 
 from .base import Record
 
-# %% ../../nbs/backends/memory.ipynb #8248a962
+# %% ../../nbs/backends/memory.ipynb #074c95ae
 class MemoryBackend:
-    "Broadcasts stay in this process"
+    "Carries broadcasts within this process alone"
     def __init__(self):
         self._seq = 0
         self._deliver: Any = None
         self._describe: Any = None
         self.origin = self.branch()
 
-    def branch(self) -> str: # The id that stands for all that has come so far
-        "Give ids of an epoch that no other process has"
+    def branch(self) -> str: # The id that stands for the newest record so far
+        "Begin an epoch of ids that no other process has, such as after a fork"
         self._epoch = secrets.token_hex(5)
         return f'{self._epoch}-{self._seq}'
 
@@ -37,20 +37,19 @@ class MemoryBackend:
         key=None,    # As for `publish`
         timeout=None # As for `publish`
     ) -> Record:     # With the next id
-        "Number a broadcast"
+        "Make the record of a broadcast"
         self._seq += 1
         return Record(f'{self._epoch}-{self._seq}', fields, key, timeout)
 
     async def publish(self, fields, key=None, timeout=None):
-        "Deliver here"
-        got = await self._deliver(self.record(fields, key, timeout))  # Nothing waits between these two, so ids come in order
-        return await got if isawaitable(got) else got
+        "Deliver a record to this process"
+        count = await self._deliver(self.record(fields, key, timeout))  # No await between the two: ids come in order
+        return await count if isawaitable(count) else count
 
-    async def wait_for(self, last_event_id):
-        "Nothing to wait for: nobody else delivers"
+    async def wait_for(self, last_event_id): "Return at once: no other process delivers anything"
 
     async def poll_workers(self):
-        "What this process tells"
+        "Return the report of this process"
         return [self._describe()]
 
-    async def stop(self): "Deliver no more"
+    async def stop(self): "Stop delivering"

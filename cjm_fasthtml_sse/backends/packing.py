@@ -1,4 +1,11 @@
-"""What crosses between processes: data and elements become one line of JSON, and come back
+"""How data and elements are written for other processes, and read there
+
+JSON is what travels between processes. Dates, `Decimal`, `UUID`, dataclasses, paths and sets are written as `to_json`
+writes them. They arrive as plain strings, dicts and lists, in the process that broadcast
+them too. FT elements travel as their HTML, and arrive as something that renders as that HTML.
+
+HTML has to be marked on its way, and a mark could be forged: data often comes from outside, and a dict that looks
+like the mark must stay the dict that it was. So such a dict is wrapped once more.
 
 Docs: https://example.github.io/cjm-fasthtml-sse/backends/packing.html.md"""
 
@@ -7,70 +14,72 @@ Docs: https://example.github.io/cjm-fasthtml-sse/backends/packing.html.md"""
 # %% auto #0
 __all__ = ['DataError', 'pack', 'unpack']
 
-# %% ../../nbs/backends/packing.ipynb #a5c900ae
+# %% ../../nbs/backends/packing.ipynb #a7216838
 import json
 from math import isfinite
 
 from fastcore.basics import NotStr
 
-from ..engine.render import _is_element,_plain,to_html
+from ..engine.render import is_element,json_form,to_html
 from ..engine.wire import SSEError
 
-# %% ../../nbs/backends/packing.ipynb #a3fd2650
-class DataError(SSEError, TypeError): "Data that can't cross to other processes"
+# %% ../../nbs/backends/packing.ipynb #254583f5
+class DataError(SSEError, TypeError): "Data that can't travel to other processes"
 
-_HTML,_DICT = '$html','$dict'  # A dict with only this key is a mark: of HTML, or of a dict that looks like one
+_HTML,_DICT = '$html','$dict'  # A dict with only this key is a mark: of HTML, or of a dict that looks like a mark
 
 def pack(
     value,             # What `to_json` takes
-    name: str='data'   # What it is called in an error
+    name: str='data'   # What an error calls it
 ) -> str:              # One line of JSON
-    "`value` on its way to other processes; `DataError` names the place that can't cross"
-    try: return json.dumps(_packed(value, (None, name)), ensure_ascii=False, separators=(',', ':'))
-    except RecursionError: raise DataError(f'`{name}` is nested too deeply to cross to other processes, or holds itself') from None
+    "Write `value` for other processes; `DataError` names the place that can't be written"
+    try: return json.dumps(_pack(value, (None, name)), ensure_ascii=False, separators=(',', ':'))
+    except RecursionError:
+        raise DataError(f'`{name}` can\'t travel to other processes: nested too deeply, or it holds itself') from None
 
-def _packed(o, at):
-    if type(o) is str: return _text(o, at)
-    if _is_element(o): return {_HTML: _text(to_html(o), at)}
-    if isinstance(o, str): return _text(o, at)
+def _pack(o, path):
+    if type(o) is str: return _pack_str(o, path)
+    if is_element(o): return {_HTML: _pack_str(to_html(o), path)}
+    if isinstance(o, str): return _pack_str(o, path)
     if o is None or isinstance(o, int): return o
-    if isinstance(o, float): return o if isfinite(o) else _refuse(at, f'JSON has no {o}')
+    if isinstance(o, float): return o if isfinite(o) else _fail(path, f'JSON has no {o}')
     if isinstance(o, dict):
-        res = {_name(k, at): _packed(v, (at, k)) for k,v in o.items()}
+        res = {_pack_key(k, path): _pack(v, (path, k)) for k,v in o.items()}
         return {_DICT: res} if len(res)==1 and (_HTML in res or _DICT in res) else res
-    if isinstance(o, (list,tuple)): return [_packed(v, (at, i)) for i,v in enumerate(o)]
-    try: plain = _plain(o)
-    except TypeError: _refuse(at, f'{type(o).__name__} has no form in JSON, got {o!r}')
-    return _packed(plain, at)
+    if isinstance(o, (list,tuple)): return [_pack(v, (path, i)) for i,v in enumerate(o)]
+    try: plain = json_form(o)
+    except TypeError: _fail(path, f'{type(o).__name__} has no form in JSON, got {o!r}')
+    return _pack(plain, path)
 
-def _name(k, at):
-    if isinstance(k, str): return _text(k, (at, k))
-    return k if k is None or isinstance(k, (int,float)) else _refuse((at, k), 'names in JSON are strings')
+def _pack_key(k, path):
+    if isinstance(k, str): return _pack_str(k, (path, k))
+    return k if k is None or isinstance(k, (int,float)) else _fail((path, k), 'a key in JSON is a string')
 
-def _text(s, at):
+def _pack_str(s, path):
     if not s.isascii():
         try: s.encode()
-        except UnicodeEncodeError: _refuse(at, 'it holds half of a surrogate pair')
+        except UnicodeEncodeError: _fail(path, 'it has half of a surrogate pair')
     return s
 
-def _refuse(at, why):
-    path = ''
-    while at[0] is not None: at,path = at[0],f'[{at[1]!r}]{path}'
-    raise DataError(f'`{at[1]}{path}` can\'t cross to other processes: {why}')
+def _fail(path, why):
+    "Raise; a path is `(the path of the container, the key or index in it)`"
+    keys = ''
+    while path[0] is not None: path,keys = path[0],f'[{path[1]!r}]{keys}'
+    raise DataError(f'`{path[1]}{keys}` can\'t travel to other processes: {why}')
 
 def unpack(
     text: str|bytes # From `pack`
 ):
-    "What was packed"
+    "Read what `pack` wrote; `ValueError` for what is no JSON"
     if isinstance(text, bytes): text = text.decode()
     value = json.loads(text)
-    return _unpacked(value) if '"$' in text else value
+    return _unpack(value) if '"$' in text else value
 
-def _unpacked(o):
-    if isinstance(o, list): return [*map(_unpacked, o)]
+def _unpack(o):
+    if isinstance(o, list): return [*map(_unpack, o)]
     if not isinstance(o, dict): return o
     if len(o)==1:
         (k,v), = o.items()
         if k==_HTML and isinstance(v, str): return NotStr(v)
         if k==_DICT and isinstance(v, dict): o = v
-    return {k: _unpacked(v) for k,v in o.items()}
+    return {k: _unpack(v) for k,v in o.items()}

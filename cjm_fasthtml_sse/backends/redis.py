@@ -207,7 +207,7 @@ class RedisBackend:
         self._describe: Any = None
 
     @property
-    def place(self):
+    def address(self):
         "What two managers of one process may not share: they would hear each other"
         at = urlsplit(self._url)
         options = dict(parse_qsl(at.query))

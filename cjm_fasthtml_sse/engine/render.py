@@ -36,10 +36,13 @@ def to_html(
     if elements is None: return ''
     if isinstance(elements, str): return replace_surrogates(elements)
     if isinstance(elements, (list,tuple)): return replace_surrogates(''.join(to_xml((o,), indent=False) if o is not None else '' for o in _flat(elements)))
-    if _is_element(elements): return replace_surrogates(str(to_xml((elements,), indent=False)))
+    if is_element(elements): return replace_surrogates(str(to_xml((elements,), indent=False)))
     raise TypeError(f'A renderer returns elements, a string of HTML, or a list of elements, got {elements!r}')
 
-def _is_element(o): return isinstance(o, NotStr) or hasattr(o, '__ft__') or hasattr(o, '__html__')
+# %% ../../nbs/engine/render.ipynb #c17f0452
+def is_element(o):
+    "Tell whether `o` renders as HTML by itself"
+    return isinstance(o, NotStr) or hasattr(o, '__ft__') or hasattr(o, '__html__')
 
 def _flat(elements):
     for o in elements:
@@ -51,10 +54,12 @@ def to_json(
     data: Any  # What `json` takes, FT elements, dataclasses, dates, `UUID`, `Decimal` and paths
 ) -> str:      # One line
     "`data` as JSON; elements in it as their HTML, what UTF-8 cannot carry as U+FFFD"
-    return replace_surrogates(json.dumps(data, default=_plain, ensure_ascii=False, allow_nan=False, separators=(',', ':')))
+    return replace_surrogates(json.dumps(data, default=json_form, ensure_ascii=False, allow_nan=False, separators=(',', ':')))
 
-def _plain(o):
-    if _is_element(o): return to_html(o)
+# %% ../../nbs/engine/render.ipynb #6ca378e1
+def json_form(o):
+    "Turn what `json` doesn't know into what it knows; `TypeError` where there is no way"
+    if is_element(o): return to_html(o)
     if dataclasses.is_dataclass(o) and not isinstance(o, type): return {f.name: getattr(o, f.name) for f in dataclasses.fields(o)}
     if isinstance(o, (date,datetime,time)): return o.isoformat()
     if isinstance(o, (UUID,Decimal,PurePath)): return str(o)
@@ -151,7 +156,7 @@ class Renderer:
         id = getattr(message, 'id', None)
         if self.render is None:
             data = message.get('data')
-            text = to_html(data) if _is_element(data) else to_json(data)
+            text = to_html(data) if is_element(data) else to_json(data)
             return encode(text, event=check_message_type(message['type']), id=id).encode()
         html = to_html(result)
         return encode(html, id=id).encode() if html else b''

@@ -48,8 +48,8 @@ FAULTS: list[Fault] = [
         'test_dispatch_contract.py', (
         ('for call in calls: await call', 'for call in calls: call.close()'),)),
     Fault('half of a surrogate pair in the state ends every new stream', 'engine/render.py', 'test_snapshots.py', (
-        ('if _is_element(elements): return replace_surrogates(str(to_xml((elements,), indent=False)))',
-         'if _is_element(elements): return str(to_xml((elements,), indent=False))'),)),
+        ('if is_element(elements): return replace_surrogates(str(to_xml((elements,), indent=False)))',
+         'if is_element(elements): return str(to_xml((elements,), indent=False))'),)),
     Fault('what a background task draws goes on where the page was that began it, long ago', 'helpers.py',
         'test_page_and_stream.py', (
         ('if not open_body or begins and is_stream(message): cursors.clear()',
