@@ -272,7 +272,7 @@ def _counters(self:Dashboard):
         new = last[key]-first[key]
         yield Div(Dt(label), Dd(text(last[key]), Small(f'+{text(new)} {late}' if new else f'none {late}')), cls='alarm' if key=='errors' and new else None)
 
-_WHY = {'asked': 'The element says share=False', 'off': 'The app says multiplex=False', 'step': 'No carrier works in that browser',
+_WHY = {'asked': 'The element says multiplex=False', 'off': 'The app says multiplex=False', 'step': 'No carrier works in that browser',
     'limit': 'Its carrier has too many channels', 'flood': 'It says more than its browser takes', 'encoded': 'The app compresses it',
     'no ticket': 'It comes without one', 'ticket refused': 'Time and again', 'other client': 'Not the client of this library'}
 

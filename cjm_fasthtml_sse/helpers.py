@@ -94,12 +94,12 @@ def sse_element(
     swap_type: str = 'message',        # Name of the one event to swap in; `message` is the event without a name
     *,
     swap: str|None = None,             # How to swap, as in `hx-swap`
-    share: bool = True                 # `False`: a connection of its own in each tab
+    multiplex: bool = True             # `False`: a connection of its own in each tab
 ):                                     # Decorator of a function that returns an element
     "Connect the element that a function returns to the stream at `endpoint`"
     def connect(element):
         if hasattr(element, '__ft__') and not isinstance(element, FT): element = element.__ft__()
-        return HTMXSSEConnector.add_sse_attrs(element, endpoint, events, swap_type, auto_reconnect=not auto_close, swap=swap, share=share)
+        return HTMXSSEConnector.add_sse_attrs(element, endpoint, events, swap_type, auto_reconnect=not auto_close, swap=swap, multiplex=multiplex)
     connect(Div())  # A wrong argument shows here, not at the first request
     def decorate(f):
         if iscoroutinefunction(f):
@@ -148,7 +148,7 @@ def _has_ext(hdrs): return any(re.search(r'htmx-ext-sse|/htmax\b|(?:^|/)(?:hx-)?
 
 class _Options:
     "What our headers of a list have in common, and what is built around an app that has them"
-    def __init__(self): self.version,self.nonce,self.share,self.multiplex = '',None,True,True
+    def __init__(self): self.version,self.nonce,self.multiplex = '',None,True
     def layers(self, app, build): return _setup(app).layers(build)
 
 def _options(hdrs):
@@ -177,7 +177,7 @@ def _client_script(options, nonce):
     "The client, and hints for a developer"
     visit = _scope.get().get('sse.visit')
     attrs = dict(data_sse_mux=visit.orders) if visit and visit.orders and options.multiplex else {}
-    if not options.share: attrs['data_sse_share'] = 'false'
+    if options.multiplex == 'tab': attrs['data_sse_multiplex'] = 'tab'
     code = client_js(options.version[:1] if options.version[:1] in '24' else '')
     if visit: attrs['data_sse_monitor_src'] = _address(visit, monitor_js())  # Loaded by pages that have a monitor
     else: code += monitor_js()
@@ -197,14 +197,14 @@ def insert_htmx_sse_ext(
     *,
     nonce=None,   # For a content security policy that wants one: a string, or a function called for each page
     morph=False,  # Add what morph swaps need; htmx 4 needs nothing
-    share=True    # `False`: each tab has a connection of its own
+    multiplex=True # `'tab'`: each tab has a connection of its own; `False`: each stream
 ) -> list:        # The same list
     "Add htmx's extension for server-sent events and this library's client, unless they are there; `ArgumentError` for what is no list"
     if not isinstance(hdrs, list): raise ArgumentError(f'`hdrs` must be a list such as `app.hdrs`, got {hdrs!r}')
     options = _options(hdrs)
     there,options = options is not None,options or _Options()
     if nonce is not None: options.nonce = nonce
-    if not share: options.share = False
+    if multiplex is not True: options.multiplex = multiplex
     options.version = options.version or _htmx_version(hdrs)
     new,idx = [],get_htmx_idx(hdrs) + 1
     if not _has_ext(hdrs): new.append(_Header(lambda nonce: ext_script(options.version or '2', nonce), options))
@@ -378,17 +378,16 @@ _wrap_apps()
 
 
 # %% ../nbs/helpers.ipynb #b86744df
-def _prepare(app, manager=None, *, own=False, nonce=None, morph=False, share=True, visitor=None, multiplex=True):
+def _prepare(app, manager=None, *, own=False, nonce=None, morph=False, visitor=None, multiplex=True):
     "What belongs to `app`, after all that a call of `setup_sse` says; makes no manager. `own`: the manager is this library's, no app's"
     if not (isinstance(getattr(app, 'hdrs', None), list) and hasattr(app, 'router')): raise ArgumentError(f'`app` must be a FastHTML app, got {app!r}')
     if manager is not None and not all(callable(getattr(manager, o, None)) for o in ('open', 'close')): raise ArgumentError(f'`manager` must be an SSEBroadcastManager, got {manager!r}')
-    if not isinstance(share, bool): raise ArgumentError(f'`share` must be True or False, got {share!r}; what tells one visitor from another goes to `visitor=`')
-    if not isinstance(multiplex, bool): raise ArgumentError(f'`multiplex` must be True or False, got {multiplex!r}')
+    if multiplex not in (True, False, 'tab'): raise ArgumentError(f"`multiplex` must be True, 'tab' or False, got {multiplex!r}")
     if visitor is not None and (not callable(visitor) or iscoroutinefunction(visitor)): raise ArgumentError(f'`visitor` must be a plain function of the request, as it is not awaited, got {visitor!r}')
     # What any call says holds
-    insert_htmx_sse_ext(app.hdrs, nonce=nonce, morph=morph, share=share)
+    insert_htmx_sse_ext(app.hdrs, nonce=nonce, morph=morph, multiplex=multiplex)
     setup = _setup(app)
-    if not multiplex: _options(app.hdrs).multiplex = setup.multiplexer.on = False
+    if not multiplex: setup.multiplexer.on = False
     if visitor is not None: setup.visitors.ask = visitor
     if manager is not None: setup.add(manager, own=own)
     return setup
@@ -400,12 +399,11 @@ def setup_sse(
     *,
     nonce=None,    # For a content security policy that wants one: a string, or a function called for each page
     morph=False,   # Add what morph swaps need; htmx 4 needs nothing
-    share=True,    # `False`: each tab has a connection of its own, for all its streams
     visitor=None,  # A plain function of the request: what tells one visitor from another. Where it gives `None`, and without it: `session['auth']`, else the browser
-    multiplex=True # `False`: each stream has a connection of its own, of which a browser has six. See `multiplex`
+    multiplex=True # All streams of a browser share one connection. `'tab'`: those of each tab; `False`: each stream has its own, of which a browser has six
 ) -> SSEBroadcastManager: # The app's manager
     "Make `app` ready for event streams, and return its manager. `ArgumentError` for what is no FastHTML app, no manager or no function, and without a manager for an app that has several"
-    setup = _prepare(app, manager, nonce=nonce, morph=morph, share=share, visitor=visitor, multiplex=multiplex)
+    setup = _prepare(app, manager, nonce=nonce, morph=morph, visitor=visitor, multiplex=multiplex)
     if manager is not None: return manager
     if len(setup.given) > 1: raise ArgumentError(f'This app has {len(setup.given)} managers: say which one is meant, `setup_sse(app, manager)`')
     if not setup.given: setup.add(SSEBroadcastManager(), made=True)

@@ -87,12 +87,12 @@ def add_sse_attrs(
     *,
     swap: str|None = None,             # How to swap, as in `hx-swap`; `none` where all messages are out-of-band
     after=PAGE_CURSOR,                 # What the page shows already: the stream goes on from the request's beginning. An id: from there; `None`: with what is sent once it is open
-    share: bool = True,                # `False`: a connection of its own in each tab, counted against the six that a browser has
+    multiplex: bool = True,            # `False`: a connection of its own in each tab, counted against the six that a browser has
 ) -> FT:                               # The same element
     "Connect `element` to the stream at `endpoint`; `ArgumentError` or `FieldError` for an endpoint, an element or an event name that no page could work with"
-    return _connect(element, _endpoint(endpoint), events, swap_type, auto_reconnect, swap, after, share)
+    return _connect(element, _endpoint(endpoint), events, swap_type, auto_reconnect, swap, after, multiplex)
 
-def _connect(element, url, events, swap_type, auto_reconnect, swap, after, share):
+def _connect(element, url, events, swap_type, auto_reconnect, swap, after, multiplex):
     "Write the attributes; without `url` the element listens to the connection of an ancestor"
     if not isinstance(getattr(element, 'attrs', None), dict): raise ArgumentError(f'`element` must be an FT element, got {element!r}')
     attrs = element.attrs
@@ -104,7 +104,7 @@ def _connect(element, url, events, swap_type, auto_reconnect, swap, after, share
     if swap: attrs['hx-swap'] = swap
     elif not url: attrs.setdefault('hx-swap', 'innerHTML')  # Else it would inherit the connecting element's, which may be `none`
     if url and after: attrs['data-sse-cursor' if after is PAGE_CURSOR else 'data-sse-after'] = after
-    if not share: attrs['data-sse-share'] = 'false'
+    if not multiplex: attrs['data-sse-multiplex'] = 'false'
     return element
 
 # %% ../nbs/htmx.ipynb #5d7dc131
@@ -120,7 +120,7 @@ def create_sse_element(
     auto_reconnect: bool = True,       # As in `add_sse_attrs`
     swap: str|None = None,             # As in `add_sse_attrs`
     after=PAGE_CURSOR,                 # As in `add_sse_attrs`
-    share: bool = True,                # As in `add_sse_attrs`
+    multiplex: bool = True,            # As in `add_sse_attrs`
     content=(),                        # Child or children
     **kwargs                           # Further attributes
 ) -> FT:
@@ -131,7 +131,7 @@ def create_sse_element(
         kwargs['hidden'] = True
         if not {'hx_swap', 'hx-swap', 'hx_target', 'hx-target'} & {*kwargs}: swap = swap or 'none'
     element = element_type(*_children(content), id=element_id, **kwargs)
-    return _connect(element, endpoint is not None and _endpoint(endpoint), events, swap_type, auto_reconnect, swap, after, share)
+    return _connect(element, endpoint is not None and _endpoint(endpoint), events, swap_type, auto_reconnect, swap, after, multiplex)
 
 def _children(content):
     "One child or several, as a tuple"

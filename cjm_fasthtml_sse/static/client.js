@@ -50,12 +50,12 @@ class SSEClient extends EventTarget {
   /**
    * The only place that makes a source.
    * @param {string} url
-   * @param {{lastEventId?: string, cursor?: string, share?: boolean}} options
+   * @param {{lastEventId?: string, cursor?: string, multiplex?: boolean}} options
    */
-  connect(url, { share = true, ...options }) {
+  connect(url, { multiplex = true, ...options }) {
     const fresh = performance.now() < this.loading;
     const { mux } = this;
-    const shared = share && new URL(url, document.baseURI).origin === location.origin;
+    const shared = multiplex && new URL(url, document.baseURI).origin === location.origin;
     /** @type {SSETransport} */
     const transport = shared && mux ? mux.fetch.bind(mux) : (...args) => direct(args[0], shared ? 'off' : 'asked', args[1], args[2]);
     const source = new SSESource(url, options, transport);
@@ -67,9 +67,9 @@ class SSEClient extends EventTarget {
 
   /** @param {HTMLElement | SVGElement | null} script  that brought this file */
   configure(script) {
-    const { sseShare, sseMux, sseMonitorSrc = '' } = script?.dataset ?? {};
+    const { sseMultiplex, sseMux, sseMonitorSrc = '' } = script?.dataset ?? {};
     Object.assign(this.monitor, { src: sseMonitorSrc, nonce: script?.nonce });
-    if (sseMux) this.mux = new Multiplexer(sseMux, sseShare !== 'false', () => this.sources);
+    if (sseMux) this.mux = new Multiplexer(sseMux, sseMultiplex !== 'tab', () => this.sources);
     this.load(document.readyState === 'loading' ? Infinity : 1000);
     // htmx connects what the page holds in the task of this event.
     document.addEventListener('DOMContentLoaded', () => setTimeout(() => this.load(0)));
@@ -116,8 +116,8 @@ class SSEClient extends EventTarget {
       if (entry.url === url) lastEventId = entry.source.lastEventId;
       this.release(entry, 'replaced');
     }
-    const share = element?.closest('[data-sse-share]')?.getAttribute('data-sse-share') !== 'false';
-    const source = this.connect(url, { lastEventId, cursor, share });
+    const multiplex = element?.closest('[data-sse-multiplex]')?.getAttribute('data-sse-multiplex') !== 'false';
+    const source = this.connect(url, { lastEventId, cursor, multiplex });
     /** @type {SSEEntry} */
     const entry = { url, element, source };
     this.entries.add(entry);

@@ -9,7 +9,7 @@ from cjm_fasthtml_sse.htmx import HTMXSSEConnector
 local = [Script(src=f'/assets/{o}') for o in ('htmx.org/dist/htmx.min.js', 'htmx-ext-sse/dist/sse.min.js')]
 app = FastHTML(hdrs=local, default_hdrs=False, secret_key='test')
 app.mount('/assets', StaticFiles(directory=os.environ['ASSETS']))
-insert_htmx_sse_ext(app.hdrs, share=os.environ.get('SHARE') != '0')
+insert_htmx_sse_ext(app.hdrs)
 manager,jobs,counts,most = SSEBroadcastManager(),{},Counter(),Counter()
 
 async def read(name, first, show):

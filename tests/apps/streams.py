@@ -1,4 +1,4 @@
-"""A page with `?streams=5`, every other one written by hand. `VISITS=1`: each request counts a visit in the session; `SHARE=0`: each tab for itself;
+"""A page with `?streams=5`, every other one written by hand. `VISITS=1`: each request counts a visit in the session;
 `MULTIPLEX=0`: no carriers; `REFUSED=1`: something before the app refuses orders"""
 import asyncio
 import os
@@ -14,7 +14,7 @@ scripts = [Script(src=f'/assets/{o}') for o in ('htmx.org/dist/htmx.min.js', 'ht
 app = FastHTML(hdrs=scripts, default_hdrs=False, secret_key='test', before=[visit] if os.environ.get('VISITS') else None)
 app.mount('/assets', StaticFiles(directory=os.environ['ASSETS']))
 sse = SSEBroadcastManager(retry=200, heartbeat=2., max_queue_size=500, replay_size=1000)
-setup_sse(app, sse, share=os.environ.get('SHARE') != '0', multiplex=os.environ.get('MULTIPLEX') != '0')
+setup_sse(app, sse, multiplex=os.environ.get('MULTIPLEX') != '0')
 
 said,sent = ['hello'],[-1]  # The last that was said, and in bulk
 

@@ -356,7 +356,7 @@ def tabs(tabs):
     says(1, 0, one)
     two = tabs.open()
     says(2, 0, one, two)
-    own = tabs.open('/?share=False')
+    own = tabs.open('/?multiplex=False')
     says(3, 1, one, two, own)
     for o in one, two, own: o.wait_for_selector('#connection-status:has-text("Connected")')
     tabs.picture('tutorial-tabs', Tab_1=one, Tab_2=two, Tab_3=own)
@@ -365,9 +365,9 @@ def tabs(tabs):
     says(13, 1, two, own, *more)
     for o in more: o.close()
     # What the tutorial says of the seventh connection
-    page = tabs.open('/?share=False', tabs.person())
-    full = [page, *(tabs.open('/?share=False', page.context) for _ in range(5))]
-    try: tabs.open('/?share=False', page.context, secs=2)
+    page = tabs.open('/?multiplex=False', tabs.person())
+    full = [page, *(tabs.open('/?multiplex=False', page.context) for _ in range(5))]
+    try: tabs.open('/?multiplex=False', page.context, secs=2)
     except TimeoutError: pass
     else: raise AssertionError('the seventh tab loaded')
     full[0].close()

@@ -49,7 +49,7 @@ def test_no_thundering_herd(page, site, down):
     page.clock.install()
     # The delays are those of the client; that attempts fail until the server is back is played
     arrivals = page.evaluate("""down => Array.from({ length: 200 }, (_, i) => {
-        const source = cjmSSE.connect(`/stream/${i}`, { share: false });
+        const source = cjmSSE.connect(`/stream/${i}`, { multiplex: false });
         let at = 0, first = true;
         source.addEventListener('sse:state', ({ detail }) => { at += detail.retryIn ?? 0; });
         source.retry = 3000;
@@ -81,7 +81,7 @@ def test_no_thundering_herd_at_a_real_server(page, make_site, until):
     site.opening['events'] = 'retry: 6000\n\n'  # So long that a machine which pauses for a moment does not gather a third of them
     page.goto(site.url('p'))
     urls = [f'http://{host}:{site.port}/stream/events?n={n}' for host in site.hosts[1:] for n in range(6)]
-    page.evaluate("""urls => { window.herd = urls.map(url => cjmSSE.connect(url, { share: false })) }""", urls)
+    page.evaluate("""urls => { window.herd = urls.map(url => cjmSSE.connect(url, { multiplex: false })) }""", urls)
     page.wait_for_function("herd.every(source => source.state === 'active')")
     arrivals.clear()
     site.stop()

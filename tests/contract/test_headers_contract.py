@@ -169,7 +169,7 @@ class TestOlderApps:
 def test_wrong_arguments_of_setup():
     app,_ = fast_app(secret_key='contract')
     async def user(req): return 'ann'
-    for wrong in (dict(visitor=user), dict(visitor='ann'), dict(share=3), dict(multiplex=['/events']),
+    for wrong in (dict(visitor=user), dict(visitor='ann'), dict(multiplex=['/events']),
             dict(manager='manager')):
         with pytest.raises(ValueError, match=[*wrong][0]): setup_sse(app, **wrong)
     with pytest.raises(ValueError, match='app'): setup_sse(fast_app(secret_key='contract'))

@@ -95,10 +95,10 @@ class TestSetup:
     def test_the_nonce_may_be_said_by_any_call(self, other, later):
         one,manager = FastHTML(secret_key='test'),SSEBroadcastManager()
         if later: other(one, manager, authorise=True)
-        setup_sse(one, manager, nonce='n1', share=False)
+        setup_sse(one, manager, nonce='n1', multiplex='tab')
         if not later: other(one, manager, authorise=True)
         found = scripts(one)
-        assert len(found)==2 and all('nonce="n1"' in o for o in found) and 'data-sse-share="false"' in found[1]
+        assert len(found)==2 and all('nonce="n1"' in o for o in found) and 'data-sse-multiplex="tab"' in found[1]
 
     def test_a_nonce_is_asked_for_pages_only(self):
         "Outside of a request there may be none"

@@ -66,9 +66,9 @@ class TestTabsOnTheirOwn:
             assert tabs.answered() and not tabs.errors
             assert [t for k,t in tabs.console if k in ('warning', 'error') and '[sse]' in t]==[]
 
-    @pytest.mark.parametrize('setup', [setup_sse, lambda app, share: insert_htmx_sse_ext(app.hdrs, share=share)])
+    @pytest.mark.parametrize('setup', [setup_sse, lambda app, multiplex: insert_htmx_sse_ext(app.hdrs, multiplex=multiplex)])
     def test_an_app_that_wants_it(self, tabs, make_site, until, setup):
-        site = make_site(lambda app: setup(app, share=False))
+        site = make_site(lambda app: setup(app, multiplex='tab'))
         two_streams(site)
         tabs.open(site.url('p'), 2)
         tabs.active(2)
@@ -79,7 +79,7 @@ class TestTabsOnTheirOwn:
 class TestStreamsOnTheirOwn:
     def test_an_element_that_wants_it(self, page, tabs, site, until):
         page.direct.add('asked')
-        site.pages['p'] = lambda: Div(log('/stream/one', 'one', share=False), log('/stream/two', 'two'))
+        site.pages['p'] = lambda: Div(log('/stream/one', 'one', multiplex=False), log('/stream/two', 'two'))
         tabs.open(site.url('p'), 2)
         tabs.active(2)
         hello(site, tabs)

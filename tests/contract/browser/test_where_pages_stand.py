@@ -16,7 +16,7 @@ from cjm_fasthtml_sse.helpers import oob_element, setup_sse
 from cjm_fasthtml_sse.htmx import HTMXSSEConnector
 from cjm_fasthtml_sse.updater import SSEElementUpdater
 
-WAYS = dict(alone=dict(multiplex=False), tab=dict(share=False), browser={})  # How many streams share a connection
+WAYS = dict(alone=dict(multiplex=False), tab=dict(multiplex='tab'), browser={})  # How many streams share a connection
 LOG = 10  # Messages that the manager keeps
 GAPS = """
     window.gaps = 0;
