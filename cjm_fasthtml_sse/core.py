@@ -17,8 +17,7 @@ from contextvars import Context,ContextVar
 from datetime import datetime,timezone
 from functools import cache,partial
 from inspect import isawaitable,iscoroutinefunction
-from math import ceil,inf,isfinite
-from numbers import Real
+from math import ceil,inf
 from time import monotonic
 from types import FunctionType,MethodType
 from typing import Any
@@ -30,7 +29,8 @@ from starlette.responses import PlainTextResponse
 from .backends.memory import MemoryBackend
 from .engine.messages import BackendUnavailable,BackendError,Message
 from .engine.servers import processes,watch_signals
-from .engine.patterns import Handlers,covers
+from .engine.patterns import PatternIndex,covers
+from .engine.checks import check_seconds,check_whole
 from .engine.hints import calling_line,has_hint,hint
 from .backends.redis import RedisBackend
 from .engine.stream import Connection,EventStreamResponse,Hub,being_cancelled,patterns
@@ -105,23 +105,23 @@ class SSEBroadcastManager:
         max_per_user: int|None=None,  # Browsers of one user at most, in this process, where `stream` gets a `user`: one more is answered 503. A browser's carrier counts once, and so does each stream with a connection of its own
         private=None                  # Pattern or patterns of private events, `{name}` standing for one segment: `user:{who}:**` goes only to those whose own pattern names the user
     ):
-        _whole('max_queue_size', max_queue_size, 0)
+        check_whole('max_queue_size', max_queue_size, 0)
         if replay_size is None: replay_size = max(1000, 10*max_queue_size)
-        if max_connections is not None: _whole('max_connections', max_connections, 1)
-        if max_per_user is not None: _whole('max_per_user', max_per_user, 1)
+        if max_connections is not None: check_whole('max_connections', max_connections, 1)
+        if max_per_user is not None: check_whole('max_per_user', max_per_user, 1)
         if overflow not in ('evict', 'drop_oldest'): raise ValueError(f"`overflow` must be 'evict' or 'drop_oldest', got {overflow!r}")
         self.max_queue_size,self.max_connections,self.max_per_user = max_queue_size,max_connections,max_per_user
-        self.default_timeout = _seconds('default_timeout', default_timeout)
-        self._history = deque(maxlen=_whole('history_size', history_size, 0))
-        self._queues,self._late,self._hooks,self._refusing = {},{},Handlers(),0.
-        self._hub = Hub(max_queue_size, _whole('replay_size', replay_size, 1), _seconds('heartbeat', heartbeat),
-            _whole('retry', retry, 0), self.default_timeout, overflow, private)
-        if max_age is not None and not _seconds('max_age', max_age): raise ValueError('`max_age` must be more than 0 seconds, got 0')
+        self.default_timeout = check_seconds('default_timeout', default_timeout)
+        self._history = deque(maxlen=check_whole('history_size', history_size, 0))
+        self._queues,self._late,self._hooks,self._refusing = {},{},PatternIndex(),0.
+        self._hub = Hub(max_queue_size, check_whole('replay_size', replay_size, 1), check_seconds('heartbeat', heartbeat),
+            check_whole('retry', retry, 0), self.default_timeout, overflow, private)
+        if max_age is not None: check_seconds('max_age', max_age, positive=True)
         self.max_age = self._hub.max_age = max_age
         self._hub.queues = self._queues
         self._hub.cleared_with_loop += self._queues,self._late
         self._backend: Any = RedisBackend(backend) if isinstance(backend, str) else backend or MemoryBackend()
-        self.hook_timeout = _seconds('hook_timeout', hook_timeout)
+        self.hook_timeout = check_seconds('hook_timeout', hook_timeout)
         self._opening,self._calls = {},{}  # Connection -> future, done when its `on_connect` hooks have ended; such futures -> the task of the hooks
         self._hub.cleared_with_loop += self._opening,self._calls
         self._known,self._looking,self._changed,self._own_changed = {},None,asyncio.Event(),False  # Who is here, as the presence hooks know it; what calls them
@@ -154,16 +154,6 @@ def _forked():
         if type(m._backend) is MemoryBackend: m._hub.replay.branch(m._backend.branch())
 
 if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_forked)
-
-def _whole(name, x, least):
-    if isinstance(x, bool) or not isinstance(x, int): raise TypeError(f'`{name}` must be a whole number, got {x!r}')
-    if x<least: raise ValueError(f'`{name}` must be {least} or more, got {x}')
-    return x
-
-def _seconds(name, x):
-    if isinstance(x, bool) or not isinstance(x, Real): raise TypeError(f'`{name}` must be a number of seconds, got {x!r}')
-    if not (isfinite(x) and x>=0): raise ValueError(f'`{name}` must be 0 or more seconds, got {x}')
-    return float(x)
 
 # %% ../nbs/core.ipynb #2581e129
 class Connections(Set):
@@ -585,7 +575,7 @@ def broadcast(self:SSEBroadcastManager,
 ) -> Broadcast:             # Await it for the number of connections here that got it; `BackendError` then, if it may not have arrived
     "Send an event to every connection, in every process; `FieldError` for a bad `event_type`. From any thread, which waits where a thousand are under way"
     check_message_type(event_type)
-    timeout = self.default_timeout if timeout is None else _seconds('timeout', timeout)
+    timeout = self.default_timeout if timeout is None else check_seconds('timeout', timeout)
     hash(key)
     fields,here,rest = _fields(event_type, data),_running() is self._hub.loop is not None,None
     if not self._has_hooks():
@@ -884,7 +874,7 @@ def get_history(self:SSEBroadcastManager,
 ) -> list:                # Messages, oldest first
     "The newest messages that were sent"
     found = [m for m in [*self._history] if private or not self._hub.private.depth(m['type'])]
-    return found if limit is None else found[max(0, len(found)-_whole('limit', limit, 0)):]
+    return found if limit is None else found[max(0, len(found)-check_whole('limit', limit, 0)):]
 
 @patch(as_prop=True)
 def _is_unused(self:SSEBroadcastManager):
@@ -923,7 +913,7 @@ def stream(self:SSEBroadcastManager,
     "A response that carries what is broadcast; a bad argument is an error here, before anything is sent: `PatternError` for a bad pattern"
     if not hasattr(request, 'scope'): raise TypeError(f'`request` must be the request, got {request!r}; write `def events(req): return manager.stream(req)`')
     if authorise not in (None, True) and not callable(authorise): raise TypeError(f'`authorise` must be a callable of the request, got {authorise!r}')
-    if not _seconds('recheck', recheck): raise ValueError('`recheck` must be more than 0 seconds')
+    check_seconds('recheck', recheck, positive=True)
     self._hint_at_setup(request.scope)
     def opened(conn):
         _lighten(request)
@@ -1141,7 +1131,7 @@ async def close(self:SSEBroadcastManager,
     timeout: float=1.  # Seconds to wait until the streams have ended; hooks that take longer are cancelled
 ):
     "End every connection politely: browsers are told to come back"
-    _seconds('timeout', timeout)
+    check_seconds('timeout', timeout)
     if self._hub.loop is None or self._hub.loop.is_closed(): return await self._backend.stop()
     self._hub.enter_loop()
     until = self._hub.loop.time()+timeout

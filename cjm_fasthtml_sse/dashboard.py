@@ -16,8 +16,7 @@ from functools import cache
 from hashlib import sha256
 from html import escape
 from importlib.resources import files
-from math import floor,isfinite,log10
-from numbers import Real
+from math import floor,log10
 from reprlib import Repr
 from time import monotonic
 from typing import Any,NamedTuple
@@ -32,7 +31,8 @@ from .backends.memory import MemoryBackend
 from .engine.messages import BackendError
 from .core import SSEBroadcastManager,worker_name
 from .helpers import _prepare,_refused,_scope,_user_of,oob_update
-from .htmx import ArgumentError,HTMXSSEConnector
+from .engine.checks import ArgumentError,check_seconds
+from .htmx import HTMXSSEConnector
 from .engine.render import to_html
 
 # %% ../nbs/dashboard.ipynb #6b1f0a09
@@ -390,11 +390,11 @@ def setup_dashboard(
         f'`authorise` must say who may look, as a callable of the request; `True`: everybody. Got {authorise!r}')
     if not isinstance(manager, SSEBroadcastManager): raise ArgumentError(f'`manager` must be an SSEBroadcastManager, got {manager!r}')
     if (old := getattr(manager, '_dashboard', None)) is not None: raise ArgumentError(f'This manager has a dashboard already, at {old.path}')
-    if isinstance(every, bool) or not isinstance(every, Real) or not (isfinite(every) and every>=.05): raise ArgumentError(f'`every` must be .05 or more seconds, got {every!r}')
+    check_seconds('every', every, .05)
     for name,o in dict(data=data, private=private).items():
         if not isinstance(o, bool): raise ArgumentError(f'`{name}` must be True or False, got {o!r}')
     if user is not None and not callable(user): raise ArgumentError(f'`user` must be a callable of the request, got {user!r}')
-    if isinstance(recheck, bool) or not isinstance(recheck, Real) or not (isfinite(recheck) and recheck>0): raise ArgumentError(f'`recheck` must be a number of seconds, got {recheck!r}')
+    check_seconds('recheck', recheck, positive=True)
     _check_path(path)
     _prepare(app, manager)
     for name in ('', '/events', '/live'):  # The style sheet comes first of all: `fast_app` has a route for files that would take it

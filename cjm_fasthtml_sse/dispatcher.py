@@ -1,4 +1,6 @@
-"""Events find their handlers: patterns, priorities, middleware
+"""Call the handlers of an event, found by pattern, in order of priority, behind filters, transformers and middleware
+
+An event has a type such as `job:42:done`. A handler is registered for a type, or for a pattern that matches it (see `engine.patterns`). `SSEEventDispatcher` calls the handlers of an event and returns their results. Filters, transformers and middleware run before them.
 
 Docs: https://example.github.io/cjm-fasthtml-sse/dispatcher.html.md"""
 
@@ -17,7 +19,7 @@ from typing import Any
 
 from fastcore.basics import patch
 
-from .engine.patterns import Handlers,PatternError,check_pattern,matches,segment
+from .engine.patterns import PatternIndex,PatternError,check_pattern,matches,segment
 from .engine.wire import check_event_type
 
 _all_ = ['PatternError', 'check_pattern', 'matches', 'segment']
@@ -28,11 +30,11 @@ _log = logging.getLogger(__name__)
 # %% ../nbs/dispatcher.ipynb #d447df28
 @dataclass
 class SSEEvent:
-    "Something that happened; `FieldError` for a `type` or `namespace` that can't name an event"
+    "Describe something that happened; `FieldError` for a `type` or `namespace` that can't name an event"
     type: str                   # What happened, such as `job:done`
-    data: Any                   # Anything; nothing here looks inside
-    namespace: str|None = None  # Stands before the type: `ns:type`
-    priority: float = 0         # For your own use; nothing here reads it
+    data: Any                   # Anything; the dispatcher does not look inside
+    namespace: str|None = None  # Stands before the type: `namespace:type`
+    priority: float = 0         # For your own use; the dispatcher does not read it
     timestamp: Any = None       # ISO 8601; `None` becomes now
 
     def __post_init__(self):
@@ -42,45 +44,45 @@ class SSEEvent:
 
     @property
     def full_type(self) -> str:
-        "`namespace:type`, or `type` without a namespace"
+        "Return `namespace:type`, or `type` without a namespace"
         return f'{self.namespace}:{self.type}' if self.namespace else self.type
 
 # %% ../nbs/dispatcher.ipynb #f810e39e
 _FIELDS = 'namespace','priority','timestamp'
 
 def _as_event(x):
-    "`x` as an `SSEEvent`"
+    "Return `x` as an `SSEEvent`"
     if isinstance(x, SSEEvent): return x
     if not isinstance(x, Mapping): raise TypeError(f'An event is an `SSEEvent` or a dict with `type` and `data`, got {x!r}')
     return SSEEvent(x.get('type'), x.get('data', {}), **{k:x[k] for k in _FIELDS if k in x})
 
 # %% ../nbs/dispatcher.ipynb #777c7d04
 class SSEEventDispatcher:
-    "Bring events to the handlers whose pattern covers them"
+    "Call the handlers whose pattern matches an event, and return their results"
     def __init__(self):
-        self.handlers = Handlers()
+        self.handlers = PatternIndex()
         self.namespaces: set[str] = set()  # Those registered
-        self._around = Handlers()          # Filters, transformers and middleware, each kind under its name
+        self._around = PatternIndex()      # Filters, transformers and middleware, each kind under its name
 
     def add_handler(self,
         event_pattern: str,  # Compared with the event's `full_type`
         handler: Callable,   # Takes the event
         priority: float = 0  # Higher runs earlier
     ) -> Callable:           # `handler`
-        "Call `handler` with each event that `event_pattern` covers; `PatternError` for a pattern that could match nothing"
+        "Call `handler` with each event that `event_pattern` matches; `PatternError` for a pattern that can match nothing"
         return self.handlers.add(event_pattern, handler, priority)
 
     def on(self,
         event_pattern: str,  # As for `add_handler`
         priority: float = 0  # As for `add_handler`
-    ) -> Callable:           # Decorator, which gives back what it decorates
-        "`add_handler` as a decorator; `PatternError` for a pattern that could match nothing"
+    ) -> Callable:           # Decorator, which returns the function unchanged
+        "Return `add_handler` as a decorator; `PatternError` for a pattern that can match nothing"
         return self.handlers.on(event_pattern, priority)
 
     def clear_handlers(self,
-        pattern: str|None = None  # By its spelling; `None`: all
+        pattern: str|None = None  # As it was registered; `None`: all
     ):
-        "Forget all handlers, or those of exactly this pattern; filters, transformers and middleware stay"
+        "Remove all handlers, or those of exactly this pattern; filters, transformers and middleware stay"
         self.handlers.clear(pattern)
 
     def add_filter(self,
@@ -90,40 +92,40 @@ class SSEEventDispatcher:
         return self._around.add('filter', filter_func)
 
     def add_transformer(self,
-        transformer: Callable  # Takes the event; gives an `SSEEvent`, a dict, or `None`; sync or async
+        transformer: Callable  # Takes the event; returns an `SSEEvent`, a dict, or `None`; sync or async
     ) -> Callable:             # `transformer`
         "Let `transformer(event)` change or replace each event; also a decorator"
         return self._around.add('transformer', transformer)
 
     def add_middleware(self,
-        middleware: Callable  # Takes the event and `next`, which takes an event and gives an awaitable; sync or async
+        middleware: Callable  # Takes the event and `next`, which takes an event and returns an awaitable; sync or async
     ) -> Callable:            # `middleware`
-        "Wrap `middleware(event, next)` around all that comes later; also a decorator"
+        "Wrap `middleware(event, next)` around the middleware added later and the handlers; also a decorator"
         return self._around.add('middleware', middleware)
 
     def register_namespace(self,
-        namespace: str  # What stands before the type
+        namespace: str  # As in `SSEEvent`
     ):
-        "Note `namespace` in `namespaces`; events of others pass all the same. `FieldError` for what can't be part of an event type"
+        "Add `namespace` to `namespaces`; events of other namespaces pass all the same. `FieldError` for what can't be part of an event type"
         self.namespaces.add(check_event_type(namespace))
 
 # %% ../nbs/dispatcher.ipynb #87dcb57d
 async def _result(x): return await x if isawaitable(x) else x
 
 async def _call_each(handlers, event):
-    "What `handlers` give for `event`, without `None`; the first error once all have run"
+    "Call `handlers`; return their results without `None`, or raise the first error once all have run"
     res,error = [],None
     for f in handlers:
         try: res.append(await _result(f(event)))
         except Exception as e:
-            if error: _log.exception('handler %r failed too, on %r', f, event.full_type)
+            if error: _log.exception('Handler %r failed too, on %r', f, event.full_type)
             error = error or e
     if error: raise error
     return [o for o in res if o is not None]
 
 # %% ../nbs/dispatcher.ipynb #bb5ff50c
 async def _chain(event, middleware, last):
-    "What `middleware` gives, the first one outermost, around the async function `last`"
+    "Run `middleware`, the first one outermost, around the async function `last`; return the result"
     if not middleware: return await last(event)
     f,*rest = middleware
     res,calls = [],[]
@@ -136,7 +138,7 @@ async def _chain(event, middleware, last):
         return call
     own = f(event, next)
     if isawaitable(own): own = await own
-    else:  # A plain function can't await: what it called `next` for, and did not return, runs now
+    else:  # A plain function can't await: the calls of `next` that it did not return run now
         for call in calls: await call
     return res if own is None else own
 
@@ -144,7 +146,7 @@ async def _chain(event, middleware, last):
 @patch
 async def dispatch(self:SSEEventDispatcher,
     event: SSEEvent|Mapping  # A dict has `type`, and any of `data`, `namespace`, `priority`, `timestamp`
-) -> list:  # What the handlers gave, in the order they ran, without `None`
+) -> list:  # The results of the handlers, in the order they ran, without `None`
     "Send `event` through filters, transformers and middleware to its handlers; raises the first error of a handler after the others ran"
     event = _as_event(event)
     for f in self._around.matching('filter'):
@@ -157,19 +159,19 @@ async def dispatch(self:SSEEventDispatcher,
 
 @patch
 def get_registered_events(self:SSEEventDispatcher) -> list[str]:
-    "The patterns with handlers, in order of their first registration"
+    "Return the patterns with handlers, in order of their first registration"
     return self.handlers.keys()
 
 @patch
 def handles(self:SSEEventDispatcher,
     event_type: str  # What happened
 ) -> bool:
-    "Whether an event of this type reaches anything; a stream hints at one that no renderer handles"
+    "Return whether a callback may handle an event of this type; a stream logs a hint for a type that no renderer handles"
     return bool({'transformer', 'middleware'} & {*self._around.keys()}) or bool(self.handlers.matching(event_type))
 
 @patch
 async def __call__(self:SSEEventDispatcher,
     message: SSEEvent|Mapping  # As for `dispatch`
 ) -> list:                     # As from `dispatch`
-    "`dispatch`: so a dispatcher is a renderer, `manager.stream(request, render=dispatcher)`"
+    "Call `dispatch`; so a dispatcher is a renderer: `manager.stream(request, render=dispatcher)`"
     return await self.dispatch(message)

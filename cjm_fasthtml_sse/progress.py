@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from concurrent.futures import Future,wait
 from contextlib import suppress
 from inspect import isawaitable
-from math import exp,inf,isfinite
-from numbers import Integral,Real
+from math import exp,inf
+from numbers import Integral
 from operator import length_hint
 from time import monotonic
 from typing import Any,NamedTuple
@@ -33,9 +33,9 @@ from starlette.routing import Match
 from .engine.messages import BackendError
 from .dispatcher import segment
 from .helpers import _prepare,_refused,_user_of,oob_update
-from .htmx import ArgumentError
 from .engine.render import to_html
 from .engine.stream import _Final,_asked,_last_event_id,_page_cursors,ticket_alone,wants_ticket
+from .engine.checks import ArgumentError,check_number,check_seconds,check_whole
 from .engine.wire import CLOSE,FieldError,SSEError,encode
 
 # %% ../nbs/progress.ipynb #9ece0f17
@@ -333,15 +333,14 @@ def track(
         raise TypeError(f'`iterable` must be something to loop over, or `None`, got {iterable!r}')
     if total is None:
         with suppress(Exception): total = n if (n := length_hint(iterable, -1))>=0 else None  # Some that have no length raise what they like
-    elif not _number(total): raise ValueError(f'`total` must be a number of items, 0 or more, or `None`, got {total!r}')
-    if not _number(every): raise ValueError(f'`every` must be 0 or more seconds, got {every!r}')
+    else: check_number('total', total, 'items')
+    check_seconds('every', every)
     if not callable(error): raise TypeError(f'`error` must be a callable that takes an error, such as `str`, got {error!r}')
     segment(job_id)
     try: quote(job_id := str(job_id), safe='')
     except UnicodeEncodeError: raise FieldError(f'`job_id` must be text that UTF-8 can carry, got {job_id!r}') from None
     return Job(manager, iterable, job_id, total, every, f'Job {job_id}' if name is None else str(name), error)
 
-def _number(x): return isinstance(x, Real) and not isinstance(x, bool) and isfinite(x) and x>=0
 
 # %% ../nbs/progress.ipynb #bb649ded
 def _count(n): return f'{n:,}' if isinstance(n, int) else f'{n:,.1f}'
@@ -407,8 +406,7 @@ class Jobs(Mapping):
     def __init__(self,
         keep=1000  # Jobs at most; those that have not been heard of for longest are forgotten
     ):
-        if isinstance(keep, bool) or not isinstance(keep, int) or keep<0: raise ValueError(f'`keep` must be a number of jobs, 0 or more, got {keep!r}')
-        self.keep: int = keep
+        self.keep: int = check_whole('keep', keep)
         self._reports: OrderedDict = OrderedDict()
 
     def hear(self,
@@ -501,7 +499,7 @@ def setup_progress(
     for name,f in dict(bar=bar, status=status).items():
         if not callable(f): raise ArgumentError(f'`{name}` must be a callable of a report, got {f!r}')
     if user is not None and not callable(user): raise ArgumentError(f'`user` must be a callable of the request, got {user!r}')
-    if isinstance(recheck, bool) or not isinstance(recheck, Real) or not 0<recheck<inf: raise ArgumentError(f'`recheck` must be a number of seconds, got {recheck!r}')
+    check_seconds('recheck', recheck, positive=True)
     jobs = Jobs(keep)
     if (old := getattr(app, '_sse_jobs', manager)) is not manager: raise ArgumentError(f'The app shows the jobs of another manager already, {old!r}: they would be seen no more')
     _prepare(app, manager)

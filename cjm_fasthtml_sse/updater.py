@@ -1,4 +1,8 @@
-"""An event becomes elements, which the browser swaps into the page out of band
+"""Turn an event into elements, which the browser swaps into the page out of band
+
+The server broadcasts what happened; the pages show elements. `SSEElementUpdater` makes the one from the other: it finds the handlers of an event and collects the elements that they make from its data. Give it to a stream, `manager.stream(request, render=updater)`, and every page receives those elements.
+
+Each element says itself where it goes. An attribute such as `hx-swap-oob` tells htmx, and the functions in `helpers` write it. The updater does not look into elements.
 
 Docs: https://example.github.io/cjm-fasthtml-sse/updater.html.md"""
 
@@ -13,43 +17,43 @@ from functools import partial
 from inspect import isasyncgenfunction,isawaitable,iscoroutine,iscoroutinefunction
 from typing import Any
 from fastcore.basics import patch
-from .engine.patterns import Handlers
+from .engine.patterns import PatternIndex
 from .engine.wire import check_event_type
 
 # %% ../nbs/updater.ipynb #2513ebdc
 def _is_async(f):
-    "Does calling `f` give something to await?"
+    "Return whether calling `f` returns something to await"
     while isinstance(f, partial): f = f.func
     return any(test(o) for test in (iscoroutinefunction, isasyncgenfunction) for o in (f, type(f).__call__))
 
 _ADVICE = 'elements are made at once, without awaiting; await before you broadcast and put the values into the data, or render with an `SSEEventDispatcher`'
 
 def _sync(f):
-    "`f`, if it is a callable that isn't async"
-    if not callable(f): raise TypeError(f'Wanted a callable, got {f!r}')
+    "Return `f`; `TypeError` unless it is a callable that isn't async"
+    if not callable(f): raise TypeError(f'A handler or processor must be callable, got {f!r}')
     if _is_async(f): raise TypeError(f'{f!r} is async: {_ADVICE}')
     return f
 
 # %% ../nbs/updater.ipynb #f2cd17af
 class SSEElementUpdater:
-    "Make the elements that show an event"
+    "Make elements from an event, with the handlers whose pattern matches its type"
     def __init__(self):
-        self._handlers,self._around = Handlers(),Handlers()  # `_around`: pre- and postprocessors, each kind under its name
-        self._default = None
+        self._handlers,self._default = PatternIndex(),None
+        self._processors = PatternIndex()  # Pre- and postprocessors, each kind under its name
 
     def register_handler(self,
         event_type: str,     # Pattern of event types, such as `job:*`
-        handler: Callable,   # Takes the event's data; gives an element, several of them, or `None`
+        handler: Callable,   # Takes the event's data; returns an element, several of them, or `None`
         priority: float = 0  # The elements of a higher one come first
     ) -> Callable:           # `handler`
-        "Let `handler(data)` make elements for each event that `event_type` covers; `PatternError` for a bad pattern, `TypeError` for an async handler"
+        "Let `handler(data)` make elements for each event that `event_type` matches; `PatternError` for a bad pattern, `TypeError` for an async handler"
         return self._handlers.add(event_type, _sync(handler), priority)
 
     def register(self,
         event_type: str,     # As for `register_handler`
         priority: float = 0  # As for `register_handler`
-    ) -> Callable:           # Decorator, which gives back what it decorates
-        "`register_handler` as a decorator; the same errors"
+    ) -> Callable:           # Decorator, which returns the function unchanged
+        "Return `register_handler` as a decorator; the same errors"
         add = self._handlers.on(event_type, priority)
         return lambda f: add(_sync(f))
 
@@ -61,42 +65,42 @@ class SSEElementUpdater:
         return handler
 
     def add_preprocessor(self,
-        processor: Callable  # Takes the event type and the data; gives the data, or `None`
+        processor: Callable  # Takes the event type and the data; returns the data, or `None`
     ) -> Callable:           # `processor`
         "Let `processor(event_type, data)` replace the data; `None` leaves it as it is; also a decorator"
-        return self._around.add('pre', _sync(processor))
+        return self._processors.add('pre', _sync(processor))
 
     def add_postprocessor(self,
-        processor: Callable  # Takes the list of elements; gives elements, or `None`
+        processor: Callable  # Takes the list of elements; returns elements, or `None`
     ) -> Callable:           # `processor`
         "Let `processor(elements)` replace the list of elements; `None` leaves it as it is; also a decorator"
-        return self._around.add('post', _sync(processor))
+        return self._processors.add('post', _sync(processor))
 
     def clear_handlers(self,
-        event_type: str|None = None  # Pattern by its spelling; `None`: all
+        event_type: str|None = None  # Pattern as it was registered; `None`: all
     ):
-        "Forget all handlers, or those of exactly this pattern; the default handler and the processors stay"
+        "Remove all handlers, or those of exactly this pattern; the default handler and the processors stay"
         self._handlers.clear(event_type)
 
     def get_registered_events(self) -> list[str]:
-        "The patterns with handlers, in order of their first registration"
+        "Return the patterns with handlers, in order of their first registration"
         return self._handlers.keys()
 
     def handles(self,
         event_type: str  # What happened
     ) -> bool:
-        "Whether an event of this type can make elements; a stream hints at one that no renderer handles"
-        return self._default is not None or 'post' in self._around.keys() or bool(self._handlers.matching(event_type))
+        "Return whether an event of this type can make elements; a stream logs a hint for a type that no renderer handles"
+        return self._default is not None or 'post' in self._processors.keys() or bool(self._handlers.matching(event_type))
 
 # %% ../nbs/updater.ipynb #f2aa8ace
 def _flat(x):
-    "The elements in `x`, one by one"
+    "Yield the elements in `x`, however nested"
     if x is None: return
     if isinstance(x, (list, tuple, Iterator)):
         for o in x: yield from _flat(o)
-    elif isawaitable(x):  # Only a look at the result can tell that `lambda data: coro(data)` is async
+    elif isawaitable(x):  # Only the result shows that `lambda data: coro(data)` is async
         if iscoroutine(x): x.close()
-        raise TypeError(f'A handler gave {x!r}: {_ADVICE}')
+        raise TypeError(f'A handler returned {x!r}: {_ADVICE}')
     else: yield x
 
 @patch
@@ -105,13 +109,13 @@ def create_elements(self:SSEElementUpdater,
     data: Any         # Goes through the preprocessors, then to each handler
 ) -> list:            # All elements, those of higher priority first
     "Make the elements for one event; `FieldError` for a bad `event_type`, and the errors of the callbacks unchanged"
-    for f in self._around.matching('pre'):
+    for f in self._processors.matching('pre'):
         if (new := f(event_type, data)) is not None: data = new
     handlers = self._handlers.matching(check_event_type(event_type))
     if handlers: res = [f(data) for f in handlers]
     else: res = self._default(event_type, data) if self._default else None
     els = [*_flat(res)]
-    for f in self._around.matching('post'):
+    for f in self._processors.matching('post'):
         if (new := f(els)) is not None: els = [*_flat(new)]
     return els
 
@@ -119,5 +123,5 @@ def create_elements(self:SSEElementUpdater,
 def __call__(self:SSEElementUpdater,
     message: Mapping  # As the broadcast manager makes it; `data` may be missing, which is `{}`
 ) -> list:            # All elements
-    "`create_elements` for a message: so an updater is a renderer; the same errors, `FieldError` among them"
+    "Call `create_elements` for a message, so that an updater is a renderer; the same errors, `FieldError` among them"
     return self.create_elements(message['type'], message.get('data', {}))

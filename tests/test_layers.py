@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1]/NAME
 
 # Lowest first: a module imports modules of its own line and of those above it in this list
 LAYERS = [o.split() for o in '''
-engine.wire engine.patterns engine.messages engine.hints engine.middleware engine.render engine.servers
+engine.wire engine.checks engine.patterns engine.messages engine.hints engine.middleware engine.render engine.servers
 engine.group engine.connection engine.catch_up engine.sender engine.loop engine.users engine.access engine.queues
 engine.hub engine.pump engine.response engine.stream
 backends.base backends.memory backends.packing backends.redis

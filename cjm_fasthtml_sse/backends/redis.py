@@ -15,8 +15,7 @@ from contextvars import Context
 from datetime import datetime,timezone
 from inspect import isawaitable
 from itertools import count
-from math import inf,isfinite,nan
-from numbers import Real
+from math import inf,nan
 from typing import Any
 from urllib.parse import parse_qsl,urlsplit
 from weakref import WeakSet
@@ -26,6 +25,7 @@ from fastcore.basics import patch
 from .base import Record
 from ..engine.messages import BackendUnavailable,BackendError
 from .packing import pack,unpack
+from ..engine.checks import check_seconds,check_whole
 from ..engine.wire import check_message_type
 
 # %% ../../nbs/backends/redis.ipynb #5498c949
@@ -159,9 +159,8 @@ REACH = 1.    # Seconds that a browser from a quicker process is waited for, at 
 
 def _limits(name, max_length, max_age, timeout):
     if not isinstance(name, str) or not name: raise ValueError(f'`name` must be a string, got {name!r}')
-    if isinstance(max_length, bool) or not isinstance(max_length, int) or max_length<1: raise ValueError(f'`max_length` must be 1 or more entries, got {max_length!r}')
-    for k,x in dict(max_age=max_age, timeout=timeout).items():
-        if isinstance(x, bool) or not isinstance(x, Real) or not (isfinite(x) and x>0): raise ValueError(f'`{k}` must be more than 0 seconds, got {x!r}')
+    check_whole('max_length', max_length, 1)
+    for k,x in dict(max_age=max_age, timeout=timeout).items(): check_seconds(k, x, positive=True)
 
 class _Broadcast:
     "One that is on its way to the server and back"

@@ -25,7 +25,7 @@ from starlette.datastructures import QueryParams
 from starlette.responses import PlainTextResponse,Response
 
 from .messages import BackendError,Message,ReplayBuffer,_epoch,written_at
-from .patterns import Handlers,Private,check_pattern,covers
+from .patterns import PatternIndex,Private,check_pattern,covers
 from .hints import calling_line,hint,nearest
 from .middleware import leaves_bodies_alone,unknown_layer
 from .render import Renderer,function_name,hint_if_slow,to_html
@@ -603,7 +603,7 @@ class Hub:
         self._turning: Any = None              # Counts the present one
         self.publish_lock: Any = None                  # Broadcasts wait for room one behind the other
         self._idle: Any = None                 # Done when the last request is over, for who waits for that
-        self.groups,self._routes,self._found = {},Handlers(),{}
+        self.groups,self._routes,self._found = {},PatternIndex(),{}
         self._renderers,self.readings = {},{}
         self.closures: dict = {}               # Code of a renderer -> renderers in use that it has made
         self.quiet_until = 0.                  # Loop time before which no refusal is logged, in seconds
