@@ -2,15 +2,12 @@
 
 Modules:
 
-<<<<<<< HEAD
 - `cjm_fasthtml_sse.backends.base`: What a backend promises, and the suite that checks it
 - `cjm_fasthtml_sse.backends.packing`: How data and elements are written for other processes, and read there
-- `cjm_fasthtml_sse.engine.servers`: What this library knows of uvicorn, hypercorn, granian and gunicorn, and of the signals that stop them"""
-=======
 - `cjm_fasthtml_sse.dispatcher`: Call the handlers of an event, found by pattern, in order of priority, behind filters, transformers and middleware
 - `cjm_fasthtml_sse.engine.checks`: The checks of numbers that a user of the library gives
 - `cjm_fasthtml_sse.engine.patterns`: The grammar of event types, and the index of callbacks by pattern
+- `cjm_fasthtml_sse.engine.servers`: What this library knows of uvicorn, hypercorn, granian and gunicorn, and of the signals that stop them
 - `cjm_fasthtml_sse.updater`: Turn an event into elements, which the browser swaps into the page out of band"""
->>>>>>> 517cc08 (PatternIndex, one place for checks of numbers; dispatcher and updater in plain words)
 
 __version__ = "0.1.0"
