@@ -8,6 +8,9 @@ Modules:
 - `cjm_fasthtml_sse.engine.checks`: The checks of numbers that a user of the library gives
 - `cjm_fasthtml_sse.engine.patterns`: The grammar of event types, and the index of callbacks by pattern
 - `cjm_fasthtml_sse.engine.servers`: What this library knows of uvicorn, hypercorn, granian and gunicorn, and of the signals that stop them
+- `cjm_fasthtml_sse.guards`: Who may use a route of this library
+- `cjm_fasthtml_sse.headers`: The scripts that a page loads, as headers of an app
+- `cjm_fasthtml_sse.setup`: What stands around an app with event streams
 - `cjm_fasthtml_sse.updater`: Turn an event into elements, which the browser swaps into the page out of band"""
 
 __version__ = "0.1.0"

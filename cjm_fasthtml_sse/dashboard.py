@@ -30,9 +30,12 @@ from starlette.routing import Match,Route
 from .backends.memory import MemoryBackend
 from .engine.messages import BackendError
 from .core import SSEBroadcastManager,worker_name
-from .helpers import _prepare,_refused,_scope,_user_of,oob_update
 from .engine.checks import ArgumentError,check_seconds
+from .guards import check_authorise,refusal,user_of
+from .headers import current_scope
+from .helpers import oob_update
 from .htmx import HTMXSSEConnector
+from .setup import prepare
 from .engine.render import to_html
 
 # %% ../nbs/dashboard.ipynb #6b1f0a09
@@ -132,7 +135,7 @@ def stream(self:Dashboard,
     request
 ) -> Response:
     "What moves in a dashboard"
-    response = self.own.stream(request, render=_drawn, events='looked', snapshot=lambda: self.html, user=_user_of(self.user, request),
+    response = self.own.stream(request, render=_drawn, events='looked', snapshot=lambda: self.html, user=user_of(self.user, request),
         authorise=self.authorise, recheck=self.recheck)
     response.asked = True  # By the route
     return response
@@ -333,7 +336,7 @@ def _workers(self:Dashboard):
 @cache
 def _css(): return (files('cjm_fasthtml_sse')/'static'/'dashboard.css').read_text(encoding='utf-8')
 
-def _url(board, name=''): return f"{_scope.get().get('root_path', '')}{board.path}{name}"
+def _url(board, name=''): return f"{current_scope.get().get('root_path', '')}{board.path}{name}"
 
 def _style_name(): return f'/{sha256(_css().encode()).hexdigest()[:16]}.css'
 
@@ -386,8 +389,7 @@ def setup_dashboard(
     recheck: float=30. # Seconds in which `authorise` is asked again while a dashboard is open
 ) -> Dashboard:
     "Add a page with the live dashboard of `manager`, and what `sse_dashboard` needs; `ArgumentError` without `authorise`, for a second one, or where the app has such a route"
-    if authorise is not True and not callable(authorise): raise ArgumentError(
-        f'`authorise` must say who may look, as a callable of the request; `True`: everybody. Got {authorise!r}')
+    check_authorise(authorise, 'look', 'the request')
     if not isinstance(manager, SSEBroadcastManager): raise ArgumentError(f'`manager` must be an SSEBroadcastManager, got {manager!r}')
     if (old := getattr(manager, '_dashboard', None)) is not None: raise ArgumentError(f'This manager has a dashboard already, at {old.path}')
     check_seconds('every', every, .05)
@@ -396,14 +398,14 @@ def setup_dashboard(
     if user is not None and not callable(user): raise ArgumentError(f'`user` must be a callable of the request, got {user!r}')
     check_seconds('recheck', recheck, positive=True)
     _check_path(path)
-    _prepare(app, manager)
+    prepare(app, manager)
     for name in ('', '/events', '/live'):  # The style sheet comes first of all: `fast_app` has a route for files that would take it
         scope = dict(type='http', method='GET', path=path+name, root_path='', headers=[])
         if any(r.matches(scope)[0]==Match.FULL for r in app.routes): raise ArgumentError(f'The app has a route for {path+name} already, which would answer instead')
     board = manager._dashboard = Dashboard(manager, path, every, data, private)
     board.authorise,board.user,board.recheck = authorise,user,recheck
     manager._hub.users.linked.append(board.own._hub.users)
-    _prepare(app, board.own, own=True)
+    prepare(app, board.own, own=True)
     _add_routes(app, board, authorise)
     return board
 
@@ -414,7 +416,7 @@ def _check_path(path):
 def _add_routes(app, board, authorise):
     def guarded(answer):
         async def f(req):
-            refused = await _refused(authorise, req)
+            refused = await refusal(authorise, req)
             return answer(req) if refused is None else refused
         return f
     def page(req):

@@ -32,7 +32,9 @@ from starlette.routing import Match
 
 from .engine.messages import BackendError
 from .dispatcher import segment
-from .helpers import _prepare,_refused,_user_of,oob_update
+from .guards import check_authorise,refusal,user_of
+from .helpers import oob_update
+from .setup import prepare
 from .engine.render import to_html
 from .engine.stream import _Final,_asked,_last_event_id,_page_cursors,ticket_alone,wants_ticket
 from .engine.checks import ArgumentError,check_number,check_seconds,check_whole
@@ -494,15 +496,14 @@ def setup_progress(
     recheck: float=30. # Seconds in which `authorise` is asked again while a stream is open
 ) -> Jobs:           # The newest report of each job, by its id
     "Add the streams that `sse_progress_element` and `sse_status_element` ask for; `ArgumentError` without `authorise`, for a second manager, or where the app has such a route"
-    if authorise is not True and not callable(authorise): raise ArgumentError(
-        f'`authorise` must say who may watch a job, as a callable of the request and the job\'s id; `True`: everybody. Got {authorise!r}')
+    check_authorise(authorise, 'watch a job', "the request and the job's id")
     for name,f in dict(bar=bar, status=status).items():
         if not callable(f): raise ArgumentError(f'`{name}` must be a callable of a report, got {f!r}')
     if user is not None and not callable(user): raise ArgumentError(f'`user` must be a callable of the request, got {user!r}')
     check_seconds('recheck', recheck, positive=True)
     jobs = Jobs(keep)
     if (old := getattr(app, '_sse_jobs', manager)) is not manager: raise ArgumentError(f'The app shows the jobs of another manager already, {old!r}: they would be seen no more')
-    _prepare(app, manager)
+    prepare(app, manager)
     for path,_ in _ROUTES.values():
         scope = dict(type='http', method='GET', path=path, root_path='', headers=[])
         if any(r.matches(scope)[0]==Match.FULL and not getattr(r, 'name', '').startswith('sse_') for r in app.routes):
@@ -518,7 +519,7 @@ def _add_route(app, manager, jobs, kind, draw, authorise, user, recheck):
     def render(message): return None if (report := _report_in(message)) is None else draw(report)
     async def follow(req):
         if not (job_id := req.query_params.get('job_id')): return PlainTextResponse(f'`job_id` must name a job, got {job_id!r}', 400)
-        if (refused := await _refused(authorise, req, job_id)) is not None: return refused
+        if (refused := await refusal(authorise, req, job_id)) is not None: return refused
         return JobStream(manager, jobs, job_id, draw, render, [f'job:{segment(job_id)}:{o}' for o in events],
-            user=_user_of(user, req), authorise=authorise if authorise is True else _MayWatch(authorise, job_id), recheck=recheck)
+            user=user_of(user, req), authorise=authorise if authorise is True else _MayWatch(authorise, job_id), recheck=recheck)
     app.route(path, methods=['GET'], name=f'sse_job_{kind}')(follow)

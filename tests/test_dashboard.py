@@ -226,7 +226,7 @@ async def test_it_ends_with_the_app_and_goes_with_it(manager):
         await board.own.close()
         with pytest.raises(StreamEnded):
             while True: await page.next(BOUND)
-    assert board.own in app._sse_setup.managers
+    assert board.own in app._sse_setup.managers.all
     ref = weakref.ref(board)
     del app,board,page
     manager.__dict__.pop('_dashboard')

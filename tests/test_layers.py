@@ -21,6 +21,8 @@ hooks broadcast presence core
 visitor
 multiplex.protocol multiplex.channel multiplex.carrier multiplex.endpoint
 dispatcher updater htmx
+headers guards
+setup
 helpers
 progress dashboard testing
 monitoring

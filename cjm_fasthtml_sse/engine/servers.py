@@ -1,14 +1,16 @@
 """What this library knows of uvicorn, hypercorn, granian and gunicorn, and of the signals that stop them
 
-An ASGI server gives an app `scope`, `receive` and `send`, and hides everything else. This library needs five more facts, and reads them off objects that the servers leave within reach. Where a server does not have what is looked for, each function here gives `None` or does nothing.
+An ASGI server gives an app `scope`, `receive` and `send`, and hides everything else. This library needs five more
+facts, and reads them off objects that the servers leave within reach. Where a server does not have what is looked
+for, each function here gives `None` or does nothing.
 
-| fact | where it is read | who needs it |
+| fact | where it is read | what it is for |
 |---|---|---|
-| the process is to stop | the handlers of SIGINT and SIGTERM | streams end at once, and the process with them: `watch_signals` |
-| the server is to stop, and no signal says so | `send`'s object: a worker of hypercorn, a uvicorn in a thread | the same: `ServerMonitor` |
-| the client has gone, and `receive` does not say so | `send`'s object, under uvicorn | a stream without a reader ends: `disconnect_notifier` |
-| how to cut a connection | the transport, under uvicorn | a client that has stopped reading holds no request: `abort_function` |
-| how many processes serve the app | signal handlers, the command line | a warning where nothing carries events between them: `processes` |
+| the process is to stop | signal handlers | `watch_signals` ends streams at once |
+| the server is to stop, without a signal | the server behind `send` | `ServerMonitor` ends streams at once |
+| the client has gone, without a message | the server behind `send` | `disconnect_notifier` ends its stream |
+| how to cut a connection | uvicorn's transport | `abort_function`, for a client that has stopped reading |
+| how many processes serve the app | signal handlers, the command line | `processes`, for a warning |
 
 Docs: https://example.github.io/cjm-fasthtml-sse/engine/servers.html.md"""
 
@@ -40,28 +42,29 @@ def watch_signals(
     if threading.current_thread() is not threading.main_thread(): return  # Only there may signal handlers be set
     for sig in (signal.SIGINT, signal.SIGTERM):
         old = signal.getsignal(sig)
-        if callable(old) and not isinstance(old, _StopHandler) and not _is_of_run(old): signal.signal(sig, _StopHandler(old))
+        if callable(old) and not isinstance(old, _StopHandler) and not _is_of_run(old):
+            signal.signal(sig, _StopHandler(old))
 
 class _StopHandler:
-    "A signal handler that stops what `watch_signals` has registered, then calls the handler `old` that was there before"
+    "A signal handler that stops what `watch_signals` has registered, then calls the handler that was there before"
     def __init__(self, old): self.old = old
     def __call__(self, sig, frame):
         for o in [*_stoppable]: o.stop_soon()
         self.old(sig, frame)
 
 def _is_of_run(handler):
-    "Check for the handler of `asyncio.run`: it cancels the task, and is removed at the end only where it is still the one that is set"
+    "Tell whether it is the handler of `asyncio.run`, which removes its own at the end only where no other is set"
     return isinstance(getattr(getattr(handler, 'func', None), '__self__', None), asyncio.Runner)
 
 # %% ../../nbs/engine/servers.ipynb #97809229
 def shutdown_probe(server):
-    "A function that returns whether `server`, the object that `send` is a method of, is stopping; `None` where nothing shows that"
+    "Make a function that returns whether `server` is stopping; `None` where nothing shows that"
     terminated = getattr(getattr(server, 'context', None), 'terminated', None)  # hypercorn
     if terminated is not None: return terminated.is_set
     if getattr(server, 'keep_alive', False): return lambda: not server.keep_alive  # uvicorn
 
 def disconnect_notifier(server):
-    "A function that has a request of uvicorn receive `http.disconnect` once its client has gone; `None` for other servers"
+    "Make a function that has a request of uvicorn receive `http.disconnect` when its client has gone, or `None`"
     if not all(hasattr(server, o) for o in ('transport', 'disconnected', 'message_event')): return None
     def notify():
         if server.transport.is_closing() and not server.disconnected:
@@ -74,7 +77,8 @@ class ServerMonitor:
     def __init__(self,
         on_stop # Called without arguments and awaited, when the server stops
     ):
-        self.on_stop,self._loops = on_stop,{}  # Event loop -> its requests under way, each with its probe and its notifier
+        self.on_stop = on_stop
+        self._loops = {}  # Event loop -> its requests under way -> probe and notifier
 
     @leaves_bodies_alone
     @contextmanager
@@ -117,22 +121,23 @@ def _closes(message): return any(k.lower()==b'connection' for k,_ in message.get
 
 # %% ../../nbs/engine/servers.ipynb #9ea2a96a
 def abort_function(send):
-    "The function that cuts the connection of the request that `send` belongs to, at once; `None` where the server has none"
+    "Find the function that cuts the connection of the request behind `send`; `None` where the server has none"
     return getattr(getattr(getattr(send, '__self__', None), 'transport', None), 'abort', None)
 
 async def cut_connection(receive, abort):
-    "Cut a connection, and wait until the server knows, 1 s at most: a server that does not know would log an unfinished response"
+    "Cut a connection, and wait until the server knows, 1 s at most: else it would log an unfinished response"
     abort()
     with suppress(TimeoutError):
         async with asyncio.timeout(1):
             while (await receive())['type']!='http.disconnect': pass
 
 def limit_unsent(receive, size):
-    "Have the operating system take no more than about `size` bytes that it has not sent, under uvicorn on systems that can do that"
+    "Limit the bytes that the operating system takes before it has sent them to about `size`, where that is possible"
     transport = getattr(getattr(receive, '__self__', None), 'transport', None)
     # `ValueError` is what uvloop raises where the client has gone
     if transport is not None and (sock := transport.get_extra_info('socket')) is not None:
-        with suppress(OSError, AttributeError, ValueError): sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, size)
+        with suppress(OSError, AttributeError, ValueError):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, size)
 
 # %% ../../nbs/engine/servers.ipynb #20ef6cbc
 def processes() -> int: # 1 if in doubt
@@ -143,7 +148,7 @@ def processes() -> int: # 1 if in doubt
         while callable(getattr(handler, 'old', None)): handler = handler.old
         server: Any = getattr(handler, '__self__', None)
         found.append(getattr(getattr(server, 'cfg', None), 'workers', 1))  # gunicorn
-        config: Any = getattr(server, 'config', None)  # uvicorn, which has a number also where there is one process only
+        config: Any = getattr(server, 'config', None)  # uvicorn: a number also where there is one process only
         if is_child and not getattr(config, 'should_reload', True): found.append(config.workers)
     if is_child and {'hypercorn', 'granian'} & {*PurePath(sys.argv[0]).parts[-2:]} and '--reload' not in sys.argv:
         found += map(int, re.findall(r'(?:-w|--workers)[ =]?(\d+)', ' '.join(sys.argv)))

@@ -1213,7 +1213,7 @@ class EventStreamResponse(Response):
             _log.error('A stream was refused: %s', e)
             return PlainTextResponse('Not ready yet', 503, headers={'Retry-After': '3'})
         if allowed is True: return None
-        if allowed is None or allowed is False: return PlainTextResponse('Not for you', 403)
+        if allowed is None or allowed is False: return PlainTextResponse('Forbidden', 403)
         if isinstance(allowed, Exception): raise allowed
         if hasattr(allowed, '__response__'): allowed = allowed.__response__(request)
         if isinstance(allowed, Response): return allowed

@@ -470,6 +470,10 @@ class Multiplexer:
         self.app = app
         return self
 
+    def disable(self):
+        "Carry no streams: each has a connection of its own"
+        self.on = False
+
     async def open(self): "Nothing has to be opened"
 
     async def close(self):

@@ -1,11 +1,11 @@
 "An app for several processes: `REDIS_URL` in the environment names what connects them, without it nothing does; `PATIENCE` is for how long a start waits for it"
 import os
 from fasthtml.common import *
-from cjm_fasthtml_sse import helpers
+from cjm_fasthtml_sse import setup
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.helpers import setup_sse
 
-if patience := os.environ.get('PATIENCE'): helpers._PATIENCE = float(patience)
+if patience := os.environ.get('PATIENCE'): setup.STARTUP_TIMEOUT = float(patience)
 manager = SSEBroadcastManager(backend=os.environ.get('REDIS_URL'), retry=200)
 
 async def lifespan(app):

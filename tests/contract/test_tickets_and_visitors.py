@@ -119,7 +119,7 @@ class TestTickets:
             r = await ann.ask('/guarded', x_user='ann', **TICKET)
             assert (r.status, r.body, r.headers['content-length'])==(200, b'', '0') and r.headers['sse-ticket']
             r = await eve.ask('/guarded', x_user='eve', **TICKET)
-            assert (r.status, r.body)==(403, b'Not for you') and 'sse-ticket' not in r.headers
+            assert (r.status, r.body)==(403, b'Forbidden') and 'sse-ticket' not in r.headers
             assert (asked, len(hooks.opened), manager.stats())==(['ann', 'eve'], 1, before)
 
     @pytest.mark.parametrize('path', ['/_sse/dashboard/events', '/stream_job_status?job_id=7',
@@ -134,7 +134,7 @@ class TestTickets:
         for user,status in dict(ann=200, eve=403).items():
             async with Exchange(app, 'GET', path, TICKET | {'x-user': user}) as r:
                 await eventually(lambda r=r: r.over, 'it is answered')
-                assert (r.status, r.body, 'sse-ticket' in r.headers)==(status, b'' if status==200 else b'Not for you',
+                assert (r.status, r.body, 'sse-ticket' in r.headers)==(status, b'' if status==200 else b'Forbidden',
                                                                        status==200)
         assert not manager.connections
 

@@ -24,13 +24,13 @@ FAULTS: list[Fault] = [
         'test_elements_contract.py', (
         ("return Script(_js('watchdog', 'native', 'monitor'), ",
          "return Script(f'const sseMonitor = {data};\\n' + _js('watchdog', 'native', 'monitor'), "),)),
-    Fault('a `?v=` behind htmx hides it, so what is inserted comes too early or too late', 'helpers.py',
+    Fault('a `?v=` behind htmx hides it, so what is inserted comes too early or too late', 'headers.py',
         'test_headers_contract.py', (
-        ("_HTMX.search(re.split(r'[?#]', src)[0])", '_HTMX.search(src)'),)),
+        ("_HTMX.search(re.split(r'[?#]', url)[0])", '_HTMX.search(url)'),)),
     Fault('text with a line separator arrives torn in two lines', 'engine/wire.py', 'test_stream_format.py', (
         ("_utf8('data', data).replace('\\n', '\\ndata: ')",
         "'\\ndata: '.join(_utf8('data', data).splitlines() or [''])"),)),
-    Fault('a log-in page as the answer of `authorise` lets strangers into the dashboard', 'helpers.py',
+    Fault('a log-in page as the answer of `authorise` lets strangers into the dashboard', 'guards.py',
         'test_who_may_listen.py', (
         ('if allowed is True: return None', 'if allowed and not isinstance(allowed, Response): return None'),)),
     Fault('what is broadcast while a page is drawn never comes to it', 'htmx.py', 'test_page_and_stream.py', (
@@ -50,7 +50,7 @@ FAULTS: list[Fault] = [
     Fault('half of a surrogate pair in the state ends every new stream', 'engine/render.py', 'test_snapshots.py', (
         ('if is_element(elements): return replace_surrogates(str(to_xml((elements,), indent=False)))',
          'if is_element(elements): return str(to_xml((elements,), indent=False))'),)),
-    Fault('what a background task draws goes on where the page was that began it, long ago', 'helpers.py',
+    Fault('what a background task draws goes on where the page was that began it, long ago', 'setup.py',
         'test_page_and_stream.py', (
         ('if not open_body or begins and is_stream(message): cursors.clear()',
         'if begins and is_stream(message): cursors.clear()'),)),
@@ -60,7 +60,7 @@ FAULTS: list[Fault] = [
     Fault('a hidden element swaps nothing though the app has named where to', 'htmx.py', 'test_elements_contract.py', (
         ("if not {'hx_swap', 'hx-swap', 'hx_target', 'hx-target'} & {*kwargs}: swap = swap or 'none'",
         "swap = swap or 'none'"),)),
-    Fault('within another app, whose route for files takes it, the client is not found', 'helpers.py',
+    Fault('within another app, whose route for files takes it, the client is not found', 'headers.py',
         'test_headers_contract.py', (
         ("f'{name}-{sha256(o.encode()).hexdigest()[:16]}': o", "f'{name}-{sha256(o.encode()).hexdigest()[:16]}.js': o"),
         )),
