@@ -1,0 +1,358 @@
+"Where a manager is used from: threads, forks, one event loop after another; and what is over ends. What the contract leaves out"
+import asyncio
+import gc
+import json
+import os
+import sys
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+from fasthtml.common import FastHTML, Link
+
+from cjm_fasthtml_sse.backends.base import Record
+from cjm_fasthtml_sse.core import SSEBroadcastManager, SSEError
+from tests.contract.support import BOUND, GAP, OwnBackend, all_live, client, eventually, following, listening, turns, within
+
+staged = pytest.mark.filterwarnings('ignore')  # Closing a loop over its tasks is the very fault that is staged
+
+
+@contextmanager
+def hasty_threads():
+    "Threads take turns after every few instructions, so that whatever can go wrong between two does"
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try: yield
+    finally: sys.setswitchinterval(before)
+
+
+class TestThreads:
+    def test_before_any_loop_each_message_has_its_own_id(self):
+        manager, errors = SSEBroadcastManager(history_size=10_000), []
+        def work():
+            try:
+                for _ in range(25): manager.broadcast_threadsafe('x', 1).result(BOUND)
+            except BaseException as e: errors.append(e)
+        with hasty_threads():
+            threads = [threading.Thread(target=work) for _ in range(8)]
+            for t in threads: t.start()
+            for t in threads: t.join(BOUND)
+        ids = [m.id for m in manager.get_history()]
+        assert not errors and len(ids) == len({*ids}) == 200 and manager.stats()['broadcasts'] == 200
+
+    async def test_a_slow_hook_before_any_loop_stops_no_loop_that_starts(self):
+        "The broadcast that waits for the hook is delivered on that loop then"
+        manager, began, go = SSEBroadcastManager(), threading.Event(), threading.Event()
+        @manager.on_broadcast
+        async def slow(message):
+            began.set()
+            while not go.is_set(): await asyncio.sleep(.002)
+        sending = asyncio.create_task(asyncio.to_thread(lambda: manager.broadcast('x', 1).result(BOUND)))
+        assert await asyncio.to_thread(began.wait, BOUND)
+        async with following('stream', manager) as page:
+            go.set()
+            assert await asyncio.wait_for(sending, BOUND) == 1 and await page.next() == ('x', 1)
+
+    async def test_another_loop_touches_no_queue_of_this_one(self):
+        "What it broadcasts is delivered on this loop, once that gets to it"
+        manager = SSEBroadcastManager()
+        queue = await manager.register_connection()
+        waiting = asyncio.create_task(queue.get())
+        await turns(3)
+        async def elsewhere(): manager.broadcast('x', 1)
+        t = threading.Thread(target=lambda: asyncio.run(elsewhere()))
+        t.start()
+        t.join(BOUND)
+        assert queue.empty() and not waiting.done() and not manager.get_history()
+        assert (await asyncio.wait_for(waiting, BOUND))['data'] == 1
+
+    async def test_one_thread_keeps_its_order(self):
+        manager = SSEBroadcastManager(20, replay_size=10_000)
+        async with following('stream', manager) as page:
+            def work():
+                for i in range(1000): manager.broadcast_threadsafe('x', i)
+            await asyncio.to_thread(work)
+            await asyncio.gather(*[manager.broadcast('x', i) for i in range(1000, 2000)])
+            assert await page.data(2000) == [*range(2000)]
+
+    async def test_may_look_while_connections_change(self):
+        manager, stop, looks = SSEBroadcastManager(), threading.Event(), []
+        def look():
+            while not stop.is_set():
+                for conn in manager.connections: conn.qsize()
+                looks.append((manager.stats()['connections'], len(manager.present()), manager.connection_count, manager.get_history(3),
+                              manager.cursor, manager.inspect()['requests']))
+            return True
+        stay = [client('stream', manager, user=f'stays {n}') for n in range(100)]
+        for c in stay: await c.__aenter__()
+        with hasty_threads():
+            threads = [asyncio.create_task(asyncio.to_thread(look)) for _ in range(2)]
+            n = 0
+            while (n < 20 or len(looks) < 30) and not any(t.done() for t in threads):
+                some = [client('stream', manager, user=f'user {i}') for i in range(10)]
+                for c in some: await c.__aenter__()
+                queue = await manager.register_connection()
+                await manager.broadcast('n', n)
+                for c in some: await c.leave()
+                await manager.unregister_connection(queue)
+                n += 1
+            stop.set()
+            assert all(await asyncio.gather(*threads))
+        for c in stay: await c.leave()
+
+
+def in_a_fork(f):
+    "What `f` gives in a process that was forked off from this one"
+    r, w = os.pipe()
+    if not (pid := os.fork()):
+        try: os.write(w, json.dumps(f()).encode())
+        finally: os._exit(0)
+    os.close(w)
+    with open(r, 'rb') as out: said = out.read()
+    os.waitpid(pid, 0)
+    return json.loads(said)
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
+@pytest.mark.filterwarnings('ignore:.*multi-threaded.*fork')
+class TestForks:
+    @pytest.mark.parametrize('before', [0, 2])
+    def test_share_the_past_alone(self, before):
+        "As under `gunicorn --preload`: what was broadcast before the fork has one id everywhere, what comes afterwards another one in each process"
+        manager = SSEBroadcastManager()
+        for n in range(before): manager.broadcast_threadsafe('n', n).result()
+        then = manager.cursor
+        def serve(seen=then):
+            async def session():
+                async with client('stream', manager, last_id=seen) as page:
+                    for n in 'ab': await manager.broadcast('n', n)
+                    await page.read(2)
+                    return dict(got=[(e.id, e.event) for e in page.messages[:2]], data=[d for _, d in page.seen], cursor=manager.cursor,
+                                history=[m['data'] for m in manager.get_history()])
+            return asyncio.run(session())
+        one, two = in_a_fork(serve), in_a_fork(serve)
+        assert len({then, in_a_fork(lambda: manager.cursor), in_a_fork(lambda: manager.cursor)}) == 3
+        for o in one, two: assert o['history'] == [*range(before), 'a', 'b'] and o['data'] == ['a', 'b'] and o['got'][-1][0] == o['cursor']
+        here = serve()
+        assert len({id for o in (one, two, here) for id, _ in o['got']}) == 6, 'two messages have one id'
+        assert in_a_fork(lambda: serve(one['cursor']))['got'][0][1] == GAP, 'what another process has said is missing here'
+
+    async def test_has_neither_connections_nor_their_loop(self):
+        manager = SSEBroadcastManager()
+        async with following('stream', manager):
+            def child(): return [manager.broadcast('x', 1).result(5), len(manager.connections)]
+            assert await asyncio.wait_for(asyncio.to_thread(in_a_fork, child), BOUND) == [0, 0]
+            assert await manager.broadcast('x', 2) == 1
+
+
+class TestOneLoopAfterAnother:
+    def test_close_before_any_loop_ran(self): asyncio.run(SSEBroadcastManager().close())
+
+    @staged
+    @pytest.mark.parametrize('collected', ['at once', 'while the next is in use'])
+    def test_streams_were_left_open(self, collected):
+        manager, left = SSEBroadcastManager(), []
+        async def leave_open():
+            left.append(client('stream', manager))
+            await left[0].__aenter__()
+            await turns()
+        async def next_one():
+            async with client('stream', manager) as page:
+                await all_live(manager, 1)
+                left.clear()
+                gc.collect()
+                assert manager.connection_count == 1
+                await manager.broadcast('x', 2)
+                assert await page.next() == ('x', 2)
+            assert manager.inspect() == dict(connections=[], requests=0)
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(leave_open())
+        loop.close()
+        if collected == 'at once':
+            left.clear()
+            gc.collect()
+        asyncio.run(next_one())
+
+    @staged
+    def test_a_close_waited_in_vain(self):
+        manager, left = SSEBroadcastManager(), []
+        async def leave_open():
+            left.append(client('stream', manager))
+            await left[0].__aenter__()
+            left[0].stall()
+            await manager.broadcast('x', 1)
+            await manager.close(.01)
+        async def next_one():
+            async with following('stream', manager) as page:
+                async with within('it closes'): await manager.close(2*BOUND)
+                await page.ends()
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(leave_open())
+        loop.close()
+        asyncio.run(next_one())
+        left.clear()
+        gc.collect()  # What the dead loop left behind is to complain here, not in another test
+
+    @staged
+    def test_who_waited_for_a_broadcast_hears_of_it(self):
+        manager, loop = SSEBroadcastManager(), asyncio.new_event_loop()
+        @manager.on_broadcast
+        async def slow(message):
+            if asyncio.get_running_loop() is loop: await asyncio.Event().wait()
+        async def begin():
+            await manager.open()
+            return await asyncio.to_thread(manager.broadcast_threadsafe, 'n', 1)
+        lost = loop.run_until_complete(begin())
+        loop.close()
+        assert not lost.done()
+        async def again():
+            async with manager.subscribe() as queue:
+                assert await manager.broadcast('n', 2) == 1
+                return (await queue.get())['data']
+        assert asyncio.run(again()) == 2
+        with pytest.raises(SSEError, match='closed before'): lost.result(BOUND)
+
+
+class TestEnds:
+    async def test_disconnect_hooks_run_to_their_end(self):
+        "Though the one who unregisters is cancelled"
+        manager, entered, go, done = SSEBroadcastManager(), asyncio.Event(), asyncio.Event(), []
+        @manager.on_disconnect
+        async def slow(conn):
+            entered.set()
+            await go.wait()
+            done.append(conn)
+        queue = await manager.register_connection()
+        task = asyncio.create_task(manager.unregister_connection(queue))
+        async with within('it is called'): await entered.wait()
+        task.cancel()
+        await asyncio.wait({task}, timeout=BOUND)
+        go.set()
+        await eventually(lambda: done == [queue], 'the hook ends')
+
+    @pytest.mark.parametrize('hook', ['connect', 'disconnect'])
+    async def test_close_keeps_its_word(self, hook):
+        "With hooks that hang, and will not be cancelled either"
+        manager, over = SSEBroadcastManager(hook_timeout=BOUND), asyncio.Event()
+        async def hangs(conn):
+            while not over.is_set():
+                try: await over.wait()
+                except asyncio.CancelledError: pass
+        getattr(manager, f'on_{hook}')(hangs)
+        page = await client('stream', manager).__aenter__()
+        start = time.monotonic()
+        await manager.close(.2)
+        await eventually(lambda: not manager.inspect()['requests'], 'the request is over, so the server can stop')
+        assert time.monotonic()-start < BOUND/2
+        over.set()
+        await page.leave()
+
+    async def test_a_stream_that_waits_while_the_process_stops(self):
+        "It does not begin"
+        manager = SSEBroadcastManager(backend=(backend := OwnBackend()))
+        backend.starts.clear()
+        page = client('stream', manager)
+        entering = asyncio.create_task(page.__aenter__())
+        await turns()
+        manager.stop_soon()
+        await turns()
+        backend.starts.set()
+        await entering
+        assert page.status == 503
+        await page.leave()
+
+    async def test_a_process_that_stops_waits_for_no_evicted_tab(self):
+        "That does not read"
+        manager = SSEBroadcastManager(3, default_timeout=.01)
+        async with following('stream', manager) as page:
+            page.stall()
+            for n in range(10): await manager.broadcast('x', n)
+            await eventually(lambda: manager.stats()['evicted'] and manager.inspect()['requests'], 'it is evicted, its request goes on')
+            manager.stop_soon()
+            await eventually(lambda: page.exchange.task.done(), 'its request ends')
+
+    async def test_a_stream_holds_nothing_of_a_page(self):
+        "FastHTML gives each request its own copies of headers and footers. Afterware still finds them"
+        manager, seen = SSEBroadcastManager(), []
+        def after(req, resp): seen.append((req, len(req.hdrs), len(req.bodykw)))
+        app = FastHTML(hdrs=[Link(rel='icon', href='/x.png')], after=[after], secret_key='test', cls='x')
+        @app.get('/events')
+        def events(req): return manager.stream(req)
+        async with listening(app):
+            (req, headers, bodykw), = seen
+            assert headers and bodykw and not (req.hdrs or req.ftrs or req.htmlkw or req.bodykw)
+
+
+class TestCounters:
+    async def test_say_what_they_count(self):
+        manager = SSEBroadcastManager()
+        await manager.register_connection()
+        async with following('stream', manager) as a, following('stream', manager, last_id='other-1'):
+            for i in range(3): await manager.broadcast('x', i)
+            await a.read(3)
+            stats = manager.stats()
+        assert {*stats} >= {'connections', 'broadcasts', 'deliveries', 'coalesced', 'evicted', 'replayed', 'gaps', 'errors', 'bytes', 'backlog'}
+        assert [stats[o] for o in ('connections', 'broadcasts', 'gaps', 'errors', 'backlog')] == [3, 3, 1, 0, 3]
+        assert stats['deliveries'] >= 3 and stats['bytes'] > 0
+
+    async def test_backlog_is_that_of_the_deepest_queue(self):
+        manager = SSEBroadcastManager(default_timeout=BOUND)
+        def deepest(): return max(o['queued'] for o in manager.inspect()['connections'])
+        async with following('stream', manager) as page:
+            page.stall()
+            for n in range(9): await manager.broadcast('x', n)
+            assert 8 <= manager.stats()['backlog'] == deepest() <= 9
+            queue = await manager.register_connection()
+            for n in range(12): queue.put_nowait(dict(type='n', data=n))
+            assert manager.stats()['backlog'] == deepest() == 12
+            await manager.unregister_connection(queue)
+            page.resume()
+            await page.read(9)
+            assert manager.stats()['backlog'] == deepest() == 0
+
+
+class Telling(OwnBackend):
+    "Keeps what it carries, as a backend of several processes does, under ids of an epoch and a place"
+    def __init__(self):
+        super().__init__()
+        self.kept, self.epoch, self.origin = [], 'e', 'e:0-0'
+
+    async def start(self, size, deliver, renew, describe):
+        await super().start(size, deliver, renew, describe)
+        self.renew = renew
+        self.tell_past()
+
+    def record(self, id, fields, key, timeout=None): return Record(f'{self.epoch}:{id}', fields, key, timeout)
+    def tell_past(self): self.renew(f'{self.epoch}:0-0', [self.record(*o) for o in self.kept])
+
+    def keep(self, data, key=None):
+        "What another process has published, and this one has not read yet"
+        self.n += 1
+        self.kept.append((f'{self.n}-0', dict(type='n', timestamp='', data=data), key))
+        return self.kept[-1]
+
+    async def publish(self, fields, key=None, timeout=None):
+        got = await self.deliver(self.record(*self.keep(fields['data'], key), timeout))
+        return got if isinstance(got, int) else await got
+
+
+@pytest.mark.parametrize('lost', ['nothing', 'epoch', 'newest'])
+async def test_renewals_repeat_nothing_to_hooks(lost):
+    "The past that is known already is not heard again; what this process missed of it is, in order"
+    backend, heard = Telling(), []
+    manager = SSEBroadcastManager(backend=backend)
+    manager.on_delivery(lambda message: heard.append(message['data']))
+    backend.keep('past')
+    await manager.open()
+    for n in range(3): await manager.broadcast('n', n, key='one that the log drops for the next')
+    assert heard == ['past', 0, 1, 2]
+    if lost != 'nothing': backend.epoch = 'anew'
+    if lost == 'newest': backend.kept.pop()  # As where a replica takes over that lags behind
+    for data in 'missed', 'as well': backend.keep(data)
+    backend.tell_past()
+    await manager.broadcast('n', 'live')
+    assert heard == ['past', 0, 1, 2, 'missed', 'as well', 'live'] == [m['data'] for m in manager.get_history()]
+    await manager.close()
+    await manager.open()
+    assert heard[-1] == 'live' and len(heard) == 7, 'nor is it where the backend is started anew'
