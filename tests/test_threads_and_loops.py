@@ -254,7 +254,7 @@ class TestEnds:
         backend.starts.clear()
         page = client('stream', manager)
         entering = asyncio.create_task(page.__aenter__())
-        await turns()
+        await eventually(lambda: backend.waiting, 'it waits')
         manager.stop_soon()
         await turns()
         backend.starts.set()
