@@ -3,6 +3,7 @@ import asyncio
 import gc
 import statistics
 import time
+from contextlib import AsyncExitStack
 
 import pytest
 from support import eventually
@@ -63,3 +64,31 @@ async def test_a_message_to_one_costs_the_same_among_ten_thousand(spread):
         await few.close()
         await many.close()
     assert not few.manager.connections and not many.manager.connections
+
+
+async def cost_of_queues(manager, queues, names, n):
+    "Median of the seconds that a message to the subscriber of one of `names` takes until it is there"
+    times = []
+    for i in range(n):
+        name = names[i%len(names)]
+        start = time.perf_counter()
+        await manager.broadcast(f'user:{name}:news', i)
+        times.append(time.perf_counter()-start)
+        assert queues[name].get_nowait()['data']==i
+    return statistics.median(times)
+
+
+@pytest.mark.parametrize('spread', [10, 5000], ids=['to the same few', 'to thousands in turn'])
+async def test_a_message_to_one_of_ten_thousand_subscribers(spread):
+    "It costs at most three times what it costs among ten"
+    async with AsyncExitStack() as stack:
+        managers = SSEBroadcastManager(),SSEBroadcastManager()
+        few,many = [[await stack.enter_async_context(m.subscribe(f'user:{i}:**')) for i in range(n)] for m,n in zip(managers, (10, 10_000), strict=True)]
+        names,ratios = [(n*7919)%10_000 for n in range(spread)],[]
+        gc.collect()
+        for _ in range(5):
+            ratios.append(await cost_of_queues(managers[1], many, names, 2000)/await cost_of_queues(managers[0], few, range(10), 2000))
+            if ratios[-1]<=3: break
+        print(f'ratio {ratios[-1]:.2f}')
+        assert min(ratios)<=3, ratios
+        assert not any(q.qsize() for q in many), 'somebody got what was not for him'

@@ -454,7 +454,7 @@ class Delivery(RuleBasedStateMachine):
             for _ in range(len(self.queues)): self.give_back(0)
             self.run(asyncio.sleep(100))
             m,hub = self.manager,self.manager._hub
-            for o in (m.connections, m._queues, m._late, hub.connections, hub.requests, hub.joining, hub.late, hub.groups, hub._renderers, hub._routes.keys()):
+            for o in (m.connections, hub.queues.groups, hub.queues.blocked, hub.connections, hub.requests, hub.joining, hub.late, hub.groups, hub._renderers, hub._routes.keys()):
                 assert not o, f'left behind: {o}'
             assert len(self.opened)==len({*self.opened})==len(self.closed) and {*self.opened}=={*self.closed}
             assert m.stats()['errors']==0

@@ -15,7 +15,8 @@ import pytest
 from servers import Stream, at_rest, many_files, resident, running, uvicorn
 from support import Hooks, eventually, serving, tasks
 
-from cjm_fasthtml_sse.core import ConnectionQueue, SSEBroadcastManager
+from cjm_fasthtml_sse.core import SSEBroadcastManager
+from cjm_fasthtml_sse.engine.queues import ConnectionQueue
 from cjm_fasthtml_sse.engine.stream import Connection, EventStreamResponse, Group
 from cjm_fasthtml_sse.testing import SSEClient
 
@@ -97,7 +98,7 @@ async def test_thousands_come_and_go_and_nothing_stays(caplog, monkeypatch):
         "Blocks of memory that Python has given out when a third of them has come and left"
         await crowd.visit(SOAK//3)
         await eventually(lambda: not manager.connections and not hub.requests and tasks()=={asyncio.current_task()}, 'everybody leaves')
-        for o in (hub.groups, hub.joining, hub.late, hub._renderers, hub._tasks, hub._pending, manager._queues, manager._late, hub._routes.keys()): assert not o
+        for o in (hub.groups, hub.joining, hub.late, hub._renderers, hub._tasks, hub._pending, manager._hub.queues.groups, manager._hub.queues.blocked, hub._routes.keys()): assert not o
         assert len(hooks.opened)>SOAK*.3 and sorted(map(id, hooks.opened))==sorted({*map(id, hooks.closed)}), 'each is told to the hooks, once'
         for o in (hooks.opened, hooks.closed): o.clear()
         for _ in range(3): gc.collect()

@@ -119,7 +119,10 @@ _MAX_FOUND = 1000  # Event types whose callbacks are remembered
 
 class PatternIndex:
     "Callbacks by pattern: highest priority first, ties in order of registration"
-    def __init__(self):
+    def __init__(self,
+        callables=True  # Refuse what can't be called? The index of a hub holds groups
+    ):
+        self._callables = callables
         self._keys: dict[str, list[tuple]] = {}         # Pattern -> its entries: (-priority, number, callback)
         self._stems: dict[tuple, dict[str, list]] = {}  # The same by the literal segments that a pattern begins with
         self._found: dict[str, tuple] = {}              # Event type -> callbacks; a new dict whenever one is added or removed
@@ -131,7 +134,7 @@ class PatternIndex:
         priority: float = 0  # Higher comes first
     ) -> Callable:           # `f`
         "Register `f` under `key`; `TypeError` for what can't be called, `PatternError` for a bad key"
-        if not callable(f): raise TypeError(f'{key!r} needs a callable, got {f!r}')
+        if self._callables and not callable(f): raise TypeError(f'{key!r} needs a callable, got {f!r}')
         if check_pattern(key) not in self._keys: self._stems.setdefault(_stem(key), {})[key] = self._keys[key] = []
         self._keys[key].append((-priority, next(self._count), f))
         self._found = {}

@@ -25,6 +25,7 @@ from starlette.datastructures import QueryParams
 from starlette.responses import PlainTextResponse,Response
 
 from .messages import BackendError,Message,ReplayBuffer,_epoch,written_at
+from .queues import Queues
 from .patterns import PatternIndex,Private,check_pattern,covers
 from .hints import calling_line,hint,nearest
 from .middleware import leaves_bodies_alone,unknown_layer
@@ -92,9 +93,12 @@ class Group:
         "Is such an event the last one?"
         return covers(self.until, event_type, self.hub.private.depth(event_type))
 
-    def __call__(self, message):
-        "Take a message that was broadcast, and that this group's patterns match"
-        if not self.conns: return
+    def enqueue(self, message):
+        "Take a message that was broadcast, and that this group's patterns match; return the number of connections that get it"
+        if self.conns: self._take(message)
+        return self.members
+
+    def _take(self, message):
         # A group is asked because `events` or `until` match. Without `until` it is clear which of them
         frame = None if self._inbox or self.renderer.slow else self._frame(message) if self.until else self.renderer.frame(message)
         if type(frame) is bytes: self._add(self._entry(message, frame))
@@ -153,6 +157,9 @@ class Group:
         old = self.log.popleft()
         if old.label is not None and self._newest.get(old.label) is old: del self._newest[old.label]
         return old
+
+    @property
+    def pending_render(self): return self._inbox
 
     @property
     def settled(self):
@@ -587,8 +594,8 @@ class Hub:
         self.heartbeat,self.retry_ms,self.default_timeout,self.overflow = heartbeat,retry_ms,timeout,overflow
         self.private = Private(private)
         self.max_age: Any = None  # Seconds after which a stream ends and its browser comes back
-        self.queues: dict = {}   # Connections that an app reads by hand
         self.cleared_with_loop: list = []  # Dicts of what is no stream, but lives on the same event loop
+        self.queues = Queues(self)         # Connections that an app reads itself
         self.replay_batch = min(self.backlog, 100)  # Messages of a replay that are put into one chunk
         self.replay = ReplayBuffer(replay_size)
         self.loop: Any = None  # The event loop that the streams live on, from the first one
@@ -603,7 +610,7 @@ class Hub:
         self._turning: Any = None              # Counts the present one
         self.publish_lock: Any = None                  # Broadcasts wait for room one behind the other
         self._idle: Any = None                 # Done when the last request is over, for who waits for that
-        self.groups,self._routes,self._found = {},PatternIndex(),{}
+        self.groups,self._routes,self._found = {},PatternIndex(callables=False),{}
         self._renderers,self.readings = {},{}
         self.closures: dict = {}               # Code of a renderer -> renderers in use that it has made
         self.quiet_until = 0.                  # Loop time before which no refusal is logged, in seconds
@@ -645,8 +652,7 @@ def join(self:Hub,
         renderer.users += 1
         group = self.groups[key] = Group(self, events, renderer, until)
         group.key,group.label,group.beat = key,label,self.loop.time()
-        for p in {*events, *until}: self._routes.add(p, group)
-        self._found.clear()
+        self.add_route(group, {*events, *until})
     group.members += 1
     conn = Connection(self, group, snapshot, last_event_id, user)
     self.connections[conn] = self.joining[conn] = None
@@ -682,8 +688,7 @@ def leave(self:Hub, conn):
     group.members -= 1
     if not group.members:
         del self.groups[group.key]
-        for p in {*group.events, *group.until}: self._routes.remove(p, group)
-        self._found.clear()
+        self.remove_route(group, {*group.events, *group.until})
         self._pending.pop(group, None)
         group.fresh = 0
         group.renderer.drop()
@@ -747,8 +752,21 @@ def deliver(self:Hub,
     self.replay.append(message, id)
     self.counts['broadcasts'] += 1
     groups = self.route(message['type'])
-    for g in groups: g(message)
-    return sum([g.members for g in groups]),None
+    got = 0
+    for g in groups: got += g.enqueue(message)
+    return got,self.queues.take_places()
+
+@patch
+def add_route(self:Hub, group, events):
+    "Have `group` enqueue the messages that the patterns `events` match"
+    for p in events: self._routes.add(p, group)
+    self._found.clear()
+
+@patch
+def remove_route(self:Hub, group, events):
+    "Undo `add_route`"
+    for p in events: self._routes.remove(p, group)
+    self._found.clear()
 
 @patch
 def route(self:Hub, event_type):
@@ -793,7 +811,7 @@ def _pressed(self:Hub, groups, half):
     "Is somebody behind who may be as quick as he can?"
     def quick(c): return self.turns<c.since+MANY_TURNS and not c._untold and c._reading is None  # The state is read as it is by then
     late = next(reversed(self.late), None)  # The one that was passed over last; the others have been sending for longer
-    return any(len(g._inbox)>=half for g in groups) or any(map(quick, self.joining)) or late is not None and len(late.group.log)>=half and quick(late)
+    return any(len(g.pending_render)>=half for g in groups) or any(map(quick, self.joining)) or late is not None and len(late.group.log)>=half and quick(late)
 
 @patch
 def wake(self:Hub, group):

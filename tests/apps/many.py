@@ -1,7 +1,8 @@
 "A stream for many clients, with all that a FastHTML app has around it; `LIFESPAN` in the environment names a file that the shutdown writes to"
 import asyncio, gc, os, sys
 from fasthtml.common import *
-from cjm_fasthtml_sse.core import ConnectionQueue, SSEBroadcastManager
+from cjm_fasthtml_sse.core import SSEBroadcastManager
+from cjm_fasthtml_sse.engine.queues import ConnectionQueue
 from cjm_fasthtml_sse.dispatcher import segment
 from cjm_fasthtml_sse.helpers import setup_sse
 from cjm_fasthtml_sse.engine.stream import Connection, EventStreamResponse, Group

@@ -113,6 +113,21 @@ class TestFullQueues:
         async with within('both arrive'): assert [(await full.get())['data'] for _ in range(2)]==[1, 2]
         assert data(ready)==[2] and await manager.broadcast('x', 3)==2
 
+    async def test_cancelled_broadcasts_do_not_pile_up(self):
+        "Before a queue that stays full, however long they were to wait for it: its connection is ended"
+        manager = SSEBroadcastManager(1)
+        hooks = Hooks(manager)
+        full,ready = await manager.register_connection(),await manager.register_connection()
+        for i in range(12_000):
+            task = asyncio.create_task(manager.broadcast('x', i, timeout=1000))
+            await turns(1)
+            task.cancel()
+            ready.get_nowait()
+        await eventually(lambda: hooks.closed==[full], 'its hook fires')
+        assert manager.stats()['evicted']==1 and {*manager.connections}=={ready}
+        assert (await full.get())['data']==0
+        with pytest.raises(StreamEnded): full.get_nowait()
+
     async def test_a_reader_is_not_outrun(self):
         "By a loop of broadcasts, whatever the size of its queue"
         manager,got = SSEBroadcastManager(10),[]

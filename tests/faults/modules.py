@@ -64,9 +64,9 @@ FAULTS: list[Fault] = [
         'test_headers_contract.py', (
         ("f'{name}-{sha256(o.encode()).hexdigest()[:16]}': o", "f'{name}-{sha256(o.encode()).hexdigest()[:16]}.js': o"),
         )),
-    Fault('a queue that has ended says so once, and is silent for ever to whoever asks again', 'core.py',
+    Fault('a queue that has ended says so once, and is silent for ever to whoever asks again', 'engine/queues.py',
         'test_manager_contract.py', (
-        ("        self.ended = False      # For the next one who asks\n        self.end()\n", ''),)),
+        ("        self.ended = False      # So that the mark is put in again, for the next call\n        self.end()\n", ''),)),
     Fault('tracked work stands still while the backend is away', 'progress.py', 'test_tracked_jobs.py', (
         ('self._due = max(self._due, end+_BACK_OFF*(end-start))', 'pass'),)),
     Fault('the next run of a job begins before the end of the last one was told', 'progress.py', 'test_tracked_jobs.py',
