@@ -565,7 +565,7 @@ class _CoroutineFunction:
     def __getattr__(self, name): return getattr(self._f, name)
 
 if sys.version_info>=(3, 12): inspect.markcoroutinefunction(SSEBroadcastManager.broadcast)
-else: SSEBroadcastManager.broadcast = _CoroutineFunction(SSEBroadcastManager.broadcast)
+else: setattr(SSEBroadcastManager, 'broadcast', _CoroutineFunction(SSEBroadcastManager.broadcast))
 
 # %% ../nbs/core.ipynb #b1a7c0d4
 @patch
