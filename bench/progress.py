@@ -40,10 +40,10 @@ async def main(n, rounds):
     manager = SSEBroadcastManager()
     async def events(scope, receive, send): await manager.stream(Request(scope))(scope, receive, send)
     loops = {'for, bare': lambda: asyncio.to_thread(plain, range(n)),
-        'for, no report due': lambda: asyncio.to_thread(plain, track(manager, range(n), 'j', every=1e6)),
+        'for, no report due': lambda: asyncio.to_thread(plain, track(manager, range(n), 'j', throttle=1e6)),
         'for, ten reports a second': lambda: asyncio.to_thread(plain, track(manager, range(n), 'j')),
         'async for, bare': lambda: in_async_code(numbers(n)),
-        'async for, no report due': lambda: in_async_code(track(manager, numbers(n), 'j', n, every=1e6)),
+        'async for, no report due': lambda: in_async_code(track(manager, numbers(n), 'j', n, throttle=1e6)),
         'async for, ten reports a second': lambda: in_async_code(track(manager, numbers(n), 'j', n))}
     if tqdm: loops['for, tqdm'] = lambda: asyncio.to_thread(plain, tqdm(range(n), file=io.StringIO()))
     took = {name: [] for name in loops}

@@ -11,6 +11,8 @@ Modules:
 - `cjm_fasthtml_sse.engine.servers`: What this library knows of uvicorn, hypercorn, granian and gunicorn, and of the signals that stop them
 - `cjm_fasthtml_sse.guards`: Who may use a route of this library
 - `cjm_fasthtml_sse.headers`: The scripts that a page loads, as headers of an app
+- `cjm_fasthtml_sse.job`: A job that is tracked: its loop, its speed, and its reports
+- `cjm_fasthtml_sse.progress`: Work that takes long: a loop tells every tab how far it is, and how it ended
 - `cjm_fasthtml_sse.setup`: What stands around an app with event streams
 - `cjm_fasthtml_sse.updater`: Turn an event into elements, which the browser swaps into the page out of band"""
 

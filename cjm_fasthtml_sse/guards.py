@@ -20,6 +20,7 @@ from fastcore.xml import FT
 from fasthtml.common import HttpHeader
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import PlainTextResponse,Response
+from starlette.routing import Match
 
 from .engine.checks import ArgumentError
 
@@ -33,7 +34,18 @@ def check_authorise(
 ):
     "Raise `ArgumentError` unless `authorise` is a callable or `True`"
     if authorise is not True and not callable(authorise):
-        raise ArgumentError(f'`authorise` must say who may {what}, as a callable of {args}; `True`: everybody. Got {authorise!r}')
+        raise ArgumentError(
+            f'`authorise` must say who may {what}, as a callable of {args}; `True`: everybody. Got {authorise!r}')
+
+def check_route(
+    app, path,
+    ours=()    # What the names of routes begin with that do not count, a string or several
+):
+    "Raise `ArgumentError` where the app has a route for `path` already, which would answer instead"
+    scope = dict(type='http', method='GET', path=path, root_path='', headers=[])
+    for route in app.routes:
+        if route.matches(scope)[0]==Match.FULL and not getattr(route, 'name', '').startswith(ours):
+            raise ArgumentError(f'The app has a route for {path} already, which would answer instead')
 
 async def refusal(
     authorise, # `True`, or a callable, sync (in a thread) or async

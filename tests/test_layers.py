@@ -23,7 +23,7 @@ multiplex.protocol multiplex.channel multiplex.carrier multiplex.endpoint
 dispatcher updater htmx
 headers guards
 setup
-helpers
+helpers job
 progress dashboard testing
 monitoring
 common

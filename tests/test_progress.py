@@ -8,7 +8,7 @@ from numbers import Integral
 import pytest
 from fasthtml.common import FastHTML
 
-from cjm_fasthtml_sse import progress
+from cjm_fasthtml_sse import job as jobs
 from cjm_fasthtml_sse.backends.base import Record
 from cjm_fasthtml_sse.backends.memory import MemoryBackend
 from cjm_fasthtml_sse.core import SSEBroadcastManager
@@ -60,10 +60,10 @@ def report(job_id, n=0):
 @pytest.mark.parametrize('look', [lambda book: book.items(), lambda book: book.values()])
 def test_a_loop_over_jobs_goes_on_while_jobs_are_forgotten(look):
     book = Jobs(keep=2)
-    for o in 'ab': book.hear(report(o))
+    for o in 'ab': book.add(report(o))
     seen = iter(look(book))
     next(seen)
-    for o in 'cd': book.hear(report(o))
+    for o in 'cd': book.add(report(o))
     assert len([*seen]) == 1
     assert [*book] == ['c', 'd']
 
@@ -103,19 +103,20 @@ async def test_numbers_of_any_kind(manager, n, total, text):
 
 
 async def test_reports_of_two_threads_do_not_overtake_one_another(manager):
-    class Slow(progress.Job):
-        "One whose `progress` is interrupted, in the middle of being told, until the end was told or can't be"
+    class Slow(jobs.Reporter):
+        "One whose `progress` is interrupted, in the middle of being sent, until the end was sent or can't be"
         @property
-        def _told(self):
-            told = self.told
+        def _sent(self):
+            sent = self.sent
             if threading.current_thread() is slow: reached.set(),ended.wait(.3)
-            return told
-        @_told.setter
-        def _told(self, x): self.told = x
+            return sent
+        @_sent.setter
+        def _sent(self, x): self.sent = x
     reached,ended = threading.Event(),threading.Event()
-    job = track(manager, None, 'j', every=0)
-    job.told = job.__dict__.pop('_told')
-    job.__class__ = Slow
+    job = track(manager, None, 'j', throttle=0)
+    reporter = job._reporter
+    reporter.sent = reporter.__dict__.pop('_sent')
+    reporter.__class__ = Slow
     slow = threading.Thread(target=job.update)
     def work():
         with job:
@@ -124,14 +125,14 @@ async def test_reports_of_two_threads_do_not_overtake_one_another(manager):
         ended.set()
         slow.join()
     await asyncio.to_thread(work)
-    await eventually(lambda: not progress._runs[manager], 'all was told')
+    await eventually(lambda: not jobs._running[manager], 'all was sent')
     assert [o for o,_ in told(manager)][-1] == 'completed'
 
 
 async def test_rate_and_eta_follow_the_clock(manager, monkeypatch):
     now = [100.]
-    monkeypatch.setattr(progress, 'monotonic', lambda: now[0])
-    job = track(manager, None, 'j', total=30, every=1)
+    monkeypatch.setattr(jobs, 'monotonic', lambda: now[0])
+    job = track(manager, None, 'j', total=30, throttle=1)
     async with job:
         for _ in range(10):
             now[0] += 1
@@ -171,7 +172,7 @@ async def test_the_end_may_be_in_the_past_that_a_backend_tells_when_it_is_reache
 
 def test_a_job_outlives_the_loop_that_its_report_was_on(manager):
     loop = asyncio.new_event_loop()
-    job = track(manager, None, 'j', total=3, every=0)
+    job = track(manager, None, 'j', total=3, throttle=0)
     @manager.on_broadcast
     async def slow(message):
         if asyncio.get_running_loop() is loop: await asyncio.Event().wait()

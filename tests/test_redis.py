@@ -968,7 +968,7 @@ def _job_in_a_script(url):
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.progress import track
 manager = SSEBroadcastManager(backend={url!r})
-with track(manager, range(3), 'a/b', name='elsewhere', every=0) as job:
+with track(manager, range(3), 'a/b', name='elsewhere', throttle=0) as job:
     for n in job: pass
 """
     subprocess.run([sys.executable, '-c', code], check=True, timeout=30)

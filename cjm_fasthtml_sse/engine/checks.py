@@ -1,6 +1,7 @@
 """The checks of numbers that a user of the library gives
 
-Every number that an app gives is checked where it is given. A wrong one is an `ArgumentError` which names the argument, what is wanted, and what was given. `True` is no number here, though Python counts it as 1.
+Every number that an app gives is checked where it is given. A wrong one is an `ArgumentError` which names the
+argument, what is wanted, and what was given. `True` is no number here, though Python counts it as 1.
 
 Docs: https://example.github.io/cjm-fasthtml-sse/engine/checks.html.md"""
 
@@ -10,7 +11,7 @@ Docs: https://example.github.io/cjm-fasthtml-sse/engine/checks.html.md"""
 __all__ = ['ArgumentError', 'check_whole', 'check_number', 'check_seconds']
 
 # %% ../../nbs/engine/checks.ipynb #68c4003c
-from math import inf
+from math import isfinite
 from numbers import Real
 from typing import Any
 
@@ -37,7 +38,7 @@ def check_number(
     positive=False # Is `least` itself too small?
 ) -> Any:
     "Return `x`; `ArgumentError` unless it is a finite number, `least` or more"
-    if isinstance(x, Real) and not isinstance(x, bool) and (least<x<inf if positive else least<=x<inf): return x
+    if isinstance(x, Real) and not isinstance(x, bool) and isfinite(x) and (x>least if positive else x>=least): return x
     raise ArgumentError(f'`{name}` must be a number of {unit}{f" above {least:g}" if positive else f", {least:g} or more"}, got {x!r}')
 
 def check_seconds(

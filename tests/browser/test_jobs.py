@@ -35,7 +35,7 @@ class Work(threading.Thread):
     "A job in a thread of its own, which does an item whenever it is told to"
     def __init__(self, manager, job_id, total):
         super().__init__(daemon=True)
-        self.job,self.go = track(manager, range(total), job_id, every=0),threading.Semaphore(0)
+        self.job,self.go = track(manager, range(total), job_id, throttle=0),threading.Semaphore(0)
         self.start()
 
     def run(self):

@@ -57,8 +57,8 @@ class TestJobs:
                 return hash('j')
         async with track(manager, None, 'j'): message = manager.get_history(1)[0]
         jobs,looks = Jobs(),[]
-        jobs.hear(message)
-        jobs.hear(dict(message, data=dict(message['data'], id=Id('j'), n=7)))
+        jobs.add(message)
+        jobs.add(dict(message, data=dict(message['data'], id=Id('j'), n=7)))
         assert looks and {(there, n) for there,n,_ in looks}=={(True, 1)} and jobs['j']['n']==7
 
 
@@ -114,9 +114,9 @@ class TestStreams:
         "A state that is an end ends the stream, also where the process that worked is gone and nobody tells of it"
         manager = SSEBroadcastManager(heartbeat=.05)
         app,jobs = site(manager)
-        async with track(manager, None, 'j', total=2, every=60):
+        async with track(manager, None, 'j', total=2, throttle=60):
             @manager.on_connect
-            def ended(connection): jobs.hear(dict(type='job:j:completed', data=dict(jobs['j'], state='completed')))
+            def ended(connection): jobs.add(dict(type='job:j:completed', data=dict(jobs['j'], state='completed')))
             async with listening(app, url(kind)) as page:
                 await eventually(lambda: page.over or page.seen and page.events[-1].event=='sse:heartbeat',
                     'what follows the state')
@@ -126,7 +126,7 @@ class TestStreams:
     async def test_ends_while_a_hook_waits(self, manager, kind):
         "The state that is sent then is the end"
         app,_ = site(manager)
-        async with track(manager, None, 'j', total=2, every=0) as job:
+        async with track(manager, None, 'j', total=2, throttle=0) as job:
             @manager.on_connect
             async def finish(connection):
                 job.complete()

@@ -160,7 +160,7 @@ class TestReports:
     async def test_wherever_a_loop_runs(self):
         "Threads, async code and scripts without an event loop tell the same"
         want = [('started', 0), *(('progress', n) for n in (1, 2, 3)), ('completed', 3)]
-        def work(manager): [*track(manager, 'abc', 'j', every=0)]
+        def work(manager): [*track(manager, 'abc', 'j', throttle=0)]
         def script():
             manager = SSEBroadcastManager()
             work(manager)
@@ -169,7 +169,7 @@ class TestReports:
         manager = SSEBroadcastManager()
         async with client('stream', manager) as page:
             await asyncio.to_thread(work, manager)
-            async for _ in track(manager, 'abc', 'k', every=0): pass
+            async for _ in track(manager, 'abc', 'k', throttle=0): pass
             for job_id in 'jk':
                 found = told(manager, job_id)
                 assert (found[0], found[-1])==(want[0], want[-1])
@@ -221,7 +221,7 @@ class TestReports:
         @manager.on_broadcast
         async def slow(message):
             if message['type']=='job:j:progress': await gate.wait()
-        job = track(manager, range(3), 'j', every=0)
+        job = track(manager, range(3), 'j', throttle=0)
         task = asyncio.create_task(asyncio.to_thread(lambda: [*job]))
         await eventually(lambda: job.state=='completed', 'the loop ends')
         assert told(manager)==[('started', 0)]
@@ -250,7 +250,7 @@ class TestReports:
         "It gets the newest report, and is not evicted for the others"
         async with client('stream', manager) as page:
             page.stall()
-            async for _ in track(manager, range(200), 'j', every=0): pass
+            async for _ in track(manager, range(200), 'j', throttle=0): pass
             page.resume()
             await eventually(lambda: ('job:j:completed') in [t for t,_ in page.seen])
             assert len(page.seen)<10
@@ -262,26 +262,26 @@ class TestReports:
         def items():
             yield from range(4)
             slow.wait(30)
-        task = asyncio.create_task(asyncio.to_thread(lambda: [*track(manager, items(), 'j', every=.02)]))
+        task = asyncio.create_task(asyncio.to_thread(lambda: [*track(manager, items(), 'j', throttle=.02)]))
         try: await eventually(lambda: ('progress', 4) in told(manager), 'all four are told')
         finally: slow.set()
         await task
 
     async def test_text_alone(self, manager):
-        async with track(manager, None, 'j', every=0) as job:
+        async with track(manager, None, 'j', throttle=0) as job:
             job.text = 'looking'
             await eventually(lambda: newest(manager)['text']=='looking', 'the text is told')
 
     async def test_busy_loop_is_not_swamped(self, manager):
         "A plain loop that does not let the event loop run: its reports do not pile up"
-        for _ in track(manager, range(10000), 'j', every=0): pass
+        for _ in track(manager, range(10000), 'j', throttle=0): pass
         assert (await ends(manager), len(told(manager))<5)==(('completed', 10000), True)
 
     async def test_async_loop_lets_tabs_move(self, manager):
         "Though it awaits nothing"
         async with client('stream', manager, events='job:*:progress') as page:
             seen = []
-            async for n in track(manager, range(30), 'j', every=0): seen.append(len(page.seen))
+            async for n in track(manager, range(30), 'j', throttle=0): seen.append(len(page.seen))
             assert seen[-1]>5
 
     async def test_many_threads_count(self, manager):
@@ -304,7 +304,7 @@ class TestNobodyToTell:
                 (failed := Future()).set_exception(ConnectionError('no Redis'))
                 return failed
         with caplog.at_level(logging.WARNING):
-            assert await asyncio.to_thread(lambda: [*track(Broken(), range(50), 'j', every=0)])==[*range(50)]
+            assert await asyncio.to_thread(lambda: [*track(Broken(), range(50), 'j', throttle=0)])==[*range(50)]
         assert len(caplog.records)==1 and 'no Redis' in caplog.text
 
     def test_backend_that_is_away(self):
@@ -319,7 +319,7 @@ class TestNobodyToTell:
             for n in range(100):
                 time.sleep(.001)
                 yield n
-        assert [*track(Away(), items(), 'j', every=0)]==[*range(100)]
+        assert [*track(Away(), items(), 'j', throttle=0)]==[*range(100)]
         assert len(tries)<20 and (tries[0], tries[-1])==('job:j:started', 'job:j:completed')
 
     async def test_error_that_nobody_can_name(self, manager, caplog):

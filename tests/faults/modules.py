@@ -67,11 +67,11 @@ FAULTS: list[Fault] = [
     Fault('a queue that has ended says so once, and is silent for ever to whoever asks again', 'engine/queues.py',
         'test_manager_contract.py', (
         ("        self.ended = False      # So that the mark is put in again, for the next call\n        self.end()\n", ''),)),
-    Fault('tracked work stands still while the backend is away', 'progress.py', 'test_tracked_jobs.py', (
-        ('self._due = max(self._due, end+_BACK_OFF*(end-start))', 'pass'),)),
-    Fault('the next run of a job begins before the end of the last one was told', 'progress.py', 'test_tracked_jobs.py',
+    Fault('tracked work stands still while the backend is away', 'job.py', 'test_tracked_jobs.py', (
+        ('self.due = max(self.due, end+_BACK_OFF*(end-start))', 'pass'),)),
+    Fault('the next run of a job begins before the end of the last one was told', 'job.py', 'test_tracked_jobs.py',
         (
-        ("if (old := runs.get(self.id)) is not None: self._told = old._told", 'pass'),)),
+        ("if (old := running.get(self.job.id)) is not None: self._sent = old._sent", 'pass'),)),
     Fault('a thread that looks for a job finds none while a report of it comes in', 'progress.py',
         'test_job_streams.py', (
         ("self._reports[report['id']] = report  # There at any moment, as other threads may look\n"
@@ -79,7 +79,7 @@ FAULTS: list[Fault] = [
          "self._reports.pop(report['id'], None)\n        self._reports[report['id']] = report"),)),
     Fault('the stream of a job that ends while it is being opened stays open for ever', 'progress.py',
         'test_job_streams.py', (
-        ("return _Final(self.draw(report)) if report['state'] in _ENDS else self.draw(report)",
+        ("return _Final(self.draw(report)) if report['state'] in ENDS else self.draw(report)",
         'return self.draw(report)'),)),
     Fault('the style of the dashboard is not found where the app serves files', 'dashboard.py',
         'test_dashboard_shows.py', (
