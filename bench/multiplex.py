@@ -20,7 +20,6 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from cjm_fasthtml_sse.multiplex.endpoint import VERSION
 from cjm_fasthtml_sse.visitor import COOKIE, Visit, Visitors
 
 KNOWN = f'{COOKIE}={"b"*24}'.encode()  # A browser that has been here before
@@ -97,14 +96,14 @@ class Server:
     @cache
     def ticket(self, path):
         visitors = Visitors('bench')
-        return visitors.tickets.issue(visitors.known(Visit(dict(type='http', path=path, headers=[(b'cookie', KNOWN)]))).tag, path)
+        return visitors.tickets.issue(visitors.identify(Visit(dict(type='http', path=path, headers=[(b'cookie', KNOWN)]))).id, path)
 
     def order(self, opened, carriers=(), sock=None):
         s = sock or self.dial()
         entries = [[n, p, self.ticket(p.partition('?')[0]), '', ''] for n,p in opened]
-        body = json.dumps(dict(carriers=[*carriers], open=entries, close=[], become=True)).encode()
-        s.sendall(b'POST /_sse/mux HTTP/1.1\r\nHost: b\r\nSec-Fetch-Site: same-origin\r\nSSE-Mux: %s\r\nCookie: %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n'
-            % (VERSION.encode(), KNOWN, len(body))+body)
+        body = json.dumps(dict(v=1, carriers=[*carriers], open=entries, close=[], become=True)).encode()
+        s.sendall(b'POST /_sse/mux HTTP/1.1\r\nHost: b\r\nSec-Fetch-Site: same-origin\r\nSSE-Mux: 1\r\nCookie: %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n'
+            % (KNOWN, len(body))+body)
         return s
 
 

@@ -139,7 +139,7 @@ class StreamEndMiddleware:
     @leaves_bodies_alone
     async def __call__(self, scope, receive, send):
         if scope['type'] != 'http': return await self.app(scope, receive, send)
-        if visit := scope.get('sse.visit'): visit.enter(scope)
+        if visit := scope.get('sse.visit'): visit.note_session(scope)
         open_body,cursors = False,page_cursors.get()
         def _send(message):
             nonlocal open_body

@@ -19,7 +19,7 @@ engine.hub engine.pump engine.response engine.stream
 backends.base backends.memory backends.packing backends.redis
 hooks broadcast presence core
 visitor
-multiplex.protocol multiplex.channel multiplex.carrier multiplex.endpoint
+multiplex.protocol multiplex.request multiplex.channel multiplex.carrier multiplex.endpoint
 dispatcher updater htmx
 headers guards
 setup

@@ -7,9 +7,9 @@ import pytest
 
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.multiplex.endpoint import PATH
+from tests.contract.visitors import House
 from tests.mux import Browser, Channel
 from tests.support import eventually, serve
-from tests.test_multiplex import Site
 
 CARRIERS = 3
 
@@ -63,7 +63,7 @@ async def test_a_page_takes_three_orders_at_most(workers):
     draw,orders,said = random.Random(workers),Counter(),0
     async with AsyncExitStack() as stack:
         manager = SSEBroadcastManager(heartbeat=0, retry=200)  # As with Redis: the same messages and ids in all of them
-        sites = [Site(manager=manager) for _ in range(workers)]
+        sites = [House(manager=manager) for _ in range(workers)]
         ports = [await stack.enter_async_context(serve(o.app)) for o in sites]
         tabs = await stack.enter_async_context(Tabs(ports, draw))
         for _ in range(40):
@@ -82,4 +82,4 @@ async def test_a_page_takes_three_orders_at_most(workers):
         await tabs.hang_up()
         for o in sites:
             o.gate.set()
-            await eventually(lambda o=o: not o.mux.carriers, 'the carriers end')
+            await eventually(lambda o=o: not o.app._sse_setup.multiplexer.carriers, 'the carriers end')

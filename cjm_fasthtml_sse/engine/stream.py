@@ -1211,8 +1211,8 @@ class EventStreamResponse(Response):
                 self.hub.joining.pop(conn, None)  # No broadcast waits for it meanwhile
             del opened
             if (channel := scope.get('sse.channel')) is not None and channel.open and not conn.ended:
-                channel.managed = True
-                if (layer := unknown_layer(receive, send, channel, channel.run)) is None: return conn.run_alone(channel, self._end)
+                channel.mark_managed()
+                if (layer := unknown_layer(receive, send, channel.request, channel.request.run)) is None: return conn.run_alone(channel, self._end)
                 self.hub.counts['attached'] += 1
                 _log.debug('%r stays in its request: not known to leave bodies alone: %s', conn, layer)
             await conn.run(receive, send)
@@ -1303,7 +1303,7 @@ async def _settle(self:Connection):
 @patch
 def run_alone(self:Connection, channel, finish):
     "Serve `channel`, of which no request's task knows any more; `finish` is awaited at the end, as `finish(connection, receive, send)`"
-    channel.connection = self
+    channel.detach(self)
     self.hub.counts['detached'] += 1
     self._send,self._context,self._stop = channel.deliver,copy_context(),_Alone(self, channel, finish)
     self._now = channel.deliver_now
@@ -1321,7 +1321,7 @@ class _Alone:
     async def end(self):
         try:
             await self.conn._settle()
-            await self.finish(self.conn, self.channel.receive, self.channel.deliver)
+            await self.finish(self.conn, self.channel.request.receive, self.channel.deliver)
         except Exception: _log.exception('A stream ended with an error')
         finally: self.channel.end(end=True)
 

@@ -67,5 +67,5 @@ async def say(text: str): return str(await manager.broadcast('said', text))
 async def held():
     carriers = app._sse_setup.multiplexer.carriers.values()
     channels = [o for c in carriers for o in c.channels.values()]
-    return JSONResponse(dict(pid=os.getpid(), carriers=len(carriers), channels=len(channels), waiting=sum(o._size for c in carriers for o in {*c._called, *c.channels.values()}),
+    return JSONResponse(dict(pid=os.getpid(), carriers=len(carriers), channels=len(channels), waiting=sum(o.writer.pending_bytes for o in carriers),
         connections=manager.connection_count, requests=len(manager._hub.requests), tasks=len(asyncio.all_tasks())))

@@ -23,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from proxies import lacking, program, proxying  # noqa: E402
 from servers import free_port, running, uvicorn  # noqa: E402
 
-from cjm_fasthtml_sse.multiplex.endpoint import ABOUT, PATH
+from cjm_fasthtml_sse.multiplex.endpoint import PATH
+from cjm_fasthtml_sse.multiplex.protocol import CONTROL
 
 CARRIER,STREAM = 'application/octet-stream','text/event-stream'
 needs_nginx = pytest.mark.skipif(bool(lacking('nginx', 'openssl')), reason="needs Debian's packages nginx and openssl")
@@ -277,7 +278,7 @@ def words(each, *numbers):
     "What the channels `numbers` say first"
     said = {}
     for number,body in each:
-        if number%ABOUT in numbers: said.setdefault(number%ABOUT, json.loads(body) if number >= ABOUT else body)
+        if number%CONTROL in numbers: said.setdefault(number%CONTROL, json.loads(body) if number >= CONTROL else body)
         if len(said) == len(numbers): return said
     return said
 
@@ -327,7 +328,7 @@ def test_stranger_with_a_copied_carrier(users, until):
                 heard,numbers = b'',set()
                 while not (b'ann: secret' in heard and b'news: secret' in heard):
                     number,body = next(said)
-                    numbers.add(number%ABOUT)
+                    numbers.add(number%CONTROL)
                     heard += body
                 assert numbers <= {0, 1, 2}
                 if other.status_code == 200:
