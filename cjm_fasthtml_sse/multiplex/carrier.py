@@ -173,6 +173,9 @@ class Carrier:
         "Bytes that may wait in each channel: a replay comes in pieces of this size"
         return self.writer.share
 
+    @property
+    def direct_count(self): return len(self._direct)
+
     def handle(self,
         request,  # A `ChannelRequest`
         start     # Begins the request of a channel, from `Channel` and `ChannelOpening`; returns whether there is one

@@ -18,7 +18,7 @@ from tabs import Tabs, board, complete, connect  # noqa: F401
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from servers import free_port, running, uvicorn  # noqa: E402
 
-from cjm_fasthtml_sse.multiplex import endpoint as multiplex
+from cjm_fasthtml_sse.multiplex import carrier, endpoint
 from cjm_fasthtml_sse.helpers import setup_sse
 from cjm_fasthtml_sse.multiplex.endpoint import PATH, Multiplexer
 
@@ -248,7 +248,7 @@ def test_a_flood_moves_out(page, tabs, site, until):
     line.send('Network.emulateNetworkConditions', dict(offline=False, latency=0, downloadThroughput=1<<20, uploadThroughput=-1))
     tabs[0].goto(site.url('p'))
     until(lambda: flooding == [True, False], 'the flood has a connection of its own', 60)
-    away = lambda: [len(c._away) for c in site.app._sse_setup.multiplexer.carriers.values()]
+    away = lambda: [c.direct_count for c in site.app._sse_setup.multiplexer.carriers.values()]
     assert away() == [1]
     tabs[0].evaluate("cjmSSE.get('flood').close()")
     until(lambda: away() == [0], 'its place is free')
@@ -266,7 +266,7 @@ def test_a_flood_moves_out(page, tabs, site, until):
 def test_more_streams_than_fit(page, tabs, site, until, monkeypatch):
     "A carrier takes 200 here: two more are opened, and what is beyond is direct"
     page.direct.add('limit')
-    monkeypatch.setattr(multiplex, 'CHANNELS', 200)
+    for module in (endpoint, carrier): monkeypatch.setattr(module, 'MAX_CHANNELS', 200)
     site.pages['p'] = lambda: Div(connect('/stream/one'))
     tabs.open(site.url('p'))
     tabs.active(1)
