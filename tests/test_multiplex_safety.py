@@ -1,5 +1,4 @@
 "What could go wrong with the multiplexer, and what is done against it; the table at the end of nbs/multiplex/endpoint.ipynb names these tests"
-import asyncio
 import json
 import re
 from pathlib import Path
