@@ -12,8 +12,14 @@ Modules:
 - `cjm_fasthtml_sse.guards`: Who may use a route of this library
 - `cjm_fasthtml_sse.headers`: The scripts that a page loads, as headers of an app
 - `cjm_fasthtml_sse.job`: A job that is tracked: its loop, its speed, and its reports
+- `cjm_fasthtml_sse.multiplex.carrier`: The connection that the channels of a browser share
+- `cjm_fasthtml_sse.multiplex.channel`: One stream of one element: its request, and what waits to be sent
+- `cjm_fasthtml_sse.multiplex.endpoint`: A thousand streams, in any number of tabs, on one connection for each browser
+- `cjm_fasthtml_sse.multiplex.protocol`: What travels between a browser and its carrier: packets, and the requests that open and close channels
+- `cjm_fasthtml_sse.multiplex.request`: From a browser's `POST` to the requests of its channels
 - `cjm_fasthtml_sse.progress`: Work that takes long: a loop tells every tab how far it is, and how it ended
 - `cjm_fasthtml_sse.setup`: What stands around an app with event streams
-- `cjm_fasthtml_sse.updater`: Turn an event into elements, which the browser swaps into the page out of band"""
+- `cjm_fasthtml_sse.updater`: Turn an event into elements, which the browser swaps into the page out of band
+- `cjm_fasthtml_sse.visitor`: Who asks, and what a browser shows to prove that it was let in"""
 
 __version__ = "0.1.0"
