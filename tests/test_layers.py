@@ -16,7 +16,9 @@ LAYERS = [o.split() for o in '''
 engine.wire engine.checks engine.patterns engine.messages engine.hints engine.middleware engine.render engine.servers
 engine.group engine.connection engine.catch_up engine.sender engine.loop engine.users engine.access engine.queues
 engine.hub engine.pump engine.response engine.stream
-backends.base backends.memory backends.packing backends.redis
+backends.base backends.memory backends.packing
+backends.redis_connection backends.redis_entries backends.redis_reports
+backends.redis_writer backends.redis_reader backends.redis
 hooks broadcast presence core
 visitor
 multiplex.protocol multiplex.request multiplex.channel multiplex.carrier multiplex.endpoint
@@ -67,8 +69,8 @@ def test_elements_are_made_in_the_upper_half():
     assert min(LEVEL[o] for o, found in imports().items() if 'fasthtml' in found) > LEVEL['core']
 
 
-def test_redis_is_imported_in_its_backend_alone():
-    assert {o for o, found in imports().items() if 'redis' in found} == {'backends.redis'}
+def test_redis_is_imported_in_its_connection_alone():
+    assert {o for o, found in imports().items() if 'redis' in found} == {'backends.redis_connection'}
     assert not [o for o, found in imports().items() if {'uvicorn', 'hypercorn', 'granian'} & found]
 
 

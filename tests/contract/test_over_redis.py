@@ -317,6 +317,48 @@ class TestLost:
             assert await c.next() == ('n', 1)
 
 
+class TestVersions:
+    """Processes of two versions share a Redis during a rolling deploy: they understand each other, or say so
+
+    The entries of another version are written by hand, as that version would write them.
+    """
+    def write(self, redis, fields, **entry):
+        redis.client.xadd('sse', dict(m=json.dumps(fields), **entry))
+
+    async def test_the_version_before(self, shared):
+        "And its commands; an entry without a version is of the first one"
+        async with workers(shared) as (one, two), following('stream', one) as a, following('stream', two, user='ann') as b:
+            self.write(shared, dict(type='n', timestamp='2026-01-01T00:00:00+00:00', data=1), k='"key"', p='another:7')
+            for c in a, b: assert await c.next() == ('n', 1) and not c.gaps
+            self.write(shared, dict(type='n', data=2), v='1')
+            for c in a, b: assert await c.next() == ('n', 2) and not c.gaps
+            self.write(shared, dict(disconnect='ann'), p='another:8')
+            await b.ends()
+            assert not a.over
+
+    async def test_a_newer_message_is_a_gap(self, shared, caplog):
+        "It is skipped with one line that says what to do, every browser is told, and all goes on"
+        async with workers(shared) as (one, two), following('stream', one) as a, following('channel', two) as b:
+            await one.broadcast('n', 1)
+            for _ in range(3): self.write(shared, dict(type='n', payload='x'), v='99')
+            await eventually(lambda: a.gaps and b.gaps, 'it is told')
+            await two.broadcast('n', 2)
+            for c in a, b: await eventually(lambda c=c: ('n', 2) in c.seen, 'it goes on')
+            assert [d for t, d in a.seen if t == 'n'] == [1, 2]
+            assert sum('version 99' in r.message and 'Update' in r.message for r in caplog.records) == 1
+        async with workers(shared) as (late, _):
+            await late.open()
+            assert [m['data'] for m in late.get_history()] == [2], 'what is before has a gap behind it'
+
+    async def test_a_newer_command_is_no_gap(self, shared, caplog):
+        "No message is lost with it"
+        async with workers(shared) as (one, _), following('stream', one, user='ann') as c:
+            self.write(shared, dict(command='disconnect', value='ann', v=98), v='98')
+            await one.broadcast('n', 1)
+            assert await c.next() == ('n', 1) and not c.gaps
+            assert sum('version 98' in r.message for r in caplog.records) == 1
+
+
 class TestTheEnd:
     async def test_nothing_is_left(self, shared):
         "No task and no connection to Redis; two are all that a process ever has, however many streams"

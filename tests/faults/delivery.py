@@ -33,13 +33,15 @@ FAULTS = [
         ("        return next((o for o in ids if _epoch(o)==mine), '') or", "        return ids[0] or"),)),
     Fault('two processes that were forked off give one id to two messages', 'core.py', 'test_who_gets_what.py', (
         ('        if type(m._backend) is MemoryBackend: m._hub.replay.branch(m._backend.branch())\n', ''),)),
-    Fault('what Redis dropped before a process had read it is lost in silence', 'backends/redis.py', 'test_over_redis.py', (
-        ('        if left or not await self._missed(entries): await self._take(entries)', '        if True: await self._take(entries)'),)),
+    Fault('what Redis dropped before a process had read it is lost in silence', 'backends/redis_reader.py', 'test_over_redis.py', (
+        ('            if left or not await self.position.has_lost(page[0][1]): ', '            if True: '),)),
+    Fault('a message of a newer version is skipped in silence', 'backends/redis_reader.py', 'test_over_redis.py', (
+        ('            if entry.lost_version: lost = entry.id\n', '            if False: pass\n'),)),
     Fault('the history and the hooks of deliveries hear all of the past again when the backend starts anew', 'core.py', 'test_over_redis.py', (
         ('    for _,m in messages[first:]:\n', '    for _,m in messages:\n'),)),
-    Fault('a broadcast whose connection to Redis broke is sent a second time', 'backends/redis.py', 'test_over_redis.py', (
-        ("            for b in batch: self._settle(b, 'under way', e)\n",
-         "            for b in reversed(batch):\n                b.state = 'waiting'\n                queue.appendleft(b)\n"),)),
+    Fault('a broadcast whose connection to Redis broke is sent a second time', 'backends/redis_writer.py', 'test_over_redis.py', (
+        ('                for p in batch: p.settle(State.SENT, e)\n',
+         '                for p in reversed(batch):\n                    p.state = State.WAITING\n                    queue.appendleft(p)\n'),)),
     Fault('a browser that comes to a process which lags behind is told a gap where nothing is lost', 'backends/redis.py', 'test_over_redis.py', (
-        ('    if not lacks(): return\n    self._run()\n', '    return\n    self._run()\n'),)),
+        ('        if not position.lacks(epoch, numbers): return\n', '        return\n'),)),
 ]
