@@ -4,6 +4,12 @@ Modules:
 
 - `cjm_fasthtml_sse.backends.base`: What a backend promises, and the suite that checks it
 - `cjm_fasthtml_sse.backends.packing`: How data and elements are written for other processes, and read there
+- `cjm_fasthtml_sse.backends.redis`: Broadcasts between processes over a Redis or Valkey stream: nothing lost, one order, one id everywhere
+- `cjm_fasthtml_sse.backends.redis_connection`: One connection to Redis, and what happens to it when something goes wrong
+- `cjm_fasthtml_sse.backends.redis_entries`: What stands in Redis: the entries of the stream, their ids and their version
+- `cjm_fasthtml_sse.backends.redis_reader`: How a process reads the stream, and how it notices that something is lost
+- `cjm_fasthtml_sse.backends.redis_reports`: What each process reports of itself, for all others to read
+- `cjm_fasthtml_sse.backends.redis_writer`: How records get into the stream, and what is known of each when something goes wrong
 - `cjm_fasthtml_sse.dispatcher`: Call the handlers of an event, found by pattern, in order of priority, behind filters, transformers and middleware
 - `cjm_fasthtml_sse.engine.checks`: The checks of numbers that a user of the library gives
 - `cjm_fasthtml_sse.engine.patterns`: The grammar of event types, and the index of callbacks by pattern

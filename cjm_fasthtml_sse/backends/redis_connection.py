@@ -23,6 +23,7 @@ from typing import Any
 from urllib.parse import parse_qsl,urlsplit
 from weakref import WeakSet
 
+from cjm_fasthtml_sse.engine.checks import ArgumentError
 from cjm_fasthtml_sse.engine.messages import BackendError,BackendUnavailable
 
 # %% ../../nbs/backends/redis_connection.ipynb #7a31b1a0
@@ -31,13 +32,13 @@ _BAD_URL = ('The address of the Redis has a port or an option that is not valid.
     'In a password, write `/`, `#`, `?` and `@` with `%`')
 
 class RedisAddress:
-    "The address of a Redis, checked; `ValueError` for what is none. The password stands in no text and no error"
+    "The address of a Redis, checked; `ArgumentError` for what is none. The password stands in no text and no error"
     def __init__(self, url):
         try: scheme = urlsplit(url).scheme if isinstance(url, str) else ''
-        except ValueError: raise ValueError(_BAD_URL) from None  # Its text has the password
+        except ValueError: raise ArgumentError(_BAD_URL) from None  # Its text has the password
         if scheme not in _SCHEMES:
             known,got = ', '.join(f'{s}://' for s in _SCHEMES),f'{scheme}://' if scheme else type(url).__name__
-            raise ValueError(f'The address of a Redis begins with one of {known}, got {got}')
+            raise ArgumentError(f'The address of a Redis begins with one of {known}, got {got}')
         self.url = _SCHEMES[scheme]+url[len(scheme):]
         self._parts = urlsplit(self.url)
 

@@ -35,11 +35,10 @@ __all__ = []
 # %% ../../nbs/backends/redis_entries.ipynb #73a23b43
 import logging
 from datetime import datetime,timezone
-from math import isfinite
-from numbers import Real
 from typing import Any,NamedTuple
 
 from cjm_fasthtml_sse.backends.packing import pack,unpack
+from cjm_fasthtml_sse.engine.checks import ArgumentError,check_seconds,check_whole
 from cjm_fasthtml_sse.engine.wire import check_message_type
 
 # %% ../../nbs/backends/redis_entries.ipynb #67e3ce6a
@@ -51,13 +50,10 @@ class StreamSettings(NamedTuple):
     timeout: float    # Seconds
 
 def stream_settings(name, max_length, max_age, timeout) -> StreamSettings:
-    "Check the settings; `ValueError` says what arrived"
-    if not isinstance(name, str) or not name: raise ValueError(f'`name` must be a non-empty string, got {name!r}')
-    if isinstance(max_length, bool) or not isinstance(max_length, int) or max_length<1:
-        raise ValueError(f'`max_length` must be 1 entry or more, got {max_length!r}')
-    for k,x in dict(max_age=max_age, timeout=timeout).items():
-        if isinstance(x, bool) or not isinstance(x, Real) or not (isfinite(x) and x>0):
-            raise ValueError(f'`{k}` must be more than 0 seconds, got {x!r}')
+    "Check the settings; `ArgumentError` says what arrived"
+    if not isinstance(name, str) or not name: raise ArgumentError(f'`name` must be a non-empty string, got {name!r}')
+    check_whole('max_length', max_length, 1)
+    for k,x in dict(max_age=max_age, timeout=timeout).items(): check_seconds(k, x, positive=True)
     return StreamSettings(name, max_length, max_age, timeout)
 
 # %% ../../nbs/backends/redis_entries.ipynb #94b9b222
