@@ -1,5 +1,6 @@
 // @ts-check
-// The streams of a page, through its life. Scripts find them as `window.cjmSSE`.
+// The streams of a page, through its life: what connects gets a source here, and all of them are left, brought back and
+// checked with the page. Scripts find them as `window.cjmSSE`; htmx2.js and htmx4.js bring the elements that connect.
 
 /** A `change` event tells of every change of state; its `detail` is an `SSEChange`. */
 class SSEClient extends EventTarget {
@@ -7,7 +8,7 @@ class SSEClient extends EventTarget {
     super();
     /** @type {Set<SSEEntry>} */
     this.entries = new Set();
-    this.loading = 0;        // until when what connects is part of it
+    this.loading = 0;        // until when what connects is part of a page that loads
     /** @type {Multiplexer | null} */
     this.mux = null;         // where the app has one
     this.warned = false;     // of too many connections
@@ -16,8 +17,9 @@ class SSEClient extends EventTarget {
 
   /** The state of all streams together: the one that most wants attention. @returns {SSEState} */
   get state() {
-    const states = [...this.entries].map(entry => entry.source.state);
-    return /** @type {SSEState[]} */ (['error', 'reconnecting', 'connecting', 'active']).find(state => states.includes(state)) ?? 'disconnected';
+    const states = this.sources.map(({ state }) => state);
+    const order = /** @type {SSEState[]} */ (['error', 'reconnecting', 'connecting', 'active']);
+    return order.find(state => states.includes(state)) ?? 'disconnected';
   }
 
   /** The id that the stream heard last would come back with. */
@@ -30,12 +32,9 @@ class SSEClient extends EventTarget {
     return [...this.entries].map(entry => entry.source);
   }
 
-  /**
-   * The source of an element, or of the element with an id.
-   * @param {Element | string} element
-   */
+  /** Get the source of an element, or of the element with an id. @param {Element | string} element */
   get(element) {
-    const same = (/** @type {SSEEntry} */ entry) => typeof element === 'string' ? entry.element?.id === element : entry.element === element;
+    const same = (/** @type {SSEEntry} */ entry) => [entry.element, entry.element?.id].includes(element);
     return [...this.entries].find(same)?.source ?? null;
   }
 
@@ -48,24 +47,24 @@ class SSEClient extends EventTarget {
   }
 
   /**
-   * The only place that makes a source.
+   * Make a source and connect it; nothing else does.
    * @param {string} url
    * @param {{lastEventId?: string, cursor?: string, multiplex?: boolean}} options
    */
   connect(url, { multiplex = true, ...options }) {
-    const fresh = performance.now() < this.loading;
     const { mux } = this;
-    const shared = multiplex && new URL(url, document.baseURI).origin === location.origin;
+    const wanted = multiplex && new URL(url, document.baseURI).origin === location.origin;
     /** @type {SSETransport} */
-    const transport = shared && mux ? mux.fetch.bind(mux) : (...args) => direct(args[0], shared ? 'off' : 'asked', args[1], args[2]);
-    const source = new SSESource(url, options, transport);
+    const alone = (source, headers, signal) => direct(source, wanted ? 'off' : 'asked', headers, signal);
+    const source = new SSESource(url, options, wanted && mux ? mux.fetch.bind(mux) : alone);
     // What the page missed is in no log any more, as it was drawn long ago: it comes from a cache.
-    if (fresh) source.addEventListener('sse:gap', e => { if (source.cursor) this.renew(e); });
+    const renew = (/** @type {Event} */ event) => { if (source.cursor) this.renew(event); };
+    if (performance.now() < this.loading) source.addEventListener('sse:gap', renew);
     source.connect();
     return source;
   }
 
-  /** @param {HTMLElement | SVGElement | null} script  that brought this file */
+  /** Take the settings of the page. @param {HTMLElement | SVGElement | null} script  that brought this file */
   configure(script) {
     const { sseMultiplex, sseMux, sseMonitorSrc = '' } = script?.dataset ?? {};
     Object.assign(this.monitor, { src: sseMonitorSrc, nonce: script?.nonce });
@@ -75,23 +74,17 @@ class SSEClient extends EventTarget {
     document.addEventListener('DOMContentLoaded', () => setTimeout(() => this.load(0)));
   }
 
-  /**
-   * A response has said who the visitor is.
-   * @param {string | null} visitor
-   */
+  /** Take note of who the visitor is, as a response says. @param {string | null} visitor */
   visitor(visitor) {
     if (visitor) this.mux?.visit(visitor);
   }
 
-  /** @param {number} ms  What connects in that time is part of a page that loads. */
+  /** Count what connects in the next `ms` milliseconds as part of a page that loads. @param {number} ms */
   load(ms) {
     this.loading = performance.now() + ms;
   }
 
-  /**
-   * Fetch the page anew, but not again and again.
-   * @param {Event} event  that says why; nobody hears of it then
-   */
+  /** Fetch the page anew, but not again and again. @param {Event} event  that says why; no listener gets it then */
   renew(event) {
     const key = `sse:renewed:${location.href}`;
     try {
@@ -104,10 +97,7 @@ class SSEClient extends EventTarget {
     location.reload();
   }
 
-  /**
-   * @param {string} url
-   * @param {Element | null} element
-   */
+  /** Connect an element to a stream, in place of its former one. @param {string} url @param {Element | null} element */
   open(url, element) {
     let lastEventId = element?.getAttribute('data-sse-after') ?? '';
     const cursor = element?.getAttribute('data-sse-cursor') ?? '';
@@ -127,60 +117,58 @@ class SSEClient extends EventTarget {
     return source;
   }
 
-  /**
-   * @param {SSEEntry} entry
-   * @param {string} reason
-   */
+  /** @param {SSEEntry} entry @param {string} reason */
   release(entry, reason) {
     entry.source.close(reason);
     this.entries.delete(entry);
   }
 
-  /**
-   * @param {SSEEntry} entry
-   * @param {SSEStateDetail} detail
-   */
+  /** @param {SSEEntry} entry @param {SSEStateDetail} detail */
   changed(entry, detail) {
     if (detail.state === 'active' && entry.source.direct) this.warn();
     this.dispatchEvent(new CustomEvent('change', { detail: { ...detail, ...entry } }));
   }
 
-  /** A browser has six connections for all of its tabs; further requests would hang without a word. */
+  /** Warn once: a browser has six connections for all of its tabs, and further requests would hang without a word. */
   warn() {
     const alone = this.sources.filter(({ direct, state }) => direct && state === 'active');
     if (this.warned || alone.length < 4) return;
     this.warned = true;
-    const why = this.mux?.step === 'direct' ? this.mux.reason : [...new Set(alone.map(({ direct }) => direct))].join(', ');
-    console.warn(`[sse] ${alone.length} streams of this page have connections of their own (${why}); a browser has six for all tabs, so pages may hang: see "One connection for each browser" in the documentation`);
+    const why = this.mux?.reason || [...new Set(alone.map(({ direct }) => direct))].join(', ');
+    const page = 'see "One connection for each browser" in the documentation';
+    const what = `${alone.length} streams of this page have connections of their own (${why})`;
+    console.warn(`[sse] ${what}; a browser has six for all tabs, so pages may hang: ${page}`);
   }
 
+  /** Follow the page: it is left, comes back, is looked at, and its elements come and go. */
   follow() {
-    const each = (/** @type {(source: SSESource) => void} */ f) => () => this.sources.forEach(f);
     // A page with an open connection is not kept for Back.
     window.addEventListener('pagehide', () => {
-      each(source => source.suspend())();
+      for (const source of this.sources) source.suspend();
       this.mux?.exit();
     });
     window.addEventListener('pageshow', e => {
       if (!e.persisted) return;
       this.mux?.enter();
-      each(source => source.resume())();
+      for (const source of this.sources) source.resume();
     });
     const check = () => {
       this.mux?.check();
-      each(source => source.check())();
+      for (const source of this.sources) source.check();
     };
     window.addEventListener('online', check);
     // A moment later, because what arrived while the page slept is read first.
     document.addEventListener('visibilitychange', () => { if (!document.hidden) setTimeout(check, 250); });
+    const { monitor } = this;
     const loadMonitor = () => {
-      if (this.monitor.src && !this.monitor.isConnected && document.querySelector('[data-sse-monitor][type="application/json"]')) document.head.append(this.monitor);
+      const wanted = monitor.src && !monitor.isConnected && document.querySelector('script[data-sse-monitor]');
+      if (wanted) document.head.append(monitor);
     };
     loadMonitor();
     // An element may leave the page by other ways than htmx's.
     new MutationObserver(() => {
       loadMonitor();
-      for (const entry of this.entries) if (entry.element && !entry.element.isConnected) this.release(entry, 'element removed');
+      for (const o of this.entries) if (o.element?.isConnected === false) this.release(o, 'element removed');
     }).observe(document, { childList: true, subtree: true });
   }
 }

@@ -1,440 +1,368 @@
 // @ts-check
-// Tabs of one name elect one that leads. A Web Lock decides which: it is free as soon as the leader closes, crashes or
-// leaves, and the next tab has it a moment later. A leader that hangs keeps its lock, so one that does not answer for 3 s,
-// though a visible tab waits for it, loses it. Each tab holds a lock of its own, too: when it is free, the tab is gone.
-//
-// - A tab has another id for each leader: nobody takes it for what it was.
-// - `lead`, `follow` and `missed` make void what was asked so far: the owner asks for all that it wants. What was asked
-//   while no leader was known was asked of nobody yet: it is kept for the first one.
-// - Browsers drop messages to a page that a debugger stops, and hold them back while a page is frozen. So questions to the
-//   leader and messages to a tab are numbered, and `beat` says to each tab how many there were.
+// Elects one of the tabs that share a name as their leader, and carries messages between it and the others. The
+// multiplexer uses it: the leader holds the connection of all tabs. A Web Lock decides. It is free as soon as the
+// leader closes, crashes or leaves, and the next tab has it a moment later. A leader that hangs keeps its lock: a
+// visible tab that waits for an answer steals it after 3 s. Each tab holds a lock of its own, too: when it is free,
+// the tab is gone. Browsers drop messages to a page that a debugger stops, and hold them back while a page is frozen,
+// so they are numbered, and the leader says how many there were.
 
-const ELECTION = 'sse2';            // in all names: clients of another protocol elect a leader of their own
-const SILENCE = [1500, 1250, 250];  // milliseconds until the first ping, from there to the last, from there to the takeover
+const ELECTION = 'sse3';            // in all names: another version of this script elects a leader of its own
+const BEAT = 15000;                 // milliseconds between two signs of life
+const SILENCE = [1500, 1250, 250];  // milliseconds until the first ping, from there to the last, and to the takeover
 const LOCK_TIMEOUT = 3000;          // milliseconds in which the browser grants a lock that is free
-const OUT_OF_BREATH = 1000;         // milliseconds without a script, after which somebody else may lead
+const MAX_PAUSE = 1000;             // milliseconds without a script, after which another tab may lead
 const OVERHEAD = 64;                // bytes of a message without content
 const ACKNOWLEDGE = 2 ** 18;        // bytes
-const LAG = 2 ** 20;                // bytes, not acknowledged, from which on the leader had better wait
-const LAG_TIMEOUT = 500;            // milliseconds for this much; and then no more, until the tab takes some
+const LAG = 2 ** 20;                // bytes that are not acknowledged, from which on the leader waits for the tab
+const LAG_TIMEOUT = 500;            // milliseconds for so many; then it does not wait until the tab acknowledges
 const MAX_LAG = 4 * LAG;
 
 class Election {
   /**
    * @param {string} name  tabs of the same name elect one leader
    * @param {ElectionOwner} owner
+   * @param {boolean} [alone]  this tab elects itself
    */
-  constructor(name, owner) {
+  constructor(name, owner, alone = false) {
     this.name = `${ELECTION}:${name}`;
     this.owner = owner;
-    this.beatMs = 15000;   // between beats of a leader that is well
-    this.broken = '';      // why
-    this.wanted = false;
+    this.alone = alone;
     /** @type {AbortController | null} */
-    this.session = null;   // from `open` to `close`
+    this.session = null;       // of this tab under one id: its locks and channels end with it
     this.me = '';
-    this.seated = false;   // with a lock for this id
-    this.leader = '';
-    /** @type {ElectionChannel | null} */
-    this.common = null;    // from all to all
-    /** @type {ElectionChannel | null} */
-    this.inbox = null;     // from all to this tab
-    /** @type {ElectionChannel | null} */
-    this.out = null;       // from this tab to its leader
-    /** @type {Map<string, ElectionTab>} */
-    this.tabs = new Map();   // those that asked this leader
-    /** @type {Set<string>} */
-    this.gone = new Set();   // those of them that are gone
-    /** @type {unknown[]} */
-    this.asks = [];        // what the leader has not confirmed
-    this.confirmed = 0;    // how many it has
-    this.got = 0;          // messages of the leader
-    this.bytes = this.acknowledged = 0;
-    this.step = 0;         // of the leader's silence
-    this.tries = 0;        // to end it
-    /** @type {number | undefined} */
-    this.timer = undefined;
-    this.ran = -Infinity;      // when this leader was known to lead
-    this.beaten = -Infinity;   // when it sent its last beat
+    /** @type {BroadcastChannel | null} */
+    this.common = null;        // from all to all, once this tab has its lock
+    /** @type {Map<string, ElectionTab> | null} */
+    this.tabs = null;          // where this tab leads: those that follow
+    /** @type {ElectionLeader | null} */
+    this.following = null;     // where it follows
+    this.silences = 0;         // of the leader, in a row
+    this.timer = 0;
+    this.confirmed = -Infinity;  // when this tab was known to lead
+    this.beaten = -Infinity;     // when it sent its last sign of life
     /** @type {Promise<boolean> | null} */
     this.confirming = null;
   }
 
-  get leads() { return !!this.session && this.leader === this.me; }
+  get leads() { return !!this.tabs; }
+
+  get leader() { return this.tabs ? this.me : this.following?.id ?? ''; }
+
+  /** Say whether this tab waits for an answer of its leader. */
+  get waits() { return !!this.following && this.following.confirmed < this.following.number; }
 
   join() {
-    this.wanted = !this.broken;
-    if (!this.session) this.reopen();
+    if (!this.session) this.restart();
   }
 
   leave() {
-    this.wanted = false;
-    this.close();
-  }
-
-  close() {
-    const { session, leads } = this;
-    session?.abort();   // frees all locks
-    for (const channel of [this.common, this.inbox, this.out, ...[...this.tabs.values()].map(tab => tab.out)]) channel?.close();
-    clearTimeout(this.timer);
-    this.timer = undefined;
-    this.tabs.clear();
-    this.gone.clear();
-    this.session = this.common = this.inbox = this.out = this.confirming = null;
-    this.leader = '';
-    this.asks = [];
-    this.confirmed = this.got = this.bytes = this.acknowledged = this.step = 0;
+    const { leads } = this;
+    this.session?.abort();
+    this.wait(0);
+    this.session = this.common = this.tabs = this.following = this.confirming = null;
+    this.silences = 0;
     if (leads) this.owner.lost();
   }
 
   /**
-   * Begin anew, as another tab.
-   * @param {boolean} [steal]  the lead
+   * Begin anew, under another id: nothing that was sent to this tab, or requested by it, counts any more.
+   * @param {boolean} [steal]  take the lead from the tab that has it
    */
-  reopen(steal) {
-    const kept = this.leader ? [] : this.asks;
-    this.close();
-    if (!this.wanted || this.session) return;
+  restart(steal = false) {
+    this.leave();
     const session = this.session = new AbortController();
-    this.asks = kept;
     this.me = Math.random().toString(36).slice(2);
-    const common = this.common = this.channel('');
-    const inbox = this.inbox = this.channel(`:${this.me}`);
-    common.onmessage = inbox.onmessage = ({ data }) => { if (session === this.session) this.receive(data); };
-    this.seated = false;
+    if (this.alone) return this.lead();
+    // No other tab hears of this one before it has its lock.
     this.lock(`:tab:${this.me}`, {}, () => {
-      this.seated = true;
-      this.send();
+      this.common = this.open('', true);
+      this.open(`:${this.me}`, true);
+      this.lock('', { steal }, async () => {
+        if (!await this.holdsLead()) return;   // the tab may have been frozen since
+        this.lead();
+        return pause(session.signal);
+      });
+      this.ping();
+      this.wait(SILENCE[0]);
       return pause(session.signal);
     });
-    this.bid(session, steal);   // requests are granted in their order
-    // After a long task, or a freeze, the answer comes between the two timers.
-    const late = () => { if (session === this.session && !this.seated) this.fail('no answer to the request for a lock'); };
+    // After a long task, or a freeze, the lock comes between the two timers.
+    const late = () => { if (session === this.session && !this.common) this.fail('no lock was granted'); };
     setTimeout(() => setTimeout(late, 100), LOCK_TIMEOUT);
-    this.ping();
-    this.heard();
   }
 
-  /** @param {unknown} reason */
+  /** Lead no other tab: there can be no election. @param {unknown} reason */
   fail(reason) {
-    if (this.broken) return;
-    this.broken = String(reason);
-    this.leave();
-    this.owner.broken(this.broken);
+    this.alone = true;
+    console.debug(`[sse] this tab elects itself: ${reason}`);
+    this.restart();
   }
 
   /**
+   * Open a channel that ends with the session.
    * @param {string} name
-   * @returns {ElectionChannel}
+   * @param {boolean} [listens]
    */
-  channel(name) {
-    try {
-      return new BroadcastChannel(this.name + name);
-    } catch (error) {   // SecurityError, where cookies are refused
-      queueMicrotask(() => this.fail(error));
-      return { postMessage() {}, close() {}, onmessage: null };
-    }
+  open(name, listens) {
+    const channel = new BroadcastChannel(this.name + name);   // throws where cookies are refused
+    this.session?.signal.addEventListener('abort', () => channel.close());
+    if (listens) channel.onmessage = ({ data }) => { this.receive(data); };
+    return channel;
   }
 
   /**
-   * Request a lock. What goes wrong in this session ends the election.
+   * Request a lock for as long as `held` takes. An error ends the election, the theft of the lead ends the session.
    * @param {string} name
    * @param {LockOptions} options
    * @param {(lock: Lock | null) => unknown} held
-   * @param {() => void} [taken]  the lock was taken away
    */
-  async lock(name, options, held, taken) {
+  async lock(name, options, held) {
     const { session } = this;
     if (!options.steal && !options.ifAvailable) options.signal = session?.signal;
     try {
-      await navigator.locks.request(this.name + name, options, lock => session === this.session ? held(lock) : undefined);
+      await navigator.locks.request(this.name + name, options, lock => session === this.session && held(lock));
     } catch (error) {
       if (session !== this.session) return;
       if (/** @type {Error} */ (error).name !== 'AbortError') this.fail(error);
-      else taken?.();
+      else if (!name) this.restart();
     }
-  }
-
-  /**
-   * Request the lead.
-   * @param {AbortController} session
-   * @param {boolean} [steal]
-   */
-  bid(session, steal) {
-    const start = performance.now();
-    this.lock('', { steal }, async () => {
-      // If the tab was frozen, the lock may be somebody else's again.
-      if (performance.now() - start < OUT_OF_BREATH) this.ran = performance.now();
-      else if (await Promise.race([this.holdsLead(), pause(session.signal)]) !== true || session !== this.session) return;
-      this.lead();
-      return pause(session.signal);
-    }, () => this.reopen());
   }
 
   lead() {
-    const kept = this.leader ? [] : this.asks;
-    this.asks = [];
-    this.step = 0;
-    clearTimeout(this.timer);
-    this.leader = this.me;
-    this.common?.postMessage({ what: 'lead', who: this.me });
+    this.wait(0);
+    this.silences = 0;
+    this.following = null;
+    this.tabs = new Map();
+    this.announce();
     this.owner.lead();
-    for (const message of kept) this.ask(message);
   }
 
-  /** @param {string} leader */
-  follow(leader) {
-    this.leader = leader;
-    this.out = this.channel(`:${leader}`);
-    this.lock(`:tab:${leader}`, { mode: 'shared' }, () => {
-      if (leader !== this.leader) return;
-      this.leader = '';   // somebody has the lock now
-      this.asks = [];
-      this.step = 0;
-      this.wait(SILENCE[0]);
-    });
+  /** @param {string} id */
+  follow(id) {
+    const out = this.open(`:${id}`);
+    this.following = { id, out, number: 0, confirmed: 0, request: null, count: 0, bytes: 0, acknowledged: 0 };
+    this.lock(`:tab:${id}`, { mode: 'shared' }, () => { if (this.following?.id === id) this.restart(); });
     this.heard();
-    this.send();
-    this.owner.follow(leader);
+    this.owner.follow(id);
   }
 
   /**
-   * Whether this tab leads. The owner awaits this before it delivers anything: where no script ran for a while, as in
-   * a frozen page, behind a `confirm`, or in a long task, another tab may lead, and the browser has not said so yet.
-   * @returns {Promise<boolean>}
+   * Check whether this tab leads. The owner awaits this before it delivers anything: where no script ran for a while,
+   * as in a frozen page, behind a `confirm`, or in a long task, another tab may lead, and the browser has not said so.
    */
   async confirmLead() {
-    if (!this.leads) return false;
     const now = performance.now();
-    if (this.confirming || now - this.ran > OUT_OF_BREATH) return this.confirming ??= this.holdsLead();
-    this.ran = now;
+    if (!this.leads || this.alone) return this.leads;
+    if (this.confirming || now - this.confirmed > MAX_PAUSE) return this.confirming ??= this.holdsLead();
+    this.confirmed = now;
     return true;
   }
 
-  /** What the browser says. */
+  /** Ask the browser whether this tab has the leader's lock; begin anew where not. @returns {Promise<boolean>} */
   async holdsLead() {
     const { session } = this;
-    try {
-      for (;;) {
-        const start = performance.now();
-        const { held = [] } = await navigator.locks.query();
-        if (session !== this.session) break;
-        const [lead, own] = ['', `:tab:${this.me}`].map(name => held.find(lock => lock.name === this.name + name)?.clientId);
-        this.ran = performance.now();
-        if (this.ran - start > OUT_OF_BREATH) continue;   // there was a freeze meanwhile
-        this.confirming = null;
-        if (lead === own) return true;
-        this.reopen();
-        break;
-      }
-    } catch (error) {
-      if (session === this.session) this.fail(error);
-    }
+    const start = performance.now();
+    const { held = [] } = await navigator.locks.query();
+    if (session !== this.session) return false;
+    this.confirmed = performance.now();
+    if (this.confirmed - start > MAX_PAUSE) return this.holdsLead();   // a freeze came between
+    this.confirming = null;
+    const lock = (/** @type {string} */ name) => held.find(lock => lock.name === this.name + name)?.clientId;
+    if (lock('') === lock(`:tab:${this.me}`)) return true;
+    this.restart();
     return false;
   }
 
   /**
-   * Ask the leader.
+   * Send the leader all that this tab wants of it, in place of what it wanted before. A new leader knows of nothing.
    * @param {unknown} message
    */
-  ask(message) {
-    if (this.leads) return this.owner.asked(this.me, message);
-    this.asks.push(message);
-    this.send(this.asks.length - 1);
-    if (this.asks.length === 1 && !this.step && this.session) this.wait(SILENCE[0]);
+  request(message) {
+    if (this.leads) return this.owner.requested(this.me, message);
+    const { following, waits } = this;
+    if (!following) return;
+    following.request = message;
+    following.number++;
+    this.repeat();
+    if (!waits && !this.silences) this.wait(SILENCE[0]);
   }
 
-  /** Send what the leader has not confirmed. */
-  send(from = 0) {
-    if (this.leader && this.seated) for (let i = from; i < this.asks.length; i++)
-      this.out?.postMessage({ what: 'ask', who: this.me, number: this.confirmed + i + 1, message: this.asks[i] });
-  }
-
-  /**
-   * From the leader to a tab.
-   * @param {string} tab
-   * @param {unknown} message
-   * @param {number} [bytes]
-   * @returns {Promise<void> | void}  to be awaited before more is read: until the tab has taken some, or shows that it does not
-   */
-  tell(tab, message, bytes = 0) {
-    if (tab === this.me) return this.owner.told(message);
-    const to = this.tabs.get(tab);
-    if (!to || to.count < 0) return;
-    if (to.bytes - to.acknowledged >= MAX_LAG) {
-      to.count = -1;   // when it finds this, it has missed something
-      this.answer(tab);
-      return this.owner.overflowed(tab);
-    }
-    to.bytes += bytes += OVERHEAD;
-    to.out.postMessage({ what: 'tell', who: this.me, number: ++to.count, bytes, message });
-    const lag = (to.bytes - to.acknowledged) / LAG;
-    if (lag < 1 || to.late) return;
-    return to.room ??= new Promise(resolve => {
-      const resume = to.resume = () => {
-        to.room = null;
-        resolve();
-      };
-      setTimeout(() => {
-        if (to.resume !== resume || !to.room) return;
-        to.late = true;
-        resume();
-      }, LAG_TIMEOUT * Math.min(lag, 6));
-    });
-  }
-
-  /** The leader is well. */
-  async beat() {
-    const now = performance.now();
-    if (now - this.beaten < this.beatMs * .9 || !await this.confirmLead()) return;
-    this.beaten = now;
-    const counts = Object.fromEntries([...this.tabs].map(([tab, { count }]) => [tab, count]));
-    this.common?.postMessage({ what: 'beat', who: this.me, counts });
-  }
-
-  /** Somebody looks at this tab. */
-  check() {
-    if (this.leads) this.confirmLead();
-    else if (this.session && !this.step) this.silent();
+  /** Send the request, once more where the leader may not have it. */
+  repeat() {
+    if (!this.following) return;
+    const { out, number, request } = this.following;
+    out.postMessage({ what: 'request', who: this.me, number, message: request });
   }
 
   ping() {
     this.common?.postMessage({ what: 'ping', who: this.me });
   }
 
-  /** The leader gave a sign of life. */
-  heard() {
-    const waits = this.asks.length || !this.leader;
-    if (this.step || !waits || !this.timer) this.wait(waits ? SILENCE[0] : 2.5 * this.beatMs);
-    this.step = this.tries = 0;
+  /**
+   * Send a message from the leader to a tab.
+   * @param {string} id
+   * @param {unknown} message
+   * @param {number} [bytes]
+   * @returns {Promise<void> | void}  await this before more is read: the tab lags
+   */
+  send(id, message, bytes = 0) {
+    if (id === this.me) return this.owner.received(message);
+    const tab = this.tabs?.get(id);
+    if (!tab || tab.count < 0) return;
+    if (tab.bytes - tab.acknowledged >= MAX_LAG) {
+      tab.count = -1;   // overflowed: the tab begins anew when it learns of this
+      this.answer(id);
+      return this.owner.left(id);
+    }
+    tab.bytes += bytes += OVERHEAD;
+    tab.out.postMessage({ what: 'data', who: this.me, number: ++tab.count, bytes, message });
+    const lag = (tab.bytes - tab.acknowledged) / LAG;
+    if (lag < 1 || tab.lagging) return;
+    return tab.room ??= new Promise(resolve => {
+      tab.resume = () => {
+        tab.room = null;
+        clearTimeout(timer);
+        resolve();
+      };
+      const timer = setTimeout(() => {
+        tab.lagging = true;
+        tab.resume?.();
+      }, LAG_TIMEOUT * lag);
+    });
   }
 
-  /** @param {number} ms  until the leader has been silent for too long */
+  /** Send a sign of life of the leader, if the last one was a while ago. */
+  async beat() {
+    if (performance.now() - this.beaten > BEAT * .9 && await this.confirmLead()) this.announce();
+  }
+
+  /** Say that this tab leads, and how many messages there were to each tab. */
+  announce() {
+    this.beaten = performance.now();
+    const counts = Object.fromEntries([...this.tabs ?? []].map(([id, { count }]) => [id, count]));
+    this.common?.postMessage({ what: 'lead', who: this.me, counts });
+  }
+
+  /** Check the leader: somebody looks at this tab. */
+  check() {
+    if (this.leads) this.confirmLead();
+    else if (this.common && !this.silences) this.silent();
+  }
+
+  /** Take note of a sign of life of the leader: it puts off the deadline, but not that of an answer. */
+  heard() {
+    if (this.silences || !this.waits || !this.timer) this.wait(this.waits ? SILENCE[0] : 2.5 * BEAT);
+    this.silences = 0;
+  }
+
+  /** Set the time until the leader has been silent for too long. @param {number} ms  0: for ever */
   wait(ms) {
     clearTimeout(this.timer);
-    this.timer = setTimeout(() => this.silent(), ms);
+    this.timer = ms ? setTimeout(() => this.silent(), ms) : 0;
   }
 
   silent() {
-    clearTimeout(this.timer);
-    this.timer = undefined;
-    if (document.visibilityState === 'hidden' && (this.step || !this.asks.length)) this.step = 0;   // until it is shown
-    else if (++this.step > 1) this.take();
+    this.wait(0);
+    // A hidden tab does not steal: it waits until it is shown.
+    if (document.visibilityState === 'hidden' && (this.silences || !this.waits)) this.silences = 0;
+    else if (++this.silences > 1) this.take();
     else {
       this.ping();
       this.wait(SILENCE[1]);
     }
   }
 
-  /** Take the lead from one that does not answer. One tab at a time, or they would take it from each other. */
+  /** Steal the lead from a tab that does not answer; one tab at a time, or they would steal it from each other. */
   async take() {
-    const { session } = this;
-    await this.lock(':take', this.tries++ % 2 ? { steal: true } : { ifAvailable: true }, async lock => {
+    const { session, silences } = this;
+    const still = () => session === this.session && silences === this.silences;
+    // A tab that hangs here has the lock taken away by the next attempt of another.
+    await this.lock(':take', silences % 2 ? { steal: true } : { ifAvailable: true }, async lock => {
       if (!lock || !session) return;
       const start = performance.now();
       this.ping();
       await pause(session.signal, SILENCE[2]);
-      if (session === this.session && this.step > 1 && performance.now() - start < OUT_OF_BREATH) this.reopen(true);
+      if (still() && performance.now() - start < MAX_PAUSE) this.restart(true);
     });
-    if (session !== this.session || this.step < 2) return;
-    this.step = 1;
-    this.wait(SILENCE[1]);
+    if (still()) this.wait(SILENCE[1]);
   }
 
   /** @param {ElectionMessage} message */
   async receive(message) {
-    if (!this.leads) this.hear(message);
-    else if (await this.confirmLead() && this.leads) this.serve(message);
+    if (!this.leads) this.handleLeader(message);
+    else if (await this.confirmLead() && this.leads) this.handleTab(message);
   }
 
-  /**
-   * What another tab says to the leader.
-   * @param {ElectionMessage} message
-   */
-  serve({ what, who, number = 0, bytes = 0, message }) {
-    if (what === 'ping') return this.answer(who, true);
-    if (what !== 'ask' && what !== 'took') {   // it leads, too?
-      this.ran = -Infinity;
+  /** Handle a message to the leader. @param {ElectionMessage} message */
+  handleTab({ what, who, number = 0, bytes = 0, message }) {
+    if (what === 'ping') return this.answer(who);
+    if (what !== 'request' && what !== 'ack') {   // another tab leads, too?
+      this.confirmed = -Infinity;
       this.confirmLead();
       return;
     }
-    if (this.gone.has(who)) return;   // its last words, behind its lock
-    let tab = this.tabs.get(who);
-    if (!tab) {
-      const out = this.channel(`:${who}`);
-      tab = { out, count: 0, bytes: 0, acknowledged: 0, asks: 0, late: false };
-      this.tabs.set(who, tab);
-      this.lock(`:tab:${who}`, { mode: 'shared' }, async () => {
-        if (!await this.confirmLead() || !this.tabs.delete(who)) return;
-        this.gone.add(who);
-        out.close();
-        this.owner.left(who);
-      });
-    }
-    if (what === 'took') {
+    const tab = this.tabs?.get(who) ?? this.admit(who);
+    if (what === 'ack') {
       tab.acknowledged = bytes;
-      tab.late = false;
+      tab.lagging = false;
       if (tab.bytes - bytes < LAG) tab.resume?.();
       if (tab.count < 0) this.answer(who);
       return;
     }
-    const next = number === tab.asks + 1 && tab.count >= 0;
-    if (next) tab.asks++;
-    this.answer(who, number > tab.asks);
-    if (next) this.owner.asked(who, message);
+    const fresh = number > tab.requests && tab.count >= 0;
+    if (fresh) tab.requests = number;
+    this.answer(who);
+    if (fresh) this.owner.requested(who, message);
   }
 
-  /**
-   * Say to a tab how many messages there were, from it and to it.
-   * @param {string} who
-   * @param {boolean} [again]  it may have asked more: that was not seen
-   */
-  answer(who, again) {
-    const tab = this.tabs.get(who);
-    if (tab) tab.out.postMessage({ what: 'here', who: this.me, count: tab.count, asks: tab.asks, again });
-    else this.common?.postMessage({ what: 'lead', who: this.me });
+  /** Take up a tab that follows, until its lock is free. @param {string} id */
+  admit(id) {
+    /** @type {ElectionTab} */
+    const tab = { out: this.open(`:${id}`), count: 0, bytes: 0, acknowledged: 0, requests: 0, lagging: false };
+    this.tabs?.set(id, tab);
+    this.lock(`:tab:${id}`, { mode: 'shared' }, async () => {
+      if (!await this.confirmLead() || !this.tabs?.delete(id)) return;
+      tab.out.close();
+      this.owner.left(id);
+    });
+    return tab;
   }
 
-  /**
-   * What the leader says.
-   * @param {ElectionMessage} message
-   */
-  hear({ what, who, number = 0, count = 0, asks = 0, again, bytes = 0, counts = {}, message }) {
-    const all = what === 'lead' || what === 'beat';
-    if (!all && what !== 'here' && what !== 'tell') return;
-    if (who !== this.leader) {
-      if (all) this.out ? this.reopen() : this.follow(who);   // what else a former leader said comes late
-      return;
-    }
+  /** Say to a tab how many messages there were, from it and to it. @param {string} id */
+  answer(id) {
+    const tab = this.tabs?.get(id);
+    if (!tab) return this.announce();
+    tab.out.postMessage({ what: 'state', who: this.me, number: tab.count, requests: tab.requests });
+  }
+
+  /** Handle a message of the leader. @param {ElectionMessage} message */
+  handleLeader({ what, who, number = 0, requests = 0, bytes = 0, counts = {}, message }) {
+    const { following } = this;
+    if (what === 'lead' && who !== following?.id) return following ? this.restart() : this.follow(who);
+    if (who !== following?.id) return;   // a former leader's comes late, a follower's is not for this tab
     this.heard();
-    if (what === 'tell') {
-      if (number !== ++this.got) return this.miss();
-      this.bytes += bytes;
-      this.owner.told(message);
-      if (this.bytes - this.acknowledged < ACKNOWLEDGE) return;
-      this.acknowledged = this.bytes;
-      this.out?.postMessage({ what: 'took', who: this.me, bytes: this.bytes });
-    } else if (what === 'here') {
-      if (count !== this.got) return this.miss();
-      this.asks.splice(0, asks - this.confirmed);
-      this.confirmed = asks;
-      if (again) this.send();
-      if (!this.asks.length) this.wait(2.5 * this.beatMs);
-    } else if (what === 'beat') {
-      if ((counts[this.me] ?? 0) !== this.got) this.ping();
-    } else if (!this.confirmed) this.send();   // it has not seen this tab
-  }
-
-  /** Some of what the leader said is lost. Under another id, this tab has asked for nothing. */
-  miss() {
-    this.reopen();
-    this.owner.missed();
+    if (what === 'data') {
+      if (number !== ++following.count) return this.restart();   // some are lost
+      following.bytes += bytes;
+      if (following.bytes - following.acknowledged >= ACKNOWLEDGE) {
+        following.acknowledged = following.bytes;
+        following.out.postMessage({ what: 'ack', who: this.me, bytes: following.bytes });
+      }
+      this.owner.received(message);
+    } else if (what === 'state') {
+      if (number !== following.count) return this.restart();
+      following.confirmed = requests;
+      if (this.waits) this.repeat();
+      else this.wait(2.5 * BEAT);
+    } else if (this.waits && counts[this.me] === undefined) this.repeat();   // it does not know this tab
+    else if ((counts[this.me] ?? 0) !== following.count) this.ping();   // the answer comes behind what is under way
   }
 }
 
 /**
- * @param {AbortSignal} signal  ends the pause
- * @param {number} [ms]         as time does
+ * Wait for the end of a session.
+ * @param {AbortSignal} signal
+ * @param {number} [ms]  wait no longer
  * @returns {Promise<any>}
  */
 function pause(signal, ms) {

@@ -1,8 +1,12 @@
 // @ts-check
-// What pages with htmx 2 and with htmx 4 have in common. The client serves `sse-connect`, `sse-swap`, `sse-close` and
-// `hx-trigger="sse:name"` itself; htmx says what it processes, and swaps.
+// The elements of a page that connect to streams, and those that listen: what htmx 2 and htmx 4 have in common. The
+// client serves `sse-connect`, `sse-swap`, `sse-close` and `hx-trigger="sse:name"` itself; htmx says what it processes,
+// and swaps. htmx2.js and htmx4.js call `serveElements`.
 
-/** What makes each of them work with our sources, by major version. @type {Record<number, (htmx: any, client: SSEClient) => void>} */
+/**
+ * What makes each htmx work with our sources, by its major version.
+ * @type {Record<number, (htmx: any, client: SSEClient) => void>}
+ */
 const serveHtmx = {};
 
 const CONNECTS = '[sse-connect], [data-sse-connect]';
@@ -38,12 +42,12 @@ function serveElements(htmx, client, ignored, swap) {
   htmx.createEventSource ??= (/** @type {string} */ url) => new URL(url, document.baseURI).origin === location.origin
     ? client.open(url, connecting) : new EventSource(url, { withCredentials: true });
 
-  /** Who listens to the stream of an element. @param {Element} owner */
+  /** Get those that listen to the stream of an element. @param {Element} owner */
   const listeners = owner =>
     within(owner, LISTENS).filter(element => element.closest(CONNECTS) === owner && !element.closest(ignored));
 
   /**
-   * htmx processes an element, perhaps once more.
+   * Serve an element that htmx processes, perhaps once more.
    * @param {Element} element
    */
   const take = element => {
@@ -67,12 +71,12 @@ function serveElements(htmx, client, ignored, swap) {
     connecting = null;
     connections.set(element, { url, source, names: new Set() });
     watch(element, source);
-    hear(element, [attr(element, 'sse-close')]);
+    subscribe(element, [attr(element, 'sse-close')]);
     listeners(element).forEach(listen);
   };
 
   /**
-   * Tell the page what becomes of a source.
+   * Dispatch events in the page about what becomes of a source.
    * @param {Element} element
    * @param {SSESource | EventSource} source
    */
@@ -104,14 +108,14 @@ function serveElements(htmx, client, ignored, swap) {
     });
   };
 
-  /** @param {Element} element */
-  const listen = element => hear(element.closest(CONNECTS), [...swapped(element), ...triggers(element)]);
+  /** Listen for an element to the stream around it. @param {Element} element */
+  const listen = element => subscribe(element.closest(CONNECTS), [...swapped(element), ...triggers(element)]);
 
   /**
    * @param {Element | null} owner
    * @param {string[]} names
    */
-  const hear = (owner, names) => {
+  const subscribe = (owner, names) => {
     const connection = owner && connections.get(owner);
     for (const name of names) {
       if (!name || !connection || connection.names.has(name)) continue;
@@ -123,7 +127,7 @@ function serveElements(htmx, client, ignored, swap) {
   };
 
   /**
-   * Who wants a message is asked when it comes: elements come, go and move, a morph changes their attributes, and some
+   * Deliver a message to those that listen now: elements come, go and move, a morph changes their attributes, and some
    * are processed twice.
    * @param {Element} owner
    * @param {MessageEvent} message
@@ -139,7 +143,7 @@ function serveElements(htmx, client, ignored, swap) {
         }
         if (triggers(element).includes(type)) htmx.trigger(element, `sse:${type}`, message);
       } catch (error) {
-        reportError(error);   // the others are to have it
+        reportError(error);   // the others still get it
       }
     }
     if (!owner.isConnected || attr(owner, 'sse-close') === type) end(owner, 'message');
@@ -179,7 +183,7 @@ function briefly(changes) {
 }
 
 /**
- * For as long as htmx copies the page, which it may draw again on Back: the copy's streams go on from here.
+ * Mark where streams stand while htmx copies the page, which it may draw again on Back: the copy's go on from here.
  * @param {SSEClient} client
  */
 function markPlaces(client) {
@@ -188,7 +192,8 @@ function markPlaces(client) {
 }
 
 /**
- * A snapshot may already hold a change that is sent after it, so an element may be appended whose id stands in the page. It takes the place of the old one.
+ * Let appended elements take the places of those with their ids: a snapshot may already hold a change that is sent
+ * after it.
  * @param {Node[]} newcomers
  * @param {(old: Element) => void} remove  in htmx's own way, which also ends what goes on within the element
  */

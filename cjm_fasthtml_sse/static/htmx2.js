@@ -1,7 +1,7 @@
 // @ts-check
-// htmx 2: in the place of its extension for server-sent events stands one of ours by the same name. That extension
-// starts an element anew whose attributes have changed, with a source that the elements within do not hear; and it makes
-// a source for an element that htmx drops at once, because it keeps the old one.
+// The client under htmx 2: an extension of ours takes the place of htmx's extension for server-sent events, under its
+// name. That one starts an element anew whose attributes have changed, with a source that the elements within do not
+// hear; and it makes a source for an element that htmx drops at once, because it keeps the old one.
 
 serveHtmx[2] = (htmx, client) => {
   /** @type {any} */
@@ -74,13 +74,16 @@ serveHtmx[2] = (htmx, client) => {
     const { detail } = /** @type {CustomEvent} */ (event);
     const { target, fragment } = detail;
     // The wrapping element where its children are swapped, a fragment where it replaces its target.
-    if (fragment.nodeType === Node.ELEMENT_NODE) swaps.set(detail, { target, former: target.firstChild, elements: [...fragment.children] });
+    if (fragment.nodeType !== Node.ELEMENT_NODE) return;
+    swaps.set(detail, { target, former: target.firstChild, elements: [...fragment.children] });
   });
   document.addEventListener('htmx:oobAfterSwap', event => {
     const { detail } = /** @type {CustomEvent} */ (event);
     const swap = swaps.get(detail);
-    // Where the former children are gone, the content was replaced and nothing was appended. `morph.js` says where it has merged it.
+    // Where the former children are gone, the content was replaced and nothing was appended. `morph.js` says where it
+    // has merged it.
     if (!swap?.former || swap.former.parentNode !== swap.target || detail.fragment.sseMorphed) return;
-    takePlaces(swap.elements, old => htmx.swap(old, '', { swapStyle: 'delete', swapDelay: 0, settleDelay: 0, transition: false }));
+    const spec = { swapStyle: 'delete', swapDelay: 0, settleDelay: 0, transition: false };
+    takePlaces(swap.elements, old => htmx.swap(old, '', spec));
   });
 };

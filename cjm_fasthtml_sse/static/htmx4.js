@@ -1,6 +1,6 @@
 // @ts-check
-// htmx 4 does without `sse-swap`, and its extension hx-sse connects by itself. So under htmx 4 the client serves the
-// attributes that Python writes for both. What an app connects by `hx-sse-connect` is left to hx-sse.
+// The client under htmx 4, which has no `sse-swap`, and whose extension hx-sse connects by itself. The client serves
+// the attributes that Python writes for both versions. What an app connects by `hx-sse-connect` is left to hx-sse.
 
 serveHtmx[4] = (htmx, client) => {
   const HIDDEN = ['sse-connect', 'sse-swap', 'sse-close'];

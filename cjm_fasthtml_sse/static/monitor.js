@@ -1,6 +1,7 @@
 // @ts-check
-// The connection monitor: shows in the page what is known of a connection. Its settings are JSON in the attribute `data-sse-monitor` of a script element,
-// and it lives as long as that element is in the page.
+// The connection monitor shows in the page what is known of a connection. Its settings are JSON in the attribute
+// `data-sse-monitor` of a script element, and it lives as long as that element is in the page. The client loads it
+// where a page has one; on pages without our client it comes with native.js.
 
 class ConnectionMonitor {
   /**
@@ -25,7 +26,8 @@ class ConnectionMonitor {
 
   /** @type {(target: EventTarget, type: string, f: (detail: any, e: Event) => void) => void} */
   on(target, type, f) {
-    target.addEventListener(type, e => { if (this.alive()) f(/** @type {CustomEvent} */ (e).detail, e); }, { signal: this.end.signal });
+    const { signal } = this.end;
+    target.addEventListener(type, e => { if (this.alive()) f(/** @type {CustomEvent} */ (e).detail, e); }, { signal });
   }
 
   listen() {
@@ -38,7 +40,8 @@ class ConnectionMonitor {
     }
     if (typeof watchNative === 'function') watchNative(this);
     // The status may be drawn later than this, or anew; or a morph brings it back to what the server has drawn.
-    const observer = new MutationObserver(() => { if (this.alive() && !(this.shownIn?.isConnected && this.shownIn.dataset.sseState)) this.refresh(); });
+    const drawn = () => this.shownIn?.isConnected && this.shownIn.dataset.sseState;
+    const observer = new MutationObserver(() => { if (this.alive() && !drawn()) this.refresh(); });
     observer.observe(document, { childList: true, subtree: true, attributeFilter: ['data-sse-state'] });
     this.end.signal.addEventListener('abort', () => {
       observer.disconnect();
@@ -48,7 +51,7 @@ class ConnectionMonitor {
   }
 
   /**
-   * Whether this is the element that the monitor is for. One that has given way to another with its id is so no more.
+   * Say whether this is the element that the monitor is for; not if another one with its id has taken its place.
    * @param {EventTarget | null} element
    */
   concerns(element) {
@@ -56,14 +59,14 @@ class ConnectionMonitor {
     return element instanceof Element && element.id === id && [null, element].includes(document.getElementById(id));
   }
 
-  /** Whether the script element that this monitor belongs to is still there. */
+  /** Say whether the script element that this monitor belongs to is still there, and end where not. */
   alive() {
     if (!this.script.isConnected) this.end.abort();
     return this.script.isConnected;
   }
 
   /**
-   * Our own source says what it knows.
+   * Show what our own source says.
    * @param {MonitoredSource} source
    * @param {{state?: string, reason?: string, retryIn?: number}} change
    */
@@ -82,7 +85,8 @@ class ConnectionMonitor {
    */
   show(state, { reason = '', retryIn }) {
     const { debug, sse_element_id: id } = this.settings;
-    if (debug) console.debug(`[sse] ${id}: ${state}${reason && ` (${reason})`}${retryIn ? `, next attempt in ${Math.round(retryIn)} ms` : ''}`);
+    const next = retryIn ? `, next attempt in ${Math.round(retryIn)} ms` : '';
+    if (debug) console.debug(`[sse] ${id}: ${state}${reason && ` (${reason})`}${next}`);
     if (state === 'connecting' || reason === 'replaced') {
       // Before the first connection there is nothing to show, and what the server has drawn stays. But a status that
       // tells of another connection is wrong now: of an element that was here before, or of a page that htmx has kept.
@@ -116,7 +120,7 @@ class ConnectionMonitor {
     window.htmx?.process(status);
   }
 
-  /** What screen readers read out: an element that nobody sees. It must be in the page before its text is. */
+  /** Get what screen readers read out: an element that nobody sees. It must be in the page before its text is. */
   liveRegion() {
     const id = `${this.settings.status_element_id}-read-out`;
     let region = document.getElementById(id);
@@ -155,7 +159,8 @@ class ConnectionMonitor {
  */
 function startMonitors(root) {
   const selector = 'script[data-sse-monitor]';
-  for (const element of [...(root instanceof Element && root.matches(selector) ? [root] : []), ...root.querySelectorAll(selector)]) {
+  const own = root instanceof Element && root.matches(selector) ? [root] : [];
+  for (const element of [...own, ...root.querySelectorAll(selector)]) {
     const script = /** @type {HTMLScriptElement & {sseMonitor?: ConnectionMonitor}} */ (element);
     script.sseMonitor ??= new ConnectionMonitor(script, JSON.parse(script.dataset.sseMonitor ?? ''));
   }
@@ -164,4 +169,6 @@ function startMonitors(root) {
 startMonitors(document);
 document.addEventListener('DOMContentLoaded', () => startMonitors(document));
 // The last two are htmx 4's, with FastHTML's settings and without.
-for (const type of ['htmx:load', 'htmx-after-process', 'htmx:after:process']) document.addEventListener(type, e => startMonitors(/** @type {Element} */ (e.target)));
+for (const type of ['htmx:load', 'htmx-after-process', 'htmx:after:process']) {
+  document.addEventListener(type, e => startMonitors(/** @type {Element} */ (e.target)));
+}

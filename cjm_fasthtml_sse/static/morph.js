@@ -1,6 +1,7 @@
 // @ts-check
-// Morph swaps under htmx 2, for pages that ask for them: new HTML is merged into what stands there, so a field in use keeps its focus, its caret and what was typed.
-// `morph` (htmx 4 says `outerMorph`) is for a whole element, `innerMorph` for its content. The work is Idiomorph's. htmx 4 has morph swaps of its own.
+// Morph swaps under htmx 2, for pages that ask for them: new HTML is merged into what stands there, so a field in use
+// keeps its focus, its caret and what was typed. `morph` (htmx 4 says `outerMorph`) is for a whole element,
+// `innerMorph` for its content. The work is Idiomorph's. htmx 4 has morph swaps of its own.
 {
   const OUTER = ['morph', 'outerMorph'];
   /** What a user may change, and where the server's word on it stands. @type {Record<string, string>} */
@@ -12,7 +13,10 @@
    * @param {boolean} outer
    */
   const morph = (target, fragment, outer) => {
-    /** Of which the server says nothing new: what the user did stays, as under htmx 4. @type {WeakMap<Element, string[]>} */
+    /**
+     * Of which the server says nothing new: what the user did stays, as under htmx 4.
+     * @type {WeakMap<Element, string[]>}
+     */
     const kept = new WeakMap();
     /** @type {Element[]} */
     const merged = window.Idiomorph.morph(target, outer ? fragment.children : fragment.childNodes, {
@@ -20,13 +24,17 @@
       ignoreActiveValue: true,
       callbacks: {
         beforeNodeMorphed(/** @type {any} */ old, /** @type {any} */ next) {
-          kept.set(old, Object.keys(DEFAULTS).filter(name => DEFAULTS[name] in old && old[DEFAULTS[name]] === next[DEFAULTS[name]]));
+          const same = ([, server] = ['', '']) => server in old && old[server] === next[server];
+          kept.set(old, Object.entries(DEFAULTS).filter(same).map(([name]) => name));
         },
-        beforeAttributeUpdated: (/** @type {string} */ name, /** @type {Element} */ element) => !kept.get(element)?.includes(name),
+        /** @type {(name: string, element: Element) => boolean} */
+        beforeAttributeUpdated: (name, element) => !kept.get(element)?.includes(name),
       },
     });
-    // htmx processes what it is told of anew. An element that connects would connect anew, and the elements within would go on listening to the old connection.
-    return merged.flatMap(element => element === target && element.matches('[sse-connect], [data-sse-connect]') ? [...element.children] : [element]);
+    // htmx processes anew what is returned. An element that connects would connect anew, and the elements within would
+    // go on listening to the old connection.
+    const connects = (/** @type {Element} */ element) => element.matches('[sse-connect], [data-sse-connect]');
+    return merged.flatMap(element => element === target && connects(element) ? [...element.children] : [element]);
   };
 
   const start = () => {
@@ -41,7 +49,8 @@
     });
     // An extension of htmx 2 serves the elements within the one that names it.
     const { documentElement } = document;
-    documentElement.setAttribute('hx-ext', [documentElement.getAttribute('hx-ext'), 'cjm-morph'].filter(Boolean).join(','));
+    const extensions = documentElement.getAttribute('hx-ext');
+    documentElement.setAttribute('hx-ext', extensions ? `${extensions},cjm-morph` : 'cjm-morph');
   };
   if (window.htmx) start();
   else document.addEventListener('DOMContentLoaded', start);

@@ -1,5 +1,7 @@
 // @ts-check
-// The monitor on pages without our client, where the browser's own EventSource connects: htmx's extension tells of it.
+// The monitor on pages without our client, where the browser's own EventSource connects: htmx's extension dispatches
+// events about it. It has a watchdog of ours, which makes the extension connect anew after a silence. monitor.js calls
+// `watchNative` where this file is in the page.
 
 /** @param {ConnectionMonitor} monitor */
 function watchNative(monitor) {
@@ -23,7 +25,8 @@ function watchNative(monitor) {
     if (source !== known) {
       known = monitor.source = source;
       const names = (element.getAttribute('sse-swap') ?? '').split(',').map(name => name.trim());
-      for (const name of new Set(['message', ...names])) if (name) source.addEventListener(name, () => watchdog.heard(false));
+      const heard = () => watchdog.heard(false);
+      for (const name of new Set(['message', ...names])) if (name) source.addEventListener(name, heard);
       source.addEventListener('sse:heartbeat', () => watchdog.heard(true));
     }
     watchdog.start(true);

@@ -1,5 +1,7 @@
 // @ts-check
-// Parsing an event stream by the rules of the WHATWG specification.
+// Parses an event stream by the rules of the WHATWG specification: text in pieces of any size comes in, blocks,
+// comments and `retry:` go out to a reader. Each source has a parser for each connection.
+// `own` says that an id came with its block; without one, the id of an earlier block is in force.
 
 /** Takes the text in pieces of any size. */
 class EventStreamParser {

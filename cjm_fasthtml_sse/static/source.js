@@ -1,14 +1,27 @@
 // @ts-check
-// The connection to one event stream: an EventSource look-alike on `fetch` that sends a `Last-Event-ID` from the start, sees comments and the HTTP status, notices silence,
-// and says what it does.
+// The connection to one event stream. It looks like an EventSource and is made on `fetch`: it sends a `Last-Event-ID`
+// from the start, sees comments and the HTTP status, notices silence, and says what it does in `sse:state` events. The
+// client makes all of them; a transport brings the responses: plain `fetch`, or a channel of the multiplexer.
 
 const HEARTBEAT = 'sse:heartbeat';
 const MAX_DELAY = 30000;
+
+/** What a body ends with where the stream goes on: on another channel, or, with a reason, on its own connection. */
+class Moved {
+  /** @param {string} [reason] @param {number} [key]  of the channel, to be closed when that connection is over */
+  constructor(reason = '', key = 0) {
+    this.reason = reason;
+    this.key = key;
+  }
+}
 
 class SSESource extends EventTarget {
   static CONNECTING = 0;
   static OPEN = 1;
   static CLOSED = 2;
+  CONNECTING = 0;
+  OPEN = 1;
+  CLOSED = 2;
 
   /**
    * @param {string} url
@@ -19,31 +32,31 @@ class SSESource extends EventTarget {
     super();
     this.transport = transport;
     this.url = new URL(url, document.baseURI).href;
+    this.origin = new URL(this.url).origin;
     this.withCredentials = true;
     this.readyState = SSESource.CONNECTING;
     /** @type {SSEState} */
     this.state = 'connecting';
     this.reason = '';
     this.lastEventId = options.lastEventId ?? '';
-    /** Where the page stands, in the logs of all managers: to go on from until an id has come. */
+    /** Where the page stands, for all managers: the stream goes on from there until an id has come. */
     this.cursor = this.lastEventId ? '' : options.cursor ?? '';
-    this.counts = false;     // do ids say in which order they were made? Those of other servers are opaque
+    this.ordered = false;    // whether ids say in which order they were made: those of other servers are opaque
     /** @type {{epoch: string, at: number[], shown: boolean} | null} */
-    this.mark = null;        // the newest id, and whether its message was shown
+    this.newest = null;      // id, and whether its message was shown
     this.direct = '';        // why it has a connection of its own, if it has
-    /** @type {Detour | null} */
-    this.detour = null;      // how the next connection goes, if not by a channel
+    this.moved = new Moved();  // how the next connection goes
     this.autoReconnect = true;
     /** @type {number | null} */
     this.delay = null;       // the page's wish
     /** @type {number | null} */
     this.retry = null;       // the stream's usual one
     /** @type {number | null} */
-    this.farewell = null;    // one in mid-stream is for the next reconnection
+    this.nextRetry = null;   // a `retry:` in mid-stream is for the next reconnection only
     this.tries = 0;
-    this.turn = 0;           // counts connections
+    this.generation = 0;     // counts connections
     this.suspended = false;
-    this.patient = false;    // the server said when to come back
+    this.scheduled = false;  // the server said when to come back
     this.abort = new AbortController();
     /** @type {number | undefined} */
     this.timer = undefined;
@@ -74,8 +87,9 @@ class SSESource extends EventTarget {
     }
   }
 
-  leave() {
-    this.turn++;
+  /** End the connection, if there is one. */
+  disconnect() {
+    this.generation++;
     clearTimeout(this.timer);
     this.timer = undefined;
     this.watchdog.stop();
@@ -84,10 +98,10 @@ class SSESource extends EventTarget {
   }
 
   async connect() {
-    this.leave();
-    this.suspended = this.patient = false;
+    this.disconnect();
+    this.suspended = this.scheduled = false;
     this.direct = '';
-    const turn = this.turn;
+    const generation = this.generation;
     const abort = this.abort = new AbortController();
     /** @type {Record<string, string>} */
     const headers = { Accept: 'text/event-stream' };
@@ -97,79 +111,76 @@ class SSESource extends EventTarget {
     this.watchdog.start(false);
     try {
       const response = await this.transport(this, headers, abort.signal);
-      if (turn !== this.turn) return;
-      const problem = this.judge(response);
-      if (problem) return problem();
+      if (generation !== this.generation) return;
+      if (!this.accept(response)) return;
       this.opened(response);
       const reader = /** @type {ReadableStream<Uint8Array>} */ (response.body).getReader();
       const decoder = new TextDecoder();
-      const parser = new EventStreamParser(this.listener(turn), this.lastEventId);
+      const parser = new EventStreamParser(this.listener(generation), this.lastEventId);
       for (;;) {
         const { done, value } = await reader.read();
-        if (turn !== this.turn) return;
+        if (generation !== this.generation) return;
         if (done) return this.lost('end of stream');
         parser.feed(decoder.decode(value, { stream: true }));
         this.watchdog.heard(false);
       }
     } catch (error) {
-      if (turn === this.turn) this.failed(error);
+      if (generation === this.generation) this.failed(error);
     }
   }
 
   /** @param {unknown} error */
   failed(error) {
-    if (error === MOVED || error instanceof Detour) {
-      this.detour = error instanceof Detour ? error : null;
+    if (error instanceof Moved) {
+      this.moved = error;
       this.connect();
     } else this.lost('network');
   }
 
-  /**
-   * What to do about a response that is no stream.
-   * @param {Response} response
-   * @returns {(() => void) | null}
-   */
-  judge(response) {
+  /** Say whether a response is a stream; stop, or come back later, where it is not. @param {Response} response */
+  accept(response) {
     const { status } = response;
     const type = mediaType(response);
-    if (status === 204) return () => this.stop('disconnected', 'status 204', status);
-    if (response.redirected && type !== 'text/event-stream') return () => this.stop('error', 'Log in again', status);
-    if ([401, 403, 410].includes(status)) return () => this.stop('error', `status ${status}`, status);
-    if (status !== 200) return () => this.lost(`status ${status}`, status, status === 503 ? retryAfter(response) : 0);
-    if (type !== 'text/event-stream') return () => this.lost(`content type ${type || 'missing'}`, status);
-    return null;
+    if (status === 204) this.stop('disconnected', 'status 204', status);
+    else if (response.redirected && type !== 'text/event-stream') this.stop('error', 'Log in again', status);
+    else if ([401, 403, 410].includes(status)) this.stop('error', `status ${status}`, status);
+    else if (status !== 200) this.lost(`status ${status}`, status, status === 503 ? retryAfter(response) : 0);
+    else if (type !== 'text/event-stream') this.lost(`content type ${type || 'missing'}`, status);
+    else return true;
+    return false;
   }
 
   /** @param {Response} response */
   opened(response) {
     // What our own server says of the stream.
-    const { v, heartbeat = 0, epoch = '', gap } = Object.fromEntries((response.headers.get('SSE-Stream') ?? '').split(';').map(field => field.split(/=(.*)/)));
-    this.counts = v === '1' && epoch !== '';
+    const fields = (response.headers.get('SSE-Stream') ?? '').split(';').map(field => field.split(/=(.*)/));
+    const { v, heartbeat = 0, epoch = '', gap } = Object.fromEntries(fields);
+    this.ordered = v === '1' && epoch !== '';
     this.watchdog.heartbeat = v === '1' ? 1000 * Number(heartbeat) : 0;
-    if (gap) this.mark = null;
+    if (gap) this.newest = null;
     this.readyState = SSESource.OPEN;
     this.tries = 0;
-    this.farewell = null;
+    this.nextRetry = null;
     this.watchdog.start(true);
-    this.tell('active', this.reason ? 'reconnected' : 'connected');
+    this.setState('active', this.reason ? 'reconnected' : 'connected');
     this.dispatchEvent(new Event('open'));
   }
 
   /**
-   * @param {number} turn
+   * @param {number} generation
    * @returns {StreamReader}
    */
-  listener(turn) {
+  listener(generation) {
     let first = true;
     return {
       comment: () => this.beat(),
       retry: ms => {
-        if (turn !== this.turn) return;
+        if (generation !== this.generation) return;
         if (first) this.retry = ms;
-        else this.farewell = ms;
+        else this.nextRetry = ms;
       },
       block: (type, data, id, own) => {
-        if (turn !== this.turn) return;   // closed by a listener, in the middle of what had arrived
+        if (generation !== this.generation) return;   // closed by a listener, in the middle of what had arrived
         first = false;
         if (type === HEARTBEAT) this.beat();
         this.deliver(type, data, id, own);
@@ -189,80 +200,83 @@ class SSESource extends EventTarget {
    */
   deliver(type, data, id, own) {
     if (own && !this.takeId(type, id)) return;
-    if (data !== null) this.dispatchEvent(new MessageEvent(type, { data, lastEventId: this.lastEventId, origin: location.origin }));
+    const { lastEventId, origin } = this;
+    if (data !== null) this.dispatchEvent(new MessageEvent(type, { data, lastEventId, origin }));
     if (this.lastEventId) this.cursor = '';
   }
 
   /**
-   * Take the id of a message over, and say whether to show it. Within one epoch of our own ids nothing is shown twice, and the last id never goes back.
+   * Take the id of a message over, and say whether to show it. Within one epoch of our own ids nothing is shown twice,
+   * and the last id never goes back.
    * @param {string} type
    * @param {string} id  `epoch-number`, or `epoch:number-number`
    */
   takeId(type, id) {
-    const [, epoch, ms = '0', number] = this.counts && /^([^:]*?)(?::(\d{1,20}))?-(\d{1,20})$/.exec(id) || [];
+    const [, epoch, ms = '0', number] = this.ordered && /^([^:]*?)(?::(\d{1,20}))?-(\d{1,20})$/.exec(id) || [];
     if (epoch === undefined) {
       this.lastEventId = id;
       return true;
     }
     const at = [Number(ms), Number(number)];
-    const { mark } = this;
+    const { newest } = this;
     const message = !type.startsWith('sse:');
-    const past = !mark || mark.epoch !== epoch || type === 'sse:gap' ? -1 : mark.at[0] - at[0] || mark.at[1] - at[1];
+    const anew = !newest || newest.epoch !== epoch || type === 'sse:gap';
+    const past = anew ? -1 : newest.at[0] - at[0] || newest.at[1] - at[1];
     if (past > 0) return type === 'sse:close';
-    const shown = past === 0 && mark !== null && mark.shown;
+    const shown = past === 0 && newest !== null && newest.shown;
     if (message && shown) return false;
-    this.mark = { epoch, at, shown: shown || message };
+    this.newest = { epoch, at, shown: shown || message };
     this.lastEventId = id;
     return true;
   }
 
   /**
-   * Come back, later and later, and at a moment of our own: a restarted server is not met by all at once.
+   * Reconnect after a while, longer each time, and at random: not all clients meet a restarted server at once.
    * @param {string} reason
    * @param {number} [status]
    * @param {number} [after]  what the server asked for
    */
   lost(reason, status, after = 0) {
-    this.leave();
+    this.disconnect();
     if (!this.autoReconnect) return this.stop('disconnected', reason, status);
-    const base = Math.max(this.farewell ?? this.delay ?? this.retry ?? 1000, 10);  // nothing doubles from 0
+    const base = Math.max(this.nextRetry ?? this.delay ?? this.retry ?? 1000, 10);  // nothing doubles from 0
     const wait = Math.min(base * 2 ** this.tries++, Math.max(base, MAX_DELAY)) * (0.5 + Math.random());
     const retryIn = after ? Math.max(wait, after * (1 + Math.random() / 4)) : wait;
-    const turn = this.turn;
-    this.patient = after > 0;
-    this.tell('reconnecting', reason, status, retryIn);
-    if (turn === this.turn) this.dispatchEvent(new Event('error'));
-    if (turn === this.turn) this.timer = setTimeout(() => this.connect(), retryIn);
+    const generation = this.generation;
+    this.scheduled = after > 0;
+    this.setState('reconnecting', reason, status, retryIn);
+    if (generation === this.generation) this.dispatchEvent(new Event('error'));
+    if (generation === this.generation) this.timer = setTimeout(() => this.connect(), retryIn);
   }
 
   /**
-   * The end. `onerror` is not called: htmx's extension would make a new source.
+   * End for good. `onerror` is not called: htmx's extension would make a new source.
    * @param {SSEState} state
    * @param {string} reason
    * @param {number} [status]
    */
   stop(state, reason, status) {
-    this.leave();
+    this.disconnect();
     this.suspended = false;
     this.readyState = SSESource.CLOSED;
-    this.tell(state, reason, status);
+    this.setState(state, reason, status);
   }
 
   close(reason = 'closed') {
     if (this.readyState !== SSESource.CLOSED) this.stop('disconnected', reason);
   }
 
-  /** Connect anew, now, whatever the state. */
+  /** Connect anew at once, whatever the state. */
   reconnect(reason = 'asked to reconnect') {
-    this.leave();
+    this.disconnect();
     this.tries = 0;
-    this.tell('reconnecting', reason);
+    this.setState('reconnecting', reason);
     this.connect();
   }
 
   suspend() {
     if (this.readyState === SSESource.CLOSED) return;
-    this.leave();
+    this.disconnect();
     this.suspended = true;
   }
 
@@ -270,10 +284,10 @@ class SSESource extends EventTarget {
     if (this.suspended) this.reconnect('page restored');
   }
 
-  /** Is the connection what it seems? */
+  /** Check whether the connection is what it seems, and do not wait to come back. */
   check() {
     if (this.timer !== undefined) {
-      if (!this.patient) this.connect();
+      if (!this.scheduled) this.connect();
     } else this.watchdog.check(true);
   }
 
@@ -283,7 +297,7 @@ class SSESource extends EventTarget {
    * @param {number} [status]
    * @param {number} [retryIn]
    */
-  tell(state, reason, status, retryIn) {
+  setState(state, reason, status, retryIn) {
     this.state = state;
     this.reason = reason;
     /** @type {SSEStateDetail} */

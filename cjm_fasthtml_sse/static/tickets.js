@@ -1,12 +1,13 @@
 // @ts-check
-// A carrier takes addresses alone that this visitor was served as a stream: with each such response comes a ticket for its path, which holds for a day. Tickets are kept for the browser.
+// Tickets, for the multiplexer. A carrier takes only addresses that this visitor was served as a stream: with each such
+// response comes a ticket for its path, which holds for a day. Tickets are kept for all tabs of the browser.
 
-const TICKETS = 500;
+const MAX_TICKETS = 500;
 
 class Tickets {
   /**
    * @param {string} name
-   * @param {(visitor: string) => void} visit  hears who the server says the visitor is
+   * @param {(visitor: string) => void} visit  is called with who the server says the visitor is
    */
   constructor(name, visit) {
     this.name = `sse:tickets:${name}`;
@@ -15,10 +16,10 @@ class Tickets {
     this.kept = { visitor: '', paths: {} };
     /** @type {Map<string, {url: string, answer: Promise<Response>}>} by path */
     this.requests = new Map();
-    /** @type {(() => void)[]} requests that wait for others */
-    this.queue = [];
-    this.running = 0;
-    this.leaving = new AbortController();
+    /** @type {Set<Promise<unknown>>} the answers of requests that were sent */
+    this.running = new Set();
+    /** @type {Set<AbortController>} of all requests */
+    this.aborts = new Set();
     /** @type {Map<string, number>} when a cookie was fetched, by path */
     this.cookies = new Map();
     this.load();
@@ -36,20 +37,18 @@ class Tickets {
     return this.kept;
   }
 
-  save() {
+  /** @param {string} visitor @param {Record<string, string>} paths  tickets */
+  save(visitor, paths) {
+    this.kept = { visitor, paths };
     try {
       localStorage.setItem(this.name, JSON.stringify(this.kept));
     } catch { /* each page asks for its own */ }
   }
 
-  /**
-   * Tickets are for one visitor.
-   * @param {string} visitor
-   */
+  /** Keep tickets for this visitor from now on. @param {string} visitor */
   of(visitor) {
-    if (this.load().visitor === visitor) return;
-    this.kept = { visitor, paths: this.visitor ? {} : this.kept.paths };
-    this.save();
+    const former = this.load();
+    if (former.visitor !== visitor) this.save(visitor, former.visitor ? {} : former.paths);
   }
 
   /** @param {string} path */
@@ -57,27 +56,17 @@ class Tickets {
     return this.kept.paths[path] ?? this.load().paths[path] ?? '';
   }
 
-  /**
-   * @param {string} path
-   * @param {string} ticket
-   */
+  /** @param {string} path @param {string} ticket  empty: there is none any more */
   set(path, ticket) {
     const { visitor, paths } = this.load();
-    const others = Object.entries(paths).filter(([other]) => other !== path).slice(1 - TICKETS);
-    this.kept = { visitor, paths: Object.fromEntries([...others, [path, ticket]]) };
-    this.save();
-  }
-
-  /** @param {string} path */
-  forget(path) {
-    delete this.load().paths[path];
-    this.save();
+    const others = Object.entries(paths).filter(([other]) => other !== path).slice(1 - MAX_TICKETS);
+    this.save(visitor, Object.fromEntries(ticket ? [...others, [path, ticket]] : others));
   }
 
   /**
-   * Ask for the ticket of an address; the body of the response is not read.
+   * Fetch the ticket of an address; the body of the response is not read.
    * @param {string} url
-   * @returns {Promise<Response | null>} `null`: somebody else has got it
+   * @returns {Promise<Response | null>}  `null`: another request has brought it
    */
   async fetch(url) {
     const path = new URL(url).pathname;
@@ -96,40 +85,29 @@ class Tickets {
 
   /** @param {string} url */
   async request(url) {
-    const { signal } = this.leaving;
-    // Two at a time. The first of all alone: it may bring the cookie that tells who the visitor is.
-    await new Promise(resolve => {
-      this.queue.push(() => resolve(undefined));
-      this.next();
-    });
     const abort = new AbortController();
-    const stop = () => abort.abort();
-    const patience = setTimeout(stop, 30000);
-    signal.addEventListener('abort', stop);
-    if (signal.aborted) stop();   // the page was left before its turn came
-    try {
-      const response = await fetch(url, { headers: { Accept: 'text/event-stream', 'SSE-Ticket': '1' }, credentials: 'include', cache: 'no-store', signal: abort.signal });
+    this.aborts.add(abort);
+    // Two at a time. The first of all alone: it may bring the cookie that tells who the visitor is.
+    while (this.running.size >= (this.visitor ? 2 : 1)) await Promise.race(this.running);
+    const timer = setTimeout(() => abort.abort(), 30000);
+    const headers = { Accept: 'text/event-stream', 'SSE-Ticket': '1' };
+    const answer = fetch(url, { headers, credentials: 'include', cache: 'no-store', signal: abort.signal });
+    const running = answer.then(response => {
       this.visit(response.headers.get('SSE-Visitor') ?? '');
       const ticket = response.headers.get('SSE-Ticket');
       if (ticket && isStream(response)) this.set(new URL(response.url).pathname, ticket);
-      return response;
-    } finally {
-      clearTimeout(patience);
-      signal.removeEventListener('abort', stop);
-      stop();
-      this.running--;
-      this.next();
-    }
+    }).catch(() => {}).finally(() => {
+      clearTimeout(timer);
+      abort.abort();
+      this.aborts.delete(abort);
+      this.running.delete(running);
+    });
+    this.running.add(running);
+    await running;
+    return answer;
   }
 
-  next() {
-    for (const most = this.visitor ? 2 : 1; this.running < most && this.queue.length; this.running++) this.queue.shift()?.();
-  }
-
-  /**
-   * A channel can't bring the cookie that its response sets.
-   * @param {string} url
-   */
+  /** Fetch a cookie, which a channel can't bring; each one once a minute. @param {string} url */
   fetchCookie(url) {
     const { pathname } = new URL(url);
     if (Date.now() - (this.cookies.get(pathname) ?? 0) < 60000) return;
@@ -137,10 +115,9 @@ class Tickets {
     this.fetch(url).catch(() => {});
   }
 
-  /** This page is left. */
+  /** End all requests: this page is left. */
   abort() {
-    this.leaving.abort();
-    this.leaving = new AbortController();
+    for (const abort of this.aborts) abort.abort();
   }
 }
 

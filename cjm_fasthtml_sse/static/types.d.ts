@@ -28,9 +28,9 @@ interface SSESettings {
   heartbeatTimeout?: number;
 }
 
-/** Who is told what was parsed. */
+/** Takes what was parsed. */
 interface StreamReader {
-  /** A blank line ended a block; `data` is null where it had none, `own` says whether the id in force came with this block. */
+  /** A blank line ended a block; `data` is null where it had none, `own` says whether `id` came with this block. */
   block(type: string, data: string | null, id: string, own: boolean): void;
   comment(text: string): void;
   retry(ms: number): void;
@@ -59,30 +59,44 @@ interface MonitorSettings {
 }
 
 /** Our own source, or the browser's. */
-type MonitoredSource = EventTarget & { state?: string; reason?: string; configure?: (settings: SSESettings) => void; own?: unknown; readyState: number; close(): void };
+type MonitoredSource = EventTarget & {
+  state?: string;
+  reason?: string;
+  configure?: (settings: SSESettings) => void;
+  readyState: number;
+  close(): void;
+};
 
 interface Window { htmx?: any; cjmSSE?: SSEClient; Idiomorph?: any }
 
 /** A channel that a tab wants: `ids` are the last event id, and without it where the page stands. */
-interface MuxWish { key: string; path: string; ticket: string; ids: string[] }
+interface ChannelWish { key: number; path: string; ticket: string; ids: string[] }
 
-interface MuxOpen extends MuxWish {
-  resolve(answer: Response | MuxWord): void;
+/** What a tab requests of the one that leads: its channels, all of them, and perhaps a check of the carriers. */
+interface TabRequest { open: ChannelWish[]; check: boolean }
+
+/** A channel in the tab whose it is. */
+interface OpenChannel extends ChannelWish {
+  resolve(answer: Response | LeaderMessage): void;
   reject(error: unknown): void;
   /** Where what comes goes, once there was an answer. */
   controller: ReadableStreamDefaultController<Uint8Array> | null;
 }
 
-/** A stream on a carrier, in the tab that holds it; `carrier` is there once it is open. */
-interface MuxChannel extends MuxWish { number: number; tab: string; carrier: MuxCarrier | null }
+/** A channel in the tab that leads; `carrier` is there once it is open. */
+interface MuxChannel extends ChannelWish { number: number; tab: string; carrier: MuxCarrier | null }
 
-interface MuxCarrier { id: string; visitor: string; abort: AbortController; watchdog: Watchdog; chunks: number }
+interface MuxCarrier { id: string; visitor: string; abort: AbortController; watchdog: Watchdog; heardAt: number }
+
+/** What was asked of the server: channels to be opened and closed; may the answer `become` a carrier? */
+interface ChannelRequest { open: MuxChannel[]; close: number[]; become: boolean; sent: number; abort: AbortController }
 
 /**
- * What becomes of a channel: `bytes` that came, the `status` of the answer, its `end`; `direct`, open it without a channel because of this, and `away`, say when that is over;
- * `ticket`, it was refused; `cookie`, fetch one; `moved`, ask again; `lost`, with the status of what refused it. `down` is about all: no carrier works, because of this.
+ * What becomes of a channel: `bytes` that came, the `status` of the answer, its `end`; `direct`, open it without a
+ * channel because of this, and `away`, say when that is over; `ticket`, it was refused; `cookie`, fetch one; `moved`,
+ * open it anew; `lost`, with the status of what refused it. `down` is about all: no carrier works, because of this.
  */
-interface MuxWord {
+interface LeaderMessage {
   bytes?: Uint8Array;
   status?: number;
   type?: string;
@@ -98,68 +112,65 @@ interface MuxWord {
   down?: string;
 }
 
-type MuxNews = [key: string, word: MuxWord];
-
-/** What a tab asks of the one that leads. */
-interface MuxAsked { open?: MuxWish[]; close?: string; check?: boolean }
-
 /** Who an election is for, see election.js. */
 interface ElectionOwner {
-  /** This tab leads. */
+  /** This tab leads. It has no requests so far. */
   lead(): void;
-  /** Another tab leads, or leads anew. */
+  /** Another tab leads, or leads anew: send it a request. */
   follow(leader: string): void;
-  /** This tab leads no more. */
+  /** This tab leads no more. Neither `join` nor `leave` may be called in here. */
   lost(): void;
-  /** A tab asked this leader; the id may be its own. */
-  asked(tab: string, message: any): void;
-  /** The leader told this tab. */
-  told(message: any): void;
-  /** Not all that the leader told came here. */
-  missed(): void;
-  /** A tab that asked is gone. */
+  /** A tab, perhaps this one, sent this leader what it wants now. */
+  requested(tab: string, message: any): void;
+  /** The leader sent this to this tab. */
+  received(message: any): void;
+  /** A tab is gone, or does not take what it is sent. */
   left(tab: string): void;
-  /** A tab does not take what it is told. */
-  overflowed(tab: string): void;
-  /** There can be no election. */
-  broken(reason: string): void;
 }
 
-type ElectionChannel = Pick<BroadcastChannel, 'postMessage' | 'close' | 'onmessage'>;
-
-/** What a leader knows of a tab: what it has told it, what of that was taken, and how often it was asked; a negative count: it is told nothing any more. */
-interface ElectionTab {
-  out: ElectionChannel;
+/** What a follower knows of its leader. */
+interface ElectionLeader {
+  id: string;
+  out: BroadcastChannel;
+  /** The newest request, its number, and the number of the newest one that the leader has. */
+  request: unknown;
+  number: number;
+  confirmed: number;
+  /** Messages that came, their bytes, and how many of these were acknowledged. */
   count: number;
   bytes: number;
   acknowledged: number;
-  asks: number;
-  /** It has not taken any for a while. */
-  late: boolean;
-  /** Who waits for it to take some waits for this. */
+}
+
+/** What a leader knows of a tab. */
+interface ElectionTab {
+  out: BroadcastChannel;
+  /** Messages to it; below 0: it did not take them and is sent none any more. */
+  count: number;
+  bytes: number;
+  acknowledged: number;
+  /** The number of its newest request. */
+  requests: number;
+  /** It has not acknowledged anything for a while. */
+  lagging: boolean;
+  /** Until it has acknowledged more, and what ends that. */
   room?: Promise<void> | null;
   resume?: () => void;
 }
 
 /**
- * What tabs tell each other.
+ * What tabs send each other.
  *
- * - A follower: `ping`, who leads?; `ask`; `took`, so many bytes.
- * - The leader: `lead`, I lead, the answer to `ping` of a tab that it does not know, too; `here`, the answer to one that it knows, and to `ask`; `beat`, I am well; `tell`.
+ * - A follower: `ping`, who leads?; `request`; `ack`, so many bytes came.
+ * - The leader to all: `lead`, its sign of life, with the number of messages to each tab.
+ * - The leader to one tab: `state`, the number of messages, and of the newest request, from it; `data`.
  */
 interface ElectionMessage {
-  what: 'ping' | 'ask' | 'took' | 'lead' | 'here' | 'beat' | 'tell';
+  what: 'ping' | 'request' | 'ack' | 'lead' | 'state' | 'data';
   who: string;
-  /** Of an `ask` or a `tell`. */
   number?: number;
-  /** Messages to this tab. */
-  count?: number;
-  /** Of this tab, that were taken. */
-  asks?: number;
-  /** Send those that were not. */
-  again?: boolean;
+  requests?: number;
   bytes?: number;
-  /** Messages to each tab. */
   counts?: Record<string, number>;
   message?: unknown;
 }

@@ -1,6 +1,7 @@
 // @ts-check
-// For pages without our client: close the browser's own event sources when a page is left, and bring them back when Back brings the page back.
-// `beforeunload` would keep the page out of the back/forward cache, or bring it back dead.
+// Closes the browser's own event sources when a page is left, and opens them again when Back brings the page back. For
+// pages without our client, see `cleanup_sse_on_unload`. `beforeunload` would keep the page out of the back/forward
+// cache, or bring it back dead.
 {
   const sources = () => [...document.querySelectorAll('[sse-connect], [data-sse-connect]')]
     .map(element => /** @type {any} */ (element)['htmx-internal-data']?.sseEventSource)

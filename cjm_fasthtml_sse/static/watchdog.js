@@ -1,10 +1,12 @@
 // @ts-check
-// Noticing that a stream has fallen silent: a half-open connection shows no error, for ever.
+// Notices that a stream has fallen silent: a half-open connection shows no error, for ever. Each source has a watchdog,
+// each carrier of the multiplexer, and the monitor of a page without our client.
 
 /**
- * Where the server says how often it sends heartbeats, two and a half intervals of silence are too many, or `timeout`, whichever is less. Where it does not, heartbeats arm the
- * watchdog: a stream that never sent two of them is left in peace, and the shortest time between two of them counts, as a computer that sleeps makes only longer ones.
- * An alarm on an open stream doubles its patience until a connection has outlived it.
+ * Where the server says how often it sends heartbeats, two and a half intervals of silence are too many, or `timeout`,
+ * whichever is less. Where it does not, heartbeats arm the watchdog: a stream that never sent two of them is left
+ * alone, and the shortest time between two of them counts, as a computer that sleeps makes only longer ones. An alarm
+ * on an open stream doubles the time until a connection has outlived it.
  */
 class Watchdog {
   /** @param {() => void} alarm */
@@ -13,7 +15,7 @@ class Watchdog {
     this.timeout = 30000;    // milliseconds, as all here
     this.heartbeat = 0;      // what the server says, 0: nothing
     this.always = false;     // armed or not
-    this.patience = 1;
+    this.leniency = 1;
     this.interval = Infinity;  // the shortest time between two heartbeats
     this.started = 0;
     this.open = false;
@@ -29,13 +31,13 @@ class Watchdog {
   }
 
   get limit() {
-    const patience = this.open ? this.patience : 1;
-    if (this.heartbeat) return patience * Math.min(this.timeout, Math.max(2.5 * this.heartbeat, 5000));
-    return patience * (this.interval < Infinity ? Math.max(this.timeout, 2.5 * this.interval) : this.timeout);
+    const leniency = this.open ? this.leniency : 1;
+    if (this.heartbeat) return leniency * Math.min(this.timeout, Math.max(2.5 * this.heartbeat, 5000));
+    return leniency * (this.interval < Infinity ? Math.max(this.timeout, 2.5 * this.interval) : this.timeout);
   }
 
   /**
-   * A connection begins.
+   * Begin with a connection.
    * @param {boolean} open  `false`: there is no answer so far
    */
   start(open) {
@@ -51,12 +53,12 @@ class Watchdog {
   }
 
   /**
-   * Something arrived.
+   * Take note of something that arrived.
    * @param {boolean} heartbeat
    */
   heard(heartbeat) {
     const now = this.heardAt = Date.now();
-    if (now - this.started > 2 * this.limit) this.patience = 1;
+    if (now - this.started > 2 * this.limit) this.leniency = 1;
     if (!heartbeat) return;
     const was = this.armed;
     // Two in one go say nothing of the rhythm.
@@ -71,7 +73,8 @@ class Watchdog {
     const wait = Math.min(Math.max(this.limit / 4, 50), 5000);
     const due = Date.now() + wait;
     this.timer = setTimeout(() => {
-      // After a sleep a timer may run before what has arrived is read: the first late one does not judge. Those of a hidden tab are late by a second.
+      // After a sleep a timer may run before what has arrived is read: the first late one does not judge. Those of a
+      // hidden tab are late by a second.
       this.late = Date.now() - due < 1500 ? 0 : this.late + 1;
       if (this.late !== 1) this.check();
       if (this.started) this.tick();
@@ -80,12 +83,13 @@ class Watchdog {
 
   /**
    * Raise the alarm after too long a silence.
-   * @param {boolean} eager  half the patience: somebody looks at the page
+   * @param {boolean} eager  after half the time: somebody looks at the page
    */
   check(eager = false) {
-    const limit = eager ? Math.max(this.limit / 2, 1.5 * (this.heartbeat || Math.min(this.interval, this.limit / 2))) : this.limit;
+    const interval = this.heartbeat || Math.min(this.interval, this.limit / 2);
+    const limit = eager ? Math.max(this.limit / 2, 1.5 * interval) : this.limit;
     if (!this.armed || !this.started || Date.now() - this.heardAt <= limit) return;
-    if (this.open) this.patience = Math.min(2 * this.patience, 8);
+    if (this.open) this.leniency = Math.min(2 * this.leniency, 8);
     this.alarm();
   }
 }

@@ -229,7 +229,7 @@ def test_proxy_that_collects_the_carrier(tabs, serve, loop, until):
             until(warnings, 'a warning')
             say(server, tabs, 'two', 4)
             proxy.what = ''
-            page.evaluate('cjmSSE.mux.stepUp()')  # What a timer does, some minutes later
+            page.evaluate('cjmSSE.mux.tryAgain()')  # What a timer does, some minutes later
             carriers(server, until)
             tabs.active(4)
             say(server, tabs, 'three', 4)

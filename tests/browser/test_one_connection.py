@@ -23,7 +23,6 @@ from cjm_fasthtml_sse.helpers import setup_sse
 from cjm_fasthtml_sse.multiplex.endpoint import PATH, Multiplexer
 
 BROKEN = 'cjmSSE.mux.reason'
-STEP = 'cjmSSE.mux.step'
 CARRIERS = 'cjmSSE.mux.carriers?.carriers.size ?? 0'
 
 
@@ -106,7 +105,7 @@ def test_what_is_kept_of_tabs_that_have_gone(tabs, site, until):
         tabs.active(1)
         site.publish(f'{n}', 'one')
         tabs.wait("n => got['/stream/one'].includes(n)", f'{n}')
-    tabs[0].wait_for_function('cjmSSE.mux.link.tabs.size === 1', timeout=5000)
+    tabs[0].wait_for_function('cjmSSE.mux.election.tabs.size === 1', timeout=5000)
     works(tabs, site, until)
 
 
@@ -123,7 +122,7 @@ def test_a_connection_that_comes_when_nobody_wants_it_any_more(tabs, site, until
     tabs.open(site.url('p'))
     until(lambda: asked, 'a request')
     tabs[0].evaluate('cjmSSE.close()')
-    tabs[0].wait_for_function('!cjmSSE.mux.link')  # It has left
+    tabs[0].wait_for_function('!cjmSSE.mux.election.session')  # It has left
     with tabs[0].expect_event('requestfailed', lambda r: r.method == 'POST'): site.loop.loop.call_soon_threadsafe(gate.set)
     until(lambda: (site.count('one'), open_at(site)) == (0, []), 'the connection is given up')
 
@@ -196,7 +195,7 @@ def test_falling_back_without_an_answer(page, tabs, make_site, until):
     tabs.context.add_init_script('const wait = setTimeout; window.setTimeout = (f, ms, ...rest) => wait(f, ms === 5000 ? 500 : ms, ...rest)')
     tabs.open(site.url('p'), 2)
     tabs.active(2)
-    assert tabs.all(STEP) == ['direct']*2 and tabs.all(BROKEN) == ['no answer']*2 and kept
+    assert tabs.all(BROKEN) == ['no answer']*2 and kept
     until(lambda: (site.count('one'), site.count('two'), open_at(site)) == (2, 2, []), 'nothing is left of the channels')
     site.publish('hello', 'one')
     tabs.wait("got['/stream/one'].join() === 'hello'")
@@ -214,7 +213,7 @@ def test_falling_back_in_the_middle(page, tabs, site, board, until):  # noqa: F8
         async def cut():
             for o in [*site.app._sse_setup.multiplexer.carriers.values()]: o.close()
         site.loop.run(cut())
-        tabs.wait(f"{STEP} === 'direct'")
+        tabs.wait(BROKEN)
         tabs.active(2)
     complete(tabs, board)
     until(lambda: (board.open, open_at(site)) == (dict(a=2, b=2, c=0), []))

@@ -44,7 +44,7 @@ test('within an epoch nothing comes again, and the last id never goes back', () 
 test('what has no id of its own has the last one that counted', () => {
   const s = source('v=1;heartbeat=15;epoch=e');
   const { EventStreamParser } = load({}, 'parser');
-  new EventStreamParser(s.listener(s.turn), '').feed('id: e-5\ndata: a\n\nid: e-4\ndata: b\n\ndata: c\n\nid: e-3\nevent: sse:close\ndata: d\n\n');
+  new EventStreamParser(s.listener(s.generation), '').feed('id: e-5\ndata: a\n\nid: e-4\ndata: b\n\ndata: c\n\nid: e-3\nevent: sse:close\ndata: d\n\n');
   assert.deepEqual([s.got, s.lastEventId], [['a', 'c', 'd'], 'e-5']);
 });
 

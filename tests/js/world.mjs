@@ -77,13 +77,14 @@ class Tab {
     this.world = world;
     this.frozen = this.gone = false;
     this.backlog = [];
-    this.log = [];            // what the owner was told
+    this.log = [];            // calls of the owner
+    this.said = [];           // in the console
     this.refuses = '';        // channels, locks, or answers of locks
     this.clientId = `client ${world.order++}`;
     this.document = { visibilityState: 'visible' };
     const tab = this;
     const window = createContext({
-      document: this.document, console, AbortController, queueMicrotask,
+      document: this.document, console: { debug: text => this.said.push(text) }, AbortController, queueMicrotask,
       performance: { now: () => world.now },
       navigator: { locks: world.locks.of(this) },
       setTimeout: (f, ms = 0) => world.later(tab, this.hidden ? Math.max(ms, 1000) : ms, f),
@@ -118,7 +119,7 @@ class Tab {
     });
     this.window = window;
     script.runInContext(window);
-    const owner = Object.fromEntries(['lead', 'follow', 'lost', 'asked', 'told', 'missed', 'left', 'overflowed', 'broken'].map(what => [what, (...args) => {
+    const owner = Object.fromEntries(['lead', 'follow', 'lost', 'requested', 'received', 'left'].map(what => [what, (...args) => {
       this.log.push([what, ...args]);
       recorder[what]?.(this, ...args);
     }]));
