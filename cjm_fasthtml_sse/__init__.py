@@ -12,6 +12,7 @@ Modules:
 - `cjm_fasthtml_sse.backends.redis_writer`: How records get into the stream, and what is known of each when something goes wrong
 - `cjm_fasthtml_sse.dispatcher`: Call the handlers of an event, found by pattern, in order of priority, behind filters, transformers and middleware
 - `cjm_fasthtml_sse.engine.checks`: The checks of numbers that a user of the library gives
+- `cjm_fasthtml_sse.engine.middleware`: The layers between a response and the server, and whether they leave bodies alone
 - `cjm_fasthtml_sse.engine.patterns`: The grammar of event types, and the index of callbacks by pattern
 - `cjm_fasthtml_sse.engine.queues`: Queues that an app reads itself: how they get messages, wait when full, and end
 - `cjm_fasthtml_sse.engine.servers`: What this library knows of uvicorn, hypercorn, granian and gunicorn, and of the signals that stop them

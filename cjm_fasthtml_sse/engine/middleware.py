@@ -1,4 +1,10 @@
-"""What stands between a response and the server, and whether it leaves bodies alone
+"""The layers between a response and the server, and whether they leave bodies alone
+
+A stream can be served faster than through all the layers of an app: a channel of the multiplexer is detached from its
+request, and the hub delivers to it. That is right only where no layer would have done something with the bodies, or
+when the request is over: mask numbers, count bytes, check rights before each part, end what takes too long. Such a
+layer must never be bypassed. So this module looks at what is between, and a layer that is not known counts as one of
+these.
 
 Docs: https://example.github.io/cjm-fasthtml-sse/engine/middleware.html.md"""
 
@@ -30,37 +36,40 @@ _known: set[CodeType] = set()
 def leaves_bodies_alone(
     f  # Calls the layer below, or is a `send` around another one; what is defined in it counts as well
 ):     # `f`
-    "Declare that `f` passes bodies on as they come, when they come, and that nothing depends on when it returns; serves as a decorator"
+    "Declare that `f` passes bodies on unchanged and at once, and does nothing when it returns; serves as a decorator"
     codes = [unwrap(f).__code__]
     while codes:
         _known.add(code := codes.pop())
         codes += [o for o in code.co_consts if isinstance(o, CodeType)]
     return f
 
-for _f in (ServerErrorMiddleware.__call__, ExceptionMiddleware.__call__, wrap_app_handling_exceptions, SessionMiddleware.__call__, CORSMiddleware.__call__, CORSMiddleware.simple_response,
-    CORSMiddleware.send, TrustedHostMiddleware.__call__, HTTPSRedirectMiddleware.__call__, AuthenticationMiddleware.__call__, Starlette.__call__, Router.__call__, Router.app,
-    Route.handle, Mount.handle, Host.handle, request_response): leaves_bodies_alone(_f)
+for _f in (
+    ServerErrorMiddleware.__call__, ExceptionMiddleware.__call__, wrap_app_handling_exceptions,
+    SessionMiddleware.__call__, CORSMiddleware.__call__, CORSMiddleware.simple_response, CORSMiddleware.send,
+    TrustedHostMiddleware.__call__, HTTPSRedirectMiddleware.__call__, AuthenticationMiddleware.__call__,
+    Starlette.__call__, Router.__call__, Router.app, Route.handle, Mount.handle, Host.handle, request_response,
+): leaves_bodies_alone(_f)
 
 # %% ../../nbs/engine/middleware.ipynb #e7f71a07
-def _name(code): return f'{code.co_qualname} ({code.co_filename}:{code.co_firstlineno})'
-
 def unknown_layer(
     receive, send,  # As a response gets them
     server,         # Whose methods `receive` and `send` they are at the other end
     outermost       # The function that calls the app, in the task of the request
-) -> str|None:      # Name and place
-    "The first layer between the caller of this function and `server` that is not known to leave bodies alone; `None`: there is none"
+) -> str|None:      # Its name and place; `None`: all are known
+    "Find the first layer between this function's caller and `server` that is not known to leave bodies alone"
     if receive!=server.receive: return f'receive: {receive!r}'
     while send!=server.send:
         if isinstance(send, partial): f,send = send.func,send.keywords.get('send')
         else: f,send = send,_closed_over(send)
         code = getattr(f.__func__ if ismethod(f) else f, '__code__', None)
-        if code not in _known or send is None: return f'send: {_name(code) if code else repr(f)}'
-    frame: Any = sys._getframe(1)  # Some function that is not known has called the others
+        if code not in _known or send is None: return f'send: {_place(code) if code else repr(f)}'
+    frame: Any = sys._getframe(1)
     while frame.f_code in _known: frame = frame.f_back
-    return None if frame.f_code is outermost.__code__ else _name(frame.f_code)
+    return None if frame.f_code is outermost.__code__ else _place(frame.f_code)
 
 def _closed_over(f):
-    "The `send` that the function `f` is around"
+    "Return the `send` that the function `f` closes over, or `None`"
     names = getattr(getattr(f, '__code__', None), 'co_freevars', ())
     return f.__closure__[names.index('send')].cell_contents if 'send' in names else None
+
+def _place(code): return f'{code.co_qualname} ({code.co_filename}:{code.co_firstlineno})'
