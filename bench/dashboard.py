@@ -13,7 +13,8 @@ import statistics
 import time
 
 from cjm_fasthtml_sse.core import SSEBroadcastManager
-from cjm_fasthtml_sse.dashboard import SAMPLES,Sample,setup_dashboard
+from cjm_fasthtml_sse.charts import Sample
+from cjm_fasthtml_sse.dashboard import SAMPLES,setup_dashboard
 from fasthtml.common import FastHTML
 from starlette.requests import Request
 
@@ -87,10 +88,10 @@ async def main(clients, rounds, seconds):
     board,begin = boards['open'],time.process_time()
     for _ in range(50): stats = board.manager.stats()
     asked = (time.process_time()-begin)/50*1e3
-    board.samples += [Sample(time.monotonic()-SAMPLES+i, stats | dict(broadcasts=i*i%97, deliveries=i*i*i%97)) for i in range(1, SAMPLES+1)]
+    board.observer.samples += [Sample(time.monotonic()-SAMPLES+i, stats | dict(broadcasts=i*i%97, deliveries=i*i*i%97)) for i in range(1, SAMPLES+1)]
     begin = time.process_time()
     for _ in range(50): board.look()  # Too soon after the last sample to ask again, so it only draws
-    print(f'one look: {asked:.1f} ms to ask for the stats of {clients} streams, {(time.process_time()-begin)/50*1e3:.1f} ms to draw {len(board.samples)} samples, {len(board.html):,} characters')
+    print(f'one look: {asked:.1f} ms to ask for the stats of {clients} streams, {(time.process_time()-begin)/50*1e3:.1f} ms to draw {len(board.observer.samples)} samples, {len(board.html):,} characters')
     for s in streams.values(): await s.close()
     hooked,bare = [],[]
     for _ in range(5):

@@ -10,6 +10,7 @@ Modules:
 - `cjm_fasthtml_sse.backends.redis_reader`: How a process reads the stream, and how it notices that something is lost
 - `cjm_fasthtml_sse.backends.redis_reports`: What each process reports of itself, for all others to read
 - `cjm_fasthtml_sse.backends.redis_writer`: How records get into the stream, and what is known of each when something goes wrong
+- `cjm_fasthtml_sse.dashboard`: The live dashboard: what a manager does, in a page that moves with it
 - `cjm_fasthtml_sse.dispatcher`: Call the handlers of an event, found by pattern, in order of priority, behind filters, transformers and middleware
 - `cjm_fasthtml_sse.engine.checks`: The checks of numbers that a user of the library gives
 - `cjm_fasthtml_sse.engine.middleware`: The layers between a response and the server, and whether they leave bodies alone

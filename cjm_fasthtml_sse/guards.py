@@ -44,7 +44,7 @@ def check_route(
     "Raise `ArgumentError` where the app has a route for `path` already, which would answer instead"
     scope = dict(type='http', method='GET', path=path, root_path='', headers=[])
     for route in app.routes:
-        if route.matches(scope)[0]==Match.FULL and not getattr(route, 'name', '').startswith(ours):
+        if route.matches(scope)[0]==Match.FULL and not (getattr(route, 'name', None) or '').startswith(ours):
             raise ArgumentError(f'The app has a route for {path} already, which would answer instead')
 
 async def refusal(

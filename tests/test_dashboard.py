@@ -11,7 +11,8 @@ from fasthtml.common import FastHTML, to_xml
 
 from cjm_fasthtml_sse import core, dashboard, monitoring
 from cjm_fasthtml_sse.core import SSEBroadcastManager
-from cjm_fasthtml_sse.dashboard import SAMPLES, TYPES, Dashboard, Sample, setup_dashboard, sse_dashboard
+from cjm_fasthtml_sse.charts import Sample
+from cjm_fasthtml_sse.dashboard import SAMPLES, TYPES, Dashboard, setup_dashboard, sse_dashboard
 from cjm_fasthtml_sse.htmx import ArgumentError
 from cjm_fasthtml_sse.testing import SSEClient
 from cjm_fasthtml_sse.engine.wire import StreamEnded
@@ -21,9 +22,9 @@ PATH = '/_sse/dashboard'
 EVENTS = f'{PATH}/events'
 
 
-def site(manager, authorise=True, every=.05, **kw):
+def site(manager, authorise=True, interval=.05, **kw):
     app = FastHTML(secret_key='test')
-    return app,setup_dashboard(app, manager, authorise=authorise, every=every, **kw)
+    return app,setup_dashboard(app, manager, authorise=authorise, interval=interval, **kw)
 
 def part(board, html, name):
     "What one part of the dashboard is replaced with"
@@ -72,9 +73,9 @@ async def test_one_dashboard_for_a_manager_and_one_manager_for_a_path(manager):
         async with SSEClient(app, f'{board.path}/events') as page: await shown(page, board, '0 open', name='connections')
 
 
-@pytest.mark.parametrize('kw', [dict(every=0), dict(every='1'), dict(every=True), dict(every=float('nan')), dict(data=1)])
+@pytest.mark.parametrize('kw', [dict(interval=0), dict(interval='1'), dict(interval=True), dict(interval=float('nan')), dict(data=1)])
 async def test_bad_settings(manager, kw):
-    with pytest.raises(ArgumentError, match=f'`{[*kw][0]}` must be'): site(manager, **{'every': 1} | kw)
+    with pytest.raises(ArgumentError, match=f'`{[*kw][0]}` must be'): site(manager, **{'interval': 1} | kw)
     for level in (0, 6, True, '2', None):
         app,_ = site(own := SSEBroadcastManager())
         with pytest.raises(ArgumentError, match='`level` must be'): sse_dashboard(own, level=level)
@@ -108,10 +109,10 @@ async def test_it_shows_what_the_app_does(manager):
 
 
 async def test_rates_are_by_the_second(manager):
-    _,board = site(manager, every=1.)
+    _,board = site(manager, interval=1.)
     stats = manager.stats()
-    board.samples += [Sample(t, stats | dict(connections=7, broadcasts=b, deliveries=d)) for t,b,d in [(100., 0, 0), (102., 50, 9000), (103., 60, 9001)]]
-    html = ''.join(to_xml(o, indent=False) for o in board.draw())
+    board.observer.samples += [Sample(t, stats | dict(connections=7, broadcasts=b, deliveries=d)) for t,b,d in [(100., 0, 0), (102., 50, 9000), (103., 60, 9001)]]
+    html = ''.join(to_xml(o, indent=False) for o in board.view.draw())
     assert [text(part(board, html, k)).split(' ')[0] for k in ('connections', 'broadcasts', 'deliveries')] == ['7', '10', '1.0']
     assert 'now 10, least 10, most 25"' in part(board, html, 'broadcasts') and 'now 1.0, least 1.0, most 4,500"' in part(board, html, 'deliveries')
     assert '0 to 10 s ago 10 25' in text(part(board, html, 'broadcasts-table'))
@@ -129,12 +130,12 @@ async def test_the_slowest_queue(manager):
 async def test_types_without_bound(manager):
     app,board = site(manager)
     for i in range(TYPES+50): await manager.broadcast(f'user:{i}:news', i)
-    assert len(board.types) == TYPES
+    assert len(board.observer.types) == TYPES
     async with SSEClient(app, EVENTS) as page: html = await shown(page, board, 'Others', name='types')
     assert text(part(board, html, 'types')).endswith(f'Others {TYPES+50-20}')
-    board.every = 1e-9
+    board.observer.interval = 1e-9
     for _ in range(SAMPLES+5): board.look()
-    assert len(board.samples) == SAMPLES
+    assert len(board.observer.samples) == SAMPLES
 
 
 # It does not disturb
@@ -181,16 +182,16 @@ async def test_what_was_seen_survives_a_reload_of_the_page(manager):
     app,board = site(manager)
     async with SSEClient(app, EVENTS) as page:
         for _ in range(4): await page.next(BOUND)
-    n = len(board.samples)
+    n = len(board.observer.samples)
     async with SSEClient(app, EVENTS) as page: await page.next(BOUND)
-    assert len(board.samples) >= n >= 3
+    assert len(board.observer.samples) >= n >= 3
 
 async def test_pages_that_are_loaded_again_and_again_do_not_spoil_the_rates(manager):
-    app,board = site(manager, every=60)
+    app,board = site(manager, interval=60)
     for i in range(5):
         await manager.broadcast('n', i)
         async with SSEClient(app, EVENTS) as page: html = (await page.next(BOUND)).data
-    assert len(board.samples) == 1 and text(part(board, html, 'types')).endswith('n 5')
+    assert len(board.observer.samples) == 1 and text(part(board, html, 'types')).endswith('n 5')
 
 
 async def test_a_look_that_fails_is_logged_and_the_next_one_comes(manager, caplog):

@@ -92,18 +92,18 @@ async def test_reports_of_direct_openings_that_no_manager_wrote(direct, caplog):
 
 async def test_the_dashboard_shows_them_and_is_silent_without_any():
     manager,app = SSEBroadcastManager(),FastHTML(secret_key='test')
-    board = setup_dashboard(app, manager, authorise=True, every=.05)
+    board = setup_dashboard(app, manager, authorise=True, interval=.05)
     async with SSEClient(app, '/_sse/dashboard/events') as page:
         assert 'Reason' not in (await page.next(BOUND)).data
         async with following(manager, headers={'SSE-Direct': 'no ticket'}): pass
         async with following(manager): pass
         while 'no ticket</th>' not in (html := (await page.next(BOUND)).data): pass
     assert 'other client' in html and manager.stats()['direct']=={'no ticket': 1, 'other client': 1}, 'its own stream is not among them'
-    board.several,board.workers = True,[dict(worker='a', stats=manager.stats()), dict(worker='b', stats=dict(direct=Counter(flood=2))), dict(worker='old', stats={})]
+    board.observer.has_others,board.observer.workers = True,[dict(worker='a', stats=manager.stats()), dict(worker='b', stats=dict(direct=Counter(flood=2))), dict(worker='old', stats={})]
     board.look()
     assert '<th scope="row">flood</th><td>It says more than its browser takes</td><td class="n">0</td><td class="n">2</td>' in board.html
-    assert '>Direct</th></tr>' in board._workers() and board._workers().count('<td class="n">2</td></tr>')==2  # `a` and `b`
-    assert '<td class="n">4</td></tr></tbody>' in board._workers()
+    assert '>Direct</th></tr>' in board.view.workers() and board.view.workers().count('<td class="n">2</td></tr>')==2  # `a` and `b`
+    assert '<td class="n">4</td></tr></tbody>' in board.view.workers()
 
 
 # Queues are read by the app; connections that are about to open are not

@@ -25,7 +25,7 @@ multiplex.protocol multiplex.request multiplex.channel multiplex.carrier multipl
 dispatcher updater htmx
 headers guards
 setup
-helpers job
+helpers job charts
 progress dashboard testing
 monitoring
 common

@@ -1002,7 +1002,7 @@ async def test_the_dashboard_shows_each_process_and_goes_on_without_redis(server
     from cjm_fasthtml_sse.testing import SSEClient
     async with managers(server.url, 2) as (here,there):
         app = FastHTML(secret_key='test')
-        board = setup_dashboard(app, here, authorise=True, every=.05)
+        board = setup_dashboard(app, here, authorise=True, interval=.05)
         async with following(there), following(there), SSEClient(app, '/_sse/dashboard/events') as page:
             await here.broadcast('a:b', 1)
             async with asyncio.timeout(BOUND):
@@ -1023,7 +1023,7 @@ async def test_the_dashboard_does_not_count_what_redis_remembers(server):
         board = Dashboard(late, '/x')
         try:
             await late.open()
-            assert (late.get_history(1)[0]['type'], board.types, [*board.last]) == ('before', {}, [])
+            assert (late.get_history(1)[0]['type'], board.observer.types, [*board.observer.last]) == ('before', {}, [])
             await late.broadcast('after', 0)
-            assert board.types == dict(after=1)
+            assert board.observer.types == dict(after=1)
         finally: await late.close()

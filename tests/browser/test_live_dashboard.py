@@ -28,7 +28,7 @@ def allowed(): return {'page': True, 'events': True}
 def board(make_site, page, major, manager, allowed):
     def setup(app):
         def authorise(req): return allowed['events' if req.url.path.endswith('/events') else 'page']
-        app.board = setup_dashboard(app, manager, authorise=authorise, every=.1)
+        app.board = setup_dashboard(app, manager, authorise=authorise, interval=.1)
     site = make_site(setup, MAJORS[major]())
     site.app.board.url = f'http://127.0.0.1:{site.port}/_sse/dashboard'
     site.app.board.site = site

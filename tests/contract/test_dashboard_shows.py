@@ -22,7 +22,7 @@ HOSTILE = ['<script>alert(1)</script>', '"><img src=x onerror=alert(1)>', '&lt;b
 def site(app=None, **kw):
     "An app with a dashboard, and its manager"
     app,manager = app or FastHTML(secret_key='contract'),SSEBroadcastManager()
-    setup_dashboard(app, manager, authorise=True, every=.05, **kw)
+    setup_dashboard(app, manager, authorise=True, interval=.05, **kw)
     return app,manager
 
 async def get(app, path):

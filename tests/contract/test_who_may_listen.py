@@ -31,7 +31,7 @@ def guarded(authorise, later=False, **kw):
     app,manager = FastHTML(secret_key='contract', **kw),SSEBroadcastManager()
     async def answer(*args): return authorise(*args)
     f = answer if later else authorise
-    setup_dashboard(app, manager, authorise=f, every=.05)
+    setup_dashboard(app, manager, authorise=f, interval=.05)
     setup_progress(app, manager, f)
     return app,manager
 
@@ -175,7 +175,7 @@ class TestWhileAStreamIsOpen:
     async def test_asked_again(self, path):
         app,manager,agrees = FastHTML(secret_key='contract'),SSEBroadcastManager(),[True]
         def authorise(*args): return bool(agrees)
-        setup_dashboard(app, manager, authorise=authorise, every=.05, recheck=.05)
+        setup_dashboard(app, manager, authorise=authorise, interval=.05, recheck=.05)
         setup_progress(app, manager, authorise, recheck=.05)
         async with track(manager, None, '7'), listening(app, path) as page:
             await page.next()
@@ -185,7 +185,7 @@ class TestWhileAStreamIsOpen:
     @pytest.mark.parametrize('path', [EVENTS, *JOBS])
     async def test_disconnect(self, path):
         app,manager = FastHTML(secret_key='contract'),SSEBroadcastManager()
-        setup_dashboard(app, manager, authorise=True, every=.05, user=lambda req: 'ann')
+        setup_dashboard(app, manager, authorise=True, interval=.05, user=lambda req: 'ann')
         setup_progress(app, manager, True, user=lambda req: 'ann')
         async with track(manager, None, '7'), listening(app, path) as page:
             await page.next()
@@ -196,7 +196,7 @@ class TestWhileAStreamIsOpen:
 async def test_private_events():
     "A dashboard lists neither their types nor their data, which may hold names"
     app,manager = FastHTML(secret_key='contract'),SSEBroadcastManager(private='user:{who}:**')
-    setup_dashboard(app, manager, authorise=True, every=.05, data=True)
+    setup_dashboard(app, manager, authorise=True, interval=.05, data=True)
     await manager.broadcast('user:ann:mail', 'secret')
     await manager.broadcast('public', 'shown')
     async with listening(app, EVENTS) as page:
@@ -207,7 +207,7 @@ async def test_private_events():
 async def test_dashboards_own_traffic():
     "It is not the app's: neither counted nor heard by hooks"
     app,manager = FastHTML(secret_key='contract'),SSEBroadcastManager()
-    setup_dashboard(app, manager, authorise=True, every=.05)
+    setup_dashboard(app, manager, authorise=True, interval=.05)
     before,heard = manager.stats(),[]
     for on in manager.on_connect, manager.on_broadcast, manager.on_delivery: on(heard.append)
     async with listening(app, EVENTS) as page, listening(app, EVENTS):

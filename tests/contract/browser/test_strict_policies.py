@@ -134,7 +134,7 @@ def test_progress_and_the_dashboard(page, board):
     "What comes ready-made needs no more than a style sheet from here"
     site = board(styles="'self'")
     setup_progress(site.app, site.manager, authorise=True)
-    setup_dashboard(site.app, site.manager, authorise=True, every=.1)
+    setup_dashboard(site.app, site.manager, authorise=True, interval=.1)
     connector = HTMXSSEConnector
     site.pages['p'] = lambda: Div(connector.sse_progress_element('job'), connector.sse_status_element('job'))
     page.goto(site.url('p'))
