@@ -3,6 +3,8 @@ import logging
 
 import pytest
 
+from tests.contract.support import Redis
+
 
 def pytest_collection_modifyitems(items):
     "Browser tests run last: Playwright's synchronous browser keeps a loop running in the main thread, and no async test can start its own beside it"
@@ -27,3 +29,33 @@ def playwright():
     "One for all tests in browsers: a second one could not start in this thread"
     from playwright.sync_api import sync_playwright
     with sync_playwright() as p: yield p
+
+
+@pytest.fixture(scope='session')
+def redis_server(tmp_path_factory):
+    "One Redis for all; each test has a database of its own"
+    if not Redis.binary: pytest.skip('needs redis-server or valkey-server')
+    server = Redis(tmp_path_factory.mktemp('redis')).start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def own_redis(tmp_path):
+    "A Redis that the test may kill: `own_redis(*args)` starts it"
+    if not Redis.binary: pytest.skip('needs redis-server or valkey-server')
+    found = []
+    def start(*args):
+        folder = tmp_path/f'redis{len(found)}'
+        folder.mkdir()
+        found.append(Redis(folder, *args))
+        return found[-1].start()
+    yield start
+    for o in found: o.kill()
+
+
+@pytest.fixture
+def shared(redis_server):
+    "The Redis of all tests, emptied"
+    redis_server.client.flushall()
+    return redis_server

@@ -3,7 +3,7 @@ from itertools import count
 
 import pytest
 
-from tests.contract.support import RENDER, SINKS, Redis
+from tests.contract.support import RENDER, SINKS
 
 _databases = count(1)
 
@@ -14,29 +14,6 @@ def pytest_collection_modifyitems(items):
         params = getattr(item, 'callspec', None) and item.callspec.params or {}
         return params.get('sink') != 'queue' or params.get('render', 'none') == 'none'
     items[:] = [o for o in items if makes_sense(o)]
-
-
-@pytest.fixture(scope='session')
-def redis_server(tmp_path_factory):
-    "One Redis for all; each test has a database of its own"
-    if not Redis.binary: pytest.skip('needs redis-server or valkey-server')
-    server = Redis(tmp_path_factory.mktemp('redis')).start()
-    yield server
-    server.kill()
-
-
-@pytest.fixture
-def own_redis(tmp_path):
-    "A Redis that the test may kill: `own_redis(*args)` starts it"
-    if not Redis.binary: pytest.skip('needs redis-server or valkey-server')
-    found = []
-    def start(*args):
-        folder = tmp_path/f'redis{len(found)}'
-        folder.mkdir()
-        found.append(Redis(folder, *args))
-        return found[-1].start()
-    yield start
-    for o in found: o.kill()
 
 
 @pytest.fixture(params=['memory', pytest.param('redis', marks=pytest.mark.redis)])

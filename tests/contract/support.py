@@ -518,7 +518,8 @@ class Redis:
 
     def __init__(self, folder, *args):
         self.folder, self.args, self.port, self.process = folder, args or ('--appendonly', 'no'), free_port(), None
-        self.client = redis.Redis(port=self.port, socket_timeout=5)
+        password = args[args.index('--requirepass')+1] if '--requirepass' in args else None
+        self.client = redis.Redis(port=self.port, password=password, socket_timeout=5)
 
     def start(self):
         cmd = [self.binary, '--port', self.port, '--bind', '127.0.0.1', '--save', '', '--databases', 2000, '--dir',

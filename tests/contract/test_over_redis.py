@@ -32,13 +32,6 @@ async def workers(redis, database=0, **kw):
         for m in both: await m.close()
 
 
-@pytest.fixture
-def shared(redis_server):
-    "The Redis of all tests, emptied"
-    redis_server.client.flushall()
-    return redis_server
-
-
 class Proxy:
     """Between a worker and Redis, for what goes wrong on the way; `async with`
 
@@ -258,7 +251,7 @@ class TestTogether:
 
 
 class TestLost:
-    @pytest.mark.parametrize('way', ['restarted empty', 'flushed'])
+    @pytest.mark.parametrize('way', ['restarted empty', 'restarted without its newest', 'flushed'])
     async def test_what_redis_lost_is_told(self, own_redis, way):
         "To every tab, by a gap or the state as it is now; all processes agree on what follows"
         redis = own_redis()
@@ -267,6 +260,10 @@ class TestLost:
             for n in range(3): await one.broadcast('n', n)
             for o in a, b: assert await o.data(3) == [0, 1, 2]
             assert (await c.read(4))[0] == ('state', 0)
+            if 'without' in way:
+                redis.client.save()
+                await one.broadcast('n', 3)
+                for o in a, b, c: assert await o.next() == ('n', 3)
             old = one.cursor
             if way == 'flushed': redis.client.flushall()
             else:
