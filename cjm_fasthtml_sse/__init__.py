@@ -28,6 +28,6 @@ Modules:
 - `cjm_fasthtml_sse.progress`: Work that takes long: a loop tells every tab how far it is, and how it ended
 - `cjm_fasthtml_sse.setup`: What stands around an app with event streams
 - `cjm_fasthtml_sse.updater`: Turn an event into elements, which the browser swaps into the page out of band
-- `cjm_fasthtml_sse.visitor`: Who asks, and what a browser shows to prove that it was let in"""
+- `cjm_fasthtml_sse.visitor`: Which visitor sends a request, and the tickets that prove which streams this visitor may open"""
 
 __version__ = "0.1.0"

@@ -1,8 +1,8 @@
-"""Who asks, and what a browser shows to prove that it was let in
+"""Which visitor sends a request, and the tickets that prove which streams this visitor may open
 
-All streams of a browser travel on one connection (see `multiplex.endpoint`). That connection must never bring
-something to somebody who may not have it. So two things have to be known of a request: which *visitor* sends it, and
-which streams this visitor was let in to. This module knows both; it knows nothing of connections.
+All streams of a browser travel on one connection (see `multiplex.endpoint`), and it must never carry a stream that its
+reader may not have. So two things have to be known of a request: which *visitor* sends it, and which streams the app
+has served to this visitor. This module knows both; it knows nothing of connections.
 
 Docs: https://example.github.io/cjm-fasthtml-sse/visitor.html.md"""
 
@@ -28,7 +28,7 @@ class Visit:
     __slots__ = 'scope','root','multiplexer_path','session','_has_session'
     def __init__(self,
         scope: dict,              # As the outermost layer gets it
-        multiplexer_path: str=''  # Where the page can ask for channels, below the app's root; empty: nowhere
+        multiplexer_path: str=''  # That takes requests for channels, below the app's root; empty: none does
     ):
         self.scope,self.root = scope,scope.get('root_path', '')
         self.multiplexer_path = multiplexer_path and self.root+multiplexer_path
@@ -83,7 +83,7 @@ class Tickets:
         visitor_id: str,
         path: str         # As `Visit.path`
     ) -> bool:
-        "Check a ticket, in a time that tells nothing about the right one"
+        "Return whether a ticket is valid for this visitor and path; compares in constant time"
         found = _TICKET.fullmatch(ticket) if isinstance(ticket, str) and len(ticket)<64 else None
         if found is None or not visitor_id: return False
         key_id,until,mac = found.groups()
@@ -94,22 +94,41 @@ class Tickets:
             return False
         return int(until)>time.time() and hmac.compare_digest(mac, self._mac(visitor_id, path, until))
 
+# %% ../nbs/visitor.ipynb #1d6df694
+def is_stream(
+    message: dict  # `http.response.start`
+) -> bool:
+    "Return whether a response is an event stream"
+    for k,v in message.get('headers', ()):  # Called for each response
+        if v.startswith(b'text/event-stream') and k.lower()==b'content-type': return True
+    return False
+
+def _is_of_htmx(scope):
+    for k,v in scope['headers']:
+        if k==b'hx-request': return v==b'true'
+    return False
+
+def _may_be_cached(message):
+    # The headers of a cached response may be those of another visitor
+    return any(k.lower()==b'cache-control' and (b'max-age' in v or b'public' in v)
+               for k,v in message.get('headers', ()))
+
 # %% ../nbs/visitor.ipynb #fd4cffa2
 COOKIE = 'sse_browser'  # Holds the browser's id
 _BROWSER = re.compile(rb'(?:^|;)\s*sse_browser=([\w-]{22,64})\s*(?:;|$)')
 _USERS = 'user','user_id','who','uid','email'  # Where sessions keep a user, if not in `auth`
 
 class Visitor(NamedTuple):
-    "Who asks: a user, or a browser"
+    "The sender of a request: a user, or a browser"
     id: str = ''           # 16 hex digits; empty: a browser without a cookie
     is_user: bool = False
 
     def owns(self, visitor_id):
-        "Compare ids, in a time that tells nothing about them"
+        "Return whether `visitor_id` is this visitor's; compares in constant time"
         return hmac.compare_digest(self.id, visitor_id)
 
 class Visitors:
-    "The visitors of an app: their ids, their browsers' cookies, and what responses say of both"
+    "The visitors of an app: identifies them, and adds their tickets, ids and cookies to responses"
     def __init__(self,
         secret: str,   # The app's secret key
         function=None  # `visitor=` of `setup_sse`
@@ -120,7 +139,7 @@ class Visitors:
     def identify_by(self,
         function  # `visitor=` of `setup_sse`
     ):
-        "Have the app tell its visitors apart"
+        "Ask the app's own function which visitor sends a request"
         self.function = function
 
     def _id(self, kind, value): return _mac(self._secret, 'visitor', kind, value)[:16]
@@ -179,24 +198,6 @@ class Visitors:
         if not _is_of_htmx(visit.scope) or _may_be_cached(message): return []
         visitor = self.identify(visit)
         return [(b'sse-visitor', visitor.id.encode())] if visitor and visitor.id else []
-
-def is_stream(
-    message: dict  # `http.response.start`
-) -> bool:
-    "Return whether a response is an event stream"
-    for k,v in message.get('headers', ()):  # Called for each response
-        if v.startswith(b'text/event-stream') and k.lower()==b'content-type': return True
-    return False
-
-def _is_of_htmx(scope):
-    for k,v in scope['headers']:
-        if k==b'hx-request': return v==b'true'
-    return False
-
-def _may_be_cached(message):
-    # What a cache keeps says nothing about who asks now
-    return any(k.lower()==b'cache-control' and (b'max-age' in v or b'public' in v)
-               for k,v in message.get('headers', ()))
 
 def _text(value):
     "Return what the app's function gave as text; `None` for `None`"

@@ -158,7 +158,7 @@ class TestCarriers:
         async def breaks(message): raise OSError
         multiplexer, broken, other = Multiplexer(Visitors('test')), Carrier('a'), Carrier('b')
         multiplexer.carriers.update(a=broken, b=other)
-        broken.send_heartbeat()
+        broken.heartbeats.send()
         with pytest.raises(OSError): await broken.write(breaks)
         await multiplexer.close()
         assert not other.open

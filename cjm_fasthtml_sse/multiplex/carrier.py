@@ -4,8 +4,9 @@ A carrier is the response to one `POST`, which lasts as long as the browser has 
 have packets are visited in turn, and what they give leaves in one write. So where many speak at once, channels cost
 less than connections.
 
-A carrier has three parts: a `Writer`, which takes packets from the channels and sends them; a `RequestLimiter`, which
-starts the channels' requests a few at a time; and the `Carrier` itself, which opens and closes the channels.
+A carrier has four parts: a `Writer`, which takes packets from the channels and sends them; `Heartbeats`, which notice a
+browser that does not read; a `RequestLimiter`, which starts the channels' requests a few at a time; and the `Carrier`
+itself, which opens and closes the channels.
 
 Docs: https://example.github.io/cjm-fasthtml-sse/multiplex/carrier.html.md"""
 
@@ -113,6 +114,27 @@ class Writer:
         self.close()
         if self._deadline is not None: self._deadline.reschedule(0)
 
+# %% ../../nbs/multiplex/carrier.ipynb #e7a02a5f
+HEARTBEAT_SECONDS = 15.    # Between two signs of life
+MAX_UNREAD_HEARTBEATS = 4  # In a row: the browser does not read any more
+
+class Heartbeats:
+    "Sends the signs of life of a carrier, and notices that they are not read"
+    def __init__(self, writer): self._queue = PacketQueue(writer, 0)
+
+    def send(self):
+        "Send a sign of life, unless one waits already"
+        if not self._queue.has_pending: self._queue.send_control()
+
+    async def run(self, on_unread):
+        "Send signs of life until they are not read any more; then call `on_unread`"
+        unread = 0
+        while unread<MAX_UNREAD_HEARTBEATS:
+            unread = unread+1 if self._queue.has_pending else 0
+            self.send()
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+        on_unread()
+
 # %% ../../nbs/multiplex/carrier.ipynb #a6ddd433
 MAX_UNANSWERED = 6      # Requests of one carrier without an answer at a time: as many as a browser has connections
 
@@ -147,20 +169,18 @@ class RequestLimiter:
         if self._waiting and self.unanswered<MAX_UNANSWERED: asyncio.get_running_loop().call_soon(self._start_waiting)
 
 # %% ../../nbs/multiplex/carrier.ipynb #451c47e8
-HEARTBEAT_SECONDS = 15.    # Between two signs of life
-MAX_UNREAD_HEARTBEATS = 4  # In a row: the browser does not read any more
-MAX_DIRECT = 2             # Channels of one carrier that flooded it and have connections of their own now
+MAX_DIRECT = 2  # Channels of one carrier that flooded it and have connections of their own now
 
 class Carrier:
     "The connection that the channels of one browser share"
     def __init__(self,
-        visitor_id: str,        # Whose it is
+        visitor_id: str,        # Of the visitor that it belongs to
         holds_back: bool=False  # Does the browser hold back the end of its input until more comes?
     ):
         self.id,self.visitor_id = secrets.token_urlsafe(18),visitor_id
         self.channels: dict[int, Channel] = {}
         self.writer,self.requests = Writer(self.channels, holds_back),RequestLimiter()
-        self._heartbeats = PacketQueue(self.writer, 0)
+        self.heartbeats = Heartbeats(self.writer)
         self._direct = set()        # Numbers of channels that have connections of their own now
         self._had_stream = False    # Was any channel answered with a stream?
         self._moves = False         # Is the browser to open its channels anew?
@@ -184,9 +204,9 @@ class Carrier:
         for n in request.close:
             self._direct.discard(n)
             if n in self.channels: self.channels[n].close()
-        # A browser that asks and asks, and does not read the answers
+        # The browser sends requests without end, and does not read the answers
         if self.writer.scheduled_count>2*MAX_CHANNELS: return self.give_up()
-        self.send_heartbeat()
+        self.heartbeats.send()
         for opening in request.open:
             if (n := opening.number) in self.channels: continue
             channel = self.channels[n] = Channel(self, n)
@@ -205,7 +225,7 @@ class Carrier:
         self._end_soon_if_unused()
 
     def note_stream(self):
-        "Note that a channel was answered with a stream: this visitor is let in"
+        "Note that the app answered a channel with a stream, and so lets the visitor in"
         self._had_stream = True
 
     def may_go_direct(self, number):
@@ -221,24 +241,12 @@ class Carrier:
 
     async def write(self, send):
         "Send packets and signs of life until the carrier ends; `TimeoutError` if the browser does not read"
-        heartbeats = asyncio.create_task(self._send_heartbeats())
+        heartbeats = asyncio.create_task(self.heartbeats.run(self.give_up))
         try: await self.writer.run(send)
         finally: heartbeats.cancel()
 
-    def send_heartbeat(self):
-        "Send a sign of life, unless one waits already"
-        if not self._heartbeats.has_pending: self._heartbeats.send_control()
-
-    async def _send_heartbeats(self):
-        unread = 0
-        while unread<MAX_UNREAD_HEARTBEATS:
-            unread = unread+1 if self._heartbeats.has_pending else 0
-            self.send_heartbeat()
-            await asyncio.sleep(HEARTBEAT_SECONDS)
-        self.give_up()
-
     def end(self):
-        "End behind what waits: the server stops, or the visitor was let in nowhere"
+        "End behind what waits: the server stops, or the app refused all channels"
         if not self.open: return
         self.writer.drain()
         for o in [*self.channels.values()]: o.move() if self._moves else o.end(end=True)
@@ -253,7 +261,7 @@ class Carrier:
         return control_packet(0, moved=True) if self._moves else b''
 
     def close(self):
-        "End at once: the browser has gone"
+        "End at once: the browser has disconnected"
         self.writer.close()
         for o in [*self.channels.values()]: o.close()
 

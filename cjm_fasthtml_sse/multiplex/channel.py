@@ -6,7 +6,7 @@ queue of packets.
 - *Backpressure.* What the app sends waits in the queue until it has its turn. With more than its share of bytes
   waiting, `send` waits too, as on a full socket. So the manager's rules for slow readers hold.
 - *What is no event stream* is answered by its status, and its body goes nowhere. A redirection and a cookie must reach
-  the browser itself: it hears of them, and makes one request of its own to that address.
+  the browser itself: a control message names them, and the browser makes one request of its own to that address.
 - *Its end.* When the browser closes a channel, `receive` returns `http.disconnect`, as on a closed connection, and what
   is sent goes nowhere. A request that does not call `receive` is cancelled after `CLOSE_TIMEOUT` seconds.
 
@@ -39,7 +39,7 @@ class PacketQueue:
         self.taken = 0                # Bytes so far
         self._packets = deque()       # Number and content of each
         self.pending_bytes = 0        # With their headers
-        self._room: Any = None        # A future, while somebody waits for room
+        self._room: Any = None        # A future, while a sender waits for room
 
     @property
     def has_pending(self): return bool(self._packets)
@@ -88,7 +88,7 @@ class PacketQueue:
         self.pending_bytes = 0
 
 def resolve(future):
-    "Have whoever waits for `future` go on"
+    "Complete `future`, if there is one that is not done"
     if future is not None and not future.done(): future.set_result(None)
 
 # %% ../../nbs/multiplex/channel.ipynb #3bd14717
@@ -122,14 +122,14 @@ _log = logging.getLogger(__name__)
 
 class AppCall:
     "The request of a channel: the `receive` and the `send` of the app"
-    __slots__ = 'channel','_task','_closed','_counts','_has_read','_heard'
+    __slots__ = 'channel','_task','_closed','_counts','_has_read','_has_end'
     def __init__(self, channel):
         self.channel = channel
         self._task: Any = None    # Runs the app
         self._closed: Any = None  # A future, while `receive` waits for the end
         self._counts = False      # Is it one of the carrier's requests that have no answer?
         self._has_read = False    # Has the app received the empty body?
-        self._heard = False       # Has the app received `http.disconnect`?
+        self._has_end = False     # Has the app received `http.disconnect`?
 
     def start(self, app, scope):
         "Call the app in a task of its own"
@@ -157,7 +157,7 @@ class AppCall:
         if self.channel.open:
             if self._closed is None: self._closed = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._closed)
-        self._heard = True
+        self._has_end = True
         return {'type': 'http.disconnect'}
 
     async def send(self, message):
@@ -183,9 +183,10 @@ class AppCall:
         if self._task is not None: asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, self._cancel)
 
     def _cancel(self):
-        # An app that has heard of the end may do things behind its stream, as behind a closed connection
-        if self._task is not None and not self._heard: self._task.cancel()
+        # An app that has received the end may work on behind its stream, as behind a closed connection
+        if self._task is not None and not self._has_end: self._task.cancel()
 
+# %% ../../nbs/multiplex/channel.ipynb #cc0f32b4
 class Channel(PacketQueue):
     "One stream of one element"
     __slots__ = 'carrier','request','open','managed','_connection','_flood','_began'
@@ -202,7 +203,7 @@ class Channel(PacketQueue):
     def takes_messages(self): return self.open and self._connection is None
 
     def begin(self, status, headers):
-        "Tell the browser what the app's response is; `headers` have lower names"
+        "Send what the browser needs to know of the response; names in `headers` are in lower case"
         self._began = True
         kind,cookie = headers.get(b'content-type', '').split(';')[0].strip().lower(),b'set-cookie' in headers
         if status!=200 or kind!='text/event-stream':
@@ -253,7 +254,7 @@ class Channel(PacketQueue):
         if 'end' not in message: self.request.cancel_later()  # A body that is not wanted may have no end
 
     def close(self):
-        "Close the channel for a browser that does not want it any more, or has gone"
+        "Close the channel and drop what waits: the browser has closed it, or has disconnected"
         self.clear()
         if self.open: self.move()
 

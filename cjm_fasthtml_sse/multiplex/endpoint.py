@@ -74,7 +74,7 @@ class CarrierResponse:
     "The response that becomes a carrier"
     def __init__(self,
         carrier: Carrier,
-        headers: list,  # That tell the visitor
+        headers: list,  # Of the response, besides its own
         on_start,       # Called once the beginning was sent: opens the channels
         max_age=None    # Seconds
     ): self.carrier,self.headers,self.on_start,self.max_age = carrier,headers,on_start,max_age
@@ -97,7 +97,7 @@ class CarrierResponse:
                 abort()
                 # Until the server knows: one that does not would log an unfinished response
                 await asyncio.wait({tasks[1]}, timeout=1)
-        except OSError: pass  # The browser has gone
+        except OSError: pass  # The browser has disconnected
         finally:
             if age is not None: age.cancel()
             carrier.close()
@@ -109,13 +109,17 @@ async def _until_disconnect(receive):
     while (await receive())['type']!='http.disconnect': pass
 
 def _ignore_result(task):
-    # Of what goes wrong behind the end nobody needs to know
+    # An error behind the end of the response is no news
     if not task.cancelled(): task.exception()
 
 def holds_back(scope):
-    "Return whether the browser holds back the end of its input: WebKit does, whose name Chromium also gives"
+    "Return whether the browser holds back the end of its input: WebKit does; Chromium names WebKit, too"
     agent = dict(scope['headers']).get(b'user-agent', b'')
     return b'AppleWebKit' in agent and b'Chrom' not in agent
+
+def _max_age(scope):
+    # As for streams: the first manager that is of age takes all along
+    return min((o.max_age for o in scope.get('sse_managers', ()) if getattr(o, 'max_age', None)), default=None)
 
 # %% ../../nbs/multiplex/endpoint.ipynb #f3422895
 class _FirstByte:
@@ -155,7 +159,7 @@ class Admission:
         request: ChannelRequest,
         scope: dict  # Of the `POST`
     ) -> tuple:      # The `Visitor`, and the cookies to set
-        "Ask the app whose the request is; `HTTPException` if the app lets nobody in"
+        "Ask the app which visitor sends the request; `HTTPException` if the app refuses it"
         visit,status,headers = await self._ask_app(scope)
         if (admitted := self.visitors.admit(visit)) is None: raise HTTPException(500, 'The visitor is not known')
         visitor,cookies = admitted
@@ -195,7 +199,7 @@ class Admission:
 class Multiplexer:
     "The layer around an app that gives many streams one connection"
     def __init__(self,
-        visitors: Visitors,  # Who asks
+        visitors: Visitors,  # Of the app
         path: str=PATH       # Below the path of the app
     ):
         self.visitors,self.path,self.enabled = visitors,path,True
@@ -299,7 +303,3 @@ class Multiplexer:
             async with asyncio.timeout(1):
                 while self.carriers.have_managed(): await asyncio.sleep(.01)
         await self.close()
-
-def _max_age(scope):
-    # As for streams: the first manager that is of age takes all along
-    return min((o.max_age for o in scope.get('sse_managers', ()) if getattr(o, 'max_age', None)), default=None)

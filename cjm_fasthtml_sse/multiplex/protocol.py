@@ -2,7 +2,7 @@
 
 A browser holds one connection to the app, its *carrier*, for all its streams in all its tabs. Each stream has a
 *channel* on it: a number, and the packets that carry this number. This module has the format of both directions, and
-nothing else: it opens no connection and asks no app.
+nothing else: it opens no connection and calls no app.
 
 Down: the carrier is the body of the response to a `POST`, and consists of packets. Up: each `POST` is a JSON object,
 which opens and closes channels.

@@ -4,7 +4,7 @@ A channel's request is made by the server, from an address that the browser name
 checked before anything else is done: that a script of this origin sent the `POST`, and that the address is a path of
 this app, written in the one way in which browsers write it.
 
-What is refused gets an `HTTPException`; its text is short and repeats nothing of what was sent.
+A refusal is an `HTTPException`; its text is short and repeats nothing of what was sent.
 
 Docs: https://example.github.io/cjm-fasthtml-sse/multiplex/request.html.md"""
 
@@ -23,7 +23,7 @@ from starlette.exceptions import HTTPException
 from .protocol import MAX_REQUEST_BYTES
 
 # %% ../../nbs/multiplex/request.ipynb #ddd34692
-REQUEST_TIMEOUT = 10  # Seconds for the body to come, and for the app to tell whose the request is
+REQUEST_TIMEOUT = 10  # Seconds for the body, and for the app to identify the visitor
 
 def check_origin(
     scope: dict  # Of the request
@@ -49,7 +49,7 @@ async def read_body(
         async with asyncio.timeout(REQUEST_TIMEOUT):
             while True:
                 message = await receive()
-                if message['type']=='http.disconnect': raise HTTPException(400, 'The client has gone')
+                if message['type']=='http.disconnect': raise HTTPException(400, 'The client has disconnected')
                 body += message.get('body', b'')
                 if len(body)>MAX_REQUEST_BYTES: raise HTTPException(413, f'At most {MAX_REQUEST_BYTES} bytes')
                 if not message.get('more_body'): return bytes(body)
