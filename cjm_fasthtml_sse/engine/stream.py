@@ -1321,7 +1321,7 @@ class _Alone:
     async def end(self):
         try:
             await self.conn._settle()
-            await self.finish(self.conn, self.channel.request.receive, self.channel.deliver)
+            await self.finish(self.conn, None, self.channel.deliver)  # The request is over
         except Exception: _log.exception('A stream ended with an error')
         finally: self.channel.end(end=True)
 

@@ -192,8 +192,8 @@ class Channel(PacketQueue):
     __slots__ = 'carrier','request','open','managed','_connection','_flood','_began'
     def __init__(self, carrier, number):
         super().__init__(carrier.writer, number)
-        self.carrier,self.request = carrier,AppCall(self)
-        self.open = True
+        self.carrier,self.open = carrier,True
+        self.request: Any = AppCall(self)  # `None` once it is over
         self.managed = False           # Does a manager serve the stream, in its request or detached?
         self._connection: Any = None   # The hub's, once the stream is detached
         self._flood: Any = None        # A `FloodMeter`, once the stream had to wait
@@ -245,13 +245,14 @@ class Channel(PacketQueue):
     def end_request(self, failed):
         "Note that the request is over: so is the channel, unless a connection of the hub serves it"
         if failed or self._connection is None: self.end(**dict(end=True) if self._began else dict(status=500))
+        self.request = None
 
     def end(self, **message):
         "Close the channel, behind all that waits: `message` is its last control message"
         if not self.open: return
         self.send_control(**message)
         self._leave()
-        if 'end' not in message: self.request.cancel_later()  # A body that is not wanted may have no end
+        if 'end' not in message: self._cancel_later()  # A body that is not wanted may have no end
 
     def close(self):
         "Close the channel and drop what waits: the browser has closed it, or has disconnected"
@@ -261,11 +262,14 @@ class Channel(PacketQueue):
     def move(self):
         "Close the channel without a control message: the browser opens it on another carrier"
         self._leave()
-        self.request.cancel_later()
+        self._cancel_later()
 
     def _leave(self):
         self.open = False
         self.carrier.remove(self)
-        self.request.close()
+        if self.request is not None: self.request.close()
         resolve(self._room)
         if self._connection is not None: self._connection.end('disconnected')
+
+    def _cancel_later(self):
+        if self.request is not None: self.request.cancel_later()
