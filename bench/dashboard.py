@@ -13,8 +13,8 @@ import statistics
 import time
 
 from cjm_fasthtml_sse.core import SSEBroadcastManager
-from cjm_fasthtml_sse.charts import Sample
-from cjm_fasthtml_sse.dashboard import SAMPLES,setup_dashboard
+from cjm_fasthtml_sse.charts import SAMPLES,Sample
+from cjm_fasthtml_sse.dashboard import setup_dashboard
 from fasthtml.common import FastHTML
 from starlette.requests import Request
 

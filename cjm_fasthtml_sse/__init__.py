@@ -10,6 +10,7 @@ Modules:
 - `cjm_fasthtml_sse.backends.redis_reader`: How a process reads the stream, and how it notices that something is lost
 - `cjm_fasthtml_sse.backends.redis_reports`: What each process reports of itself, for all others to read
 - `cjm_fasthtml_sse.backends.redis_writer`: How records get into the stream, and what is known of each when something goes wrong
+- `cjm_fasthtml_sse.common`: All that an app uses, in one import
 - `cjm_fasthtml_sse.dashboard`: The live dashboard: what a manager does, in a page that moves with it
 - `cjm_fasthtml_sse.dispatcher`: Call the handlers of an event, found by pattern, in order of priority, behind filters, transformers and middleware
 - `cjm_fasthtml_sse.engine.checks`: The checks of numbers that a user of the library gives
@@ -19,7 +20,9 @@ Modules:
 - `cjm_fasthtml_sse.engine.servers`: What this library knows of uvicorn, hypercorn, granian and gunicorn, and of the signals that stop them
 - `cjm_fasthtml_sse.guards`: Who may use a route of this library
 - `cjm_fasthtml_sse.headers`: The scripts that a page loads, as headers of an app
+- `cjm_fasthtml_sse.htmx`: The attributes that connect a page to an event stream, and the scripts behind them
 - `cjm_fasthtml_sse.job`: A job that is tracked: its loop, its speed, and its reports
+- `cjm_fasthtml_sse.monitoring`: The connection monitor: a page that says how it stands with its stream
 - `cjm_fasthtml_sse.multiplex.carrier`: The connection that the channels of a browser share
 - `cjm_fasthtml_sse.multiplex.channel`: One stream of one element: its request, and what waits to be sent
 - `cjm_fasthtml_sse.multiplex.endpoint`: A thousand streams, in any number of tabs, on one connection for each browser
@@ -27,6 +30,7 @@ Modules:
 - `cjm_fasthtml_sse.multiplex.request`: From a browser's `POST` to the requests of its channels
 - `cjm_fasthtml_sse.progress`: Work that takes long: a loop tells every tab how far it is, and how it ended
 - `cjm_fasthtml_sse.setup`: What stands around an app with event streams
+- `cjm_fasthtml_sse.testing`: A client for event streams that never end, in process: no server, no sockets, no waiting without a bound
 - `cjm_fasthtml_sse.updater`: Turn an event into elements, which the browser swaps into the page out of band
 - `cjm_fasthtml_sse.visitor`: Which visitor sends a request, and the tickets that prove which streams this visitor may open"""
 

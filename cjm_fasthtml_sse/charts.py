@@ -1,4 +1,4 @@
-"""Charts and tables of the dashboard, and how it writes figures
+"""What the dashboard sees, and how it draws figures
 
 Docs: https://example.github.io/cjm-fasthtml-sse/charts.html.md"""
 
@@ -8,13 +8,20 @@ Docs: https://example.github.io/cjm-fasthtml-sse/charts.html.md"""
 __all__ = []
 
 # %% ../nbs/charts.ipynb #9871537c
+import asyncio,logging
+from collections import deque
+from contextvars import Context
 from html import escape
 from math import floor,log10
-from typing import NamedTuple
+from time import monotonic
+from typing import Any,NamedTuple
 
 from fastcore.basics import NotStr
 from fastcore.xml import FT,ft
 from fasthtml.common import Div,Span
+
+from .backends.memory import MemoryBackend
+from .engine.messages import BackendError
 
 # %% ../nbs/charts.ipynb #21422d48
 class Sample(NamedTuple):
@@ -30,6 +37,56 @@ def rates(samples, key, longest):
     "Compute how much a counter grew in a second; `None` where more than `longest` seconds lie between two samples"
     def rate(a, b): return (b.stats[key]-a.stats[key])/(b.at-a.at) if 0<b.at-a.at<=longest else None
     return [(b.at, rate(a, b)) for a,b in zip(samples, samples[1:])]
+
+# %% ../nbs/charts.ipynb #cbb02b75
+_log = logging.getLogger(__name__)
+SAMPLES = 120   # Samples that a chart shows
+TYPES = 500     # Event types that are counted one by one; what comes later is counted together
+MESSAGES = 20   # Newest messages that are kept, and rows of the table of types
+_ASK_EVERY = 3. # Seconds; processes report no more often
+
+class Observer:
+    "Counts the messages of a manager, and keeps samples of its counters and of those of other processes"
+    def __init__(self, manager, interval=1., private=False):
+        self.manager,self.interval,self.private = manager,interval,private
+        self.samples: deque = deque(maxlen=SAMPLES)
+        self.types,self.others = {},0       # Event type -> messages; messages of further types
+        self.last = deque(maxlen=MESSAGES)  # The newest messages
+        self.has_others = not isinstance(manager._backend, MemoryBackend)
+        self.workers: Any = ()              # What the processes reported; `None` if they could not be asked
+        self._asking: Any = None            # The task that asks them
+        self._asked = 0.
+        self._counted = manager._hub.counts['broadcasts']
+        manager.on_delivery(self.count)
+
+    def count(self, message):
+        "Count `message`, unless it was broadcast before this process had started, or is private"
+        n = self.manager._hub.counts['broadcasts']
+        if n==self._counted: return
+        self._counted,t = n,message['type']
+        if not self.private and self.manager._hub.private.depth(t): return
+        if t in self.types: self.types[t] += 1
+        elif len(self.types)<TYPES: self.types[t] = 1
+        else: self.others += 1
+        self.last.append(message)
+
+    def sample(self):
+        "Take a sample, and ask the other processes if that is due"
+        if self.has_others and self._asking is None and monotonic()-self._asked>=_ASK_EVERY:
+            self._asked = monotonic()
+            self._asking = asyncio.get_running_loop().create_task(self._ask(), context=Context())
+        now = monotonic()
+        # A page that is loaded again asks for a sample at once, too short after the last one to compute a rate from
+        if not self.samples or now-self.samples[-1].at>self.interval/2:
+            self.samples.append(Sample(now, self.manager.stats()))
+
+    async def _ask(self):
+        try: self.workers = (await self.manager.cluster_stats())['each']
+        except BackendError: self.workers = None
+        except Exception:
+            self.workers = None
+            _log.exception('The other processes could not be asked')
+        finally: self._asking = None
 
 # %% ../nbs/charts.ipynb #3127de17
 def round_up(

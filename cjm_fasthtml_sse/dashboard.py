@@ -19,7 +19,7 @@ __all__ = ['sse_dashboard', 'setup_dashboard']
 
 # %% ../nbs/dashboard.ipynb #6b1f0a04
 import asyncio,logging,re
-from collections import Counter,deque
+from collections import Counter
 from contextvars import Context
 from datetime import datetime,timezone
 from functools import cache
@@ -27,7 +27,6 @@ from hashlib import sha256
 from html import escape
 from importlib.resources import files
 from reprlib import Repr
-from time import monotonic
 from typing import Any
 
 from fastcore.basics import NotStr
@@ -38,10 +37,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from .backends.memory import MemoryBackend
-from .charts import Sample,byte_figure,chart,chart_table,figure,rates,span,table,values
+from cjm_fasthtml_sse.charts import (MESSAGES,SAMPLES,Observer,byte_figure,chart,chart_table,figure,rates,span,table,
+    values)
 from .core import SSEBroadcastManager,worker_name
 from .engine.checks import ArgumentError,check_seconds
-from .engine.messages import BackendError
 from .engine.render import to_html
 from .guards import check_authorise,check_route,refusal,user_of
 from .headers import current_scope
@@ -49,57 +48,9 @@ from .helpers import oob_update
 from .htmx import HTMXSSEConnector
 from .setup import prepare
 
-# %% ../nbs/dashboard.ipynb #cbb02b75
-_log = logging.getLogger(__name__)
-SAMPLES = 120   # Samples that a chart shows
-TYPES = 500     # Event types that are counted one by one; what comes later is counted together
-MESSAGES = 20   # Newest messages that are shown, and rows of the table of types
-_ASK_EVERY = 3. # Seconds; processes report no more often
-
-class Observer:
-    "Counts the messages of a manager, and keeps samples of its counters and of those of other processes"
-    def __init__(self, manager, interval=1., private=False):
-        self.manager,self.interval,self.private = manager,interval,private
-        self.samples: deque = deque(maxlen=SAMPLES)
-        self.types,self.others = {},0       # Event type -> messages; messages of further types
-        self.last = deque(maxlen=MESSAGES)  # The newest messages
-        self.has_others = not isinstance(manager._backend, MemoryBackend)
-        self.workers: Any = ()              # What the processes reported; `None` if they could not be asked
-        self._asking: Any = None            # The task that asks them
-        self._asked = 0.
-        self._counted = manager._hub.counts['broadcasts']
-        manager.on_delivery(self.count)
-
-    def count(self, message):
-        "Count `message`, unless it was broadcast before this process had started, or is private"
-        n = self.manager._hub.counts['broadcasts']
-        if n==self._counted: return
-        self._counted,t = n,message['type']
-        if not self.private and self.manager._hub.private.depth(t): return
-        if t in self.types: self.types[t] += 1
-        elif len(self.types)<TYPES: self.types[t] = 1
-        else: self.others += 1
-        self.last.append(message)
-
-    def sample(self):
-        "Take a sample, and ask the other processes if that is due"
-        if self.has_others and self._asking is None and monotonic()-self._asked>=_ASK_EVERY:
-            self._asked = monotonic()
-            self._asking = asyncio.get_running_loop().create_task(self._ask(), context=Context())
-        now = monotonic()
-        # A page that is loaded again asks for a sample at once, too short after the last one to compute a rate from
-        if not self.samples or now-self.samples[-1].at>self.interval/2:
-            self.samples.append(Sample(now, self.manager.stats()))
-
-    async def _ask(self):
-        try: self.workers = (await self.manager.cluster_stats())['each']
-        except BackendError: self.workers = None
-        except Exception:
-            self.workers = None
-            _log.exception('The other processes could not be asked')
-        finally: self._asking = None
-
 # %% ../nbs/dashboard.ipynb #b8e09e44
+_log = logging.getLogger(__name__)
+
 _CHARTS = dict(connections=('Streams', 'open', values), broadcasts=('Broadcasts', 'a second', rates),
     deliveries=('Deliveries', 'a second', rates), backlog=('Slowest queue', 'messages wait', values))
 _COUNTERS = dict(evicted='Evicted', coalesced='Skipped', replayed='Replayed', gaps='Gaps', errors='Errors',

@@ -133,7 +133,8 @@ class PageScripts:
     def _client(self, nonce):
         "The client, and hints for a developer"
         visit = current_scope.get().get('sse.visit')
-        attrs = dict(data_sse_mux=visit.multiplexer_path) if visit and visit.multiplexer_path and self.multiplex else {}
+        path = visit.multiplexer_path if visit and self.multiplex else ''
+        attrs = dict(data_sse_mux=path) if path else {}
         if self.multiplex == 'tab': attrs['data_sse_multiplex'] = 'tab'
         content = client_js(self.version[:1] if self.version[:1] in '24' else '')
         if visit is None: content += monitor_js()

@@ -29,7 +29,7 @@ def setup_sse(
     *,
     nonce=None,    # For a content security policy that wants one: a string, or a function called for each page
     morph=False,   # Add what morph swaps need; htmx 4 needs nothing
-    visitor=None,  # A plain function of the request that tells visitors apart; else by `session['auth']`, or the browser
+    visitor=None,  # A plain function of the request that tells visitors apart; else `session['auth']`, or the browser
     multiplex=True # Streams that share a connection: all of a browser; `'tab'`: those of a tab; `False`: none
 ) -> SSEBroadcastManager: # The app's manager
     "Make `app` ready for event streams; `ArgumentError` for a wrong argument, or if it has several managers"

@@ -56,7 +56,7 @@ class AppManagers:
         self._stopping = False
 
     def add(self, manager, own=False, made=False):
-        "Add a manager; `own`: this library's; `made`: by `setup_sse`, and one that is given takes its place while unused"
+        "Add a manager; `own`: this library's; `made`: by `setup_sse`, and replaced while unused by one that is given"
         if any(o is manager for o in self.all): return
         if self._made is not None and not own and self._made._is_unused:
             for o in (self.all, self.given): o.remove(self._made)

@@ -11,8 +11,8 @@ from fasthtml.common import FastHTML, to_xml
 
 from cjm_fasthtml_sse import core, dashboard, monitoring
 from cjm_fasthtml_sse.core import SSEBroadcastManager
-from cjm_fasthtml_sse.charts import Sample
-from cjm_fasthtml_sse.dashboard import SAMPLES, TYPES, Dashboard, setup_dashboard, sse_dashboard
+from cjm_fasthtml_sse.charts import SAMPLES, TYPES, Sample
+from cjm_fasthtml_sse.dashboard import Dashboard, setup_dashboard, sse_dashboard
 from cjm_fasthtml_sse.htmx import ArgumentError
 from cjm_fasthtml_sse.testing import SSEClient
 from cjm_fasthtml_sse.engine.wire import StreamEnded
