@@ -325,6 +325,7 @@ def create_sse_monitor_script(
     if not isinstance(config, dict): raise ArgumentError(f'`config` must be a dict of settings, got {config!r}')
     if unknown := [o for o in config if o not in _RULES]:
         raise ArgumentError(f'Settings of a monitor are {", ".join(_RULES)}; got {unknown[0]!r}')
-    data = json.dumps(SSEMonitorConfig(**{'reconnect_delay': None} | config).data(), ensure_ascii=False)
+    settings: dict[str, Any] = {'reconnect_delay': None} | config
+    data = json.dumps(SSEMonitorConfig(**settings).data(), ensure_ascii=False)
     if not inline: return Script(type='application/json', data_sse_monitor=data)
     return Script(_js('watchdog', 'native', 'monitor'), data_sse_monitor=data, nonce=nonce)
