@@ -1,126 +1,114 @@
-"What a stream says of itself, requests for a ticket alone, and streams on connections of their own"
+"What a stream says of itself, and streams on connections of their own, in the details that the contract leaves out"
 import asyncio
 import json
-from collections import Counter
 
 import pytest
 from fasthtml.common import FastHTML
-from starlette.requests import Request
 
-from cjm_fasthtml_sse.backends.memory import MemoryBackend
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.dashboard import setup_dashboard
 from cjm_fasthtml_sse.progress import setup_progress
-from cjm_fasthtml_sse.testing import SSEClient
 from cjm_fasthtml_sse.updater import SSEElementUpdater
-from tests.support import BOUND, eventually, following, tab
-
-TICKET = {'SSE-Ticket': '1'}
+from tests.contract.support import OwnBackend, Site, client, eventually, following, listening
 
 
-def parts(client): return dict(o.split('=') for o in client.headers['sse-stream'].split(';'))
+def parts(page): return dict(o.split('=') for o in page.exchange.headers['sse-stream'].split(';'))
 
 
-# The greeting
+class TestGreeting:
+    async def test_epoch_and_heartbeat(self):
+        manager = SSEBroadcastManager(heartbeat=2.5)
+        async with following('stream', manager) as page:
+            await manager.broadcast('n', 1)
+            await page.read()
+            epoch = page.last_id.rpartition('-')[0]
+            assert parts(page) == dict(v='1', heartbeat='2.5', epoch=epoch)
+        for last, gap in (page.last_id, None), ('made-up-1', '1'), (f'{epoch}-99', '1'):
+            async with client('stream', manager, last_id=last) as page: assert parts(page).get('gap') == gap
 
-async def test_the_greeting_tells_the_epoch_and_the_heartbeat():
-    manager = SSEBroadcastManager(heartbeat=2.5)
-    async with following(manager) as one:
+    async def test_ids_that_no_header_takes(self):
+        "A backend may have any"
+        backend = OwnBackend()
+        backend.origin = 'été; v=2\u2028-0'
+        async with client('stream', SSEBroadcastManager(backend=backend)) as page: assert parts(page) == dict(v='1', heartbeat='15')
+
+    async def test_an_unknown_job(self):
+        manager, app = SSEBroadcastManager(), FastHTML(secret_key='test')
+        setup_progress(app, manager, True)
         await manager.broadcast('n', 1)
-        e = await one.next(BOUND)
-        assert parts(one)==dict(v='1', heartbeat='2.5', epoch=e.id.rpartition('-')[0])
-    for last,gap in ((e.id, None), ('made-up-1', '1'), (f'{parts(one)["epoch"]}-99', '1')):
-        async with following(manager, last_event_id=last) as one: assert parts(one).get('gap')==gap
+        for last, gap in (manager.cursor, None), ('made-up-1', '1'):
+            async with listening(app, '/stream_job_status?job_id=7', last_id=last) as page: assert parts(page).get('gap') == gap
 
 
-async def test_a_backend_with_ids_of_its_own_kind():
-    class Odd(MemoryBackend):
-        def branch(self):
-            self._epoch = 'été; v=2\u2028'
-            return f'{self._epoch}-{self._seq}'
-    async with following(SSEBroadcastManager(backend=Odd())) as one: assert parts(one)==dict(v='1', heartbeat='15')
-
-
-async def test_what_is_put_by_hand_has_no_id_and_does_not_set_the_browser_back():
+async def test_history_that_is_put_again():
+    "It has no id, and does not set the browser back"
     manager = SSEBroadcastManager()
-    await manager.broadcast('n', 'old')
-    await manager.broadcast('n', 'new')
+    for text in 'old', 'new': await manager.broadcast('n', text)
     @manager.on_connect
     def _(conn):
         for m in manager.get_history(): conn.put_nowait(m)
-    async with following(manager) as one:
-        assert [(e.data, e.id) for e in [await one.next(BOUND) for _ in range(2)]]==[('"old"', manager.cursor), ('"new"', manager.cursor)]
-    assert one.last_event_id==manager.cursor
+    async with following('stream', manager) as page:
+        assert await page.data(2) == ['old', 'new'] and {e.id for e in page.messages} == {manager.cursor}
 
 
-async def test_a_job_that_is_unknown_here_is_said_to_be():
-    manager,app = SSEBroadcastManager(),FastHTML(secret_key='test')
-    setup_progress(app, manager, True)
-    await manager.broadcast('n', 1)
-    for last,gap in ((manager.cursor, None), ('made-up-1', '1')):
-        async with SSEClient(app, '/stream_job_status?job_id=7', last_event_id=last) as one: assert parts(one).get('gap')==gap
+class Told(OwnBackend):
+    "It has reports of other processes"
+    def __init__(self, *others):
+        super().__init__()
+        self.others = others
+    async def start(self, size, deliver, renew, describe):
+        await super().start(size, deliver, renew, describe)
+        self.describe = describe
+    async def poll_workers(self): return [self.describe(), *self.others]
 
 
-async def test_a_channel_asks_for_no_ticket():
-    manager = SSEBroadcastManager()
-    async def app(scope, receive, send): await manager.stream(Request(scope))(scope | {'sse.channel': None}, receive, send)
-    async with SSEClient(app, headers=TICKET) as one: assert (await one.next(BOUND, heartbeats=True)).event=='sse:heartbeat'
-    assert not manager.stats()['direct']
+class TestCounts:
+    async def test_of_all_processes(self):
+        two = SSEBroadcastManager(backend=(other := Told()))
+        app = Site(two).app
+        for reason in 'flood', 'step':
+            async with listening(app, **{'SSE-Direct': reason}): pass
+        theirs = json.loads(json.dumps(other.describe()))  # As it crosses
+        old = {k: v for k, v in theirs.items() if k != 'direct'}
+        one = SSEBroadcastManager(backend=Told(theirs, old))
+        async with listening(Site(one).app, **{'SSE-Direct': 'flood'}): pass
+        told = await one.cluster_stats()
+        assert (told['workers'], told['stats']['direct']) == (3, {'flood': 2, 'step': 1})
+        assert [o['stats']['direct'] for o in told['each']] == [{'flood': 1}, {'flood': 1, 'step': 1}, {}]
+        assert all(type(n) is int for n in theirs['stats'].values())  # What a process of an older version can read
 
+    @pytest.mark.parametrize('direct', [7, 'flood', ['flood'], {'flood': -1}, {'flood': 'x'}, None, [['flood', 1]]])
+    async def test_reports_that_no_manager_wrote(self, direct, caplog):
+        manager = SSEBroadcastManager(backend=Told(dict(worker='x', stats={}, users=[], direct=direct)))
+        await manager.open()
+        assert (await manager.cluster_stats())['workers'] == 1 and 'passed over' in caplog.text
 
-async def test_all_processes_together():
-    one,two = SSEBroadcastManager(),SSEBroadcastManager()
-    for m,reason in ((one, 'flood'), (two, 'flood'), (two, 'step')):
-        async with following(m, headers={'SSE-Direct': reason}): pass
-    theirs = json.loads(json.dumps(two._report()))  # As it crosses
-    old = {k: v for k,v in theirs.items() if k!='direct'}
-    async def poll_workers(): return [one._report(), theirs, old]
-    one._backend.poll_workers = poll_workers
-    told = await one.cluster_stats()
-    assert (told['workers'], told['stats']['direct'])==(3, {'flood': 2, 'step': 1})
-    assert [o['stats']['direct'] for o in told['each']]==[{'flood': 1}, {'flood': 1, 'step': 1}, {}]
-    assert all(type(n) is int for n in theirs['stats'].values())  # What a process of an older version can read
+    async def test_on_the_dashboard(self):
+        "Which is silent without any"
+        manager, app = SSEBroadcastManager(), FastHTML(secret_key='test')
+        setup_dashboard(app, manager, authorise=True, interval=.05)
+        async with listening(app, '/_sse/dashboard/events') as page:
+            await page.read()
+            assert 'Reason' not in page.messages[-1].data
+            site = Site(manager).app
+            async with listening(site, **{'SSE-Direct': 'no ticket'}), listening(site): pass
+            await eventually(lambda: 'no ticket</th>' in page.messages[-1].data and 'other client' in page.messages[-1].data, 'they are shown')
+        assert manager.stats()['direct'] == {'no ticket': 1, 'other client': 1}, 'its own stream is not among them'
 
-
-@pytest.mark.parametrize('direct', [7, 'flood', ['flood'], {'flood': -1}, {'flood': 'x'}, None, [['flood', 1]]])
-async def test_reports_of_direct_openings_that_no_manager_wrote(direct, caplog):
-    manager = SSEBroadcastManager()
-    async def poll_workers(): return [manager._report(), dict(worker='x', stats={}, users=[], direct=direct)]
-    manager._backend.poll_workers = poll_workers
-    assert (await manager.cluster_stats())['workers']==1 and 'passed over' in caplog.text
-
-
-async def test_the_dashboard_shows_them_and_is_silent_without_any():
-    manager,app = SSEBroadcastManager(),FastHTML(secret_key='test')
-    board = setup_dashboard(app, manager, authorise=True, interval=.05)
-    async with SSEClient(app, '/_sse/dashboard/events') as page:
-        assert 'Reason' not in (await page.next(BOUND)).data
-        async with following(manager, headers={'SSE-Direct': 'no ticket'}): pass
-        async with following(manager): pass
-        while 'no ticket</th>' not in (html := (await page.next(BOUND)).data): pass
-    assert 'other client' in html and manager.stats()['direct']=={'no ticket': 1, 'other client': 1}, 'its own stream is not among them'
-    board.observer.has_others,board.observer.workers = True,[dict(worker='a', stats=manager.stats()), dict(worker='b', stats=dict(direct=Counter(flood=2))), dict(worker='old', stats={})]
-    board.look()
-    assert '<th scope="row">flood</th><td>It says more than its browser takes</td><td class="n">0</td><td class="n">2</td>' in board.html
-    assert '>Direct</th></tr>' in board.view.workers() and board.view.workers().count('<td class="n">2</td></tr>')==2  # `a` and `b`
-    assert '<td class="n">4</td></tr></tbody>' in board.view.workers()
-
-
-# Queues are read by the app; connections that are about to open are not
 
 async def test_a_slow_hook_does_not_silence_the_hint(caplog):
-    manager,updater = SSEBroadcastManager(),SSEElementUpdater()
+    "Queues are read by the app; connections that are about to open are not"
+    manager, updater, gate = SSEBroadcastManager(), SSEElementUpdater(), asyncio.Event()
     updater.register_handler('todo:added', lambda data: 'added')
-    gate = asyncio.Event()
-    async with following(manager, render=updater):
+    async with following('stream', manager, render=updater):
         @manager.on_connect
         async def _(conn): await gate.wait()
-        async with tab(manager, render=updater):
-            await eventually(lambda: manager._opening, 'the hook waits')
+        async with client('stream', manager, render=updater):
+            await eventually(lambda: len(manager.inspect()['connections']) == 2, 'the hook waits')
             await manager.broadcast('todo:aded', 1)
             assert "did you mean 'todo:added'" in caplog.text
             gate.set()
     caplog.clear()
-    async with manager.subscribe(), following(manager, render=updater):
+    async with following('queue', manager), following('stream', manager, render=updater):
         await manager.broadcast('todo:adedd', 1)
         assert not caplog.text, 'the queue may want it'

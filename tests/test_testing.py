@@ -2,17 +2,13 @@
 import asyncio
 import subprocess
 import sys
-from collections import Counter
 
 import pytest
-from fasthtml.common import Client, FastHTML, Li
-from starlette.responses import Response
+from fasthtml.common import Li
 
-from support import BOUND, eventually, no_task_left, tab
-from cjm_fasthtml_sse.core import SSEBroadcastManager
-from cjm_fasthtml_sse.helpers import oob_element, setup_sse
-from cjm_fasthtml_sse.testing import SSEClient, assert_oob, oob_elements
 from cjm_fasthtml_sse.engine.wire import StreamEnded
+from cjm_fasthtml_sse.testing import SSEClient, oob_elements
+from tests.contract.support import BOUND, no_task_left
 
 APP = '''
 from fasthtml.common import *
@@ -74,33 +70,11 @@ def test_under_pytest(plugin, tmp_path):
     assert 'TimeoutError' in res.stdout
 
 
-async def test_cookies():
-    "Who logs in with FastHTML's client listens as the same person; who doesn't is told why nothing comes"
-    app, sse = FastHTML(secret_key='secret'), SSEBroadcastManager()
-    setup_sse(app, sse)
-    @app.post('/login')
-    def login(session, name: str): session['name'] = name
-    @app.get('/events')
-    def events(req, session):
-        if 'name' not in session: return Response('Log in first', 403)
-        return sse.stream(req, user=session['name'])
-    http = Client(app).cli
-    await http.post('/login', data=dict(name='ann'))
-    async with SSEClient(app, '/events', cookies=http.cookies) as ann, SSEClient(app, '/events') as nobody:
-        assert ann.status == 200 and sse.present() == {'ann': 1}
-        assert nobody.status == 403
-        with pytest.raises(StreamEnded, match='403 Log in first'): await nobody.next(BOUND)
-
-
-async def test_silent_app(monkeypatch):
-    "An app that never answers is an error at once, and nothing of it stays"
-    real = asyncio.wait
-    async def wait(tasks, **kw): return await real(tasks, **kw | dict(timeout=.01))  # It waits 5 seconds
-    monkeypatch.setattr(asyncio, 'wait', wait)
+async def test_silent_app():
+    "An app that never answers is an error after five seconds, and nothing of it stays"
     async def silent(scope, receive, send): await asyncio.Event().wait()
-    client = SSEClient(silent)
-    with pytest.raises(TimeoutError, match='no response'): await client.__aenter__()
-    assert client._task.cancelled()
+    async with no_task_left():
+        with pytest.raises(TimeoutError, match='no response'): await SSEClient(silent).__aenter__()
 
 
 async def test_app_that_fails():
@@ -114,32 +88,6 @@ async def test_app_that_fails():
     with pytest.raises(RuntimeError, match='later'):
         async with SSEClient(later) as client:
             with pytest.raises(StreamEnded): await client.next(BOUND)
-
-
-async def test_a_tab_through_its_life():
-    "Several tabs: one stalls and is sent away, one closes, one comes back with its last id"
-    manager, ended = SSEBroadcastManager(max_queue_size=2, default_timeout=.01), Counter()
-    app = FastHTML()
-    setup_sse(app, manager)
-    def item(message): return oob_element('items', Li(message['data']), 'beforeend')
-    @app.get('/events')
-    def events(req): return manager.stream(req, render=item, user=req.query_params['who'])
-    @manager.on_disconnect
-    def gone(conn): ended[conn.user] += 1
-    async with SSEClient(app, '/events?who=slow') as slow, SSEClient(app, '/events?who=quick') as quick:
-        async with SSEClient(app, '/events?who=brief') as brief:
-            assert len(manager.connections) == 3
-            await manager.broadcast('item', 'one')
-            for c in slow, quick, brief: assert assert_oob(await c.next(BOUND), 'items').text == 'one'
-        await eventually(lambda: ended['brief'] == 1, 'the closed tab is noticed')
-        slow.stall()
-        for i in range(20):
-            await manager.broadcast('item', str(i))
-            assert assert_oob(await quick.next(BOUND), 'items').text == str(i)
-        await eventually(lambda: ended['slow'] == 1, 'the stalled tab is sent away')
-        assert manager.stats()['evicted'] == 1
-    async with SSEClient(app, '/events?who=brief', last_event_id=brief.last_event_id) as back:
-        assert [assert_oob(await back.next(BOUND), 'items').text for _ in range(20)] == [str(i) for i in range(20)]
 
 
 @pytest.mark.parametrize(('headers', 'seen'), [({}, {}), (dict(headers=[(b'X-Name', 'Zoë'.encode('latin-1'))]), {'X-Name': 'Zoë'})])
@@ -164,14 +112,14 @@ def test_an_attribute_without_a_value_is_one():
     assert (found.target, found.text) == ('todos', 'Milk')
 
 
-async def test_a_client_that_is_cancelled_while_it_connects_leaves_no_request_behind():
-    manager = SSEBroadcastManager()
-    def held(app):
-        async def slow(message): await asyncio.Event().wait()
-        return lambda scope, receive, send: app(scope, receive, slow)
+async def test_cancelled_while_it_connects():
+    "It leaves no request behind"
+    begun = asyncio.Event()
+    async def slow(scope, receive, send):
+        begun.set()
+        await asyncio.Event().wait()
     async with no_task_left():
-        connecting = asyncio.create_task(tab(manager, wrap=held).__aenter__())
-        await eventually(lambda: manager.connection_count == 1)
+        connecting = asyncio.create_task(SSEClient(slow).__aenter__())
+        await asyncio.wait_for(begun.wait(), BOUND)
         connecting.cancel()
         with pytest.raises(asyncio.CancelledError): await connecting
-        await eventually(lambda: manager.connection_count == 0)
