@@ -38,7 +38,7 @@ class Streams:
         async def stream(scope, receive, send): await self.manager.stream(Request(scope))(scope, receive, send)
         scope = dict(type='http', method='GET', path=path, raw_path=path.encode(), query_string=b'', root_path='', headers=[], scheme='http', server=('test', 80), client=('test', 1), http_version='1.1')
         self.tasks = [asyncio.create_task((app or stream)(dict(scope), self._receiver(), self._send)) for _ in range(n)]
-        while len(self.manager._hub.connections)<n or self.manager._hub.joining: await asyncio.sleep(.01)
+        while len(self.manager._hub.connections)<n or self.manager._hub.pump.catching_up: await asyncio.sleep(.01)
         return self
 
     async def close(self):

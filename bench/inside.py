@@ -41,8 +41,8 @@ async def broadcasts(stalled, times=4, row=20):
         cold.append(time.perf_counter()-start)
         for i in range(1, row): await manager.broadcast('tick', i)
         calls.append((time.perf_counter()-start-cold[-1])/(row-1))
-        while manager._hub._pending or manager._hub._pump: await asyncio.sleep(0)
-    assert manager.stats()['evicted']==0 and sum(c.sending for c in manager._hub.connections)==stalled
+        while manager._hub.pump._task: await asyncio.sleep(0)
+    assert manager.stats()['evicted']==0 and sum(c.state.name!='IDLE' for c in manager._hub.connections)==stalled
     for i in range(5):
         wanted,start = got+N-stalled,time.perf_counter()
         await manager.broadcast('tick', i)

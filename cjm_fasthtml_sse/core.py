@@ -34,7 +34,10 @@ from .engine.queues import ConnectionQueue
 from .engine.checks import check_seconds,check_whole
 from .engine.hints import calling_line,has_hint,hint
 from .backends.redis import RedisBackend
-from .engine.stream import Connection,EventStreamResponse,Hub,being_cancelled,patterns
+from .engine.connection import Connection
+from .engine.hub import Hub
+from .engine.loop import being_cancelled
+from .engine.response import EventStreamResponse,patterns
 from .engine.wire import SSEError,StreamEnded,check_message_type
 
 _all_ = ['ConnectionQueue', 'StreamEnded']
@@ -873,7 +876,7 @@ def inspect(self:SSEBroadcastManager) -> dict: # `connections`, in order of arri
     def told(kind, o, live, events, user=None): return dict(kind=kind, live=live, queued=o.qsize() if hasattr(o, 'qsize') else 0, user=user, events=[*events])
     queues = [told('queue', q, q not in self._opening, group.events) for q,group in [*self._hub.queues.groups.items()]]
     def kind(c): return 'stream' if self._hub.requests.get(c, c) is c else 'channel'  # A channel takes its place in its carrier
-    streams = [told(kind(c), c, c in c.group.conns, c.group.events, c.user) for c in [*self._hub.connections]]
+    streams = [told(kind(c), c, c in c.group.live, c.group.events, c.user) for c in [*self._hub.connections]]
     return dict(connections=queues+streams, requests=len(self._hub.requests))
 
 # %% ../nbs/core.ipynb #2a816f36

@@ -215,7 +215,7 @@ class Dashboard:
         "Open the stream of a dashboard"
         response = self.own.stream(request, render=_drawn, events='looked', snapshot=lambda: self.html,
             user=user_of(self.user, request), authorise=self.authorise, recheck=self.recheck)
-        response.asked = True  # By the route
+        response.is_authorised = True  # By the route
         return response
 
 # %% ../nbs/dashboard.ipynb #6b1f0a33

@@ -47,7 +47,9 @@ from .dispatcher import segment
 from .engine.checks import ArgumentError,check_number,check_seconds,check_whole
 from .engine.messages import BackendError
 from .engine.render import to_html
-from .engine.stream import _Final,_asked,_last_event_id,_page_cursors,ticket_alone,wants_ticket
+from .engine.access import call_authorise
+from .engine.catch_up import FinalSnapshot
+from .engine.response import last_event_id,page_ids,ticket_alone,wants_ticket
 from .engine.wire import CLOSE,FieldError,encode
 from .guards import check_authorise,check_route,refusal,user_of
 from .helpers import oob_update
@@ -190,7 +192,7 @@ class JobStream(Response):
 
     async def __call__(self, scope, receive, send):
         if wants_ticket(scope): return await ticket_alone()(scope, receive, send)
-        seen,page = _last_event_id(scope),_page_cursors(scope)
+        seen,page = last_event_id(scope),page_ids(scope)
         with suppress(BackendError): await self.manager._ready(seen, page)  # Else `stream` will say so
         log = self.manager._hub.replay
         lost = bool(id := seen or log.of_page(page)) and log.position(id) is None
@@ -206,7 +208,7 @@ class JobStream(Response):
         until = [f'job:{segment(self.job_id)}:{o}' for o in ENDS]
         response = self.manager.stream(Request(scope), render=self.render, events=[*self.events, *until],
             snapshot=lambda: self._state(lost), until=until, **self.guard)
-        response.asked,response.lost = True,lost  # By the route; `stream` does not learn what the browser has seen
+        response.is_authorised,response.lost = True,lost  # By the route; `stream` does not learn what the browser has seen
         return response
 
     def _state(self, lost):
@@ -216,7 +218,7 @@ class JobStream(Response):
             known = dict(id=self.job_id, name=f'Job {self.job_id}', state='unknown', n=0, text='', error='')
             report = dict.fromkeys(_KEYS) | known
         if report is None: return None
-        return _Final(self.draw(report)) if report['state'] in ENDS else self.draw(report)
+        return FinalSnapshot(self.draw(report)) if report['state'] in ENDS else self.draw(report)
 
     async def _ended(self, report):
         "A stream that holds the end of a job and its own"
@@ -235,7 +237,7 @@ class _MayWatch(NamedTuple):
     "The question whether a request may watch a job, equal for equal jobs"
     authorise: Any
     job_id: str
-    async def __call__(self, req): return await _asked(self.authorise, req, self.job_id)
+    async def __call__(self, req): return await call_authorise(self.authorise, req, self.job_id)
 
 _ROUTES = dict(progress=('/stream_job_progress', ('started', 'progress')), status=('/stream_job_status', ('started',)))
 

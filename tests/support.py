@@ -28,7 +28,7 @@ async def following(manager, *args, **kw):
     "A tab that has been served its first chunk and follows live"
     async with tab(manager, *args, **kw) as client:
         conn = [*manager._hub.connections][-1]
-        await eventually(lambda: conn in conn.group.conns, 'the stream goes live')
+        await eventually(lambda: conn in conn.group.live, 'the stream goes live')
         client.conn = conn
         yield client
 

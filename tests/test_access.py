@@ -11,7 +11,7 @@ from hypothesis import given, settings, strategies as st
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
-from cjm_fasthtml_sse.engine import stream
+from cjm_fasthtml_sse.engine import access
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.engine.patterns import Private, covers, matches
 from cjm_fasthtml_sse.helpers import setup_sse
@@ -69,7 +69,7 @@ class TestAuthorise:
     @pytest.mark.parametrize('kind', ['in async code', 'in its thread'])
     async def test_ends_when_it_hangs(self, kind, monkeypatch, caplog):
         manager, calls, free = SSEBroadcastManager(), [], threading.Event()
-        monkeypatch.setattr(stream, '_ASK_TIMEOUT', .2)
+        monkeypatch.setattr(access, 'ASK_TIMEOUT', .2)
         async def later(req):
             calls.append(req)
             if len(calls) < 3: return True

@@ -4,17 +4,19 @@ import gc
 import statistics
 import time
 from contextlib import AsyncExitStack
+from contextvars import copy_context
 
 import pytest
 from support import eventually
 
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.dispatcher import segment
+from cjm_fasthtml_sse.engine.sender import DefaultSender
 
 
 class Readers:
     "Connections that were served their first chunk, and follow"
-    def __init__(self, manager): self.manager,self.got,self.conns,self.writers = manager,{},[],[]
+    def __init__(self, manager): self.manager,self.got,self.conns = manager,{},[]
 
     async def add(self, names):
         "One for each name, on the events of that user alone"
@@ -23,14 +25,14 @@ class Readers:
             conn = self.manager._hub.join(events=(f'user:{segment(name)}:**',))
             self.got[name] = 0
             async def send(message, name=name): self.got[name] += 1
-            conn._send = send
+            conn.start(DefaultSender(conn, send, copy_context()), None)
             self.conns.append(conn)
-            self.writers.append(asyncio.create_task(conn._write()))
-        await eventually(lambda: not self.manager._hub.joining, 'all of them go live')
+        await eventually(lambda: not self.manager._hub.pump.catching_up, 'all of them go live')
 
     async def close(self):
-        for c in self.conns: c.end()
-        await asyncio.wait(self.writers)
+        for c in self.conns:
+            c.end()
+            await c.stop_sending()
 
 
 async def cost(readers, names, n):

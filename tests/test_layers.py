@@ -14,8 +14,9 @@ PACKAGE = Path(__file__).parents[1]/NAME
 # Lowest first: a module imports modules of its own line and of those above it in this list
 LAYERS = [o.split() for o in '''
 engine.wire engine.checks engine.patterns engine.messages engine.hints engine.middleware engine.render engine.servers
-engine.group engine.connection engine.catch_up engine.sender engine.loop engine.users engine.access engine.queues
-engine.hub engine.pump engine.response engine.stream
+engine.loop engine.users engine.group
+engine.access engine.sender engine.catch_up engine.connection engine.pump engine.queues
+engine.hub engine.request engine.response
 backends.base backends.memory backends.packing
 backends.redis_connection backends.redis_entries backends.redis_reports
 backends.redis_writer backends.redis_reader backends.redis

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from support import serving
 
-from cjm_fasthtml_sse.engine import stream
+from cjm_fasthtml_sse.engine import catch_up
 from cjm_fasthtml_sse.backends.base import Record
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.dispatcher import matches
@@ -23,7 +23,7 @@ from cjm_fasthtml_sse.engine.wire import CLOSE, GAP, HEARTBEAT, SSEError, Stream
 
 LIMIT, REPLAY = 4, 12  # Messages that may wait, and that are kept: few, so that a short run goes beyond them
 HEARTBEAT_SECS, PATIENCE, RETRY = 15., .05, 3000
-CHEAP = stream._CHEAP
+CHEAP = catch_up.CHEAP_SECS
 
 
 class Loop(asyncio.SelectorEventLoop):
@@ -182,7 +182,7 @@ class Delivery(RuleBasedStateMachine):
     def begin(self, overflow):
         self.overflow,self.loop = overflow,Loop()
         asyncio.set_event_loop(self.loop)
-        stream._CHEAP = 0  # A state that was read is shared for a while, although the log has moved on
+        catch_up.CHEAP_SECS = 0  # A state that was read is shared for a while, although the log has moved on
         logging.getLogger('cjm_fasthtml_sse').setLevel(logging.ERROR)  # That queues which nobody reads are ended is meant
         self.manager = SSEBroadcastManager(LIMIT, default_timeout=PATIENCE, replay_size=REPLAY, heartbeat=HEARTBEAT_SECS, retry=RETRY, overflow=overflow)
         self.log = []                                # (type, key) of message n at n-1
@@ -454,7 +454,7 @@ class Delivery(RuleBasedStateMachine):
             for _ in range(len(self.queues)): self.give_back(0)
             self.run(asyncio.sleep(100))
             m,hub = self.manager,self.manager._hub
-            for o in (m.connections, hub.queues.groups, hub.queues.blocked, hub.connections, hub.requests, hub.joining, hub.late, hub.groups, hub._renderers, hub._routes.keys()):
+            for o in (m.connections, hub.queues.groups, hub.queues.blocked, hub.connections, hub.requests, hub.pump.catching_up, hub.pump.lagging, hub.groups, hub.renderers, hub._patterns.keys()):
                 assert not o, f'left behind: {o}'
             assert len(self.opened)==len({*self.opened})==len(self.closed) and {*self.opened}=={*self.closed}
             assert m.stats()['errors']==0
@@ -464,7 +464,7 @@ class Delivery(RuleBasedStateMachine):
             while left := asyncio.all_tasks(self.loop):  # Only where something failed
                 for t in left: t.cancel()
                 self.loop.run_until_complete(asyncio.wait(left))
-            stream._CHEAP = CHEAP
+            catch_up.CHEAP_SECS = CHEAP
             asyncio.set_event_loop(None)
             self.loop.close()
 

@@ -17,7 +17,9 @@ from support import Hooks, eventually, serving, tasks
 
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.engine.queues import ConnectionQueue
-from cjm_fasthtml_sse.engine.stream import Connection, EventStreamResponse, Group
+from cjm_fasthtml_sse.engine.connection import Connection
+from cjm_fasthtml_sse.engine.group import Group
+from cjm_fasthtml_sse.engine.response import EventStreamResponse
 from cjm_fasthtml_sse.testing import SSEClient
 
 SOAK = int(os.environ.get('SOAK', 20_000))
@@ -98,7 +100,7 @@ async def test_thousands_come_and_go_and_nothing_stays(caplog, monkeypatch):
         "Blocks of memory that Python has given out when a third of them has come and left"
         await crowd.visit(SOAK//3)
         await eventually(lambda: not manager.connections and not hub.requests and tasks()=={asyncio.current_task()}, 'everybody leaves')
-        for o in (hub.groups, hub.joining, hub.late, hub._renderers, hub._tasks, hub._pending, manager._hub.queues.groups, manager._hub.queues.blocked, hub._routes.keys()): assert not o
+        for o in (hub.groups, hub.pump.catching_up, hub.pump.lagging, hub.renderers, hub._tasks, hub.pump._pending, manager._hub.queues.groups, manager._hub.queues.blocked, hub._patterns.keys()): assert not o
         assert len(hooks.opened)>SOAK*.3 and sorted(map(id, hooks.opened))==sorted({*map(id, hooks.closed)}), 'each is told to the hooks, once'
         for o in (hooks.opened, hooks.closed): o.clear()
         for _ in range(3): gc.collect()

@@ -17,21 +17,23 @@ from .wire import SSEError
 # %% ../../nbs/engine/messages.ipynb #3ada6fbc
 class Message(dict):
     "One broadcast, as hooks, queues and the history see it"
-    __slots__ = 'seq','id','label','frames'
+    __slots__ = 'seq','id','coalesce_key','frames'
     def __init__(self,
         fields,             # `type`, `timestamp` (ISO 8601) and `data`
         key=None            # Hashable; of the messages with one type and key that wait, only the newest is worth sending
     ):
         super().__init__(fields)
-        self.label = None if key is None else (self['type'], key)
+        self.coalesce_key = None if key is None else (self['type'], key)
         self.seq,self.id,self.frames = None,None,{}
 
 # %% ../../nbs/engine/messages.ipynb #5e4b299b
-def _epoch(id):
-    "The epoch in an id; in what stands before the sequence a backend may have more, behind a colon"
+def epoch_of(
+    id: str  # Of an event
+) -> str:
+    "Return the epoch in an id; before the sequence a backend may have more, behind a colon"
     return id.rpartition('-')[0].partition(':')[0]
 
-_logs: WeakSet = WeakSet()  # All of this process
+_buffers: WeakSet = WeakSet()  # All of this process
 
 class ReplayBuffer:
     "The newest messages, by sequence number, for browsers that come back"
@@ -40,7 +42,7 @@ class ReplayBuffer:
     ):
         self.size,self.seq = size,0  # `seq`: sequence number of the newest message
         self.renew(f'{secrets.token_hex(5)}-0')
-        _logs.add(self)
+        _buffers.add(self)
 
     def renew(self,
         origin: str  # The id that stands for having seen nothing of what is to come
@@ -48,8 +50,8 @@ class ReplayBuffer:
         "Forget everything: ids given so far mean nothing any more"
         self.epoch = origin.rpartition('-')[0]
         self._first = self.seq+1                    # Oldest sequence number that the log reaches back to
-        self._messages,self._newest = {},{}         # seq -> message; label, that is (type, key) -> seq of the newest
-        self._replaced = {}                         # seq of a message that a newer one took the place of -> their label
+        self._messages,self._newest = {},{}         # seq -> message; coalesce_key, that is (type, key) -> seq of the newest
+        self._replaced = {}                         # seq of a message that a newer one took the place of -> their coalesce_key
         self._ids,self._seqs = {self.seq: origin},{origin: self.seq}
 
     def branch(self,
@@ -67,11 +69,11 @@ class ReplayBuffer:
         self.seq += 1
         message.seq,message.id = self.seq,id or f'{self.epoch}-{self.seq}'
         self._ids[self.seq],self._seqs[message.id] = message.id,self.seq
-        if message.label is not None:
-            if (old := self._newest.get(message.label)) is not None:
+        if message.coalesce_key is not None:
+            if (old := self._newest.get(message.coalesce_key)) is not None:
                 del self._messages[old]
-                self._replaced[old] = message.label
-            self._newest[message.label] = self.seq
+                self._replaced[old] = message.coalesce_key
+            self._newest[message.coalesce_key] = self.seq
         self._messages[self.seq] = message
         while self.seq-self._first >= self.size: self._forget()
         return message
@@ -79,7 +81,7 @@ class ReplayBuffer:
     def _forget(self):
         old = self._messages.pop(self._first, None)
         if old is None: self._replaced.pop(self._first, None)
-        elif old.label is not None: del self._newest[old.label]
+        elif old.coalesce_key is not None: del self._newest[old.coalesce_key]
         del self._seqs[self._ids.pop(self._first-1)]
         self._first += 1
 
@@ -113,8 +115,8 @@ class ReplayBuffer:
         found = []
         for n in range(max(seq+1, self._first), self.seq+1):
             m = self._messages.get(n)
-            if m is None and ends is not None and (label := self._replaced.get(n)) and ends(label[0]):
-                m = Message(self._messages[self._newest[label]])
+            if m is None and ends is not None and (coalesce_key := self._replaced.get(n)) and ends(coalesce_key[0]):
+                m = Message(self._messages[self._newest[coalesce_key]])
                 m.seq,m.id = n,self._ids[n]
             if m is not None: found.append(m)
             if len(found)==limit: break
@@ -131,8 +133,8 @@ class ReplayBuffer:
     ) -> str:  # For `position`; '' where none of them is about this log
         "The id that says where a page stands in this log"
         if not ids: return ''
-        mine,known = _epoch(self.cursor),{_epoch(o.cursor) for o in [*_logs]}
-        return next((o for o in ids if _epoch(o)==mine), '') or next((o for o in ids if _epoch(o) not in known), '')
+        mine,known = epoch_of(self.cursor),{epoch_of(o.cursor) for o in [*_buffers]}
+        return next((o for o in ids if epoch_of(o)==mine), '') or next((o for o in ids if epoch_of(o) not in known), '')
 
 # %% ../../nbs/engine/messages.ipynb #f5620c20
 NO_PAGE: list = []  # Nobody has noted where the page stands

@@ -122,7 +122,7 @@ class BlockedQueue:
 class QueueGroup:
     "Queues that get the same messages"
     __slots__ = 'owner','events','private','members'
-    fresh,is_backlogged,pending_render = 0,False,()  # What the hub asks of a group of streams: nothing here waits to be sent or rendered
+    unserved_count,is_backlogged,renders = 0,False,None  # What the hub asks of a group of streams: nothing here waits to be sent or rendered
     def __init__(self,
         owner,  # The `Queues` that it belongs to
         events, # Patterns

@@ -5,7 +5,9 @@ from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.engine.queues import ConnectionQueue
 from cjm_fasthtml_sse.dispatcher import segment
 from cjm_fasthtml_sse.helpers import setup_sse
-from cjm_fasthtml_sse.engine.stream import Connection, EventStreamResponse, Group
+from cjm_fasthtml_sse.engine.connection import Connection
+from cjm_fasthtml_sse.engine.group import Group
+from cjm_fasthtml_sse.engine.response import EventStreamResponse
 from cjm_fasthtml_sse.engine.wire import SSEError
 
 async def lifespan(app):

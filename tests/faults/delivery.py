@@ -2,35 +2,42 @@
 from tests.faults import Fault
 
 FAULTS = [
-    Fault('what an app puts into a connection by hand overtakes what was broadcast before it', 'engine/stream.py', 'test_eight_promises.py', (
-        ('_join(sorted(entries+own, key=lambda e: e.seq), max(self.group.head, self.cursor))', '_join(own+entries, max(self.group.head, self.cursor))'),)),
-    Fault('a message that comes while a replay is sent is skipped', 'engine/stream.py', 'test_eight_promises.py', (
-        ('        self.cursor = chunk.seq\n        if chunk.body: await self._send_chunk(chunk)\n',
-         '        if chunk.body: await self._send_chunk(chunk)\n        self.cursor = hub.replay.seq\n'),)),
-    Fault('a heartbeat is ahead of what an async renderer has yet to render, so a browser that breaks off there misses it', 'engine/stream.py', 'test_eight_promises.py', (
-        ('        return not self._inbox\n', '        return True\n'),)),
-    Fault('the disconnect hooks hear of a connection of which the connect hooks never heard', 'engine/stream.py', 'test_eight_promises.py', (
+    Fault('what an app puts into a connection by hand overtakes what was broadcast before it', 'engine/connection.py', 'test_eight_promises.py', (
+        ('join_frames(sorted([*group.frames_after(self.cursor), *direct], key=lambda f: f.seq), max(group.newest_seq, self.cursor))',
+         'join_frames([*direct, *group.frames_after(self.cursor)], max(group.newest_seq, self.cursor))'),)),
+    Fault('a message that comes while a replay is sent is skipped', 'engine/catch_up.py', 'test_eight_promises.py', (
+        ('            conn.move_to(frame.seq)\n            if frame.body: await self._write(frame)\n',
+         '            if frame.body: await self._write(frame)\n            conn.move_to(hub.replay.seq)\n'),)),
+    Fault('a heartbeat is ahead of what an async renderer has yet to render, so a browser that breaks off there misses it', 'engine/pump.py', 'test_eight_promises.py', (
+        ('id = hub.replay.id(seq) if not group.renders else None',
+         'id = hub.replay.id(seq)'),)),
+    Fault('the disconnect hooks hear of a connection of which the connect hooks never heard', 'engine/response.py', 'test_eight_promises.py', (
         ('            if self.opened is None: await self.closed(conn)\n', '            await self.closed(conn)\n'),)),
-    Fault('a slow client that wants little is told a gap where nothing that it wants was missed', 'engine/stream.py', 'test_eight_promises.py', (
-        ('        if not conn.receding: conn.cursor = group.after(conn.cursor)[0].seq-1\n', ''),)),
-    Fault('a close cuts a message off and sends what comes behind it, so its browser never gets that message', 'engine/stream.py', 'test_eight_promises.py', (
-        ("    if self.busy and not task.done(): self._rest = b''  # It may not come without what was given away before it\n", ''),)),
-    Fault('a slow client whose end was skipped with older messages never ends', 'engine/stream.py', 'test_who_gets_what.py', (
-        ("if self.hub.overflow=='evict' or not dropped.last: return", 'return'),)),
-    Fault('a replay goes on behind the message at which the stream had ended, if a newer one of its key has replaced that', 'engine/stream.py', 'test_who_gets_what.py', (
-        ('self.group.ends if self.group.until else None)', 'None)'),)),
-    Fault('a user who is logged out keeps a stream whose request had begun before', 'engine/stream.py', 'test_who_gets_what.py', (
+    Fault('a slow client that wants little is told a gap where nothing that it wants was missed', 'engine/connection.py', 'test_eight_promises.py', (
+        ('self.state,self.cursor = LAGGING,self.group.frames_after(self.cursor)[0].seq-1',
+         'self.state = LAGGING'),)),
+    Fault('a close cuts a message off and sends what comes behind it, so its browser never gets that message', 'engine/connection.py', 'test_eight_promises.py', (
+        ("if await self.sender.stop(wait=self.ended=='closed'): self.rest = b''",
+         "await self.sender.stop(wait=self.ended=='closed')"),)),
+    Fault('a slow client whose end was skipped with older messages never ends', 'engine/group.py', 'test_who_gets_what.py', (
+        ("if self.hub.overflow=='evict' or not frame.last: return", 'return'),)),
+    Fault('a replay goes on behind the message at which the stream had ended, if a newer one of its key has replaced that', 'engine/catch_up.py', 'test_who_gets_what.py', (
+        ('hub.replay_batch, group.ends if group.until else None)',
+         'hub.replay_batch, None)'),)),
+    Fault('a user who is logged out keeps a stream whose request had begun before', 'engine/hub.py', 'test_who_gets_what.py', (
         ("if began is not None and was_disconnected(user, began): conn.end('closed')", 'pass'),)),
-    Fault('those who wait for the backend together come in beyond `max_connections`', 'engine/stream.py', 'test_who_gets_what.py', (
-        ('            else: refusal = self.refusal()', '            else: refusal = None'),)),
-    Fault("a private message of somebody else ends a stranger's stream", 'engine/stream.py', 'test_who_gets_what.py', (
+    Fault('those who wait for the backend together come in beyond `max_connections`', 'engine/response.py', 'test_who_gets_what.py', (
+        ('        return self.refusal()  # That may',
+         '        return None  # That may'),)),
+    Fault("a private message of somebody else ends a stranger's stream", 'engine/group.py', 'test_who_gets_what.py', (
         ('return covers(self.until, event_type, self.hub.private.depth(event_type))', 'return covers(self.until, event_type, 0)'),)),
-    Fault('clients that read are sent away because the event loop was blocked', 'engine/stream.py', 'test_who_gets_what.py', (
-        ('_LOOKS = 4 ', '_LOOKS = 1 '),)),
-    Fault('a progress bar fills the backlog of a slow client, which is sent away for states that it need not see', 'engine/stream.py', 'test_who_gets_what.py', (
+    Fault('clients that read are sent away because the event loop was blocked', 'engine/pump.py', 'test_who_gets_what.py', (
+        ('LOOKS = 4 ',
+         'LOOKS = 1 '),)),
+    Fault('a progress bar fills the backlog of a slow client, which is sent away for states that it need not see', 'engine/group.py', 'test_who_gets_what.py', (
         ('            if old is not None and not old.last:\n', '            if False:\n'),)),
     Fault('a stream is told a gap where its page says where another manager stood, too', 'engine/messages.py', 'test_who_gets_what.py', (
-        ("        return next((o for o in ids if _epoch(o)==mine), '') or", "        return ids[0] or"),)),
+        ("        return next((o for o in ids if epoch_of(o)==mine), '') or", "        return ids[0] or"),)),
     Fault('two processes that were forked off give one id to two messages', 'core.py', 'test_who_gets_what.py', (
         ('        if type(m._backend) is MemoryBackend: m._hub.replay.branch(m._backend.branch())\n', ''),)),
     Fault('what Redis dropped before a process had read it is lost in silence', 'backends/redis_reader.py', 'test_over_redis.py', (

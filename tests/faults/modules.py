@@ -35,12 +35,12 @@ FAULTS: list[Fault] = [
         ('if allowed is True: return None', 'if allowed and not isinstance(allowed, Response): return None'),)),
     Fault('what is broadcast while a page is drawn never comes to it', 'htmx.py', 'test_page_and_stream.py', (
         ("return escape(' '.join(ids), quote=False)",
-         "from .backend import _epoch,_logs\n"
-         "        newest = {_epoch(o.cursor): o.cursor for o in _logs}\n"
-         "        return escape(' '.join(newest.get(_epoch(o), o) for o in ids), quote=False)"),)),
+         "from .engine.messages import _buffers,epoch_of\n"
+         "        newest = {epoch_of(o.cursor): o.cursor for o in _buffers}\n"
+         "        return escape(' '.join(newest.get(epoch_of(o), o) for o in ids), quote=False)"),)),
     Fault('a page of an app with two managers is told of a gap that there is not', 'engine/messages.py',
         'test_page_and_stream.py', (
-        ("next((o for o in ids if _epoch(o) not in known), '')", "next(iter(ids), '')"),)),
+        ("next((o for o in ids if epoch_of(o) not in known), '')", "next(iter(ids), '')"),)),
     Fault('a job that a restart has lost is shown as waiting for ever, to a page that has heard nothing so far',
         'progress.py', 'test_job_streams.py', (
         ('lost = bool(id := seen or log.of_page(page))', 'lost = bool(id := seen)'),)),
@@ -79,7 +79,7 @@ FAULTS: list[Fault] = [
          "self._reports.pop(report['id'], None)\n        self._reports[report['id']] = report"),)),
     Fault('the stream of a job that ends while it is being opened stays open for ever', 'progress.py',
         'test_job_streams.py', (
-        ("return _Final(self.draw(report)) if report['state'] in ENDS else self.draw(report)",
+        ("return FinalSnapshot(self.draw(report)) if report['state'] in ENDS else self.draw(report)",
         'return self.draw(report)'),)),
     Fault('the style of the dashboard is not found where the app serves files', 'dashboard.py',
         'test_dashboard_shows.py', (

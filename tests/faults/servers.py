@@ -4,8 +4,8 @@ from tests.faults import Fault
 STOPPING,CHANNELS,TICKETS,SETUP = 'test_stopping_servers.py','test_channels_like_connections.py','test_tickets_and_visitors.py','test_setting_up.py'
 
 FAULTS: list[Fault] = [
-    Fault('Behind a restart all tabs come back at the same moment', 'engine/stream.py', STOPPING,
-          [('int(self.hub.retry_ms*random.uniform(.5, 1.5))', 'self.hub.retry_ms')]),
+    Fault('Behind a restart all tabs come back at the same moment', 'engine/request.py', STOPPING,
+          [('int(conn.hub.retry_ms*random.uniform(.5, 1.5))', 'conn.hub.retry_ms')]),
     Fault('One response with `Connection: close` ends all streams of a server in a notebook', 'engine/servers.py', STOPPING,
           [("watched[request] = None,notify\n            if notify", "pass\n            if notify")]),
     Fault('Ctrl-C in the second `asyncio.run` of a process strikes within its event loop', 'engine/servers.py', STOPPING,
