@@ -201,7 +201,8 @@ def route(self:Hub,
     found = self._routes.get(event_type)
     if found is None:
         if len(self._routes)>=1000: self._routes.clear()
-        found = dict.fromkeys(self._patterns.matching(event_type))
+        groups: Any = self._patterns.matching(event_type)
+        found = dict.fromkeys(groups)
         if self.private.depth(event_type): found = [g for g in found if g.wants(event_type) or g.ends(event_type)]
         found = self._routes[event_type] = tuple(found)
         if self.connections: _hint_at_silence(self, event_type, found)
