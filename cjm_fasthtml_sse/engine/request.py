@@ -93,6 +93,6 @@ class DetachedRequest(AttachedRequest):
     async def _end(self, finish):
         try:
             await self.connection.stop_sending()
-            await finish(self, self.channel.request.receive, self.channel.deliver)
+            await finish(self, None, self.channel.deliver)  # The request is over
         except Exception: _log.exception('A stream ended with an error')
         finally: self.channel.end(end=True)
