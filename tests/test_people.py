@@ -4,7 +4,8 @@ from contextlib import ExitStack
 
 import pytest
 from servers import Stream, running, uvicorn
-from test_redis import BINARIES, Redis
+
+from tests.contract.support import Redis
 
 
 def says(stream, n):
@@ -26,14 +27,14 @@ def test_people_are_counted_in_one_process(tmp_path):
 
 
 @pytest.mark.redis
-@pytest.mark.skipif(not BINARIES, reason='needs redis-server or valkey-server')
+@pytest.mark.skipif(not Redis.binary, reason='needs redis-server or valkey-server')
 def test_people_are_counted_over_processes(tmp_path):
     "Each shows all, whoever comes, goes, or dies without a word"
     with ExitStack() as stack:
         redis = Redis(tmp_path)
         stack.callback(redis.kill)
         redis.start()
-        one,two = [stack.enter_context(running(uvicorn('people:app'), tmp_path/f'{n}.log', env={'REDIS': redis.url})) for n in range(2)]
+        one,two = [stack.enter_context(running(uvicorn('people:app'), tmp_path/f'{n}.log', env={'REDIS': redis.url()})) for n in range(2)]
         ann = stack.enter_context(Stream(one, '/events?who=ann'))
         says(ann, 1)
         with Stream(two, '/events?who=ben') as ben:
