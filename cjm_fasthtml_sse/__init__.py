@@ -11,6 +11,7 @@ Modules:
 - `cjm_fasthtml_sse.backends.redis_reports`: What each process reports of itself, for all others to read
 - `cjm_fasthtml_sse.backends.redis_writer`: How records get into the stream, and what is known of each when something goes wrong
 - `cjm_fasthtml_sse.common`: All that an app uses, in one import
+- `cjm_fasthtml_sse.core`: The broadcast manager: an app opens streams with it, and broadcasts to them
 - `cjm_fasthtml_sse.dashboard`: The live dashboard: what a manager does, in a page that moves with it
 - `cjm_fasthtml_sse.dispatcher`: Call the handlers of an event, found by pattern, in order of priority, behind filters, transformers and middleware
 - `cjm_fasthtml_sse.engine.checks`: The checks of numbers that a user of the library gives
@@ -22,6 +23,12 @@ Modules:
 - `cjm_fasthtml_sse.headers`: The scripts that a page loads, as headers of an app
 - `cjm_fasthtml_sse.htmx`: The attributes that connect a page to an event stream, and the scripts behind them
 - `cjm_fasthtml_sse.job`: A job that is tracked: its loop, its speed, and its reports
+- `cjm_fasthtml_sse.manager.broadcast`: What `broadcast` returns: a broadcast that was sent, and that may be awaited
+- `cjm_fasthtml_sse.manager.cluster`: What the processes that share a backend report of themselves
+- `cjm_fasthtml_sse.manager.delivery`: What a backend delivers reaches the connections of this process; and the start and stop of the backend
+- `cjm_fasthtml_sse.manager.hooks`: The callbacks of a manager: how they are called, and what waits for them
+- `cjm_fasthtml_sse.manager.outbox`: The way of a broadcast from the call to the backend, in whatever thread and whether or not an event loop runs
+- `cjm_fasthtml_sse.manager.presence`: Who is connected, in all processes, for the hooks of `on_presence`
 - `cjm_fasthtml_sse.monitoring`: The connection monitor: a page that says how it stands with its stream
 - `cjm_fasthtml_sse.multiplex.carrier`: The connection that the channels of a browser share
 - `cjm_fasthtml_sse.multiplex.channel`: One stream of one element: its request, and what waits to be sent

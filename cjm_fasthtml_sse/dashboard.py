@@ -39,7 +39,8 @@ from starlette.routing import Route
 from .backends.memory import MemoryBackend
 from cjm_fasthtml_sse.charts import (MESSAGES,SAMPLES,Observer,byte_figure,chart,chart_table,figure,rates,span,table,
     values)
-from .core import SSEBroadcastManager,worker_name
+from .core import SSEBroadcastManager
+from .manager.cluster import worker_name
 from .engine.checks import ArgumentError,check_seconds
 from .engine.render import to_html
 from .guards import check_authorise,check_route,refusal,user_of

@@ -193,7 +193,7 @@ class JobStream(Response):
     async def __call__(self, scope, receive, send):
         if wants_ticket(scope): return await ticket_alone()(scope, receive, send)
         seen,page = last_event_id(scope),page_ids(scope)
-        with suppress(BackendError): await self.manager._ready(seen, page)  # Else `stream` will say so
+        with suppress(BackendError): await self.manager._ensure_started(seen, page)  # Else `stream` will say so
         log = self.manager._hub.replay
         lost = bool(id := seen or log.of_page(page)) and log.position(id) is None
         # Whatever the browser has seen, it is sent how the job stands

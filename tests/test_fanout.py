@@ -20,7 +20,7 @@ class Readers:
 
     async def add(self, names):
         "One for each name, on the events of that user alone"
-        await self.manager._ready()
+        await self.manager.open()
         for name in names:
             conn = self.manager._hub.join(events=(f'user:{segment(name)}:**',))
             self.got[name] = 0

@@ -102,8 +102,10 @@ def comments(module):
 def docmented(d):
     "Parameter -> its docment, '' where it has none"
     a, said, res = d.node.args, comments(d.module), {}
+    lines = source(d.module).split('\n')
+    def above(n): return said[n-1] if lines[n-2].lstrip().startswith('#') else ''  # As fastcore reads it
     for o in [*a.posonlyargs, *a.args, a.vararg, *a.kwonlyargs, a.kwarg]:
-        if o and o.arg not in ('self', 'cls'): res[o.arg] = said.get(o.end_lineno, '') or said.get(o.lineno, '') or ''
+        if o and o.arg not in ('self', 'cls'): res[o.arg] = said.get(o.end_lineno, '') or said.get(o.lineno, '') or above(o.lineno)
     # A default may end lines later than its parameter begins
     for o, v in [*zip(reversed(a.posonlyargs + a.args), reversed(a.defaults)), *zip(a.kwonlyargs, a.kw_defaults)]:
         if v and o.arg in res: res[o.arg] = res[o.arg] or said.get(v.end_lineno, '')

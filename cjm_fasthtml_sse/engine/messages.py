@@ -10,6 +10,7 @@ __all__ = ['NO_PAGE', 'page_cursors', 'Message', 'written_at', 'BackendError', '
 # %% ../../nbs/engine/messages.ipynb #168504be
 import secrets
 from contextvars import Context,ContextVar
+from typing import Any,NamedTuple
 from weakref import WeakSet
 
 from .wire import SSEError
@@ -147,6 +148,29 @@ def written_at(
     context = Context()
     context.run(page_cursors.set, [id] if id else [])
     return context
+
+# %% ../../nbs/engine/messages.ipynb #c0a1d001
+class Command(NamedTuple):
+    "What one manager asks of all managers on its backend"
+    name: str         # `disconnect` or `presence`
+    value: Any        # The user to disconnect; the worker whose users have changed
+    version: int = 1  # Of the form in which it travels
+
+    def fields(self) -> dict:
+        "Return the fields of the record that carries the command"
+        return dict(command=self.name, value=self.value, v=self.version)
+
+    @classmethod
+    def read(cls,
+        fields: dict  # Of a record without `type`, from any process
+    ) -> 'Command|None':
+        "Return the command in `fields`; `None` for one that this version does not know"
+        if 'command' not in fields:  # As version 0 wrote it
+            return next((cls(name, fields[name], 0) for name in _COMMANDS if name in fields), None)
+        known = fields['command'] in _COMMANDS and fields.get('v') == 1
+        return cls(fields['command'], fields.get('value')) if known else None
+
+_COMMANDS = 'disconnect','presence'
 
 # %% ../../nbs/engine/messages.ipynb #a3f74453
 class BackendError(SSEError): "The backend could not be reached, or refused"

@@ -38,14 +38,14 @@ FAULTS = [
         ('            if old is not None and not old.last:\n', '            if False:\n'),)),
     Fault('a stream is told a gap where its page says where another manager stood, too', 'engine/messages.py', 'test_who_gets_what.py', (
         ("        return next((o for o in ids if epoch_of(o)==mine), '') or", "        return ids[0] or"),)),
-    Fault('two processes that were forked off give one id to two messages', 'core.py', 'test_who_gets_what.py', (
-        ('        if type(m._backend) is MemoryBackend: m._hub.replay.branch(m._backend.branch())\n', ''),)),
+    Fault('two processes that were forked off give one id to two messages', 'manager/delivery.py', 'test_who_gets_what.py', (
+        ('        if type(self.backend) is MemoryBackend: self.hub.replay.branch(self.backend.branch())\n', ''),)),
     Fault('what Redis dropped before a process had read it is lost in silence', 'backends/redis_reader.py', 'test_over_redis.py', (
         ('            if left or not await self.position.has_lost(page[0][1]): ', '            if True: '),)),
     Fault('a message of a newer version is skipped in silence', 'backends/redis_reader.py', 'test_over_redis.py', (
         ('            if entry.lost_version: lost = entry.id\n', '            if False: pass\n'),)),
-    Fault('the history and the hooks of deliveries hear all of the past again when the backend starts anew', 'core.py', 'test_over_redis.py', (
-        ('    for _,m in messages[first:]:\n', '    for _,m in messages:\n'),)),
+    Fault('the history and the hooks of deliveries hear all of the past again when the backend starts anew', 'manager/delivery.py', 'test_over_redis.py', (
+        ('        for _,m in messages[first:]:\n', '        for _,m in messages:\n'),)),
     Fault('a broadcast whose connection to Redis broke is sent a second time', 'backends/redis_writer.py', 'test_over_redis.py', (
         ('                for p in batch: p.settle(State.SENT, e)\n',
          '                for p in reversed(batch):\n                    p.state = State.WAITING\n                    queue.appendleft(p)\n'),)),

@@ -11,7 +11,7 @@ FAULTS: list[Fault] = [
         ('self._keys[key].append((-priority, next(self._count), f))',
          'self._keys[key].append((-priority, next(self._count), f))\n'
          '        self._keys[key].sort(key=lambda o: o[0])'))),
-    Fault('a dispatcher that listens to all broadcasts counts an error for each', 'core.py',
+    Fault('a dispatcher that listens to all broadcasts counts an error for each', 'manager/hooks.py',
         'test_dispatch_contract.py', (
         (' or isinstance(res, list)', ''),)),
     Fault('a preprocessor of the updater that gives 0 or an empty text is ignored', 'updater.py',
@@ -86,7 +86,7 @@ FAULTS: list[Fault] = [
         ('app.router.routes.insert(0, Route(board.path+_style_name(), style',
         'app.router.routes.append(Route(board.path+_style_name(), style'),)),
     Fault('a stream whose manager the app does not know says nothing', 'core.py', 'test_silence_is_mended.py', (
-        ("or self in scope.get('sse_managers', ()): return", "or 'sse_managers' in scope: return"),)),
+        ("or manager in scope.get('sse_managers', ()): return", "or 'sse_managers' in scope: return"),)),
     Fault('the log fills with one and the same hint', 'engine/hints.py', 'test_silence_is_mended.py', (
         ('    _given.add(place)\n', ''),)),
 ]
