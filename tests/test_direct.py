@@ -81,7 +81,7 @@ class TestCounts:
     async def test_reports_that_no_manager_wrote(self, direct, caplog):
         manager = SSEBroadcastManager(backend=Told(dict(worker='x', stats={}, users=[], direct=direct)))
         await manager.open()
-        assert (await manager.cluster_stats())['workers'] == 1 and 'passed over' in caplog.text
+        assert (await manager.cluster_stats())['workers'] == 1 and 'is ignored' in caplog.text
 
     async def test_on_the_dashboard(self):
         "Which is silent without any"
