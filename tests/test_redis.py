@@ -334,7 +334,7 @@ class TestReports:
             assert (told['workers'], told['connections'], told['users']) == (3, 2, dict(ann=2))
             while (told := await one.cluster_stats())['workers'] == 3: await asyncio.sleep(.05)
             assert (told['workers'], told['users']) == (2, {})
-        assert sum('passed over' in r.message for r in caplog.records) == 1
+        assert sum('is ignored' in r.message for r in caplog.records) == 1
 
     async def test_counting_during_the_end(self, server):
         "It fails as the backend fails, or counts"

@@ -111,7 +111,9 @@ class Broadcast(Coroutine):
         count=None,      # Connections that got it, if that is known
         event_type=None, # Of the message
         pending=None     # A `PendingBroadcast`, if the number is not known yet
-    ): self._hub,self._count,self._type,self._pending = hub,count,event_type,pending
+    ):
+        self._hub,self._count,self._type = hub,count,event_type
+        self._pending: Any = pending
 
     def __repr__(self): return f"<Broadcast {'done' if self._is_done() else 'under way'}>"
 

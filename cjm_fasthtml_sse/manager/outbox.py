@@ -81,7 +81,7 @@ class TemporaryLoops:
 
     def spawn(self, coro):
         "Make a task on the temporary loop that runs here"
-        loop = running_loop()
+        loop = asyncio.get_running_loop()
         self._tasks[loop].add(task := loop.create_task(coro))
         task.add_done_callback(self._tasks[loop].discard)
         return task
