@@ -23,6 +23,7 @@ Modules:
 - `cjm_fasthtml_sse.headers`: The scripts that a page loads, as headers of an app
 - `cjm_fasthtml_sse.htmx`: The attributes that connect a page to an event stream, and the scripts behind them
 - `cjm_fasthtml_sse.job`: A job that is tracked: its loop, its speed, and its reports
+- `cjm_fasthtml_sse.manager.admission`: Who may open one more connection
 - `cjm_fasthtml_sse.manager.broadcast`: What `broadcast` returns: a broadcast that was sent, and that may be awaited
 - `cjm_fasthtml_sse.manager.cluster`: What the processes that share a backend report of themselves
 - `cjm_fasthtml_sse.manager.delivery`: What a backend delivers reaches the connections of this process; and the start and stop of the backend

@@ -12,7 +12,9 @@ def events(req): return sse.stream(req)
 def add(title: str): sse.broadcast('todo:added', title)
 ```
 
-`stream` is the whole endpoint: headers, replay, heartbeats, and the end of the connection. An app that writes its event stream itself reads a queue from `register_connection`, and one that listens on the server uses `subscribe`. All of them get the same messages in the same order, and a slow one never delays another.
+`stream` is the whole endpoint: headers, replay, heartbeats, and the end of the connection. An app that writes its
+event stream itself reads a queue from `register_connection`, and one that listens on the server uses `subscribe`.
+All of them get the same messages in the same order, and a slow one never delays another.
 
 Docs: https://example.github.io/cjm-fasthtml-sse/core.html.md"""
 
@@ -22,26 +24,25 @@ Docs: https://example.github.io/cjm-fasthtml-sse/core.html.md"""
 __all__ = ['TooManyConnections', 'SSEBroadcastManager', 'BackendError', 'Broadcast', 'ConnectionQueue', 'StreamEnded']
 
 # %% ../nbs/core.ipynb #0b4c04f6
-import logging,os,random
+import logging,os
 from collections.abc import Set
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from datetime import datetime,timezone
 from functools import partial
 from inspect import iscoroutinefunction
-from math import ceil
 from typing import Any
 from weakref import WeakSet
 
 from fastcore.basics import patch
-from starlette.responses import PlainTextResponse
 
 from .backends.memory import MemoryBackend
 from .backends.redis import RedisBackend
+from .manager.admission import Admission
 from .manager.broadcast import Broadcast,mark_coroutine_function
 from .manager.cluster import ClusterReader,make_report
 from .manager.delivery import BackendLifecycle,Delivery
-from .engine.checks import check_seconds,check_whole
+from .engine.checks import ArgumentError,check_seconds,check_whole
 from .engine.connection import Connection
 from .engine.hints import calling_line,has_hint,hint
 from .engine.hub import Hub
@@ -73,7 +74,7 @@ _log = logging.getLogger(__name__)
 class TooManyConnections(SSEError): "`max_connections` are open already"
 
 class SSEBroadcastManager:
-    "Broadcast events to every open connection"
+    "Broadcast events to every open connection; `ArgumentError` for a bad setting"
     def __init__(self,
         max_queue_size: int=100,    # Messages that may wait for one connection; 0: no limit of its own
         history_size: int=50,       # Messages that `get_history` remembers
@@ -81,7 +82,8 @@ class SSEBroadcastManager:
         *,
         # Messages kept for browsers that come back; the larger of 1000 and 10 times `max_queue_size` unless given
         replay_size: int|None=None,
-        heartbeat: float=15.,       # Seconds of silence after which a stream gets a heartbeat; 0: never. Proxies cut after 29 to 60
+        # Seconds of silence after which a stream gets a heartbeat; 0: never. Proxies cut after 29 to 60
+        heartbeat: float=15.,
         retry: int=3000,            # Milliseconds a browser waits before it comes back
         max_connections: int|None=None, # Connections at most; a stream beyond that is answered 503
         # Seconds after which a stream ends and its browser comes back for what follows, up to a fifth earlier; below
@@ -107,25 +109,29 @@ class SSEBroadcastManager:
         for name,x in dict(max_connections=max_connections, max_per_user=max_per_user).items():
             if x is not None: check_whole(name, x, 1)
         if max_age is not None: check_seconds('max_age', max_age, positive=True)
-        if overflow not in ('evict', 'drop_oldest'): raise ValueError(f"`overflow` must be 'evict' or 'drop_oldest', got {overflow!r}")
-        self.max_queue_size,self.max_connections,self.max_per_user,self.max_age = max_queue_size,max_connections,max_per_user,max_age
+        if overflow not in ('evict', 'drop_oldest'): raise ArgumentError(
+            f"`overflow` must be 'evict' or 'drop_oldest', got {overflow!r}")
+        self.max_queue_size,self.max_age = max_queue_size,max_age
+        self.max_connections,self.max_per_user = max_connections,max_per_user
         self.default_timeout = check_seconds('default_timeout', default_timeout)
         self.hook_timeout = check_seconds('hook_timeout', hook_timeout)
-        self._refuse_until = 0.  # Loop time until which no connection is let in, as the process was told to stop
-        self._hub = hub = Hub(max_queue_size, check_whole('replay_size', replay_size, 1), check_seconds('heartbeat', heartbeat),
-            check_whole('retry', retry), self.default_timeout, overflow, private)
+        self._hub = hub = Hub(max_queue_size, check_whole('replay_size', replay_size, 1),
+            check_seconds('heartbeat', heartbeat), check_whole('retry', retry), self.default_timeout, overflow, private)
         hub.max_age = max_age
         self._backend: Any = RedisBackend(backend) if isinstance(backend, str) else backend or MemoryBackend()
-        self._hooks = Hooks(hub, self.hook_timeout)
-        self._connection_hooks = ConnectionHooks(self._hooks, self._is_stopping)
-        hub.queues.on_lost = lambda queue: hub.spawn(self._connection_hooks.queue_closed(queue))  # Nobody waits for its hooks
-        self._delivery = Delivery(hub, self._hooks, check_whole('history_size', history_size), self.default_timeout, self._handle_command)
+        self._admission,self._hooks = Admission(self, hub),Hooks(hub, self.hook_timeout)
+        self._connection_hooks = ConnectionHooks(self._hooks, self._admission.is_stopping)
+        # Nobody waits for the hooks of a queue that stayed full
+        hub.queues.on_lost = lambda queue: hub.spawn(self._connection_hooks.queue_closed(queue))
+        self._delivery = Delivery(hub, self._hooks, check_whole('history_size', history_size), self.default_timeout,
+            self._handle_command)
         self._pending = PendingBroadcasts(hub)
-        self._lifecycle = BackendLifecycle(self._backend, hub, self._delivery, self._report, self._pending.fail_orphaned)
+        self._lifecycle = BackendLifecycle(self._backend, hub, self._delivery, self._report,
+            self._pending.fail_orphaned)
         self._outbox = Outbox(hub, self._hooks, self._delivery, self._lifecycle, self._pending)
         self._cluster = ClusterReader()
         self._presence = PresenceWatcher(hub, self._hooks, self._lifecycle, self._poll_users)
-        self._unknown_commands = 0
+        self._knows_no_command = False  # Has a command come that this version does not know?
         self.connections = Connections(hub.queues.groups, hub.connections)
         _managers.add(self)
 
@@ -134,20 +140,22 @@ class SSEBroadcastManager:
         "Streams and queues that are open in this process; each stream counts, also where several share one connection"
         return len(self.connections)
 
-    async def _ensure_started(self, last_event_id='', page=()): await self._lifecycle.ensure_started(last_event_id, page)
+    async def _ensure_started(self, last_event_id='', page=()):
+        await self._lifecycle.ensure_started(last_event_id, page)
 
     async def _register(self, queue=None, events=('**',), private=False):
         "Open a connection that an app reads itself"
         if queue is None: queue = ConnectionQueue(self.max_queue_size)
-        elif not hasattr(queue, 'put_nowait'): raise TypeError(f'`queue` must have `put_nowait`, as `asyncio.Queue` has, got {queue!r}')
+        elif not hasattr(queue, 'put_nowait'): raise TypeError(
+            f'`queue` must have `put_nowait`, as `asyncio.Queue` has, got {queue!r}')
         if queue in self._hub.queues: return queue
         watch_signals(self)
         await self._ensure_started()
-        if self._is_full(): raise TooManyConnections(
+        if self._admission.is_full(): raise TooManyConnections(
             f'{len(self.connections)} connections are open, `max_connections` is {self.max_connections}')
         if isinstance(queue, ConnectionQueue):
             queue.serve(self._hub.loop)
-            if self._is_stopping():
+            if self._admission.is_stopping():
                 queue.end()  # A stream opened now would hold the process up
                 return queue
         self._hub.queues.add(queue, events, private)
@@ -161,27 +169,12 @@ class SSEBroadcastManager:
         watch_signals(self)
         await self._ensure_started(last_event_id, page)
 
-    def _refusal(self, user=None, carrier=None):
-        "Return the response for a stream that can't be let in, else `None`; nothing may be awaited between this and `join`"
-        why = 'The server is stopping' if self._is_stopping() else 'Too many open streams' if self._is_full() else \
-            'Too many open streams of this user' if self._has_enough(user, carrier) else None
-        if why is None: return None
-        seconds = ceil(random.uniform(1, 3)*max(1, self._hub.retry_ms/1000))  # Not all at the same moment
-        return PlainTextResponse(why, 503, headers={'Retry-After': str(seconds)})
-
-    def _is_full(self):
-        # An evicted stream whose browser does not read counts until its request is over
-        return self.max_connections is not None and len(self._hub.queues)+len(self._hub.requests)>=self.max_connections
-
-    def _has_enough(self, user, carrier):
-        carriers = self._hub.users.carriers.get(user, ())
-        return self.max_per_user is not None and len(carriers)>=self.max_per_user and carrier not in carriers
-
     def _handle_command(self, fields):
         "Do what another manager, or this one, asks of all; return the number of streams that have ended"
         if (command := Command.read(fields)) is None:
-            if not self._unknown_commands: _log.warning('A command that this version does not know is ignored, as are others like it: %.200r', fields)
-            self._unknown_commands += 1
+            if not self._knows_no_command: _log.warning(
+                'A command that this version does not know is ignored, as are others like it: %.200r', fields)
+            self._knows_no_command = True
         elif command.name=='disconnect' and command.value is not None: return self._hub.disconnect(command.value)
         elif command.name=='presence' and self._hooks.registered('presence'): self._presence.note_change(here=False)
         return 0
@@ -192,10 +185,8 @@ class SSEBroadcastManager:
 
     def _stop(self):
         "End all streams, as the process was told to stop"
-        self._refuse_until = self._hub.loop.time()+5  # Should it live on, it lets connections in again
+        self._admission.stop()
         if self.connections or self._hub.requests: self._hub.spawn(self.close())
-
-    def _is_stopping(self): return self._hub.loop is not None and self._hub.loop.time()<self._refuse_until
 
     @property
     def _is_unused(self):
@@ -237,7 +228,7 @@ def stream(self:SSEBroadcastManager,
     # `True`, fails, or takes longer than 10 seconds
     recheck: float=30.
 ) -> EventStreamResponse:
-    "Return a response that sends what is broadcast; a bad argument is an error at the call, `PatternError` for a bad pattern"
+    "Return a response that sends what is broadcast; `ArgumentError`, `TypeError` or `PatternError` for a bad argument"
     if not hasattr(request, 'scope'): raise TypeError(
         f'`request` must be the request, got {request!r}; write `def events(req): return manager.stream(req)`')
     if authorise not in (None, True) and not callable(authorise): raise TypeError(
@@ -247,20 +238,21 @@ def stream(self:SSEBroadcastManager,
     def opened(conn):
         _drop_page_headers(request)
         return self._connection_hooks.stream_opened(conn)
-    refusal = partial(self._refusal, user, getattr(request.scope.get('sse.channel'), 'carrier', None))
+    refusal = partial(self._admission.refusal, user, getattr(request.scope.get('sse.channel'), 'carrier', None))
     guard = None if authorise in (None, True) else (authorise, request, recheck)
     return EventStreamResponse(self._hub, render, events, snapshot, until, user,
         refusal, self._begin_stream, opened, self._connection_hooks.stream_closed, guard)
 
 def _hint_at_setup(manager, scope):
     "Log a hint if the app of a stream was not set up with `manager`"
-    if 'app' not in scope or has_hint(place := calling_line() or 'stream') or manager in scope.get('sse_managers', ()): return
+    if 'app' not in scope or has_hint(place := calling_line() or 'stream'): return
+    if manager in scope.get('sse_managers', ()): return
     hint(place, '%s: the stream %r has a manager that %s: pages miss what happens while they load, and a shutdown does '
         'not end the stream. Write `setup_sse(app, sse)`', place, scope.get('path'),
         'the app was not set up with' if 'sse_managers' in scope else '`setup_sse` was not called for')
 
 def _drop_page_headers(request):
-    "Free the deep copy of a page's headers, 3 KB, that FastHTML gives each request: the stream would hold it while it is open"
+    "Free the deep copy of a page's headers, 3 KB, that FastHTML gives each request: the stream would hold it"
     if hasattr(request, 'hdrs'):
         request.hdrs = request.ftrs = []
         request.htmlkw = request.bodykw = {}
@@ -273,14 +265,17 @@ def broadcast(self:SSEBroadcastManager,
     data,        # Anything; pass values rather than live objects, since a replay renders what they are by then
     timeout: float|None=None, # Seconds to wait for full queues; `default_timeout` unless given
     *,
-    # Of the messages with this type and key that wait for a stream, only the newest is sent; not for messages that append
+    # Of the messages with this type and key that wait for a stream, only the newest is sent; not for messages that
+    # append something
     key=None
-) -> Broadcast: # Await it for the number of connections of this process that got it; `BackendError` then, if it may not have arrived
-    "Send an event to every connection, in every process; `FieldError` for a bad `event_type`. A thread waits while a thousand are pending"
+) -> Broadcast: # Await it for the number of connections of this process that got it
+    """Send an event to every connection, in every process; `FieldError` for a bad `event_type`. Awaiting raises
+    `BackendError` if it may not have arrived. A thread waits in the call while a thousand are pending"""
     check_message_type(event_type)
     timeout = self.default_timeout if timeout is None else check_seconds('timeout', timeout)
     hash(key)
-    return self._outbox.send(dict(type=event_type, timestamp=datetime.now(timezone.utc).isoformat(), data=data), key, timeout)
+    fields = dict(type=event_type, timestamp=datetime.now(timezone.utc).isoformat(), data=data)
+    return self._outbox.send(fields, key, timeout)
 
 setattr(SSEBroadcastManager, 'broadcast', mark_coroutine_function(SSEBroadcastManager.broadcast))
 
@@ -309,7 +304,8 @@ def subscribe(self:SSEBroadcastManager,
     *,
     private: bool=False  # `True`: it gets private events too, whatever its patterns name
 ):               # For `async with`; it enters with a `ConnectionQueue`
-    "Open a queue of what is broadcast while the block runs; `PatternError` for a bad pattern, `TooManyConnections` if `max_connections` is reached"
+    """Open a queue of what is broadcast while the block runs; `PatternError` for a bad pattern, `TooManyConnections` if
+    `max_connections` is reached"""
     events = patterns(events)
     @asynccontextmanager
     async def block():
@@ -323,22 +319,23 @@ def subscribe(self:SSEBroadcastManager,
 def on_connect(self:SSEBroadcastManager,
     callback  # Called with the connection, a queue or the handle of a stream; sync or async
 ):            # `callback`, so this is a decorator too
-    "Call `callback(connection)` when one was opened; what a stream receives first waits for it, `hook_timeout` seconds at most"
+    """Call `callback(connection)` when one was opened. What a stream receives first waits for it, `hook_timeout`
+    seconds at most"""
     return self._hooks.add('connect', callback)
 
 @patch
 def on_disconnect(self:SSEBroadcastManager,
     callback  # As for `on_connect`
 ):            # `callback`, so this is a decorator too
-    "Call `callback(connection)` when one has ended, whichever way, exactly once, and after its `on_connect` hooks have ended"
+    "Call `callback(connection)` once when one has ended, whichever way, after its `on_connect` hooks have ended"
     return self._hooks.add('disconnect', callback)
 
 @patch
 def on_broadcast(self:SSEBroadcastManager,
     callback  # Called with a copy of the message; returns another message, or `None` where it stays; sync or async
 ):            # `callback`, so this is a decorator too
-    """Call `callback(message)` before a message is sent; a message that it returns is sent instead. A broadcast that waits
-    in an async callback may be overtaken by others"""
+    """Call `callback(message)` before a message is sent; a message that it returns is sent instead. A broadcast that
+    waits in an async callback may be overtaken by others"""
     return self._hooks.add('broadcast', callback)
 
 @patch
@@ -364,26 +361,29 @@ def get_history(self:SSEBroadcastManager,
 
 @patch(as_prop=True)
 def cursor(self:SSEBroadcastManager) -> str:
-    "The id of the newest message: a page rendered now shows everything up to here. '' while a backend was never reached"
+    "The id of the newest message: a page drawn now shows everything up to here. '' while no backend was reached"
     return self._hub.replay.cursor if self._backend.origin else ''
 
 @patch
 def stats(self:SSEBroadcastManager) -> dict:
     """Return counters since the start, in messages unless named otherwise: `connections` that are open, `backlog` (the
     messages that wait for the connection with most of them), `broadcasts`, `deliveries`, `coalesced`, `replayed`,
-    `evicted` (connections), `gaps`, `errors`, `bytes`; channels that need no request of their own, `detached`, and those
-    that do, `attached`; `direct`, streams that were opened on connections of their own, a `Counter` by reason"""
-    backlog = max(self._hub.max_queued(), self._hub.queues.max_queued())
-    return dict(connections=len(self.connections), backlog=backlog, **self._hub.counts, direct=self._hub.direct_reasons.copy())
+    `evicted` (connections), `gaps`, `errors`, `bytes`; channels that need no request of their own, `detached`, and
+    those that do, `attached`; `direct`, streams that were opened on connections of their own, a `Counter` by reason"""
+    hub = self._hub
+    backlog = max(hub.max_queued(), hub.queues.max_queued())
+    return dict(connections=len(self.connections), backlog=backlog, **hub.counts, direct=hub.direct_reasons.copy())
 
 @patch
-def inspect(self:SSEBroadcastManager) -> dict: # `connections`, in order of arrival, and `requests`, of streams that are not over
-    """Describe what is open in this process, as plain values. Of each connection: `kind` is `queue`, `stream` or `channel`;
-    `live`: does it follow, rather than open or catch up; `queued` messages; `user`; `events`, its patterns"""
+def inspect(self:SSEBroadcastManager) -> dict: # `connections` in order of arrival; `requests` that the server still has
+    """Describe what is open in this process, as plain values. Of each connection: `kind` is `queue`, `stream` or
+    `channel`; `live`: does it follow, or does it still open or catch up; `queued` messages; `user`; `events`, its
+    patterns"""
     def describe(kind, o, live, events, user=None):
         return dict(kind=kind, live=live, queued=o.qsize() if hasattr(o, 'qsize') else 0, user=user, events=[*events])
-    queues = [describe('queue', q, q not in self._connection_hooks.opening, g.events) for q,g in [*self._hub.queues.groups.items()]]
-    def kind(c): return 'stream' if self._hub.requests.get(c, c) is c else 'channel'  # A channel's request is its carrier's
+    opening,groups = self._connection_hooks.opening,self._hub.queues.groups
+    queues = [describe('queue', q, q not in opening, g.events) for q,g in [*groups.items()]]
+    def kind(c): return 'stream' if self._hub.requests.get(c, c) is c else 'channel'  # That has its carrier's request
     streams = [describe(kind(c), c, c in c.group.live, c.group.events, c.user) for c in [*self._hub.connections]]
     return dict(connections=queues+streams, requests=len(self._hub.requests))
 
@@ -407,8 +407,8 @@ async def disconnect(self:SSEBroadcastManager,
 @patch
 async def cluster_stats(self:SSEBroadcastManager) -> dict:
     """Return the counters of all processes, this one's as they are now, the others' a few seconds old: `workers`,
-    `connections`, `users` (user -> connections), `stats` as `stats` returns them; `each`: the `worker` and `stats` of every
-    process, this one first"""
+    `connections`, `users` (user -> connections), `stats` as `stats` returns them; `each`: the `worker` and `stats` of
+    every process, this one first"""
     await self._ensure_started()
     return self._cluster.add_up(await self._backend.poll_workers())
 
@@ -416,8 +416,8 @@ async def cluster_stats(self:SSEBroadcastManager) -> dict:
 def on_presence(self:SSEBroadcastManager,
     callback  # Called with a dict, user -> connections in all processes; sync or async
 ):            # `callback`, so this is a decorator too
-    """Call `callback(users)` in every process when the users of `stream(..., user=)` have changed in any of them: at most
-    once in 0.25 seconds, however many come and go. A reload within that time is no change"""
+    """Call `callback(users)` in every process when the users of `stream(..., user=)` have changed in any of them: at
+    most once in 0.25 seconds, however many come and go. A reload within that time is no change"""
     self._hub.users.on_change = self._presence.note_change
     return self._hooks.add('presence', callback)
 
@@ -430,7 +430,8 @@ def broadcast_threadsafe(self:SSEBroadcastManager,
     *,
     key=None           # As for `broadcast`
 ) -> Future:           # Its `result()` is the number of connections that got it
-    "`broadcast`, and return a `Future`; `FieldError` for a bad `event_type`, `BackendError` at once where no event loop runs"
+    """Call `broadcast`, and return a `Future`; `FieldError` for a bad `event_type`, `BackendError` at once where no
+    event loop runs"""
     sent: Any = self.broadcast(event_type, data, timeout, key=key)
     return sent.future() if isinstance(sent, Broadcast) else self._outbox.run(sent)  # A subclass may have an async one
 

@@ -1,6 +1,8 @@
 """Call the handlers of an event, found by pattern, in order of priority, behind filters, transformers and middleware
 
-An event has a type such as `job:42:done`. A handler is registered for a type, or for a pattern that matches it (see `engine.patterns`). `SSEEventDispatcher` calls the handlers of an event and returns their results. Filters, transformers and middleware run before them.
+An event has a type such as `job:42:done`. A handler is registered for a type, or for a pattern that matches it (see
+`engine.patterns`). `SSEEventDispatcher` calls the handlers of an event and returns their results. Filters,
+transformers and middleware run before them.
 
 Docs: https://example.github.io/cjm-fasthtml-sse/dispatcher.html.md"""
 
@@ -53,7 +55,8 @@ _FIELDS = 'namespace','priority','timestamp'
 def _as_event(x):
     "Return `x` as an `SSEEvent`"
     if isinstance(x, SSEEvent): return x
-    if not isinstance(x, Mapping): raise TypeError(f'An event is an `SSEEvent` or a dict with `type` and `data`, got {x!r}')
+    if not isinstance(x, Mapping): raise TypeError(
+        f'An event is an `SSEEvent` or a dict with `type` and `data`, got {x!r}')
     return SSEEvent(x.get('type'), x.get('data', {}), **{k:x[k] for k in _FIELDS if k in x})
 
 # %% ../nbs/dispatcher.ipynb #777c7d04
@@ -69,14 +72,14 @@ class SSEEventDispatcher:
         handler: Callable,   # Takes the event
         priority: float = 0  # Higher runs earlier
     ) -> Callable:           # `handler`
-        "Call `handler` with each event that `event_pattern` matches; `PatternError` for a pattern that can match nothing"
+        "Call `handler` with each event that `event_pattern` matches; `PatternError` for a bad pattern"
         return self.handlers.add(event_pattern, handler, priority)
 
     def on(self,
         event_pattern: str,  # As for `add_handler`
         priority: float = 0  # As for `add_handler`
     ) -> Callable:           # Decorator, which returns the function unchanged
-        "Return `add_handler` as a decorator; `PatternError` for a pattern that can match nothing"
+        "Return `add_handler` as a decorator; `PatternError` for a bad pattern"
         return self.handlers.on(event_pattern, priority)
 
     def clear_handlers(self,
@@ -106,7 +109,8 @@ class SSEEventDispatcher:
     def register_namespace(self,
         namespace: str  # As in `SSEEvent`
     ):
-        "Add `namespace` to `namespaces`; events of other namespaces pass all the same. `FieldError` for what can't be part of an event type"
+        """Add `namespace` to `namespaces`; events of other namespaces pass all the same. `FieldError` for what can't be
+        part of an event type"""
         self.namespaces.add(check_event_type(namespace))
 
 # %% ../nbs/dispatcher.ipynb #87dcb57d
@@ -147,7 +151,8 @@ async def _chain(event, middleware, last):
 async def dispatch(self:SSEEventDispatcher,
     event: SSEEvent|Mapping  # A dict has `type`, and any of `data`, `namespace`, `priority`, `timestamp`
 ) -> list:  # The results of the handlers, in the order they ran, without `None`
-    "Send `event` through filters, transformers and middleware to its handlers; raises the first error of a handler after the others ran"
+    """Send `event` through filters, transformers and middleware to its handlers; raise the first error of a handler
+    after the others ran"""
     event = _as_event(event)
     for f in self._around.matching('filter'):
         if not await _result(f(event)): return []
@@ -166,7 +171,7 @@ def get_registered_events(self:SSEEventDispatcher) -> list[str]:
 def handles(self:SSEEventDispatcher,
     event_type: str  # What happened
 ) -> bool:
-    "Return whether a callback may handle an event of this type; a stream logs a hint for a type that no renderer handles"
+    "Return whether a callback may handle such an event; a stream logs a hint for a type that no renderer handles"
     return bool({'transformer', 'middleware'} & {*self._around.keys()}) or bool(self.handlers.matching(event_type))
 
 @patch

@@ -1,8 +1,11 @@
 """Turn an event into elements, which the browser swaps into the page out of band
 
-The server broadcasts what happened; the pages show elements. `SSEElementUpdater` makes the one from the other: it finds the handlers of an event and collects the elements that they make from its data. Give it to a stream, `manager.stream(request, render=updater)`, and every page receives those elements.
+The server broadcasts what happened; the pages show elements. `SSEElementUpdater` makes the one from the other: it
+finds the handlers of an event and collects the elements that they make from its data. Give it to a stream,
+`manager.stream(request, render=updater)`, and every page receives those elements.
 
-Each element says itself where it goes. An attribute such as `hx-swap-oob` tells htmx, and the functions in `helpers` write it. The updater does not look into elements.
+Each element says itself where it goes. An attribute such as `hx-swap-oob` tells htmx, and the functions in
+`helpers` write it. The updater does not look into elements.
 
 Docs: https://example.github.io/cjm-fasthtml-sse/updater.html.md"""
 
@@ -26,7 +29,8 @@ def _is_async(f):
     while isinstance(f, partial): f = f.func
     return any(test(o) for test in (iscoroutinefunction, isasyncgenfunction) for o in (f, type(f).__call__))
 
-_ADVICE = 'elements are made at once, without awaiting; await before you broadcast and put the values into the data, or render with an `SSEEventDispatcher`'
+_ADVICE = ('elements are made at once, without awaiting; await before you broadcast and put the values into the data, '
+    'or render with an `SSEEventDispatcher`')
 
 def _sync(f):
     "Return `f`; `TypeError` unless it is a callable that isn't async"
@@ -46,7 +50,8 @@ class SSEElementUpdater:
         handler: Callable,   # Takes the event's data; returns an element, several of them, or `None`
         priority: float = 0  # The elements of a higher one come first
     ) -> Callable:           # `handler`
-        "Let `handler(data)` make elements for each event that `event_type` matches; `PatternError` for a bad pattern, `TypeError` for an async handler"
+        """Let `handler(data)` make elements for each event that `event_type` matches; `PatternError` for a bad pattern,
+        `TypeError` for an async handler"""
         return self._handlers.add(event_type, _sync(handler), priority)
 
     def register(self,
@@ -89,8 +94,9 @@ class SSEElementUpdater:
     def handles(self,
         event_type: str  # What happened
     ) -> bool:
-        "Return whether an event of this type can make elements; a stream logs a hint for a type that no renderer handles"
-        return self._default is not None or 'post' in self._processors.keys() or bool(self._handlers.matching(event_type))
+        "Return whether such an event can make elements; a stream logs a hint for a type that no renderer handles"
+        if self._default is not None or 'post' in self._processors.keys(): return True
+        return bool(self._handlers.matching(event_type))
 
 # %% ../nbs/updater.ipynb #f2aa8ace
 def _flat(x):

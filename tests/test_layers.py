@@ -20,7 +20,7 @@ engine.hub engine.request engine.response
 backends.base backends.memory backends.packing
 backends.redis_connection backends.redis_entries backends.redis_reports
 backends.redis_writer backends.redis_reader backends.redis
-manager.hooks manager.broadcast manager.cluster manager.delivery manager.outbox manager.presence
+manager.admission manager.hooks manager.broadcast manager.cluster manager.delivery manager.outbox manager.presence
 core
 visitor
 multiplex.protocol multiplex.request multiplex.channel multiplex.carrier multiplex.endpoint

@@ -26,8 +26,8 @@ def check_whole(
     least: int=0  # The smallest value that is allowed
 ) -> int:
     "Return `x`; `ArgumentError` unless it is a whole number, `least` or more"
-    if isinstance(x, bool) or not isinstance(x, int) or x<least: raise ArgumentError(f'`{name}` must be a whole number, {least} or more, got {x!r}')
-    return x
+    if isinstance(x, int) and not isinstance(x, bool) and x>=least: return x
+    raise ArgumentError(f'`{name}` must be a whole number, {least} or more, got {x!r}')
 
 def check_number(
     name: str,     # Of the argument, for the error message
@@ -39,7 +39,8 @@ def check_number(
 ) -> Any:
     "Return `x`; `ArgumentError` unless it is a finite number, `least` or more"
     if isinstance(x, Real) and not isinstance(x, bool) and isfinite(x) and (x>least if positive else x>=least): return x
-    raise ArgumentError(f'`{name}` must be a number of {unit}{f" above {least:g}" if positive else f", {least:g} or more"}, got {x!r}')
+    limit = f' above {least:g}' if positive else f', {least:g} or more'
+    raise ArgumentError(f'`{name}` must be a number of {unit}{limit}, got {x!r}')
 
 def check_seconds(
     name: str,     # Of the argument, for the error message

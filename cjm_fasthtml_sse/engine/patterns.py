@@ -1,6 +1,8 @@
 """The grammar of event types, and the index of callbacks by pattern
 
-An event has a type such as `job:42:done`. A listener names the types that it wants, by a pattern that matches them. This module has the grammar of patterns, and `PatternIndex`, the one registry of callbacks: hooks, the dispatcher, the updater and the streams use it.
+An event has a type such as `job:42:done`. A listener names the types that it wants, by a pattern that matches them.
+This module has the grammar of patterns, and `PatternIndex`, the one registry of callbacks: hooks, the dispatcher,
+the updater and the streams use it.
 
 Docs: https://example.github.io/cjm-fasthtml-sse/engine/patterns.html.md"""
 
@@ -38,7 +40,8 @@ def _regex(pattern):
     res = ''
     for span,piece,following in zip(parts[::2], parts[1::2], parts[2::2]):
         edge = r'\Z' if following is None else '(?![^:])' if following[0]==':' else ''  # What comes behind the piece
-        if span and following is None and '*' not in piece: res += ('(?:.*:)?' if span[-1]==':' else '.*')+re.escape(piece)+edge
+        if span and following is None and '*' not in piece:
+            res += ('(?:.*:)?' if span[-1]==':' else '.*')+re.escape(piece)+edge
         else: res += _piece('*'*(span[-1:]=='*')+piece, edge, '(?:[^:]*+:)*?' if span else '')
     return re.compile(res, re.DOTALL)
 
@@ -73,7 +76,8 @@ def matches(
 def segment(
     value: Any  # What a user, a request or a database gave; anything that `str` takes, `None` excepted
 ) -> str:       # One literal segment, of a pattern as well as of an event type
-    "Percent-encode `%`, `:`, `*`, control characters and lone surrogates in `value`; `FieldError` for `None` and for an empty text"
+    """Percent-encode `%`, `:`, `*`, control characters and lone surrogates in `value`; `FieldError` for `None` and for
+    an empty text"""
     text = '' if value is None else str(value)
     if not text: raise FieldError(f'A segment needs a value that names something, got {value!r}')
     return _SPECIAL.sub(lambda m: ''.join(f'%{b:02X}' for b in m[0].encode('utf-8', 'surrogatepass')), text)
@@ -91,13 +95,15 @@ class Private:
     ):
         given = [patterns] if isinstance(patterns, str) else patterns or ()
         try: self._tests = tuple(map(self._parse, given))
-        except TypeError: raise TypeError(f'`private` takes a pattern such as `user:{{who}}:**` or several, got {patterns!r}') from None
+        except TypeError: raise TypeError(
+            f'`private` takes a pattern such as `user:{{who}}:**` or several, got {patterns!r}') from None
 
     @staticmethod
     def _parse(pattern):
         "Return the test that the pattern stands for, and the number of segments that must be named"
         if (found := _PRIVATE.fullmatch(check_pattern(pattern))) is None: raise PatternError(
-            f'A private pattern has a segment in braces and no `*` before it, such as `user:{{who}}:**`; got {pattern!r}')
+            'A private pattern has a segment in braces and no `*` before it, such as `user:{who}:**`; '
+            f'got {pattern!r}')
         return matcher(re.sub(r'\{\w+\}', '*', pattern)),found[1].count(':')+1
 
     def depth(self,
@@ -111,7 +117,8 @@ def covers(
     event_type: str,          # Of a message
     depth: int = 0            # From `Private.depth`
 ) -> bool:
-    "Return whether one of `patterns` matches `event_type`, without a `*` in its first `depth` segments; `PatternError` for a bad one"
+    """Return whether one of `patterns` matches `event_type`, without a `*` in its first `depth` segments;
+    `PatternError` for a bad one"""
     return any(matcher(p)(event_type) and (not depth or '*' not in ''.join(p.split(':')[:depth])) for p in patterns)
 
 # %% ../../nbs/engine/patterns.ipynb #616eee82
@@ -125,7 +132,7 @@ class PatternIndex:
         self._callables = callables
         self._keys: dict[str, list[tuple]] = {}         # Pattern -> its entries: (-priority, number, callback)
         self._stems: dict[tuple, dict[str, list]] = {}  # The same by the literal segments that a pattern begins with
-        self._found: dict[str, tuple] = {}              # Event type -> callbacks; a new dict whenever one is added or removed
+        self._found: dict[str, tuple] = {}              # Event type -> callbacks; a new dict at each change
         self._count = count()
 
     def add(self,

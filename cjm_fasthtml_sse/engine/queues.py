@@ -1,8 +1,12 @@
 """Queues that an app reads itself: how they get messages, wait when full, and end
 
-`register_connection` and `subscribe` give an app a queue of messages. Queues with the same patterns are one `QueueGroup`, which stands in the hub's index beside the groups of streams: so a message to one of 10,000 subscribers costs what a message to one of ten costs.
+`register_connection` and `subscribe` give an app a queue of messages. Queues with the same patterns are one
+`QueueGroup`, which stands in the hub's index beside the groups of streams: so a message to one of 10,000
+subscribers costs what a message to one of ten costs.
 
-A queue with room gets a message at once. Where it is full, the message waits before it, behind those that came earlier. The broadcast waits `timeout` seconds at most for all full queues together. Then those that are still full are ended: a connection that stays open and silent would be worse than one that ends, because a browser comes back.
+A queue with room gets a message at once. Where it is full, the message waits before it, behind those that came
+earlier. The broadcast waits `timeout` seconds at most for all full queues together. Then those that are still full
+are ended: a connection that stays open and silent would be worse than one that ends, because a browser comes back.
 
 Docs: https://example.github.io/cjm-fasthtml-sse/engine/queues.html.md"""
 
@@ -65,13 +69,14 @@ class ConnectionQueue(asyncio.Queue):
         super().put_nowait(item)
 
     def _on_reader(self, f, *args):
-        if self._reader is None or asyncio._get_running_loop() is self._reader or not self._reader.is_running(): f(*args)
-        else: self._reader.call_soon_threadsafe(f, *args)
+        reader = self._reader
+        if reader is None or asyncio._get_running_loop() is reader or not reader.is_running(): f(*args)
+        else: reader.call_soon_threadsafe(f, *args)
 
     def _wakeup_next(self, waiters): self._on_reader(super()._wakeup_next, waiters)
 
     def _mark_end(self):
-        # A reader that waits wakes up as for any item. A full queue has no waiting reader, so there it is enough to append
+        # A reader that waits wakes up as for any item. A full queue has no waiting reader: it is enough to append
         if self.full(): self._put(self._END)
         else:
             super().put_nowait(self._END)
@@ -122,7 +127,7 @@ class BlockedQueue:
 class QueueGroup:
     "Queues that get the same messages"
     __slots__ = 'owner','events','private','members'
-    unserved_count,is_backlogged,renders = 0,False,None  # What the hub asks of a group of streams: nothing here waits to be sent or rendered
+    unserved_count,is_backlogged,renders = 0,False,None  # As the hub asks a group of streams: nothing waits here
     def __init__(self,
         owner,  # The `Queues` that it belongs to
         events, # Patterns
@@ -159,7 +164,7 @@ class Queues:
         self.groups: dict = {}    # Queue -> its group
         self.blocked: dict = {}   # Queue -> `BlockedQueue`
         self._by_key: dict = {}   # (patterns, private) -> group
-        self._places: dict = {}   # Places before full queues that the message gets which is being delivered: future -> queue
+        self._places: dict = {}   # Places of the message that is being delivered: future -> full queue
         self.on_lost: Any = None  # Called with a queue that was ended here, because it stayed full or failed
         hub.cleared_with_loop += [self.groups, self.blocked, self._by_key]
 
@@ -200,7 +205,7 @@ class Queues:
         else: self._evict(queue, f'{MAX_WAITING} messages wait before a full queue')
 
     def take_places(self):
-        "Return the places before full queues that the message has got which was delivered, future -> queue; `None` without any"
+        "Return the places of the message that was delivered, future -> full queue; `None` without any"
         if not self._places: return None
         places,self._places = self._places,{}
         return places

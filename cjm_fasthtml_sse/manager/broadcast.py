@@ -1,8 +1,12 @@
 """What `broadcast` returns: a broadcast that was sent, and that may be awaited
 
-The call of `broadcast` sends, from wherever it is made: async code, a plain `def` route, a thread, a script. It returns a `Broadcast`, which may be ignored. To learn how many connections of this process got the message, await it, in any way that runs a coroutine and as often as needed; threads call `result()`. Awaiting only waits: when it is cancelled or times out, the broadcast goes on. An error that nobody asks about is logged.
+The call of `broadcast` sends, from wherever it is made: async code, a plain `def` route, a thread, a script. It
+returns a `Broadcast`, which may be ignored. To learn how many connections of this process got the message, await
+it, in any way that runs a coroutine and as often as needed; threads call `result()`. Awaiting only waits: when it
+is cancelled or times out, the broadcast goes on. An error that nobody asks about is logged.
 
-A broadcast is pending while hooks, a backend or full queues take their time. Then a `PendingBroadcast`, a future, stands behind the `Broadcast`.
+A broadcast is pending while hooks, a backend or full queues take their time. Then a `PendingBroadcast`, a future,
+stands behind the `Broadcast`.
 
 Docs: https://example.github.io/cjm-fasthtml-sse/manager/broadcast.html.md"""
 
@@ -153,9 +157,10 @@ class Broadcast(Coroutine):
 
     def __await__(self):
         if not self._is_done(): yield from self._pending.waiter()
-        elif self._type and running_loop() is self._hub.loop and self._hub.has_lagging_reader(groups := self._hub.route(self._type)):
+        elif self._type and running_loop() is (hub := self._hub).loop \
+            and hub.has_lagging_reader(groups := hub.route(self._type)):
             # A loop of broadcasts must not outrun readers that read as fast as they can
-            yield from self._hub.wait_for_capacity(groups).__await__()
+            yield from hub.wait_for_capacity(groups).__await__()
         return self._outcome(0)
 
     def _outcome(self, timeout): return self._count if self._pending is None else self._pending.result(timeout)

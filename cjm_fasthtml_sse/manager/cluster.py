@@ -1,6 +1,8 @@
 """What the processes that share a backend report of themselves
 
-Each process reports its counters and its users every few seconds, through the backend. `add_up` makes one table of all reports. A report carries the version of its form. Old and new processes may run side by side: a report of the version before is read, and one that can't be read is left out.
+Each process reports its counters and its users every few seconds, through the backend. `add_up` makes one table of
+all reports. A report carries the version of its form. Old and new processes may run side by side: a report of the
+version before is read, and one that can't be read is left out.
 
 Docs: https://example.github.io/cjm-fasthtml-sse/manager/cluster.html.md"""
 
@@ -55,11 +57,13 @@ class ClusterReader:
         for o in reports:
             try: worker,theirs,here,their_direct = _read_report(o)
             except (TypeError, ValueError, LookupError, AttributeError, RecursionError) as e:
-                if not self._warned: _log.warning('A report of a process can\'t be read (%s), it is ignored, as are others like it: %.200r', e, o)
+                if not self._warned: _log.warning(
+                    "A report of a process can't be read (%s), it is ignored, as are others like it: %.200r", e, o)
                 self._warned = True
                 continue
             for u,n in here.items(): users[u] = users.get(u, 0)+n
             for k,n in theirs.items(): stats[k] = max(stats.get(k, 0), n) if k=='backlog' else stats.get(k, 0)+n
             direct += their_direct
             each.append(dict(worker=worker, stats={**theirs, 'direct': their_direct}))
-        return dict(workers=len(each), connections=stats.get('connections', 0), users=users, stats={**stats, 'direct': direct}, each=each)
+        return dict(workers=len(each), connections=stats.get('connections', 0), users=users,
+            stats={**stats, 'direct': direct}, each=each)

@@ -1,6 +1,8 @@
 """What a backend delivers reaches the connections of this process; and the start and stop of the backend
 
-A message that was published, here or in another process, comes back from the backend. `Delivery` gives it to the connections of this process, to the history and to the `on_delivery` hooks. Nothing waits in between, so the order of ids is the order of delivery.
+A message that was published, here or in another process, comes back from the backend. `Delivery` gives it to the
+connections of this process, to the history and to the `on_delivery` hooks. Nothing waits in between, so the order
+of ids is the order of delivery.
 
 `BackendLifecycle` starts the backend on the event loop of the connections when it is first needed, and stops it.
 
@@ -94,9 +96,10 @@ class BackendLifecycle:
         describe,      # Returns the report of this process
         fail_orphaned  # Called before a start: the event loop may be another one than before
     ):
-        self.backend,self.hub,self.delivery,self.describe,self.fail_orphaned = backend,hub,delivery,describe,fail_orphaned
+        self.backend,self.hub,self.delivery = backend,hub,delivery
+        self.describe,self.fail_orphaned = describe,fail_orphaned
         kind = type(backend)
-        self.delivers_here = kind.publish is MemoryBackend.publish  # Is a broadcast numbered and delivered within the call?
+        self.delivers_here = kind.publish is MemoryBackend.publish  # Is a broadcast delivered within the call?
         self._needs_start = kind.start is not MemoryBackend.start
         self.loop: Any = None  # The event loop that it was started on; `None`: it was stopped
         self.resting = False   # Was the manager closed, and has nobody connected since?
@@ -146,7 +149,8 @@ class BackendLifecycle:
             if 0<=now-self._failed[0]<_RETRY_AFTER: raise self._failed[1](self._failed[2])
             if type(self.backend) is MemoryBackend: warn_of_several_processes()
             self._take_address()
-            try: await self.backend.start(self.hub.replay.size, self.delivery.deliver, self.delivery.renew, self.describe)
+            deliver,renew = self.delivery.deliver,self.delivery.renew
+            try: await self.backend.start(self.hub.replay.size, deliver, renew, self.describe)
             except BackendError as e:
                 self._leave_address()
                 self._failed = now,BackendUnavailable if isinstance(e, BackendUnavailable) else BackendError,str(e)
@@ -157,7 +161,8 @@ class BackendLifecycle:
         if (address := getattr(self.backend, 'address', None)) is None: return
         other = _open_at.setdefault(address, self)
         if other is not self and not other.hub.loop.is_closed(): raise BackendError(
-            f'Another manager of this process is open on {self.backend!r}, so each would receive what the other broadcasts. '
+            f'Another manager of this process is open on {self.backend!r}, '
+            'so each would receive what the other broadcasts. '
             "Use that one, or give this one a name of its own: "
             "SSEBroadcastManager(backend=RedisBackend('redis://...', name='...'))")
         _open_at[address] = self

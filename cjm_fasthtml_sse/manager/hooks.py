@@ -1,8 +1,12 @@
 """The callbacks of a manager: how they are called, and what waits for them
 
-Hooks see connections open and end, and see each message before it is sent. They may be sync or async. One that fails is logged with its traceback and counted; delivery goes on.
+Hooks see connections open and end, and see each message before it is sent. They may be sync or async. One that
+fails is logged with its traceback and counted; delivery goes on.
 
-No broadcast waits for a connection whose `on_connect` hooks run: thousands may come back at once, and each have a hook that asks a database. A stream has its headers meanwhile. What it receives first waits until its own hooks have ended, at most `hook_timeout` seconds. `on_disconnect` hooks begin after the `on_connect` hooks of the same connection have ended. `close`, and a process that stops, cancel hooks that take longer than they may wait.
+No broadcast waits for a connection whose `on_connect` hooks run: thousands may come back at once, and each have a
+hook that asks a database. A stream has its headers meanwhile. What it receives first waits until its own hooks have
+ended, at most `hook_timeout` seconds. `on_disconnect` hooks begin after the `on_connect` hooks of the same
+connection have ended. `close`, and a process that stops, cancel hooks that take longer than they may wait.
 
 Docs: https://example.github.io/cjm-fasthtml-sse/manager/hooks.html.md"""
 
@@ -103,7 +107,8 @@ async def _within(awaitable, until, timeout):
         raise TimeoutError(f'It was cancelled when `hook_timeout`, {timeout:g} s, had passed') from None
 
 def _checked(message):
-    if not isinstance(message, Mapping): raise TypeError(f'A broadcast hook returns a message or `None`, got {message!r}')
+    if not isinstance(message, Mapping): raise TypeError(
+        f'A broadcast hook returns a message or `None`, got {message!r}')
     check_message_type(message['type'])
     return dict(message)
 

@@ -1,15 +1,18 @@
 """The way of a broadcast from the call to the backend, in whatever thread and whether or not an event loop runs
 
-Where nothing has to be waited for, a broadcast is with its connections when the call returns. Everything else goes the longer way, with the same steps in the same order: hooks, then the backend. Where it goes depends on who calls.
+Where nothing has to be waited for, a broadcast is with its connections when the call returns. Everything else goes
+the longer way, with the same steps in the same order: hooks, then the backend. Where it goes depends on who calls.
 
-| called | it is carried |
-|---|---|
-| on the manager's event loop | there, by a task that nobody who waits can cancel |
-| in another thread, with an event loop of its own or not | handed to the manager's loop. Without a loop of its own a thread waits here while a thousand are pending, so a thread that is quicker than the loop does not fill the memory |
-| on an event loop, before the manager has one | the manager uses that loop from now on |
-| where no event loop runs, as in a script | within the call: to the history, or by the backend's `send` to the other processes |
+- On the manager's event loop: it is carried there, by a task that nobody who waits can cancel.
+- In another thread, with an event loop of its own or not: it is handed to the manager's loop. A thread without a
+  loop waits while a thousand are pending, so a thread that is quicker than the loop does not fill the memory.
+- On an event loop, before the manager has one: the manager uses that loop from now on.
+- Where no event loop runs, as in a script: it is carried within the call, to the history, or by the backend's
+  `send` to the other processes.
 
-A broadcast that a hook makes waits for nothing that waits for the hook. While a message is being given to the connections, as by a renderer that broadcasts, it waits in the outbox until that is over, so all connections get both in one order.
+A broadcast that a hook makes waits for nothing that waits for the hook. While a message is being given to the
+connections, as by a renderer that broadcasts, it waits in the outbox until that is over, so all connections get
+both in one order.
 
 Docs: https://example.github.io/cjm-fasthtml-sse/manager/outbox.html.md"""
 
@@ -32,7 +35,7 @@ from .hooks import run_steps
 
 # %% ../../nbs/manager/outbox.ipynb #7e503be8
 MAX_PENDING = 1000  # Broadcasts of threads that may be pending, in all; the next call waits for one of them
-_in_hook: ContextVar[bool] = ContextVar('sse_in_hook', default=False)  # A broadcast in a hook must not wait for the hook
+_in_hook: ContextVar[bool] = ContextVar('sse_in_hook', default=False)  # A broadcast in a hook can't wait for it
 
 def lasting_loop(hub):
     "Return the event loop of the connections if it runs, else `None`"
@@ -128,12 +131,15 @@ class Outbox:
             self._finish(p, self.delivery.wait_for_room(places, timeout, got))
         else:
             p = self.pending.add(PendingBroadcast(fields, key, timeout))
-            self._hand_over(p, self._call_hooks if not here else self._post if rest is None else partial(self._await_hooks, rest))
+            if not here: step = self._call_hooks
+            else: step = self._post if rest is None else partial(self._await_hooks, rest)
+            self._hand_over(p, step)
         return Broadcast(self.hub, pending=p)
 
     def run(self, coro):
         "Run what a subclass has made of `broadcast`; return a future"
-        if (loop := lasting_loop(self.hub) or running_loop()) is not None: return asyncio.run_coroutine_threadsafe(coro, loop)
+        loop = lasting_loop(self.hub) or running_loop()
+        if loop is not None: return asyncio.run_coroutine_threadsafe(coro, loop)
         p = PendingBroadcast(dict(type=None), None, None)
         p.settle(self._temporary.run(coro))
         return p
@@ -141,8 +147,8 @@ class Outbox:
     def _can_deliver(self, event_type):
         "Return whether a message can be given to the connections at once, and no other comes first"
         hub = self.hub
-        return self._delivers_here and self.lifecycle.is_ready() and not self._waiting and not self.delivery.is_delivering \
-            and not hub.must_wait(hub.route(event_type))
+        return self._delivers_here and not self._waiting and not self.delivery.is_delivering \
+            and self.lifecycle.is_ready() and not hub.must_wait(hub.route(event_type))
 
     def _hand_over(self, p, step):
         "Call `step(p)` on the manager's event loop; right here, where there is none"
@@ -220,7 +226,7 @@ class Outbox:
             for _ in range(len(self._waiting)):
                 groups = self.hub.route(self._waiting[0].fields['type'])
                 if self._delivers_here and self.hub.must_wait(groups): await self.hub.wait_for_capacity(groups)
-                if self.hub.loop is not asyncio.get_running_loop(): return  # Another task sends the rest, on another loop
+                if self.hub.loop is not asyncio.get_running_loop(): return  # Another task sends the rest
                 tasks.append(self._carry(self._waiting.popleft()))
             if self.lifecycle.resting:
                 if tasks := [t for t in tasks if t is not None]: await asyncio.wait(tasks)

@@ -1,8 +1,12 @@
 """Who is connected, in all processes, for the hooks of `on_presence`
 
-`on_connect` and `on_disconnect` are called for each connection. A thousand tabs that come back after a deploy are a thousand calls, and a broadcast in each of them a million messages. A page shows how many are there, or who: one value, as it is now. So `on_presence` hooks are called with the users of all processes, once for all changes within a quarter of a second.
+`on_connect` and `on_disconnect` are called for each connection. A thousand tabs that come back after a deploy are a
+thousand calls, and a broadcast in each of them a million messages. A page shows how many are there, or who: one
+value, as it is now. So `on_presence` hooks are called with the users of all processes, once for all changes within
+a quarter of a second.
 
-They are called in every process. Where several serve the app, a process whose users have changed renews its report and tells the others by a command. A process that was killed is missed after some 10 seconds.
+They are called in every process. Where several serve the app, a process whose users have changed renews its report
+and tells the others by a command. A process that was killed is missed after some 10 seconds.
 
 Docs: https://example.github.io/cjm-fasthtml-sse/manager/presence.html.md"""
 
@@ -69,7 +73,7 @@ class PresenceWatcher:
             await self.hooks.call('presence', dict(users))
 
     async def _all_users(self):
-        "Return user -> connections; as they were known while the backend can't be reached, as no broadcast would arrive either"
+        "Return user -> connections; as they were known while the backend can't be reached"
         if not self._shares: return self.hub.users.present()
         try:
             if self._own_changed: await self._tell_others()

@@ -86,7 +86,7 @@ FAULTS: list[Fault] = [
         ('app.router.routes.insert(0, Route(board.path+_style_name(), style',
         'app.router.routes.append(Route(board.path+_style_name(), style'),)),
     Fault('a stream whose manager the app does not know says nothing', 'core.py', 'test_silence_is_mended.py', (
-        ("or manager in scope.get('sse_managers', ()): return", "or 'sse_managers' in scope: return"),)),
+        ("if manager in scope.get('sse_managers', ()): return", "if 'sse_managers' in scope: return"),)),
     Fault('the log fills with one and the same hint', 'engine/hints.py', 'test_silence_is_mended.py', (
         ('    _given.add(place)\n', ''),)),
 ]
