@@ -8,7 +8,7 @@
 const MAX_CARRIERS = 3;
 const MAX_OPENED = 100;   // channels in one request: they fit, however long their addresses are
 const SEARCH = [1, 30];   // misses in a row, after which one more carrier replaces the oldest; the same, once it has
-const REFUSALS = 3;       // in a row: no carrier works here
+const REFUSALS = 2;       // in a row, an answer that never comes among them: no carrier works here
 const TROUBLE = 30000;    // milliseconds in which the server answers requests with errors, and with nothing else
 const CONTROL = 2 ** 31;  // added to the number of a channel in a packet about the channel
 
@@ -35,7 +35,6 @@ class Carriers {
     this.misses = 0;         // answers in a row from a process where there is no place
     this.search = SEARCH[0];
     this.works = false;      // whether a carrier has ever brought anything
-    this.silent = 0;         // requests without an answer, before that
     this.answers = 0;        // that were good
     this.refusals = 0;       // in a row
     this.trouble = 0;        // since when the server answers with errors
@@ -129,7 +128,7 @@ class Carriers {
       if (this.ended) abort.abort();   // a carrier that nobody wants any more
       else this.answered(response, { open, close, become, sent, abort });
     } catch {
-      if (!this.works && abort.signal.aborted && ++this.silent > 1) this.owner.giveUp('no answer');
+      if (!this.works && abort.signal.aborted && ++this.refusals >= REFUSALS) this.owner.giveUp('no answer');
       else this.postAll(open, { lost: 0 });
     }
     clearTimeout(timer);

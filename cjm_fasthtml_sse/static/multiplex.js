@@ -77,7 +77,7 @@ class Multiplexer {
     this.pages?.postMessage({ visitor });
     if (!was) return;
     // From here on nothing is shown that was for somebody else.
-    if (!seen) this.move();
+    if (!seen) this.follow();
     if (!seen) this.carriers?.ask(true);
     for (const source of this.sources()) if (source.direct) source.reconnect('another visitor');
   }
@@ -165,9 +165,9 @@ class Multiplexer {
     this.follow();
   }
 
-  /** Somebody new leads: what was open is open no more. */
+  /** Open all channels anew, at the leader. */
   follow() {
-    for (const [key, { controller }] of [...this.channels]) if (controller) this.handle(key, { moved: true });
+    for (const key of [...this.channels.keys()]) this.handle(key, { moved: true });
     this.update();
   }
 
@@ -211,7 +211,8 @@ class Multiplexer {
     if (bytes) return controller?.enqueue(bytes);
     if (message.cookie) return this.tickets.fetchCookie(new URL(channel.path, location.href).href);
     if (message.status === 200) {
-      if (this.failures) this.recovered();
+      for (const source of this.failures ? this.sources() : []) if (source.direct === 'step') source.connect();
+      this.failures = 0;
       const body = new ReadableStream({ start: controller => { channel.controller = controller; } });
       return channel.resolve(new Response(body, { headers: { 'Content-Type': type, 'SSE-Stream': stream } }));
     }
@@ -228,12 +229,6 @@ class Multiplexer {
     }
   }
 
-  /** Open all channels anew. */
-  move() {
-    for (const key of [...this.channels.keys()]) this.handle(key, { moved: true });
-    this.update();
-  }
-
   /** Do without carriers, for a while. @param {string} reason */
   giveUp(reason) {
     if (this.reason) return;
@@ -242,7 +237,7 @@ class Multiplexer {
     for (const tab of this.carriers?.tabs.keys() ?? []) this.send(tab, [[0, { down: reason }]]);
     console.debug(`[sse] each stream has a connection of its own: ${reason}`);
     this.election.leave();
-    this.move();
+    this.follow();
     this.retry = setTimeout(() => this.tryAgain(), Multiplexer.RETRY * Math.min(2 ** this.failures++, 10));
   }
 
@@ -252,11 +247,6 @@ class Multiplexer {
     if (!this.reason) return;
     this.reason = '';
     this.sources().find(source => source.direct === 'step')?.connect();
-  }
-
-  recovered() {
-    this.failures = 0;
-    for (const source of this.sources()) if (source.direct === 'step') source.connect();
   }
 
   check() {

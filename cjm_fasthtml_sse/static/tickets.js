@@ -14,20 +14,16 @@ class Tickets {
     this.visit = visit;
     /** @type {{visitor: string, paths: Record<string, string>}} */
     this.kept = { visitor: '', paths: {} };
-    /** @type {Map<string, {url: string, answer: Promise<Response>}>} by path */
+    /** @type {Map<string, {url: string, answer: Promise<Response>, abort: AbortController}>} by path */
     this.requests = new Map();
     /** @type {Set<Promise<unknown>>} the answers of requests that were sent */
     this.running = new Set();
-    /** @type {Set<AbortController>} of all requests */
-    this.aborts = new Set();
     /** @type {Map<string, number>} when a cookie was fetched, by path */
     this.cookies = new Map();
     this.load();
   }
 
-  get visitor() {
-    return this.kept.visitor;
-  }
+  get visitor() { return this.kept.visitor; }
 
   load() {
     try {
@@ -78,15 +74,14 @@ class Tickets {
       const answer = await other.answer.catch(() => null);
       if (answer && isStream(answer) && this.get(path)) return null;
     }
-    const answer = this.request(url);
-    this.requests.set(path, { url, answer });
+    const abort = new AbortController();
+    const answer = this.request(url, abort);
+    this.requests.set(path, { url, answer, abort });
     return answer.finally(() => this.requests.delete(path));
   }
 
-  /** @param {string} url */
-  async request(url) {
-    const abort = new AbortController();
-    this.aborts.add(abort);
+  /** @param {string} url @param {AbortController} abort */
+  async request(url, abort) {
     // Two at a time. The first of all alone: it may bring the cookie that tells who the visitor is.
     while (this.running.size >= (this.visitor ? 2 : 1)) await Promise.race(this.running);
     const timer = setTimeout(() => abort.abort(), 30000);
@@ -99,7 +94,6 @@ class Tickets {
     }).catch(() => {}).finally(() => {
       clearTimeout(timer);
       abort.abort();
-      this.aborts.delete(abort);
       this.running.delete(running);
     });
     this.running.add(running);
@@ -117,7 +111,7 @@ class Tickets {
 
   /** End all requests: this page is left. */
   abort() {
-    for (const abort of this.aborts) abort.abort();
+    for (const { abort } of this.requests.values()) abort.abort();
   }
 }
 

@@ -1,0 +1,179 @@
+// The carriers of the tab that leads: what they ask of a server that is played here, and what becomes of channels.
+import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
+import { test } from 'node:test';
+
+const code = ['watchdog', 'election', 'carrier'].map(name =>
+  readFileSync(new URL(`../../cjm_fasthtml_sse/static/${name}.js`, import.meta.url), 'utf8')).join('\n');
+
+/** Carriers with an owner that notes what it is called with; `serve` answers each request, or hangs. */
+function make(serve) {
+  const sent = [], log = [];
+  const fetch = async (url, { body, headers, signal }) => {
+    const request = { ...JSON.parse(body), version: headers['SSE-Mux'] };
+    sent.push(request);
+    return await serve(request, signal);
+  };
+  const owner = {
+    url: 'http://here/mux',
+    election: { confirmLead: async () => true, beat() {} },
+    visit() {},
+    giveUp: reason => log.push(['giveUp', reason]),
+    send: (tab, messages) => { for (const [key, message] of messages) log.push([tab, key, message]); },
+  };
+  const { Carriers, splitPackets } = new Function('fetch', 'VERSION', `${code}\nreturn { Carriers, splitPackets };`)(fetch, '2');
+  return { carriers: new Carriers(owner), splitPackets, sent, log };
+}
+
+/** A response that is a carrier: `say` sends a packet on it. */
+function carrier(id, visitor = 'ann') {
+  let controller;
+  const body = new ReadableStream({ start: o => { controller = o; } });
+  const response = new Response(body, { headers: { 'SSE-Carrier': id, 'SSE-Visitor': visitor } });
+  const say = (number, body = '{}') => controller.enqueue(packet(number, new TextEncoder().encode(body)));
+  return { response, say, end: () => controller.close() };
+}
+const status = (status, headers = {}) => new Response(null, { status, headers });
+const attached = (id, visitor = 'ann') => status(204, { 'SSE-Carrier': id, 'SSE-Visitor': visitor });
+
+function packet(number, body) {
+  const bytes = new Uint8Array(8 + body.length), view = new DataView(bytes.buffer);
+  view.setUint32(0, number);
+  view.setUint32(4, body.length);
+  bytes.set(body, 8);
+  return bytes;
+}
+
+const wish = key => ({ key, path: `/${key}`, ticket: 'ticket', ids: ['', ''] });
+const soon = async () => { for (let i = 0; i < 5; i++) await new Promise(setImmediate); };
+const CONTROL = 2 ** 31;
+
+test('bytes that come in pieces of any size are the same packets', () => {
+  const { splitPackets } = make();
+  const packets = [packet(1, Uint8Array.of(1, 2, 3)), packet(CONTROL, new Uint8Array(0)), packet(7, new Uint8Array(300).fill(7))];
+  const bytes = Uint8Array.from(packets.flatMap(o => [...o]));
+  for (const size of [1, 2, 7, 8, 9, 100, bytes.length]) {
+    const got = [], split = splitPackets((number, body) => got.push([number, body.length, body[0]]));
+    for (let i = 0; i < bytes.length; i += size) split(bytes.subarray(i, i + size));
+    assert.deepEqual(got, [[1, 3, 1], [CONTROL, 0, undefined], [7, 300, 7]]);
+  }
+});
+
+test('channels of all tabs go on one carrier, and what comes goes to their tabs', async () => {
+  const first = carrier('A');
+  const { carriers, sent, log } = make(({ carriers }) => carriers.length ? attached('A') : first.response);
+  carriers.want('one', [wish(1), wish(2)]);
+  await soon();
+  carriers.want('two', [wish(1)]);
+  await soon();
+  assert.deepEqual(sent.map(o => [o.carriers, o.open.map(([, path]) => path), o.become, o.version]), [[[], ['/1', '/2'], true, '2'], [['A'], ['/1'], true, '2']]);
+  first.say(sent[1].open[0][0], 'hello');
+  first.say(sent[0].open[1][0] + CONTROL, '{"end":true}');
+  await soon();
+  assert.deepEqual(log.map(([tab, key, message]) => [tab, key, message.end ?? new TextDecoder().decode(message.bytes)]), [['two', 1, 'hello'], ['one', 2, true]]);
+  carriers.want('one', [wish(1), wish(2)]);
+  await soon();
+  assert.equal(sent.length, 2, 'one that has ended is not opened again');
+  first.end();
+  await soon();
+  assert.deepEqual(log.slice(2), [['one', 1, { lost: 0 }], ['two', 1, { lost: 0 }]]);
+  assert.equal(carriers.carriers.size, 0);
+});
+
+test('what a tab wants no more is closed with the next request, and the last one ends the carrier', async () => {
+  const first = carrier('A');
+  const { carriers, sent } = make(({ carriers }) => carriers.length ? attached('A') : first.response);
+  carriers.want('one', [wish(1), wish(2)]);
+  await soon();
+  first.say(CONTROL);
+  carriers.want('one', [wish(2), wish(3)]);
+  await soon();
+  assert.deepEqual([sent[1].close, sent[1].open.map(([, path]) => path)], [[sent[0].open[0][0]], ['/3']]);
+  assert.equal(carriers.closing.size, 0);
+  carriers.want('one', []);
+  assert.equal(carriers.carriers.size, 0);
+  carriers.end();
+});
+
+test('a channel that is closed while it is being opened is closed at the server', async () => {
+  const first = carrier('A');
+  let answer;
+  const { carriers, sent } = make(({ carriers }) => carriers.length ? attached('A') : new Promise(resolve => { answer = () => resolve(first.response); }));
+  carriers.want('one', [wish(1), wish(2)]);
+  await soon();
+  carriers.want('one', [wish(2)]);
+  answer();
+  await soon();
+  first.say(CONTROL);
+  await new Promise(resolve => setTimeout(resolve, 150));
+  assert.deepEqual(sent.map(o => o.close), [[], [sent[0].open[0][0]]]);
+  carriers.end();
+});
+
+test('behind many processes one more carrier replaces the oldest, whose channels look longer for a place', async () => {
+  const made = [];
+  let known = [];
+  const { carriers, sent, log } = make(request => {
+    const id = known.shift();
+    if (request.carriers.includes(id)) return attached(id);
+    if (!request.become) return status(409);
+    made.push(carrier(`${made.length}`));
+    return made.at(-1).response;
+  });
+  for (const key of [1, 2, 3]) {
+    carriers.want(`tab ${key}`, [wish(key)]);
+    await soon();
+    made.at(-1).say(CONTROL);
+  }
+  assert.deepEqual([...carriers.carriers.keys()], ['0', '1', '2']);
+  sent.length = 0;
+  carriers.want('tab 4', [wish(4)]);
+  await soon();
+  made.at(-1).say(CONTROL);
+  assert.deepEqual(sent.map(o => o.become), [false, false, true]);
+  assert.deepEqual([...carriers.carriers.keys()], ['1', '2', '3']);
+  assert.deepEqual(log, [['tab 1', 1, { moved: true }]]);
+  sent.length = 0;
+  known = [...Array(20).fill('nobody'), '2'];
+  carriers.want('tab 1', [wish(5)]);
+  await soon();
+  for (let i = 0; i < 30 && sent.length < 21; i++) await soon();
+  assert.equal(sent.length, 21);
+  assert(sent.every(o => !o.become));
+  carriers.end();
+});
+
+test('another visitor has none of the former carriers', async () => {
+  const made = [carrier('A'), carrier('B', 'bob')];
+  const { carriers, log } = make(() => made.shift().response);
+  carriers.want('one', [wish(1)]);
+  await soon();
+  carriers.ask(true);
+  await soon();
+  assert.deepEqual(log, [['one', 1, { moved: true }]]);
+  carriers.end();
+});
+
+for (const [name, answers, reason] of [
+  ['another version of the server, at once', [426], 'version'],
+  ['a refusal that comes again', [404, 404], 'status 404'],
+]) test(`no carrier works: ${name}`, async () => {
+  const left = [...answers];
+  const { carriers, log, sent } = make(() => status(left.shift() ?? 404));
+  carriers.owner.giveUp = reason => { log.push(reason); carriers.end(); };
+  carriers.want('one', [wish(1)]);
+  await soon();
+  assert.deepEqual(log, [reason]);
+  assert.equal(sent.length, answers.length);
+});
+
+test('an error of the server is passed on with its Retry-After; who is let in nowhere needs another ticket', async () => {
+  const answers = [status(503, { 'Retry-After': '7' }), status(403)];
+  const { carriers, log } = make(() => answers.shift());
+  carriers.want('one', [wish(1)]);
+  await soon();
+  carriers.want('two', [wish(1)]);
+  await soon();
+  assert.deepEqual(log, [['one', 1, { lost: 503, retry: '7' }], ['two', 1, { ticket: true }]]);
+  carriers.end();
+});
