@@ -31,7 +31,7 @@ class Carriers {
     this.closing = new Map();
     /** @type {Map<string, [number, LeaderMessage][]>} messages for the tabs */
     this.outbox = new Map();
-    this.asking = this.anyway = this.ended = false;
+    this.requesting = this.anyway = this.ended = false;
     this.misses = 0;         // answers in a row from a process where there is no place
     this.search = SEARCH[0];
     this.works = false;      // whether a carrier has ever brought anything
@@ -58,7 +58,7 @@ class Carriers {
     this.channels.set(channel.number, channel);
     this.wanted.add(channel);
     // All that come in one go. Not by a timer: those of a hidden tab may take a second.
-    if (!this.asking && this.wanted.size === 1) queueMicrotask(() => this.ask());
+    if (!this.requesting && this.wanted.size === 1) queueMicrotask(() => this.sendRequest());
     return channel;
   }
 
@@ -66,7 +66,7 @@ class Carriers {
   close(channel) {
     if (!this.forget(channel) || !channel.carrier) return;
     this.closing.set(channel.number, channel.carrier);
-    this.askIn(100);
+    this.sendRequestIn(100);
     this.tidy();
   }
 
@@ -78,37 +78,37 @@ class Carriers {
 
   /** End carriers without channels. */
   tidy() {
-    if (this.asking || this.wanted.size) return;
+    if (this.requesting || this.wanted.size) return;
     const used = new Set([...this.channels.values()].map(({ carrier }) => carrier));
     for (const carrier of [...this.carriers.values()]) if (!used.has(carrier)) this.drop(carrier);
   }
 
   /** Send a request in a while, or earlier if one is due earlier. @param {number} ms */
-  askIn(ms) {
+  sendRequestIn(ms) {
     const due = performance.now() + ms;
     if (due >= this.due) return;
     clearTimeout(this.timer);
     this.due = due;
     this.timer = setTimeout(() => {
       this.due = Infinity;
-      this.ask();
+      this.sendRequest();
     }, ms);
   }
 
   /** Ask who the visitor is, unless an answer says so meanwhile: a page has loaded, perhaps after a log-in. */
   identify() {
     const { answers } = this;
-    setTimeout(() => { if (answers === this.answers) this.ask(true); }, 300);
+    setTimeout(() => { if (answers === this.answers) this.sendRequest(true); }, 300);
   }
 
   /** Request what is to be opened and closed. @param {boolean} [anyway]  there may be nothing */
-  async ask(anyway = false) {
+  async sendRequest(anyway = false) {
     this.anyway ||= anyway;
-    if (this.asking || this.ended) return;
+    if (this.requesting || this.ended) return;
     for (const [number, carrier] of this.closing) if (!this.carriers.has(carrier.id)) this.closing.delete(number);
     const [open, close] = [[...this.wanted].slice(0, MAX_OPENED), [...this.closing.keys()]];
     if (!this.anyway && !open.length && !close.length) return;
-    this.asking = true;
+    this.requesting = true;
     this.anyway = false;
     for (const channel of open) this.wanted.delete(channel);
     const [abort, sent] = [new AbortController(), Date.now()];
@@ -118,49 +118,49 @@ class Carriers {
     try {
       const response = await fetch(this.owner.url, {
         method: 'POST', credentials: 'same-origin', cache: 'no-store', signal: abort.signal,
-        headers: { 'Content-Type': 'application/json', 'SSE-Mux': VERSION },
+        headers: { 'Content-Type': 'application/json', 'SSE-Mux': `${VERSION}` },
         body: JSON.stringify({
           carriers: [...this.carriers.keys()],
           open: open.map(({ number, path, ticket, ids }) => [number, path, ticket, ...ids]),
-          close, become,
+          close, become, v: VERSION,
         }),
       });
       if (this.ended) abort.abort();   // a carrier that nobody wants any more
-      else this.answered(response, { open, close, become, sent, abort });
+      else this.handleAnswer(response, { open, close, become, sent, abort });
     } catch {
       if (!this.works && abort.signal.aborted && ++this.refusals >= REFUSALS) this.owner.giveUp('no answer');
       else this.postAll(open, { lost: 0 });
     }
     clearTimeout(timer);
-    this.asking = false;
+    this.requesting = false;
     this.tidy();
-    if (this.wanted.size || this.anyway) this.ask();
+    if (this.wanted.size || this.anyway) this.sendRequest();
     // This request did not say so yet; or another process has answered, or the server dropped the connection.
-    else if (this.closing.size) this.askIn([...this.closing.keys()].every(o => close.includes(o)) ? 6000 : 100);
+    else if (this.closing.size) this.sendRequestIn([...this.closing.keys()].every(o => close.includes(o)) ? 6000 : 100);
   }
 
   /** @param {Response} response @param {ChannelRequest} request */
-  answered({ status, headers, body }, { open, close, become, sent, abort }) {
+  handleAnswer({ status, headers, body }, { open, close, become, sent, abort }) {
     const [id, visitor] = ['SSE-Carrier', 'SSE-Visitor'].map(name => headers.get(name) ?? '');
     if (status === 409 && !become) {   // another process. The connection is closed, and the next one may lead elsewhere
       this.misses++;
-      return this.again(open);
+      return this.requeue(open);
     }
-    if (status !== 200 && status !== 204) return this.refused(open, status, headers.get('Retry-After'));
+    if (status !== 200 && status !== 204) return this.handleError(open, status, headers.get('Retry-After'));
     this.refusals = this.trouble = 0;
     this.answers++;
-    this.owner.visit(visitor, true);
+    this.owner.setVisitor(visitor, true);
     for (const other of [...this.carriers.values()]) if (other.visitor !== visitor) this.drop(other, { moved: true });
     if (status === 200 && body) this.read(id, visitor, abort, body.getReader());
     const carrier = this.carriers.get(id);
-    if (!carrier) return this.again(open);   // it has ended in the meantime
+    if (!carrier) return this.requeue(open);   // it has ended in the meantime
     for (const number of close) if (this.closing.get(number) === carrier) this.closing.delete(number);
     for (const channel of open) {
       if (this.channels.has(channel.number)) channel.carrier = carrier;
       else this.closing.set(channel.number, carrier);   // closed in the meantime
     }
     this.misses = 0;
-    if (open.length) this.expect(carrier, sent);
+    if (open.length) this.expectPacket(carrier, sent);
     // Those that we meet are others. The channels of the oldest carrier look longer for a place.
     this.search = SEARCH[Number(this.carriers.size > MAX_CARRIERS)];
     if (this.carriers.size > MAX_CARRIERS) this.drop([...this.carriers.values()][0], { moved: true });
@@ -168,19 +168,20 @@ class Carriers {
   }
 
   /** Handle an error. @param {MuxChannel[]} open @param {number} status @param {string | null} retry */
-  refused(open, status, retry) {
+  handleError(open, status, retry) {
     if (status >= 500 || status === 408 || status === 429) {
       this.trouble ||= Date.now();
       if (retry || Date.now() - this.trouble < TROUBLE) return this.postAll(open, { lost: status, retry });
     } else if (status !== 426 && ++this.refusals < REFUSALS) {
       // Who was let in a day ago may be logged out: a ticket request finds out.
-      return status === 401 || status === 403 ? this.postAll(open, { ticket: true }) : this.again(open);
+      return status === 401 || status === 403 ? this.postAll(open, { ticket: true }) : this.requeue(open);
     }
+    if (status === 426) console.warn('[sse] the server speaks another version: load the page anew');
     this.owner.giveUp(status === 426 ? 'version' : `status ${status}`);
   }
 
   /** @param {MuxChannel[]} open */
-  again(open) {
+  requeue(open) {
     for (const channel of open) if (this.channels.has(channel.number)) this.wanted.add(channel);
   }
 
@@ -189,9 +190,9 @@ class Carriers {
    * @param {MuxCarrier} carrier
    * @param {number} sent  when the request was
    */
-  expect(carrier, sent) {
+  expectPacket(carrier, sent) {
     setTimeout(() => {
-      if (carrier.heardAt >= sent || this.carriers.get(carrier.id) !== carrier) return;
+      if (carrier.activeAt >= sent || this.carriers.get(carrier.id) !== carrier) return;
       if (this.works) this.drop(carrier);
       else this.owner.giveUp('nothing comes');   // something on the way collects what should flow
     }, this.works ? 3000 : 2000);
@@ -205,7 +206,7 @@ class Carriers {
    */
   async read(id, visitor, abort, reader) {
     /** @type {MuxCarrier} */
-    const carrier = { id, visitor, abort, heardAt: 0, watchdog: new Watchdog(() => this.drop(carrier)) };
+    const carrier = { id, visitor, abort, activeAt: 0, watchdog: new Watchdog(() => this.drop(carrier)) };
     this.carriers.set(id, carrier);
     Object.assign(carrier.watchdog, { heartbeat: BEAT, timeout: 40000 }).start(true);
     const split = splitPackets((number, body) => this.handle(carrier, number, body));
@@ -215,8 +216,8 @@ class Carriers {
         if (done || this.carriers.get(id) !== carrier) break;
         // Another tab may lead since this one was stopped.
         if (!await this.owner.election.confirmLead()) break;
-        carrier.watchdog.heard(false);
-        carrier.heardAt = Date.now();
+        carrier.watchdog.note(false);
+        carrier.activeAt = Date.now();
         this.works = true;
         split(value);
         await this.flush();   // what the tabs do not take waits at the server
@@ -271,7 +272,7 @@ class Carriers {
 
   /** Check the carriers: somebody looks at a page, or the network is back. */
   check() {
-    if (this.carriers.size) this.ask(true);
+    if (this.carriers.size) this.sendRequest(true);
     for (const carrier of this.carriers.values()) carrier.watchdog.check(true);
   }
 

@@ -22,10 +22,10 @@ class SSEClient extends EventTarget {
     return order.find(state => states.includes(state)) ?? 'disconnected';
   }
 
-  /** The id that the stream heard last would come back with. */
+  /** The id that the stream which was active last would come back with. */
   get lastEventId() {
-    const heard = (/** @type {SSESource} */ source) => source.watchdog.heardAt;
-    return this.sources.sort((a, b) => heard(b) - heard(a))[0]?.lastEventId ?? '';
+    const [newest] = this.sources.sort((a, b) => b.watchdog.activeAt - a.watchdog.activeAt);
+    return newest?.lastEventId ?? '';
   }
 
   get sources() {
@@ -76,7 +76,7 @@ class SSEClient extends EventTarget {
 
   /** Take note of who the visitor is, as a response says. @param {string | null} visitor */
   visitor(visitor) {
-    if (visitor) this.mux?.visit(visitor);
+    if (visitor) this.mux?.setVisitor(visitor);
   }
 
   /** Count what connects in the next `ms` milliseconds as part of a page that loads. @param {number} ms */

@@ -142,7 +142,7 @@ class Election {
     const out = this.open(`:${id}`);
     this.following = { id, out, number: 0, confirmed: 0, request: null, count: 0, bytes: 0, acknowledged: 0 };
     this.lock(`:tab:${id}`, { mode: 'shared' }, () => { if (this.following?.id === id) this.restart(); });
-    this.heard();
+    this.postpone();
     this.owner.follow(id);
   }
 
@@ -246,11 +246,11 @@ class Election {
   /** Check the leader: somebody looks at this tab. */
   check() {
     if (this.leads) this.confirmLead();
-    else if (this.common && !this.silences) this.silent();
+    else if (this.common && !this.silences) this.handleSilence();
   }
 
-  /** Take note of a sign of life of the leader: it puts off the deadline, but not that of an answer. */
-  heard() {
+  /** Postpone the deadline after a sign of life of the leader, but not that of an answer. */
+  postpone() {
     if (this.silences || !this.waits || !this.timer) this.wait(this.waits ? SILENCE[0] : 2.5 * BEAT);
     this.silences = 0;
   }
@@ -258,14 +258,14 @@ class Election {
   /** Set the time until the leader has been silent for too long. @param {number} ms  0: for ever */
   wait(ms) {
     clearTimeout(this.timer);
-    this.timer = ms ? setTimeout(() => this.silent(), ms) : 0;
+    this.timer = ms ? setTimeout(() => this.handleSilence(), ms) : 0;
   }
 
-  silent() {
+  handleSilence() {
     this.wait(0);
     // A hidden tab does not steal: it waits until it is shown.
     if (document.visibilityState === 'hidden' && (this.silences || !this.waits)) this.silences = 0;
-    else if (++this.silences > 1) this.take();
+    else if (++this.silences > 1) this.takeOver();
     else {
       this.ping();
       this.wait(SILENCE[1]);
@@ -273,7 +273,7 @@ class Election {
   }
 
   /** Steal the lead from a tab that does not answer; one tab at a time, or they would steal it from each other. */
-  async take() {
+  async takeOver() {
     const { session, silences } = this;
     const still = () => session === this.session && silences === this.silences;
     // A tab that hangs here has the lock taken away by the next attempt of another.
@@ -340,7 +340,7 @@ class Election {
     const { following } = this;
     if (what === 'lead' && who !== following?.id) return following ? this.restart() : this.follow(who);
     if (who !== following?.id) return;   // a former leader's comes late, a follower's is not for this tab
-    this.heard();
+    this.postpone();
     if (what === 'data') {
       if (number !== ++following.count) return this.restart();   // some are lost
       following.bytes += bytes;

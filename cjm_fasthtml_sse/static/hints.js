@@ -125,7 +125,7 @@
   /** @type {WeakSet<EventTarget>} */
   const known = new WeakSet();
   /** What is listened to, by path. @type {Map<string, Set<string>>} */
-  const heard = new Map();
+  const listened = new Map();
   client.addEventListener('change', event => {
     const { source, url, state, reason } = /** @type {CustomEvent<SSEChange>} */ (event).detail;
     const path = new URL(url, document.baseURI).pathname;
@@ -136,8 +136,8 @@
     if (known.has(source)) return;
     known.add(source);
     // Each element with this path hears all that comes.
-    const names = heard.get(path) ?? new Set();
-    heard.set(path, names);
+    const names = listened.get(path) ?? new Set();
+    listened.set(path, names);
     const { addEventListener, dispatchEvent } = source;
     source.addEventListener = (/** @type {string} */ type, /** @type {any[]} */ ...rest) => {
       names.add(type);
@@ -158,7 +158,7 @@
 
   // htmx connects when the page is there, and may come from a CDN.
   window.addEventListener('load', () => setTimeout(() => {
-    if (heard.size || connected) return;
+    if (listened.size || connected) return;
     for (const element of document.querySelectorAll('[sse-connect], [data-sse-connect]')) {
       const url = address(element);
       if (new URL(url, document.baseURI).origin !== location.origin) continue;

@@ -3,7 +3,7 @@
 // `fetch` would bring. The client makes one where the app has a multiplexer. One tab leads and holds the carriers of
 // all, see election.js and carrier.js. Where no carrier works, each stream has a connection of its own for a while.
 
-const VERSION = '2';   // of the protocol, in the browser and with the server
+const VERSION = 1;   // of the protocol, in the browser and with the server
 
 class Multiplexer {
   static RETRY = 60000;   // milliseconds before carriers are tried again: this, twice this, ... ten times this
@@ -19,7 +19,7 @@ class Multiplexer {
     this.reason = '';        // why no carrier works
     this.failures = 0;       // in a row
     this.retry = 0;
-    this.tickets = new Tickets(this.url, visitor => this.visit(visitor));
+    this.tickets = new Tickets(this.url, visitor => this.setVisitor(visitor));
     this.visitor = this.tickets.visitor;
     this.count = 0;          // of channels, from all that there were
     /** @type {Map<number, OpenChannel>} the channels of this tab, by key */
@@ -50,7 +50,7 @@ class Multiplexer {
       return;   // forbidden, as cookies are: no other page is of this visitor
     }
     this.pages.onmessage = ({ data }) => {
-      if (data.visitor) this.visit(data.visitor);
+      if (data.visitor) this.setVisitor(data.visitor);
       else this.carriers?.identify();
     };
     this.pages.postMessage({});
@@ -67,18 +67,18 @@ class Multiplexer {
   /**
    * Take note of who the visitor is, as the server says.
    * @param {string} visitor
-   * @param {boolean} [seen]  by the carriers, which move by themselves
+   * @param {boolean} [moved]  the carriers said so, and move all channels
    */
-  visit(visitor, seen = false) {
+  setVisitor(visitor, moved = false) {
     const was = this.visitor;
     if (!visitor || visitor === was) return;
     this.visitor = visitor;
-    this.tickets.of(visitor);
+    this.tickets.setVisitor(visitor);
     this.pages?.postMessage({ visitor });
     if (!was) return;
     // From here on nothing is shown that was for somebody else.
-    if (!seen) this.follow();
-    if (!seen) this.carriers?.ask(true);
+    if (!moved) this.follow();
+    if (!moved) this.carriers?.sendRequest(true);
     for (const source of this.sources()) if (source.direct) source.reconnect('another visitor');
   }
 

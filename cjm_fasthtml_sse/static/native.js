@@ -25,9 +25,9 @@ function watchNative(monitor) {
     if (source !== known) {
       known = monitor.source = source;
       const names = (element.getAttribute('sse-swap') ?? '').split(',').map(name => name.trim());
-      const heard = () => watchdog.heard(false);
-      for (const name of new Set(['message', ...names])) if (name) source.addEventListener(name, heard);
-      source.addEventListener('sse:heartbeat', () => watchdog.heard(true));
+      const note = () => watchdog.note(false);
+      for (const name of new Set(['message', ...names])) if (name) source.addEventListener(name, note);
+      source.addEventListener('sse:heartbeat', () => watchdog.note(true));
     }
     watchdog.start(true);
     monitor.show('active', {});

@@ -122,7 +122,7 @@ class SSESource extends EventTarget {
         if (generation !== this.generation) return;
         if (done) return this.lost('end of stream');
         parser.feed(decoder.decode(value, { stream: true }));
-        this.watchdog.heard(false);
+        this.watchdog.note(false);
       }
     } catch (error) {
       if (generation === this.generation) this.failed(error);
@@ -189,7 +189,7 @@ class SSESource extends EventTarget {
   }
 
   beat() {
-    this.watchdog.heard(true);
+    this.watchdog.note(true);
   }
 
   /**

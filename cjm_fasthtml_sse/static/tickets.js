@@ -7,11 +7,11 @@ const MAX_TICKETS = 500;
 class Tickets {
   /**
    * @param {string} name
-   * @param {(visitor: string) => void} visit  is called with who the server says the visitor is
+   * @param {(visitor: string) => void} onVisitor  is called with who the server says the visitor is
    */
-  constructor(name, visit) {
+  constructor(name, onVisitor) {
     this.name = `sse:tickets:${name}`;
-    this.visit = visit;
+    this.onVisitor = onVisitor;
     /** @type {{visitor: string, paths: Record<string, string>}} */
     this.kept = { visitor: '', paths: {} };
     /** @type {Map<string, {url: string, answer: Promise<Response>, abort: AbortController}>} by path */
@@ -42,7 +42,7 @@ class Tickets {
   }
 
   /** Keep tickets for this visitor from now on. @param {string} visitor */
-  of(visitor) {
+  setVisitor(visitor) {
     const former = this.load();
     if (former.visitor !== visitor) this.save(visitor, former.visitor ? {} : former.paths);
   }
@@ -88,7 +88,7 @@ class Tickets {
     const headers = { Accept: 'text/event-stream', 'SSE-Ticket': '1' };
     const answer = fetch(url, { headers, credentials: 'include', cache: 'no-store', signal: abort.signal });
     const running = answer.then(response => {
-      this.visit(response.headers.get('SSE-Visitor') ?? '');
+      this.onVisitor(response.headers.get('SSE-Visitor') ?? '');
       const ticket = response.headers.get('SSE-Ticket');
       if (ticket && isStream(response)) this.set(new URL(response.url).pathname, ticket);
     }).catch(() => {}).finally(() => {

@@ -86,7 +86,7 @@ interface OpenChannel extends ChannelWish {
 /** A channel in the tab that leads; `carrier` is there once it is open. */
 interface MuxChannel extends ChannelWish { number: number; tab: string; carrier: MuxCarrier | null }
 
-interface MuxCarrier { id: string; visitor: string; abort: AbortController; watchdog: Watchdog; heardAt: number }
+interface MuxCarrier { id: string; visitor: string; abort: AbortController; watchdog: Watchdog; activeAt: number }
 
 /** What was asked of the server: channels to be opened and closed; may the answer `become` a carrier? */
 interface ChannelRequest { open: MuxChannel[]; close: number[]; become: boolean; sent: number; abort: AbortController }

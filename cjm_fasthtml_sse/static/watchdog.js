@@ -20,7 +20,7 @@ class Watchdog {
     this.started = 0;
     this.open = false;
     this.beat = 0;           // when the last heartbeat came on this connection
-    this.heardAt = 0;
+    this.activeAt = 0;
     this.late = 0;
     /** @type {number | undefined} */
     this.timer = undefined;
@@ -42,7 +42,7 @@ class Watchdog {
    */
   start(open) {
     this.open = open;
-    this.started = this.heardAt = Date.now();
+    this.started = this.activeAt = Date.now();
     this.beat = 0;
     this.tick();
   }
@@ -56,8 +56,8 @@ class Watchdog {
    * Take note of something that arrived.
    * @param {boolean} heartbeat
    */
-  heard(heartbeat) {
-    const now = this.heardAt = Date.now();
+  note(heartbeat) {
+    const now = this.activeAt = Date.now();
     if (now - this.started > 2 * this.limit) this.leniency = 1;
     if (!heartbeat) return;
     const was = this.armed;
@@ -88,7 +88,7 @@ class Watchdog {
   check(eager = false) {
     const interval = this.heartbeat || Math.min(this.interval, this.limit / 2);
     const limit = eager ? Math.max(this.limit / 2, 1.5 * interval) : this.limit;
-    if (!this.armed || !this.started || Date.now() - this.heardAt <= limit) return;
+    if (!this.armed || !this.started || Date.now() - this.activeAt <= limit) return;
     if (this.open) this.leniency = Math.min(2 * this.leniency, 8);
     this.alarm();
   }

@@ -9,19 +9,19 @@ const code = ['watchdog', 'election', 'carrier'].map(name =>
 /** Carriers with an owner that notes what it is called with; `serve` answers each request, or hangs. */
 function make(serve) {
   const sent = [], log = [];
-  const fetch = async (url, { body, headers, signal }) => {
-    const request = { ...JSON.parse(body), version: headers['SSE-Mux'] };
+  const fetch = async (url, { body, signal }) => {
+    const request = JSON.parse(body);
     sent.push(request);
     return await serve(request, signal);
   };
   const owner = {
     url: 'http://here/mux',
     election: { confirmLead: async () => true, beat() {} },
-    visit() {},
+    setVisitor() {},
     giveUp: reason => log.push(['giveUp', reason]),
     send: (tab, messages) => { for (const [key, message] of messages) log.push([tab, key, message]); },
   };
-  const { Carriers, splitPackets } = new Function('fetch', 'VERSION', `${code}\nreturn { Carriers, splitPackets };`)(fetch, '2');
+  const { Carriers, splitPackets } = new Function('fetch', 'VERSION', `${code}\nreturn { Carriers, splitPackets };`)(fetch, 1);
   return { carriers: new Carriers(owner), splitPackets, sent, log };
 }
 
@@ -66,7 +66,7 @@ test('channels of all tabs go on one carrier, and what comes goes to their tabs'
   await soon();
   carriers.want('two', [wish(1)]);
   await soon();
-  assert.deepEqual(sent.map(o => [o.carriers, o.open.map(([, path]) => path), o.become, o.version]), [[[], ['/1', '/2'], true, '2'], [['A'], ['/1'], true, '2']]);
+  assert.deepEqual(sent.map(o => [o.carriers, o.open.map(([, path]) => path), o.become, o.v]), [[[], ['/1', '/2'], true, 1], [['A'], ['/1'], true, 1]]);
   first.say(sent[1].open[0][0], 'hello');
   first.say(sent[0].open[1][0] + CONTROL, '{"end":true}');
   await soon();
@@ -148,7 +148,7 @@ test('another visitor has none of the former carriers', async () => {
   const { carriers, log } = make(() => made.shift().response);
   carriers.want('one', [wish(1)]);
   await soon();
-  carriers.ask(true);
+  carriers.sendRequest(true);
   await soon();
   assert.deepEqual(log, [['one', 1, { moved: true }]]);
   carriers.end();

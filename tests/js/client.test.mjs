@@ -93,7 +93,7 @@ test('a silence is judged by what the server says, and a nap of four minutes cha
   dog.heartbeat = 2000;
   dog.start(true);
   t.mock.timers.setTime(1e12 + 240000);   // asleep
-  dog.heard(true);
+  dog.note(true);
   assert.equal(dog.limit, 5000);
   t.mock.timers.tick(4000);
   assert.equal(alarms, 0);
@@ -107,15 +107,15 @@ test('a stream that says nothing of heartbeats is left in peace until two have c
   const { Watchdog } = load({}, 'watchdog');
   const dog = new Watchdog(() => assert.fail('an alarm'));
   dog.start(true);
-  dog.heard(false);
-  dog.heard(true);
+  dog.note(false);
+  dog.note(true);
   t.mock.timers.tick(600000);
   assert.equal(dog.armed, false);
-  dog.heard(true);
+  dog.note(true);
   assert.equal(dog.armed, true);
   assert.equal(dog.limit, 1500000, 'they come each ten minutes');
   t.mock.timers.tick(1000);
-  dog.heard(true);
+  dog.note(true);
   assert.equal(dog.limit, 30000);
   dog.stop();
 });
@@ -131,7 +131,7 @@ function tickets(answer, store = {}) {
     return { status: 200, url, headers: new Headers(headers) };
   };
   const { Tickets } = load({ localStorage, fetch }, 'source', 'tickets');
-  const made = new Tickets('test', visitor => made.of(visitor));
+  const made = new Tickets('test', visitor => made.setVisitor(visitor));
   return Object.assign(made, { asked, store });
 }
 const stream = url => ({ 'Content-Type': 'text/event-stream', 'SSE-Ticket': `for ${new URL(url).pathname}`, 'SSE-Visitor': 'ann' });
@@ -169,7 +169,7 @@ test('a refusal of one query says nothing of another', async () => {
 test('another visitor has none of the former one', async () => {
   const t = tickets(stream);
   await t.fetch('http://here/a');
-  t.of('bob');
+  t.setVisitor('bob');
   assert.equal(t.get('/a'), '');
   assert.equal(tickets(stream, t.store).visitor, 'bob');
 });
