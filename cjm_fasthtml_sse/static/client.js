@@ -55,7 +55,7 @@ class SSEClient extends EventTarget {
     const { mux } = this;
     const wanted = multiplex && new URL(url, document.baseURI).origin === location.origin;
     /** @type {SSETransport} */
-    const alone = (source, headers, signal) => direct(source, wanted ? 'off' : 'asked', headers, signal);
+    const alone = (source, headers, signal) => fetchDirect(source, wanted ? 'off' : 'asked', headers, signal);
     const source = new SSESource(url, options, wanted && mux ? mux.fetch.bind(mux) : alone);
     // What the page missed is in no log any more, as it was drawn long ago: it comes from a cache.
     const renew = (/** @type {Event} */ event) => { if (source.cursor) this.renew(event); };

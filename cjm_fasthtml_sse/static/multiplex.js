@@ -87,7 +87,7 @@ class Multiplexer {
     const { reason, key } = source.moved;
     source.moved = new Moved();
     if (key) signal.addEventListener('abort', () => this.close(key));
-    if (reason) return direct(source, reason, headers, signal);
+    if (reason) return fetchDirect(source, reason, headers, signal);
     let { url } = source;
     for (let refused = 0; !this.reason;) {
       if (signal.aborted) throw new TypeError('aborted');
@@ -98,20 +98,20 @@ class Multiplexer {
         if (!answer) continue;
         if (!isStream(answer)) return answer;
         const ours = new URL(answer.url).origin === location.origin;
-        if (!ours || !answer.headers.get('SSE-Ticket')) return direct(source, 'no ticket', headers, signal);
+        if (!ours || !answer.headers.get('SSE-Ticket')) return fetchDirect(source, 'no ticket', headers, signal);
         ({ url } = answer);   // it may have been led elsewhere
         continue;
       }
       const ids = [source.lastEventId, source.cursor];
       const answer = await this.open({ path: pathname + search, ticket, ids }, signal);
       if (answer instanceof Response) return answer;
-      if (answer.direct) return direct(source, answer.direct, headers, signal);
+      if (answer.direct) return fetchDirect(source, answer.direct, headers, signal);
       // Refused, or led elsewhere: a ticket request finds out.
       this.tickets.set(pathname, '');
-      if (++refused > 2) return direct(source, 'ticket refused', headers, signal);
+      if (++refused > 2) return fetchDirect(source, 'ticket refused', headers, signal);
     }
     // Where no carrier works, an error is a reason to try again: it was not for the carrier's sake.
-    const response = await direct(source, 'step', headers, signal).catch(() => null);
+    const response = await fetchDirect(source, 'step', headers, signal).catch(() => null);
     if (!signal.aborted && !(response && response.status < 500)) this.tryAgain();
     if (!response) throw new TypeError('network');
     return response;
@@ -253,20 +253,4 @@ class Multiplexer {
     this.election.check();
     this.request(true);
   }
-}
-
-/**
- * Fetch a response of its own for a source.
- * @param {SSESource} source
- * @param {string} reason
- * @param {Record<string, string>} headers
- * @param {AbortSignal} signal
- */
-function direct(source, reason, headers, signal) {
-  source.direct = reason;
-  console.debug(`[sse] direct: ${reason} ${source.url}`);
-  // Another origin would have to allow the header.
-  const ours = new URL(source.url).origin === location.origin;
-  const sent = ours ? { ...headers, 'SSE-Direct': reason } : headers;
-  return fetch(source.url, { headers: sent, credentials: 'include', cache: 'no-store', signal });
 }

@@ -318,3 +318,19 @@ function retryAfter(response) {
   const ms = /^\d+$/.test(value) ? Number(value) * 1000 : Date.parse(value) - Date.now();
   return ms > 0 ? Math.min(ms, 3600000) : 0;
 }
+
+/**
+ * Fetch a response of its own for a source.
+ * @param {SSESource} source
+ * @param {string} reason
+ * @param {Record<string, string>} headers
+ * @param {AbortSignal} signal
+ */
+function fetchDirect(source, reason, headers, signal) {
+  source.direct = reason;
+  console.debug(`[sse] direct: ${reason} ${source.url}`);
+  // Another origin would have to allow the header.
+  const ours = source.origin === location.origin;
+  const sent = ours ? { ...headers, 'SSE-Direct': reason } : headers;
+  return fetch(source.url, { headers: sent, credentials: 'include', cache: 'no-store', signal });
+}

@@ -21,7 +21,8 @@ function make(serve) {
     giveUp: reason => log.push(['giveUp', reason]),
     send: (tab, messages) => { for (const [key, message] of messages) log.push([tab, key, message]); },
   };
-  const { Carriers, splitPackets } = new Function('fetch', 'VERSION', `${code}\nreturn { Carriers, splitPackets };`)(fetch, 1);
+  const load = new Function('fetch', 'VERSION', `${code}\nreturn { Carriers, splitPackets };`);
+  const { Carriers, splitPackets } = load(fetch, 1);
   return { carriers: new Carriers(owner), splitPackets, sent, log };
 }
 
@@ -50,7 +51,8 @@ const CONTROL = 2 ** 31;
 
 test('bytes that come in pieces of any size are the same packets', () => {
   const { splitPackets } = make();
-  const packets = [packet(1, Uint8Array.of(1, 2, 3)), packet(CONTROL, new Uint8Array(0)), packet(7, new Uint8Array(300).fill(7))];
+  const bodies = [Uint8Array.of(1, 2, 3), new Uint8Array(0), new Uint8Array(300).fill(7)];
+  const packets = [1, CONTROL, 7].map((number, i) => packet(number, bodies[i]));
   const bytes = Uint8Array.from(packets.flatMap(o => [...o]));
   for (const size of [1, 2, 7, 8, 9, 100, bytes.length]) {
     const got = [], split = splitPackets((number, body) => got.push([number, body.length, body[0]]));
@@ -66,11 +68,13 @@ test('channels of all tabs go on one carrier, and what comes goes to their tabs'
   await soon();
   carriers.want('two', [wish(1)]);
   await soon();
-  assert.deepEqual(sent.map(o => [o.carriers, o.open.map(([, path]) => path), o.become, o.v]), [[[], ['/1', '/2'], true, 1], [['A'], ['/1'], true, 1]]);
+  const asked = sent.map(o => [o.carriers, o.open.map(([, path]) => path), o.become, o.v]);
+  assert.deepEqual(asked, [[[], ['/1', '/2'], true, 1], [['A'], ['/1'], true, 1]]);
   first.say(sent[1].open[0][0], 'hello');
   first.say(sent[0].open[1][0] + CONTROL, '{"end":true}');
   await soon();
-  assert.deepEqual(log.map(([tab, key, message]) => [tab, key, message.end ?? new TextDecoder().decode(message.bytes)]), [['two', 1, 'hello'], ['one', 2, true]]);
+  const came = log.map(([tab, key, { end, bytes }]) => [tab, key, end ?? new TextDecoder().decode(bytes)]);
+  assert.deepEqual(came, [['two', 1, 'hello'], ['one', 2, true]]);
   carriers.want('one', [wish(1), wish(2)]);
   await soon();
   assert.equal(sent.length, 2, 'one that has ended is not opened again');
@@ -98,7 +102,8 @@ test('what a tab wants no more is closed with the next request, and the last one
 test('a channel that is closed while it is being opened is closed at the server', async () => {
   const first = carrier('A');
   let answer;
-  const { carriers, sent } = make(({ carriers }) => carriers.length ? attached('A') : new Promise(resolve => { answer = () => resolve(first.response); }));
+  const late = new Promise(resolve => { answer = () => resolve(first.response); });
+  const { carriers, sent } = make(({ carriers }) => carriers.length ? attached('A') : late);
   carriers.want('one', [wish(1), wish(2)]);
   await soon();
   carriers.want('one', [wish(2)]);
@@ -167,7 +172,7 @@ for (const [name, answers, reason] of [
   assert.equal(sent.length, answers.length);
 });
 
-test('an error of the server is passed on with its Retry-After; who is let in nowhere needs another ticket', async () => {
+test('an error of the server keeps its Retry-After; who is let in nowhere needs another ticket', async () => {
   const answers = [status(503, { 'Retry-After': '7' }), status(403)];
   const { carriers, log } = make(() => answers.shift());
   carriers.want('one', [wish(1)]);

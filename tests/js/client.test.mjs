@@ -5,7 +5,8 @@ import { test } from 'node:test';
 
 /** Classes of the client's scripts, with the globals that a browser would give them. */
 function load(globals, ...names) {
-  const code = names.map(name => readFileSync(new URL(`../../cjm_fasthtml_sse/static/${name}.js`, import.meta.url), 'utf8')).join('\n');
+  const file = name => new URL(`../../cjm_fasthtml_sse/static/${name}.js`, import.meta.url);
+  const code = names.map(name => readFileSync(file(name), 'utf8')).join('\n');
   const found = [...code.matchAll(/^class (\w+)/gm)].map(([, name]) => name);
   return new Function(...Object.keys(globals), `${code}\nreturn { ${found.join(', ')} };`)(...Object.values(globals));
 }
@@ -20,14 +21,17 @@ class Message extends Event {
 /** A source that is open, with what its stream's greeting says. */
 function source(greeting, lastEventId = '') {
   const location = { origin: 'http://here', href: 'http://here/' };
-  const globals = { location, document: { baseURI: location.href }, MessageEvent: Message, CustomEvent: class extends Event {} };
+  const document = { baseURI: location.href };
+  const globals = { location, document, MessageEvent: Message, CustomEvent: class extends Event {} };
   const { SSESource } = load(globals, 'parser', 'watchdog', 'source');
   const made = new SSESource('/events', { lastEventId }, async () => { throw new Error('nothing is fetched here'); });
   made.greet = greeting => made.opened({ headers: new Headers({ 'SSE-Stream': greeting }) });
   made.greet(greeting);
   made.watchdog.stop();
   made.got = [];
-  for (const type of ['message', 'sse:gap', 'sse:close', 'sse:heartbeat']) made.addEventListener(type, ({ data }) => made.got.push(data));
+  for (const type of ['message', 'sse:gap', 'sse:close', 'sse:heartbeat']) {
+    made.addEventListener(type, ({ data }) => made.got.push(data));
+  }
   made.take = (...ids) => { for (const id of ids) made.deliver('message', id, id, true); };
   return made;
 }
@@ -44,7 +48,8 @@ test('within an epoch nothing comes again, and the last id never goes back', () 
 test('what has no id of its own has the last one that counted', () => {
   const s = source('v=1;heartbeat=15;epoch=e');
   const { EventStreamParser } = load({}, 'parser');
-  new EventStreamParser(s.listener(s.generation), '').feed('id: e-5\ndata: a\n\nid: e-4\ndata: b\n\ndata: c\n\nid: e-3\nevent: sse:close\ndata: d\n\n');
+  const blocks = ['id: e-5\ndata: a', 'id: e-4\ndata: b', 'data: c', 'id: e-3\nevent: sse:close\ndata: d'];
+  new EventStreamParser(s.listener(s.generation), '').feed(blocks.map(o => `${o}\n\n`).join(''));
   assert.deepEqual([s.got, s.lastEventId], [['a', 'c', 'd'], 'e-5']);
 });
 
@@ -134,11 +139,13 @@ function tickets(answer, store = {}) {
   const made = new Tickets('test', visitor => made.setVisitor(visitor));
   return Object.assign(made, { asked, store });
 }
-const stream = url => ({ 'Content-Type': 'text/event-stream', 'SSE-Ticket': `for ${new URL(url).pathname}`, 'SSE-Visitor': 'ann' });
+const stream = url => ({
+  'Content-Type': 'text/event-stream', 'SSE-Ticket': `for ${new URL(url).pathname}`, 'SSE-Visitor': 'ann',
+});
 
 test('a ticket is asked for once by path, whatever the query, and kept for the browser', async () => {
   const t = tickets(stream);
-  await Promise.all(['http://here/a?n=1', 'http://here/a?n=2', 'http://here/a?n=1', 'http://here/b'].map(url => t.fetch(url)));
+  await Promise.all(['a?n=1', 'a?n=2', 'a?n=1', 'b'].map(path => t.fetch(`http://here/${path}`)));
   assert.deepEqual(t.asked, ['http://here/a?n=1', 'http://here/b']);
   const later = tickets(stream, t.store);
   assert.deepEqual([later.get('/a'), later.get('/b'), later.get('/c'), later.visitor], ['for /a', 'for /b', '', 'ann']);
@@ -178,7 +185,8 @@ test('what was kept by somebody else, and storage that fails, do no harm', async
   for (const kept of ['null', '{"visitor": 1}', '{"visitor": "ann", "paths": null}', 'no json']) {
     assert.equal(tickets(stream, { 'sse:tickets:test': kept }).get('/a'), '');
   }
-  const { Tickets } = load({ localStorage: { getItem() { throw new Error('denied'); }, setItem() { throw new Error('denied'); } } }, 'source', 'tickets');
+  const deny = () => { throw new Error('denied'); };
+  const { Tickets } = load({ localStorage: { getItem: deny, setItem: deny } }, 'source', 'tickets');
   const t = new Tickets('test', () => {});
   t.set('/a', 'here');
   assert.equal(t.get('/a'), 'here');

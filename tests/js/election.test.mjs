@@ -176,7 +176,7 @@ test('a leader that ran no script for a while asks before it delivers', async ()
 test('the lead that comes to a frozen tab, and goes on, is not its', async () => {
   const [world, a, b, c] = await elected(3);
   await world.run(100);
-  const waiting = [b, c].find(o => o === world.locks.waiting.find(o => o.name === 'sse3:test').tab), other = waiting === b ? c : b;
+  const waiting = world.locks.waiting.find(o => o.name === 'sse3:test').tab, other = waiting === b ? c : b;
   waiting.freeze();
   a.crash();
   await world.until(() => other.leads);
@@ -261,7 +261,7 @@ test('a request that the leader did not see comes again, the newest alone', asyn
   assert(a.leads);
 });
 
-for (const [how, drop] of [['one', 1], ['the last ones', 3]]) test(`messages that are lost are missed: ${how}`, async () => {
+for (const [how, drop] of [['one', 1], ['the last', 3]]) test(`messages that are lost are missed: ${how}`, async () => {
   const [world, a, b] = await elected(2);
   b.election.request('x');
   await world.run(100);

@@ -1,10 +1,12 @@
 // A browser without a browser: tabs with locks, channels, timers and a clock that the test moves. What may come in any
-// order does; a tab can close, crash, be frozen (what comes for it waits) or be stopped by a debugger (messages are lost).
+// order does; a tab can close, crash, be frozen (what comes for it waits) or be stopped by a debugger (messages are
+// lost).
 import { setMaxListeners } from 'node:events';
 import { readFileSync } from 'node:fs';
 import { Script, createContext } from 'node:vm';
 
-const script = new Script(readFileSync(new URL('../../cjm_fasthtml_sse/static/election.js', import.meta.url), 'utf8') + '\nthis.Election = Election;');
+const file = new URL('../../cjm_fasthtml_sse/static/election.js', import.meta.url);
+const script = new Script(`${readFileSync(file, 'utf8')}\nthis.Election = Election;`);
 
 setMaxListeners(0);   // as in browsers
 
@@ -46,7 +48,8 @@ export class World {
     for (;;) {
       await new Promise(setImmediate);   // what promises have to say
       let next = null;
-      for (const task of this.tasks) if (task.at <= end && (!next || task.at < next.at || task.at === next.at && task.order < next.order)) next = task;
+      const before = (a, b) => a.at < b.at || a.at === b.at && a.order < b.order;
+      for (const task of this.tasks) if (task.at <= end && (!next || before(task, next))) next = task;
       if (!next) break;
       this.tasks.splice(this.tasks.indexOf(next), 1);
       this.now = Math.max(this.now, next.at);
@@ -107,7 +110,8 @@ class Tab {
             const line = (this.lines ??= new Map()).get(to) ?? {};
             this.lines.set(to, line);
             if (to.tab.drop?.(copy)) continue;
-            world.later(to.tab, world.delay(), () => { if (!to.closed) to.onmessage?.({ data: copy }); }, line).lossy = true;
+            const deliver = () => { if (!to.closed) to.onmessage?.({ data: copy }); };
+            world.later(to.tab, world.delay(), deliver, line).lossy = true;
           }
         }
 
@@ -119,7 +123,8 @@ class Tab {
     });
     this.window = window;
     script.runInContext(window);
-    const owner = Object.fromEntries(['lead', 'follow', 'lost', 'requested', 'received', 'left'].map(what => [what, (...args) => {
+    const calls = ['lead', 'follow', 'lost', 'requested', 'received', 'left'];
+    const owner = Object.fromEntries(calls.map(what => [what, (...args) => {
       this.log.push([what, ...args]);
       recorder[what]?.(this, ...args);
     }]));
@@ -209,8 +214,9 @@ class Locks {
           }
           this.hold(lock);
         } else if (this.free(lock)) this.hold(lock);
-        else if (ifAvailable) this.world.later(tab, this.world.random(), async () => { resolve(await callback(null)); });
-        else this.waiting.push(lock);
+        else if (ifAvailable) {
+          this.world.later(tab, this.world.random(), async () => { resolve(await callback(null)); });
+        } else this.waiting.push(lock);
       }, tab.requests);
     });
   }
