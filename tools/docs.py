@@ -14,6 +14,7 @@ from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from posixpath import relpath
+from urllib.parse import urljoin
 
 import nbdev.serve
 import nbdev.showdoc
@@ -26,8 +27,8 @@ from sphinx.cmd.build import build_main
 
 ROOT = Path(__file__).resolve().parents[1]
 CFG = get_config()
-SITE = f'{CFG.doc_host.rstrip("/")}/{CFG.doc_baseurl.strip("/")}/'
-BLOB = f'{CFG.git_url.rstrip("/")}/blob/{CFG.branch}/'
+SITE = urljoin(f'{CFG.doc_host}/', f'{CFG.doc_baseurl.rstrip("/")}/')
+BLOB = urljoin(f'{CFG.git_url}/', f'blob/{CFG.branch}/')
 EXTRA = 'CHANGELOG.md', 'CONTRIBUTING.md'
 OPTIONS = dict(project=CFG.title, html_title=CFG.title, extensions='myst_nb,sphinx_copybutton', html_theme='furo', nb_execution_mode='off', html_copy_source=0,
                html_show_copyright=0, html_show_sphinx=0, html_static_path='_static', html_css_files='site.css', html_favicon='_static/icon.svg',
@@ -133,6 +134,7 @@ def localize(text, page, anchors):
     "Links to pages of the site and to files of the repository, relative to `page`. nbdev links names that have no place of their own: they get their page"
     def link(m):
         url, _, name = m[2].partition('#')
+        if not CFG.git_url and url.startswith(BLOB): return ''
         if url.startswith(SITE):
             to = Path(url.removeprefix(SITE).removesuffix('.html') + '.ipynb')
             found = next((o for o in (name, name.rpartition('.')[0]) if o in anchors.get(to, ())), '')
