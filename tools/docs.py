@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CFG = get_config()
 SITE = urljoin(f'{CFG.doc_host}/', f'{CFG.doc_baseurl.rstrip("/")}/')
 BLOB = urljoin(f'{CFG.git_url}/', f'blob/{CFG.branch}/')
+NOWHERE = '\0'  # Behind the text of a link to a repository whose address is not set
 EXTRA = 'CHANGELOG.md', 'CONTRIBUTING.md'
 OPTIONS = dict(project=CFG.title, html_title=CFG.title, extensions='myst_nb,sphinx_copybutton', html_theme='furo', nb_execution_mode='off', html_copy_source=0,
                html_show_copyright=0, html_show_sphinx=0, html_static_path='_static', html_css_files='site.css', html_favicon='_static/icon.svg',
@@ -93,7 +94,7 @@ class Renderer(nbdev.showdoc.BasicMarkdownRenderer):
     "Heading, link to the source, signature, docstring, table; then the public methods that stand in the body of a class"
     def _repr_markdown_(self):
         source, sym = NbdevLookup().code(self.fn), function(self.sym)
-        parts = [f"{'#'*self.title_level} {self.nm}", f'[source]({source})' if source else '', f"```python\n{signature(sym, self.nm.rpartition('.')[2])}\n```", self.docs, table(sym)]
+        parts = [f"{'#'*self.title_level} {self.nm}", f'[source]({source})' if source and CFG.git_url else '', f"```python\n{signature(sym, self.nm.rpartition('.')[2])}\n```", self.docs, table(sym)]
         for name, o in vars(self.sym).items() if inspect.isclass(self.sym) else ():
             if name[0] == '_' or not inspect.isfunction(function(o)) or not function(o).__doc__: continue
             one = Renderer(function(o), name=f'{self.nm}.{name}', title_level=self.title_level+1)
@@ -134,17 +135,17 @@ def localize(text, page, anchors):
     "Links to pages of the site and to files of the repository, relative to `page`. nbdev links names that have no place of their own: they get their page"
     def link(m):
         url, _, name = m[2].partition('#')
-        if not CFG.git_url and url.startswith(BLOB): return ''
         if url.startswith(SITE):
             to = Path(url.removeprefix(SITE).removesuffix('.html') + '.ipynb')
             found = next((o for o in (name, name.rpartition('.')[0]) if o in anchors.get(to, ())), '')
             url = relpath(to, page.parent) + (f'#{found}' if found else '')
         elif url.startswith('../') and not (to := (ROOT/'nbs'/page.parent/url).resolve()).is_relative_to(ROOT/'nbs'):
             to = to.relative_to(ROOT).as_posix()
+            if to not in EXTRA and not CFG.git_url: return m[1] + NOWHERE
             url = relpath(to, page.parent) if to in EXTRA else BLOB + to
         else: return m[0]
         return f'{m[1]}({url})'
-    return re.sub(r'(\])\(([^)\s]+)\)', link, text)
+    return re.sub(rf'\[([^\[\]]*)\]{NOWHERE}', r'\1', re.sub(r'(\])\(([^)\s]+)\)', link, text))
 
 
 def notebook(page):

@@ -1,7 +1,7 @@
 """One stream of one element: its request, and what waits to be sent
 
-To the app a channel is what a connection would be: the `receive` and the `send` of a request. To its carrier it is a
-queue of packets.
+To the app a channel is what a connection would be: the `receive` and the `send` of a request. To its carrier it is
+a queue of packets.
 
 - *Backpressure.* What the app sends waits in the queue until it has its turn. With more than its share of bytes
   waiting, `send` waits too, as on a full socket. So the manager's rules for slow readers hold.
