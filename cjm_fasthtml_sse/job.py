@@ -26,6 +26,7 @@ from weakref import WeakKeyDictionary
 
 from .engine.patterns import segment
 from .engine.wire import SSEError
+from .manager.outbox import lasting_loop
 
 # %% ../nbs/job.ipynb #e9303c4a
 class Speed:
@@ -137,7 +138,8 @@ class Reporter:
 
     def _watch(self):
         "Have the event loop look after the job, where there is one"
-        loop = getattr(self.manager, '_lasting_loop', lambda: None)()
+        hub = getattr(self.manager, '_hub', None)  # A manager of the app's own may have none
+        loop = None if hub is None else lasting_loop(hub)
         if self._is_watched or loop is None: return
         with suppress(RuntimeError):  # Closed in this very moment
             loop.call_soon_threadsafe(self._look, loop)

@@ -188,7 +188,8 @@ CHECK = """() => {
 def test_for_everybody(page, board, width, scheme):
     page.set_viewport_size(dict(width=width, height=900))
     page.emulate_media(color_scheme=scheme)
-    board.several,board.workers,board.asking = True,[dict(worker=f'web-server-{n}:71', stats=board.manager.stats()) for n in (1, 2)],object()
+    seen = board.observer
+    seen.has_others,seen.workers,seen._asking = True,[dict(worker=f'web-server-{n}:71', stats=board.manager.stats()) for n in (1, 2)],object()
     def fails(message): raise ValueError('on purpose')
     for t in ('job:done', 'user:'+'x'*200, 'a b'): say(board, t)
     page.goto(board.url)
