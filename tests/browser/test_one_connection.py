@@ -112,12 +112,12 @@ def test_what_is_kept_of_tabs_that_have_gone(tabs, site, until):
 def test_a_connection_that_comes_when_nobody_wants_it_any_more(tabs, site, until):
     "The streams were closed while the server took its time"
     mux,asked,gate = site.app._sse_setup.multiplexer,[],asyncio.Event()
-    identify = mux.identify
+    identify = mux.admission.identify
     async def slowly(*args):
         asked.append(True)
         await gate.wait()
         return await identify(*args)
-    mux.identify = slowly
+    mux.admission.identify = slowly
     site.pages['p'] = lambda: Div(connect('/stream/one'))
     tabs.open(site.url('p'))
     until(lambda: asked, 'a request')
