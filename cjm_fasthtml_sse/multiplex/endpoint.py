@@ -149,7 +149,7 @@ def _needs_first_byte(visit, message):
 # %% ../../nbs/multiplex/endpoint.ipynb #703dc248
 PATH = '/_sse/mux'
 
-class Admission:
+class ChannelAdmission:
     "Decides who may open which channels"
     def __init__(self, app, visitors): self.app,self.visitors = app,visitors
 
@@ -208,7 +208,7 @@ class Multiplexer:
 
     def around(self, app):
         "Return itself, as the layer around `app`"
-        self.app,self.admission = app,Admission(app, self.visitors)
+        self.app,self.admission = app,ChannelAdmission(app, self.visitors)
         return self
 
     def disable(self):
