@@ -393,7 +393,7 @@ class Delivery(RuleBasedStateMachine):
             self.forgotten |= {id for id,m in self.positions.items() if m<n-kept}
             self.forgotten -= {self.ids[m] for m in range(n-kept, n+1)}  # An earlier loss may have been smaller than it looked
         past = [Record(self.ids[m], dict(type=self.log[m-1][0], data=dict(n=m)), self.log[m-1][1]) for m in range(n-kept+1, n+1)]
-        async def renew(): self.manager._renew(self.ids[n-kept], past)
+        async def renew(): self.manager._delivery.renew(self.ids[n-kept], past)
         self.run(renew())
         for t in self.tabs: t.renew()
         self.settle(settle)

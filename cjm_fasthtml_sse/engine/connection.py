@@ -36,29 +36,19 @@ TRANSITIONS = {
     ENDED: set()}
 
 # %% ../../nbs/engine/connection.ipynb #4c107527
-class Connection:
-    "One open stream, with the face of a queue"
-    __slots__ = 'hub','group','snapshot','user','cursor','state','ended','sender','catch_up','request','step_began','rest','_direct','_handed_over','__weakref__'
-    def __init__(self, hub, group, snapshot=None, last_event_id='', user=None):
-        self.hub,self.group,self.snapshot,self.user = hub,group,snapshot,user
-        seen = hub.replay.position(last_event_id) if last_event_id else None
-        self.cursor = hub.replay.seq if seen is None else seen
+class Reader:
+    "Where one stream stands, what it is doing, and what moves it on"
+    __slots__ = 'hub','group','cursor','state','ended','sender','catch_up','step_began','_direct'
+    def __init__(self, hub, group, cursor, preamble):
+        self.hub,self.group,self.cursor = hub,group,cursor
         self.state,self.ended = OPENING,None  # `ended`: 'disconnected', 'done', 'evicted', 'closed' or 'failed'
-        self.catch_up: Any = CatchUp(self, None if seen is not None else 'gap' if last_event_id else 'state' if snapshot else None)
-        self.step_began = hub.pump.yields     # `pump.yields` when the present step began: opening, reading the state, rendering, a send
         self.sender: Any = None               # From `start` on
-        self.request: Any = None              # The task or channel behind it, which `interrupt`s what it waits for
-        self.rest = b''                       # What was still to be sent when it was closed
+        self.catch_up: Any = CatchUp(self, preamble)
+        self.step_began = hub.pump.yields     # `pump.yields` when the present step began: opening, reading the state, rendering, a send
         self._direct: Any = ()                # Frames for this connection alone
-        self._handed_over = 0                 # Direct messages that threads have handed over to the event loop
-
-    def __repr__(self): return f"<Connection {'|'.join(self.group.events)} at {self.cursor}{f', {self.ended}' if self.ended else ''}>"
 
     @property
     def is_opening(self): return self.state is OPENING
-
-    @property
-    def begins_with_gap(self): return self.catch_up is not None and self.catch_up.preamble=='gap'
 
     @property
     def has_direct(self): return bool(self._direct)
@@ -66,34 +56,24 @@ class Connection:
     @property
     def has_pending(self): return self.cursor<self.group.newest_seq or bool(self._direct)
 
-    def start(self, sender, request):
-        "Open the stream with `sender`, and catch up; `request` is interrupted at the end"
-        self.sender,self.request = sender,request
-        sender.run(self._run_catch_up)
-
-    async def _run_catch_up(self):
-        try: await self.catch_up.run()
-        except (Exception, asyncio.CancelledError) as e:
-            if being_cancelled(): raise
-            self.send_failed(e)
-        if self.state is IDLE and self.has_pending: self.flush()
-
     def flush(self):
         "Hand over everything that this connection lacks"
         group = self.group
         if self.cursor<group.dropped_seq and self.hub.overflow=='evict': return self._catch_up()
         # Mostly one frame serves all
         frame = None if self._direct else group.joined.get(self.cursor)
-        if frame is None: frame = self._next_frame()
+        if frame is None: frame = self.next_frame()
         self.cursor,self.state = frame.seq,SENDING
         self.sender.send(frame)
 
-    def _next_frame(self):
+    def next_frame(self):
+        "Make the frame of everything that it lacks; its direct messages are taken"
         group = self.group
         if not self._direct: return group.frame_after(self.cursor)
         # Not shared. Sorting keeps what was broadcast before it in front of it
         direct,self._direct = self._direct,()
-        return join_frames(sorted([*group.frames_after(self.cursor), *direct], key=lambda f: f.seq), max(group.newest_seq, self.cursor))
+        frames = sorted([*group.frames_after(self.cursor), *direct], key=lambda f: f.seq)
+        return join_frames(frames, max(group.newest_seq, self.cursor))
 
     def sent(self, frame):
         "Take note that `frame` is through, and send what has come meanwhile"
@@ -106,34 +86,16 @@ class Connection:
         if self.cursor<self.group.newest_seq or self._direct: self.flush()
         else: self.state = IDLE
 
-    def count(self, frame):
-        "Count `frame`, which was sent; the stream ends after its last one"
-        counts = self.hub.counts
-        counts['deliveries'] += frame.count
-        counts['bytes'] += len(frame.body)
-        if frame.skipped: counts['coalesced'] += frame.skipped
-        if frame.last:
-            self.rest = b''  # Nothing comes after the end
-            self.end('done')
-
-    def send_failed(self, error):
-        "End the stream: a send, or catching up, has raised `error`"
-        if isinstance(error, OSError): self.end('disconnected')  # How servers of ASGI 2.4 say that the browser has gone
-        elif not (self.ended and isinstance(error, asyncio.CancelledError)):  # Else what it waited for was stopped with it
-            self.hub.counts['errors'] += 1
-            _log.error('A stream could not be sent', exc_info=error)
-            self.end('failed')
+    def beat(self, frame, moves):
+        "Send the heartbeat `frame` if nothing else is to be sent; `moves`: all that came before it was sent"
+        if self.state is not IDLE or self.has_pending or self.cursor>frame.seq: return  # One that is ahead must not be set back
+        if moves: self.cursor = frame.seq
+        self.state = SENDING
+        self.sender.send(frame)
 
     def begin_step(self):
         "Take note that something new is begun, which may wait"
         self.step_began = self.hub.pump.yields
-
-    def beat(self, frame, moves):
-        "Send the heartbeat `frame` if nothing else is to be sent; `moves`: it is true that all before it was sent"
-        if self.state is not IDLE or self.has_pending or self.cursor>frame.seq: return  # One that is ahead by now must not be set back
-        if moves: self.cursor = frame.seq
-        self.state = SENDING
-        self.sender.send(frame)
 
     def move_to(self, seq):
         "Take note that all up to `seq` was handed over"
@@ -144,7 +106,7 @@ class Connection:
         if self.state is not BEHIND: self.cursor = max(self.cursor, seq)
 
     def lagged(self):
-        "Take note that a pass of the pump found it still sending; between its cursor and the first frame that it lacks nothing is for it"
+        "Take note that a pass of the pump found it still sending: nothing before the first frame that it lacks is for it"
         if self.state is BEHIND: return  # The replay buffer may have forgotten that stretch
         self.state,self.cursor = LAGGING,self.group.frames_after(self.cursor)[0].seq-1
 
@@ -164,7 +126,7 @@ class Connection:
         if self.catch_up is None: self.catch_up = CatchUp(self)
         self.group.left_live(self)
         self.catching_up()
-        self.sender.run(self._run_catch_up)
+        self.sender.run(self.run_catch_up)
 
     def catching_up(self):
         "Take note that it reads the state or the replay buffer from now on"
@@ -177,10 +139,60 @@ class Connection:
         self.hub.pump.went_live(self)
         self.group.went_live(self)
 
+# %% ../../nbs/engine/connection.ipynb #3eb8b225
+class Connection(Reader):
+    "One open stream, with the face of a queue"
+    __slots__ = 'snapshot','user','request','rest','_handed_over','__weakref__'
+    def __init__(self, hub, group, snapshot=None, last_event_id='', user=None):
+        seen = hub.replay.position(last_event_id) if last_event_id else None
+        preamble = None if seen is not None else 'gap' if last_event_id else 'state' if snapshot else None
+        super().__init__(hub, group, hub.replay.seq if seen is None else seen, preamble)
+        self.snapshot,self.user = snapshot,user
+        self.request: Any = None   # The task or channel behind it, which `interrupt`s what it waits for
+        self.rest = b''            # What was still to be sent when it was closed
+        self._handed_over = 0      # Direct messages that threads have handed over to the event loop
+
+    def __repr__(self):
+        return f"<Connection {'|'.join(self.group.events)} at {self.cursor}{f', {self.ended}' if self.ended else ''}>"
+
+    @property
+    def begins_with_gap(self): return self.catch_up is not None and self.catch_up.preamble=='gap'
+
     def wait_for(self, hooks):
         "Send no message before the future `hooks` is done; no broadcast waits for the connection meanwhile"
         self.catch_up.wait_for(hooks)
         self.hub.pump.pause(self)
+
+    def start(self, sender, request):
+        "Open the stream with `sender`, and catch up; `request` is interrupted at the end"
+        self.sender,self.request = sender,request
+        sender.run(self.run_catch_up)
+
+    async def run_catch_up(self):
+        "Open the stream or catch up, then send what came meanwhile"
+        try: await self.catch_up.run()
+        except (Exception, asyncio.CancelledError) as e:
+            if being_cancelled(): raise
+            self.send_failed(e)
+        if self.state is IDLE and self.has_pending: self.flush()
+
+    def count(self, frame):
+        "Count `frame`, which was sent; the stream ends after its last one"
+        counts = self.hub.counts
+        counts['deliveries'] += frame.count
+        counts['bytes'] += len(frame.body)
+        if frame.skipped: counts['coalesced'] += frame.skipped
+        if frame.last:
+            self.rest = b''  # Nothing comes after the end
+            self.end('done')
+
+    def send_failed(self, error):
+        "End the stream: a send, or catching up, has raised `error`"
+        if isinstance(error, OSError): self.end('disconnected')  # How servers of ASGI 2.4 say that the browser has gone
+        elif not (self.ended and isinstance(error, asyncio.CancelledError)):  # Else what it waited for was stopped with it
+            self.hub.counts['errors'] += 1
+            _log.error('A stream could not be sent', exc_info=error)
+            self.end('failed')
 
     def end(self,
         why='closed'  # 'closed' and 'evicted' have the browser come back, 'done' has it stay away
@@ -188,11 +200,11 @@ class Connection:
         "End the stream, from any thread; the first reason counts"
         if self.ended: return
         if self.hub.in_other_thread():
-            with suppress(RuntimeError): self.hub.loop.call_soon_threadsafe(self.end, why, context=Context())  # Else it was closed meanwhile
+            with suppress(RuntimeError): self.hub.loop.call_soon_threadsafe(self.end, why, context=Context())  # Else it was closed
             return
         self.ended = why
         is_served = self.state in (IDLE, SENDING, LAGGING) and self.cursor>=self.group.dropped_seq
-        if why=='closed' and is_served and self.has_pending: self.rest = self._next_frame().body
+        if why=='closed' and is_served and self.has_pending: self.rest = self.next_frame().body
         self.state = ENDED
         self.hub.leave(self)
         if why=='evicted': self.hub.counts['evicted'] += 1
@@ -207,8 +219,22 @@ class Connection:
         if self.request is not None: self.request.interrupt(delay)
 
     async def stop_sending(self):
-        "See the send that is under way through if the connection was closed politely, else cut it off; what would come after it is not sent then"
+        "See the send under way through if the stream was closed politely, else cut it off: then nothing comes behind it"
         if await self.sender.stop(wait=self.ended=='closed'): self.rest = b''
+
+    def _put(self, message):
+        # As from the history: its id would set the browser back
+        self.group.enqueue_direct(dict(message) if isinstance(message, Message) else message, self)
+
+    def _put_handed_over(self, message):
+        with _counting: self._handed_over -= 1
+        if not self.ended: self._put(message)
+
+    def _count_direct(self):
+        renders = self.group.renders
+        return self.direct_count()+(renders.direct_counts()[self] if renders is not None else 0)
+
+_counting = threading.Lock()  # Around the counts of what threads have handed over
 
 # %% ../../nbs/engine/connection.ipynb #9794303f
 @patch
@@ -222,18 +248,8 @@ def put_nowait(self:Connection,
     if self.full(): raise asyncio.QueueFull(f'{self.qsize()} messages wait for this connection')
     if self.hub.in_other_thread():
         with _counting: self._handed_over += 1
-        self.hub.loop.call_soon_threadsafe(_put_handed_over, self, message, context=Context())
-    else: _put(self, message)
-
-_counting = threading.Lock()  # Around the counts of what threads have handed over
-
-def _put_handed_over(conn, message):
-    with _counting: conn._handed_over -= 1
-    if not conn.ended: _put(conn, message)
-
-def _put(conn, message):
-    # As from the history: its id would set the browser back
-    conn.group.enqueue_direct(dict(message) if isinstance(message, Message) else message, conn)
+        self.hub.loop.call_soon_threadsafe(self._put_handed_over, message, context=Context())
+    else: self._put(message)
 
 @patch
 async def put(self:Connection, message: dict):
@@ -265,14 +281,10 @@ def direct_count(self:Connection) -> int:
     "Count the direct messages that wait, but for those that wait for a renderer"
     return self._handed_over+len(self._direct)
 
-def _direct_in_all(conn):
-    renders = conn.group.renders
-    return conn.direct_count()+(renders.direct_counts()[conn] if renders is not None else 0)
-
 @patch
 def qsize(self:Connection) -> int:
     "Count the messages that wait to be sent; from any thread"
-    return _direct_in_all(self)+sum(o>self.cursor for o in (self.group.seqs() if self.cursor<self.group.newest_seq else ()))
+    return self._count_direct()+sum(o>self.cursor for o in (self.group.seqs() if self.cursor<self.group.newest_seq else ()))
 
 @patch
 def empty(self:Connection) -> bool:
@@ -282,7 +294,7 @@ def empty(self:Connection) -> bool:
 @patch
 def full(self:Connection) -> bool:
     "Tell whether as many direct messages wait as the hub allows"
-    return 0<self.maxsize<=_direct_in_all(self)
+    return 0<self.maxsize<=self._count_direct()
 
 @patch(as_prop=True)
 def maxsize(self:Connection) -> int:

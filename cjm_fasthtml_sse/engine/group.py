@@ -40,6 +40,173 @@ def join_frames(
     bodies = [f.body for i,f in enumerate(frames) if f.coalesce_key is None or newest[f.coalesce_key]==i or f.last]
     return Frame(b''.join(bodies), seq, len(bodies), end is not None, len(frames)-len(bodies))
 
+# %% ../../nbs/engine/group.ipynb #11cf1b6f
+class PendingFrames:
+    "The frames that not all connections of a group have been given yet"
+    __slots__ = 'limit','frames','newest_seq','dropped_seq','unserved_count','is_backlogged','joined','_newest'
+    def __init__(self,
+        limit  # Frames at most; the oldest one is dropped for one more
+    ):
+        self.limit = limit
+        self.frames,self.newest_seq,self.dropped_seq = deque(),0,0
+        self.unserved_count,self.is_backlogged = 0,False  # Frames since the last pass of the pump; whether these are `limit`
+        self.joined: dict = {}   # Cursor -> frame of all that came after it, for all who stand there
+        self._newest: dict = {}  # Coalesce key -> its newest frame
+
+    def add(self, frame) -> tuple:
+        "Hold `frame`; return the frame that it makes superfluous and the one that is dropped for it, `None` for none"
+        replaced = dropped = None
+        if frame.coalesce_key is not None:
+            old,self._newest[frame.coalesce_key] = self._newest.get(frame.coalesce_key),frame
+            if old is not None and not old.last:
+                self.frames.remove(old)
+                replaced = old
+        self.frames.append(frame)
+        self.newest_seq = frame.seq
+        self.unserved_count += 1
+        if self.joined: self.joined.clear()
+        if self.unserved_count>=self.limit: self.is_backlogged = True
+        if len(self.frames)>self.limit:
+            dropped = self._drop()
+            self.dropped_seq = dropped.seq
+        return replaced,dropped
+
+    def _drop(self):
+        old = self.frames.popleft()
+        if old.coalesce_key is not None and self._newest.get(old.coalesce_key) is old: del self._newest[old.coalesce_key]
+        return old
+
+    def frame_after(self, cursor) -> Frame:
+        "Join everything after `cursor`, once for all who stand there"
+        f = self.joined.get(cursor)
+        if f is None: f = self.joined[cursor] = join_frames(self.frames_after(cursor), self.newest_seq)
+        return f
+
+    def frames_after(self, cursor) -> list:
+        "List the frames after `cursor`, oldest first"
+        found = []
+        for f in reversed(self.frames):  # There may be many, and mostly it is the newest that is asked for
+            if f.seq<=cursor: break
+            found.append(f)
+        found.reverse()
+        return found
+
+    def seqs(self) -> list:
+        "List the sequence numbers of the frames, oldest first; from any thread"
+        return [f.seq for f in [*self.frames]]
+
+    def served(self):
+        "Take note that a pass begins which serves all connections"
+        self.unserved_count,self.is_backlogged = 0,False
+
+    def discard_delivered(self):
+        "Drop the frames that were here when the pass began: all connections have been given them"
+        while len(self.frames)>self.unserved_count: self._drop()
+        self.joined.clear()
+
+# %% ../../nbs/engine/group.ipynb #913d2cff
+class Group(PendingFrames):
+    "Connections that want the same: one set of patterns, one renderer, one end"
+    __slots__ = 'hub','events','renderer','until','key','renderer_key','member_count','live','beat','renders','__weakref__'
+    def __init__(self, hub, events, renderer, until, key=None, renderer_key=None):
+        super().__init__(hub.max_pending)
+        self.hub,self.events,self.renderer,self.until = hub,events,renderer,until
+        self.key,self.renderer_key = key,renderer_key
+        self.member_count,self.live = 0,{}   # All connections that belong here; those that are served from here, in order
+        self.beat = hub.loop.time() if hub.loop else 0.  # Loop time of the last pass or heartbeat, in seconds
+        self.renders: Any = None             # `RenderQueue`, once a rendering had to wait
+
+    def wants(self, event_type):
+        "Tell whether such an event goes to these connections"
+        return covers(self.events, event_type, self.hub.private.depth(event_type))
+
+    def ends(self, event_type):
+        "Tell whether such an event is the last one of these streams"
+        return covers(self.until, event_type, self.hub.private.depth(event_type))
+
+    def render(self, message):
+        "Render `message` for all: bytes, empty where they don't want it or there is nothing to send, or an awaitable of them"
+        return self.renderer.frame(message) if self.wants(message['type']) else b''
+
+    def frame(self, message, body):
+        "Make the frame of `message`, rendered as `body`; `None` where there is nothing to send"
+        last = bool(self.until) and self.ends(message['type'])
+        if last: body += encode(event=CLOSE, id=message.id).encode()
+        if not body: return None
+        made = self.hub.made  # Where everybody has a group of his own, their frames are nevertheless one
+        if made.body is not body or made.seq!=message.seq:
+            made = self.hub.made = Frame(body, message.seq, last=last, coalesce_key=message.coalesce_key)
+        return made
+
+    def enqueue(self, message) -> int:
+        "Take a message that `events` or `until` match; return how many connections it is for"
+        if self.live:
+            if self.renders or self.renderer.slow: body = None
+            else: body = self.render(message) if self.until else self.renderer.frame(message)  # Without `until` it is `events` that match
+            if type(body) is bytes: self.hold(message, body)
+            else: self._render_later(message, body)
+        return self.member_count
+
+    def enqueue_direct(self, message, connection):
+        "Have `message` rendered for `connection` alone, after what was broadcast before it"
+        body = None if self.renders or self.renderer.slow else self.renderer.frame(message)
+        if type(body) is bytes: connection.add_direct(body, self.hub.replay.seq)
+        else: self._render_later(message, body, connection)
+
+    def _render_later(self, *args):
+        if self.renders is None: self.renders = RenderQueue(self)
+        self.renders.add(*args)
+
+    def hold(self, message, body):
+        "Hold the frame of `message`, rendered as `body`, until all have been given it"
+        frame = self.frame(message, body)
+        if frame is None: return
+        replaced,dropped = self.add(frame)
+        if replaced is not None: self.hub.counts['coalesced'] += sum(c.cursor<replaced.seq for c in self.live)
+        if dropped is not None: self._dropped(dropped)
+        self.hub.pump.wake(self)
+
+    def _dropped(self, frame):
+        if self.hub.overflow=='evict' or not frame.last: return
+        for c in [*self.live]:
+            if c.cursor<frame.seq: c.fell_behind()  # It would skip the end of its stream, which the replay buffer still has
+
+    def left_to_replay(self, seq):
+        "Send all to the replay buffer: what came after `seq` was not rendered here"
+        for c in [*self.live]:
+            if c.cursor>=self.newest_seq: c.has_seen(seq)
+            c.fell_behind()
+
+    def begin_pass(self, now):
+        "Take note that the pump looks at all connections, at loop time `now`"
+        self.served()
+        self.beat = now
+
+    def beat_at(self, now):
+        "Take note that a heartbeat goes out, at loop time `now`"
+        self.beat = now
+
+    def join(self):
+        "Count a connection that belongs here"
+        self.member_count += 1
+
+    def leave(self, conn) -> bool:
+        "Take out a connection that has ended; tell whether others are left"
+        self.left_live(conn)
+        self.member_count -= 1
+        if self.member_count: return True
+        self.served()  # Nobody has to wait for it any more
+        if self.renders is not None: self.renders.stop()
+        return False
+
+    def went_live(self, conn):
+        "Serve `conn` from here from now on"
+        self.live[conn] = None
+
+    def left_live(self, conn):
+        "Serve `conn` from here no more"
+        self.live.pop(conn, None)
+
 # %% ../../nbs/engine/group.ipynb #6268348c
 class PendingRender(NamedTuple):
     "A message that waits for an async renderer"
@@ -85,153 +252,10 @@ class RenderQueue:
                 if not self.pending: continue  # All was left to the replay buffer meanwhile
                 pending = self.pending[0]
                 rendered = pending.rendered
-                if rendered is None: rendered = group.render(pending.message) if pending.connection is None else group.renderer.frame(pending.message)
+                if rendered is None: rendered = (group.render if pending.connection is None else group.renderer.frame)(pending.message)
                 if isawaitable(rendered): rendered = await asyncio.shield(rendered)  # Others may wait for the same frame
                 if not self.pending or self.pending[0] is not pending: continue  # It was left to the replay buffer meanwhile
                 self.pending.popleft()
-                if pending.connection is None: group.rendered(pending.message, rendered)
+                if pending.connection is None: group.hold(pending.message, rendered)
                 else: pending.connection.add_direct(rendered, pending.seq)
         finally: self._worker = None
-
-# %% ../../nbs/engine/group.ipynb #913d2cff
-class Group:
-    "Connections that want the same: one set of patterns, one renderer, one end"
-    __slots__ = 'hub','events','renderer','until','key','renderer_key','member_count','live','frames','newest_seq','dropped_seq','unserved_count','is_backlogged','beat','joined',\
-        'renders','_newest','__weakref__'
-    def __init__(self, hub, events, renderer, until, key=None, renderer_key=None):
-        self.hub,self.events,self.renderer,self.until = hub,events,renderer,until
-        self.key,self.renderer_key = key,renderer_key
-        self.member_count,self.live = 0,{}     # All connections that belong here; those that are served from here, in order of arrival
-        self.frames,self.newest_seq,self.dropped_seq = deque(),0,0
-        self.unserved_count,self.is_backlogged = 0,False  # Frames since the last pass of the pump; as many as may wait?
-        self.beat = hub.loop.time() if hub.loop else 0.   # Loop time of the last pass or heartbeat, in seconds
-        self.joined: dict = {}                 # Cursor -> frame of all that came after it, for all who stand there
-        self.renders: Any = None               # `RenderQueue`, once a rendering had to wait
-        self._newest: dict = {}                # Coalesce key -> its newest frame
-
-    def wants(self, event_type):
-        "Tell whether such an event goes to these connections"
-        return covers(self.events, event_type, self.hub.private.depth(event_type))
-
-    def ends(self, event_type):
-        "Tell whether such an event is the last one of these streams"
-        return covers(self.until, event_type, self.hub.private.depth(event_type))
-
-    def render(self, message):
-        "Render `message` for all: bytes, empty where they don't want it or there is nothing to send, or an awaitable of them"
-        return self.renderer.frame(message) if self.wants(message['type']) else b''
-
-    def frame(self, message, body):
-        "Make the frame of `message`, rendered as `body`; `None` where there is nothing to send"
-        last = bool(self.until) and self.ends(message['type'])
-        if last: body += encode(event=CLOSE, id=message.id).encode()
-        if not body: return None
-        made = self.hub.made  # Where everybody has a group of his own, their frames are nevertheless one
-        if made.body is not body or made.seq!=message.seq: made = self.hub.made = Frame(body, message.seq, last=last, coalesce_key=message.coalesce_key)
-        return made
-
-    def enqueue(self, message) -> int:
-        "Take a message that `events` or `until` match; return how many connections it is for"
-        if self.live:
-            # Without `until` it is `events` that match
-            body = None if self.renders or self.renderer.slow else self.render(message) if self.until else self.renderer.frame(message)
-            if type(body) is bytes: self.rendered(message, body)
-            else: self._render_later(message, body)
-        return self.member_count
-
-    def enqueue_direct(self, message, connection):
-        "Have `message` rendered for `connection` alone, after what was broadcast before it"
-        body = None if self.renders or self.renderer.slow else self.renderer.frame(message)
-        if type(body) is bytes: connection.add_direct(body, self.hub.replay.seq)
-        else: self._render_later(message, body, connection)
-
-    def _render_later(self, *args):
-        if self.renders is None: self.renders = RenderQueue(self)
-        self.renders.add(*args)
-
-    def rendered(self, message, body):
-        "Hold the frame of `message` until all have been given it"
-        frame = self.frame(message, body)
-        if frame is None: return
-        if frame.coalesce_key is not None:
-            old,self._newest[frame.coalesce_key] = self._newest.get(frame.coalesce_key),frame
-            if old is not None and not old.last:
-                self.frames.remove(old)
-                self.hub.counts['coalesced'] += sum(c.cursor<old.seq for c in self.live)
-        self.frames.append(frame)
-        self.newest_seq = frame.seq
-        self.unserved_count += 1
-        if self.joined: self.joined.clear()
-        if self.unserved_count>=self.hub.max_pending: self.is_backlogged = True
-        if len(self.frames)>self.hub.max_pending: self._dropped(self._drop())
-        self.hub.pump.wake(self)
-
-    def _drop(self):
-        old = self.frames.popleft()
-        if old.coalesce_key is not None and self._newest.get(old.coalesce_key) is old: del self._newest[old.coalesce_key]
-        return old
-
-    def _dropped(self, frame):
-        self.dropped_seq = frame.seq
-        if self.hub.overflow=='evict' or not frame.last: return
-        for c in [*self.live]:
-            if c.cursor<frame.seq: c.fell_behind()  # It would skip the end of its stream, which the replay buffer still has
-
-    def left_to_replay(self, seq):
-        "Send all to the replay buffer: what came after `seq` was not rendered here"
-        for c in [*self.live]:
-            if c.cursor>=self.newest_seq: c.has_seen(seq)
-            c.fell_behind()
-
-    def frame_after(self, cursor) -> Frame:
-        "Join everything after `cursor`, once for all who stand there"
-        f = self.joined.get(cursor)
-        if f is None: f = self.joined[cursor] = join_frames(self.frames_after(cursor), self.newest_seq)
-        return f
-
-    def frames_after(self, cursor) -> list:
-        "List the frames after `cursor`, oldest first"
-        found = []
-        for f in reversed(self.frames):  # There may be many, and mostly it is the newest that is asked for
-            if f.seq<=cursor: break
-            found.append(f)
-        found.reverse()
-        return found
-
-    def begin_pass(self, now):
-        "Take note that the pump looks at all connections, at loop time `now`"
-        self.unserved_count,self.is_backlogged,self.beat = 0,False,now
-
-    def discard_delivered(self):
-        "Drop the frames that were here when the pass began: all connections have been given them"
-        while len(self.frames)>self.unserved_count: self._drop()
-        self.joined.clear()
-
-    def seqs(self) -> list:
-        "List the sequence numbers of the frames held, oldest first; from any thread"
-        return [f.seq for f in [*self.frames]]
-
-    def beat_at(self, now):
-        "Take note that a heartbeat goes out, at loop time `now`"
-        self.beat = now
-
-    def join(self):
-        "Count a connection that belongs here"
-        self.member_count += 1
-
-    def leave(self, conn) -> bool:
-        "Take out a connection that has ended; tell whether others are left"
-        self.left_live(conn)
-        self.member_count -= 1
-        if self.member_count: return True
-        self.unserved_count,self.is_backlogged = 0,False  # Nobody has to wait for it any more
-        if self.renders is not None: self.renders.stop()
-        return False
-
-    def went_live(self, conn):
-        "Serve `conn` from here from now on"
-        self.live[conn] = None
-
-    def left_live(self, conn):
-        "Serve `conn` from here no more"
-        self.live.pop(conn, None)

@@ -10,6 +10,8 @@ import asyncio,logging
 from contextvars import Context
 from typing import Any
 
+from fastcore.basics import patch
+
 from .connection import IDLE,LAGGING
 from .group import Frame
 from .wire import HEARTBEAT,encode
@@ -124,30 +126,44 @@ class Pump:
         for o in (self.catching_up, self.lagging, self.evicting, self._pending): o.clear()
         self._task = self._yielding = None
 
-    async def wait_for_capacity(self, groups):
-        "Wait until the pump has seen what `groups` have, but for half of what they may hold, and a little for those who lag"
-        start = self.yields
-        while self.has_lagging_reader(groups, self.yields<start+MAX_YIELDS):
-            if self._yielding is None: self._yielding = self.hub.loop.call_soon(self._yielded)
-            await asyncio.sleep(0)
-            if self._task is None or self._task.done():  # It was cancelled, by whomever
-                for g in groups:
-                    if g.unserved_count: self.wake(g)
+    def count_yield(self):
+        "Have the present turn of the event loop counted, once, however many wait for it"
+        if self._yielding is None: self._yielding = self.hub.loop.call_soon(self._yielded)
 
-    def _yielded(self):
-        "Count a turn of the event loop once, however many wait for it"
-        self._yielding,self.yields = None,self.yields+1
+    def _yielded(self): self._yielding,self.yields = None,self.yields+1
 
-    def has_lagging_reader(self, groups, patient=True):
-        "Tell whether the pump has half of what `groups` may hold to see, or, if `patient`, whether somebody lags who may be as quick as he can"
-        half = max(1, self.hub.max_pending//2)
-        return self._pending and any(g.unserved_count>=half for g in groups) or patient and self._is_waited_for(groups, half)
+    def ensure_running(self, groups):
+        "Begin anew if the pass was cancelled, by whomever"
+        if self._task is None or self._task.done():
+            for g in groups:
+                if g.unserved_count: self.wake(g)
 
-    def _is_waited_for(self, groups, half):
-        def quick(c): return self.yields<c.step_began+MAX_STEP_YIELDS and (c.catch_up is None or not c.catch_up.is_reading)  # The state is read as it is by then
-        last = next(reversed(self.lagging), None)  # The one that was passed over last; the others have been sending for longer
-        return any(g.renders is not None and len(g.renders)>=half for g in groups) or any(map(quick, self.catching_up)) \
-            or last is not None and len(last.group.frames)>=half and quick(last)
+    @property
+    def is_idle(self): return not self._pending
+
+# %% ../../nbs/engine/pump.ipynb #be009862
+@patch
+async def wait_for_capacity(self:Pump, groups):
+    "Wait until the pump has seen what `groups` have, but for half of what they may hold, and a little for those who lag"
+    start = self.yields
+    while self.has_lagging_reader(groups, self.yields<start+MAX_YIELDS):
+        self.count_yield()
+        await asyncio.sleep(0)
+        self.ensure_running(groups)
+
+@patch
+def has_lagging_reader(self:Pump, groups, patient=True):
+    "Tell whether the pump has half of what `groups` may hold to see, or, if `patient`, whether somebody lags who may be as quick as he can"
+    half = max(1, self.hub.max_pending//2)
+    return not self.is_idle and any(g.unserved_count>=half for g in groups) or patient and _is_waited_for(self, groups, half)
+
+def _is_waited_for(pump, groups, half):
+    def quick(c):
+        reads_state = c.catch_up is not None and c.catch_up.is_reading  # It gets the state as it is by then
+        return not reads_state and pump.yields<c.step_began+MAX_STEP_YIELDS
+    last = next(reversed(pump.lagging), None)  # The one that was passed over last; the others have been sending for longer
+    return any(g.renders is not None and len(g.renders)>=half for g in groups) or any(map(quick, pump.catching_up)) \
+        or last is not None and len(last.group.frames)>=half and quick(last)
 
 # %% ../../nbs/engine/pump.ipynb #9d7e5327
 REPLAY_LOOK_SECS = 15.  # Between two looks at those who catch up, where there are no heartbeats

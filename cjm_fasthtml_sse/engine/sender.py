@@ -50,47 +50,6 @@ class Sender:
         await asyncio.wait({task}, timeout=1)
         return cut_off
 
-# %% ../../nbs/engine/sender.ipynb #44d38230
-async def _awaited(awaitable): return await awaitable
-
-_Task: Any = asyncio.Task  # Python 3.11 knows no `eager_start`
-
-class EagerSender(Sender):
-    "Sends each frame in an eager task; Python 3.12 and later"
-    __slots__ = ()
-
-    def send(self, frame):
-        "Hand `frame` over"
-        conn = self.connection
-        if self.send_now is not None and self.send_now(frame.body): return conn.sent(frame)
-        try: coro = self.asgi_send(_body(frame))
-        except Exception as e: return conn.send_failed(e)
-        if type(coro) is not CoroutineType: coro = _awaited(coro)  # As servers that are not written in Python give it
-        task = _Task(coro, loop=conn.hub.loop, eager_start=True, context=self.context)
-        if task.done(): return self._report(frame, task)
-        self.task = task
-        self._begin()
-        task.add_done_callback(partial(self._finish, frame))
-
-    def _finish(self, frame, task):
-        self.busy = False
-        self._ran(task)
-        self._report(frame, task)
-
-    def _report(self, frame, task):
-        try: error = task.exception()
-        except asyncio.CancelledError as e: error = e
-        if error is None: self.connection.sent(frame)
-        else: self.connection.send_failed(error)
-
-    def run(self, work):
-        "Run `work`, which sends with `write`"
-        self.task = asyncio.Task(work(), loop=self.connection.hub.loop, context=self.context)  # Not an eager one: its caller goes on first
-        self.task.add_done_callback(self._ran)
-
-    def _ran(self, task):
-        if self.task is task: self.task = None
-
 # %% ../../nbs/engine/sender.ipynb #c344a31c
 class TaskSender(Sender):
     "Sends from one task, which is woken up for each frame; any Python"
@@ -131,5 +90,46 @@ class TaskSender(Sender):
                 else:
                     self.busy = False
                     conn.sent(o)
+
+# %% ../../nbs/engine/sender.ipynb #44d38230
+async def _awaited(awaitable): return await awaitable
+
+_Task: Any = asyncio.Task  # Python 3.11 knows no `eager_start`
+
+class EagerSender(Sender):
+    "Sends each frame in an eager task; Python 3.12 and later"
+    __slots__ = ()
+
+    def send(self, frame):
+        "Hand `frame` over"
+        conn = self.connection
+        if self.send_now is not None and self.send_now(frame.body): return conn.sent(frame)
+        try: coro = self.asgi_send(_body(frame))
+        except Exception as e: return conn.send_failed(e)
+        if type(coro) is not CoroutineType: coro = _awaited(coro)  # As servers that are not written in Python give it
+        task = _Task(coro, loop=conn.hub.loop, eager_start=True, context=self.context)
+        if task.done(): return self._report(frame, task)
+        self.task = task
+        self._begin()
+        task.add_done_callback(partial(self._finish, frame))
+
+    def _finish(self, frame, task):
+        self.busy = False
+        self._ran(task)
+        self._report(frame, task)
+
+    def _report(self, frame, task):
+        try: error = task.exception()
+        except asyncio.CancelledError as e: error = e
+        if error is None: self.connection.sent(frame)
+        else: self.connection.send_failed(error)
+
+    def run(self, work):
+        "Run `work`, which sends with `write`"
+        self.task = asyncio.Task(work(), loop=self.connection.hub.loop, context=self.context)  # Not an eager one: its caller goes on first
+        self.task.add_done_callback(self._ran)
+
+    def _ran(self, task):
+        if self.task is task: self.task = None
 
 DefaultSender: Any = EagerSender if sys.version_info>=(3, 12) else TaskSender
