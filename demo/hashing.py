@@ -27,7 +27,8 @@ class Report:
     def speed(self): return self.files/self.seconds if self.seconds else 0.  # Files per second
 
     @property
-    def done(self): return 1. if self.state=='finished' else min(1., (self.files+self.bytes)/max(1, self.found+self.size))
+    def done(self):
+        return 1. if self.state=='finished' else min(1., (self.files+self.bytes)/max(1, self.found+self.size))
 
 
 def shown(path):
@@ -37,16 +38,17 @@ def shown(path):
 
 @contextmanager
 def inside(root, path, flags=os.O_DIRECTORY):
-    """The descriptor of `path` below the folder `root`; `OSError` says why it can't be had
+    """Open `path` below the folder `root`, and give its descriptor; `OSError` where that can't be done
 
-    No part of it may be a link, also one that takes the place of a folder or a file at this moment: what a link says is never
-    looked at, so no answer depends on where it leads."""
+    No part of it may be a link, also one that takes the place of a folder or a file at this moment: no link is
+    followed, so no answer depends on where it leads."""
     fd,parts = os.open(root, os.O_RDONLY|os.O_DIRECTORY),[o for o in path.split('/') if o]
     try:
         for i,part in enumerate(parts, 1):
             above,fd = fd,None
             # Without O_NONBLOCK a pipe would be waited for until somebody writes into it
-            try: fd = os.open(part, os.O_RDONLY|os.O_NOFOLLOW|os.O_NONBLOCK|(flags if i==len(parts) else os.O_DIRECTORY), dir_fd=above)
+            kind = flags if i==len(parts) else os.O_DIRECTORY
+            try: fd = os.open(part, os.O_RDONLY|os.O_NOFOLLOW|os.O_NONBLOCK|kind, dir_fd=above)
             finally: os.close(above)
         yield fd
     finally:
@@ -54,9 +56,10 @@ def inside(root, path, flags=os.O_DIRECTORY):
 
 
 def folder_in(root, text):
-    "The path below `root` of the folder `text`; `ValueError` and `OSError` say why it can't be had"
+    "Find the path below `root` of the folder `text`; `ValueError` or `OSError` where there is none"
     path = os.path.normpath(os.path.join(root, text.strip()))
-    if os.path.commonpath([root, path])!=str(root): raise ValueError(f'“{text}” is not in {root}. Nothing outside is read.')
+    if os.path.commonpath([root, path])!=str(root):
+        raise ValueError(f'“{text}” is not in {root}. Nothing outside is read.')
     path = '' if path==str(root) else os.path.relpath(path, root)
     try:
         with inside(root, path): return path
@@ -66,7 +69,7 @@ def folder_in(root, text):
 
 
 def listed(root, path):
-    "What is in the folder `path`: names of its folders, (name, size) of its files, (name, reason) of all else"
+    "List the folder `path`: names of its folders, (name, size) of its files, (name, reason) of all else"
     folders,files,other = [],[],[]
     with inside(root, path) as fd, os.scandir(fd) as entries:
         for o in entries:
@@ -74,13 +77,14 @@ def listed(root, path):
                 info = o.stat(follow_symlinks=False)
                 if stat.S_ISDIR(info.st_mode): folders.append(o.name)
                 elif stat.S_ISREG(info.st_mode): files.append((o.name, info.st_size))
-                else: other.append((o.name, 'a link, not followed' if stat.S_ISLNK(info.st_mode) else 'not a regular file'))
+                elif stat.S_ISLNK(info.st_mode): other.append((o.name, 'a link, not followed'))
+                else: other.append((o.name, 'not a regular file'))
             except OSError as e: other.append((o.name, e.strerror))
     return sorted(folders),sorted(files),sorted(other)
 
 
 def hash_folder(job, root):
-    "Read the folder of `job`; gives newer and newer reports, after each block one, and raises `OSError` if nothing can be read"
+    "Read the folder of `job`, with a new report after each block; `OSError` if nothing can be read"
     files,digests,buffer = [],{},memoryview(bytearray(BLOCK))
 
     def skip(path, reason):
@@ -107,7 +111,7 @@ def hash_folder(job, root):
         sha,name = hashlib.sha256(),shown(path)
         try:
             with inside(root, os.path.join(job.path, path), 0) as fd:
-                if not stat.S_ISREG(os.fstat(fd).st_mode): raise OSError(0, 'not a regular file')  # Another one than was listed
+                if not stat.S_ISREG(os.fstat(fd).st_mode): raise OSError(0, 'not a regular file')
                 while n := os.readv(fd, [buffer]):
                     sha.update(buffer[:n])
                     job = replace(job, bytes=job.bytes+n, text=name)

@@ -1,18 +1,22 @@
-"Where the page's htmx comes from: .assets, if `make demo` put it there, else its CDN. `setup_sse` adds the SSE extension if it is missing"
+"The page's htmx: from .assets, if `make demo` put it there, else from its CDN. `setup_sse` adds what is missing"
 from pathlib import Path
 
 from fasthtml.common import Mount,Script
 from starlette.staticfiles import StaticFiles
 
 FOLDER = Path(__file__).resolve().parents[1]/'.assets/node_modules'
-FILES = {2: ('htmx.org/dist/htmx.min.js', 'htmx-ext-sse/dist/sse.min.js'), 4: ('htmx4/dist/htmx.min.js', 'htmx4/dist/ext/hx-sse.min.js')}
+FILES = {2: ('htmx.org/dist/htmx.min.js', 'htmx-ext-sse/dist/sse.min.js'),
+         4: ('htmx4/dist/htmx.min.js', 'htmx4/dist/ext/hx-sse.min.js')}
 PINNED = {2: ('2.0.7', 'ZBXiYtYQ6hJ2Y0ZNoYuI+Nq5MqWBr+chMrS/RkXpNzQCApHEhOt2aY8EJgqwHLkJ'),
           4: ('4.0.1', 'Qp9rdC8H7EqOoX+nR0P3RPG2Noji+qdwJlGpfzwQJsfOpp3sGwIdSP9xO3+UlEhn')}
-ICON = "data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 8 8'><circle cx='4' cy='4' r='3' fill='royalblue'/></svg>"
+ICON = ("data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 8 8'>"
+        "<circle cx='4' cy='4' r='3' fill='royalblue'/></svg>")
 
 
 def htmx(major):
-    "Script elements of htmx `major`, and the routes that they need"
-    if local := [Script(src=f'/assets/{o}') for o in FILES[major] if (FOLDER/o).exists()]: return local,[Mount('/assets', StaticFiles(directory=FOLDER))]
+    "Make the script elements of htmx `major`, and the routes that they need"
+    if local := [Script(src=f'/assets/{o}') for o in FILES[major] if (FOLDER/o).exists()]:
+        return local,[Mount('/assets', StaticFiles(directory=FOLDER))]
     version,digest = PINNED[major]
-    return [Script(src=f'https://cdn.jsdelivr.net/npm/htmx.org@{version}/dist/htmx.min.js', crossorigin='anonymous', integrity=f'sha384-{digest}')],[]
+    src = f'https://cdn.jsdelivr.net/npm/htmx.org@{version}/dist/htmx.min.js'
+    return [Script(src=src, crossorigin='anonymous', integrity=f'sha384-{digest}')],[]
