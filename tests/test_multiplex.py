@@ -23,7 +23,8 @@ async def forge(visitor, *urls):
     "Give a visitor valid tickets, also for addresses that never were a stream"
     await visitor.ticket('/events')
     await visitor.order()
-    for path in {o.partition('?')[0] for o in urls}: visitor.tickets[path] = Visitors('test').tickets.issue(visitor.tag, unquote(path))
+    tickets = Visitors('test').tickets
+    for path in {o.partition('?')[0] for o in urls}: visitor.tickets[path] = tickets.issue(visitor.tag, unquote(path))
 
 
 class TestWaiting:
@@ -66,14 +67,15 @@ class TestWaiting:
         def start(channel, opening):
             channel.request.start(floods, dict(path=opening.url))
             return True
-        def opens(**urls): return ChannelRequest([], [ChannelOpening(int(n[1:]), url, '') for n,url in urls.items()], [], True)
+        def opens(*urls, first=1):
+            return ChannelRequest([], [ChannelOpening(n, url, '') for n,url in enumerate(urls, first)], [], True)
         def direct(): return sorted(n for n,o in control.items() if o[-1]==dict(direct='flood', away=True))
         carrier = Carrier('me')
-        carrier.handle(opens(n1='/flood'), start)
+        carrier.handle(opens('/flood'), start)
         writing = asyncio.create_task(carrier.write(send))
         await eventually(lambda: size.get(1, 0)>4<<18)
         assert not direct(), 'alone it may'
-        carrier.handle(opens(n2='/quiet', n3='/flood', n4='/flood', n5='/flood'), start)
+        carrier.handle(opens('/quiet', *['/flood']*3, first=2), start)
         await eventually(lambda: len(direct())==MAX_DIRECT, 'some have to go')
         before = sum(size.values())
         await eventually(lambda: sum(size.values())>before+(8<<18), 'the others take turns')
@@ -112,8 +114,9 @@ class TestRequests:
         house = House()
         class Deaf(Response):
             async def __call__(self, scope, receive, send):
+                headers = [(b'content-type', b'text/event-stream')]
                 try:
-                    await send(dict(type='http.response.start', status=200, headers=[(b'content-type', b'text/event-stream')]))
+                    await send(dict(type='http.response.start', status=200, headers=headers))
                     while True:
                         await send(dict(type='http.response.body', body=b'data: x\n\n', more_body=True))
                         await asyncio.sleep(.01)

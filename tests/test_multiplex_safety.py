@@ -1,4 +1,4 @@
-"What could go wrong with the multiplexer, and what is done against it; the table at the end of nbs/multiplex/endpoint.ipynb names these tests"
+"What could go wrong with the multiplexer, and what is done against it: the table at the end of its notebook names these tests"
 import json
 import re
 from pathlib import Path
@@ -36,10 +36,11 @@ async def test_a_body_that_comes_too_slowly_is_refused(monkeypatch):
     async with Drips(House().app, 'POST', PATH, MUX_HEADERS) as r: assert r.status==408
 
 
-HOSTILE = ['//evil.example/events', '///events', 'http://evil.example/events', 'https://127.0.0.1/events', 'events', '', ' /events',
-    '/../events', '/x/../events', '/%2e%2e/events', '/x/%2E%2e/events', '/x/.%2e/events', '/./events', '/%2e/events', '/x/..%2fevents',
-    '/x/..%5cevents', '/x\\..\\events', '\\\\evil.example\\events', '/\\evil.example', '/events\r\nCookie: a=b', '/events\nX: y',
-    '/events\0', '/events%00', '/ev ents', '/events#x', '/évents', '/\ud800', '/%ff', '/x'*3000, None, 7, ['/events'], {'path': '/events'}, True]
+HOSTILE = ['//evil.example/events', '///events', 'http://evil.example/events', 'https://127.0.0.1/events', 'events', '',
+    ' /events', '/../events', '/x/../events', '/%2e%2e/events', '/x/%2E%2e/events', '/x/.%2e/events', '/./events',
+    '/%2e/events', '/x/..%2fevents', '/x/..%5cevents', '/x\\..\\events', '\\\\evil.example\\events', '/\\evil.example',
+    '/events\r\nCookie: a=b', '/events\nX: y', '/events\0', '/events%00', '/ev ents', '/events#x', '/évents', '/\ud800',
+    '/%ff', '/x'*3000, None, 7, ['/events'], {'path': '/events'}, True]
 async def test_no_spelling_of_an_address_leads_astray(caplog):
     house = House()
     async with house.visitors() as visitor:
@@ -47,7 +48,8 @@ async def test_no_spelling_of_an_address_leads_astray(caplog):
         before = len(house.seen)
         for n,url in enumerate(HOSTILE, 1):
             channel = visitor.channels[n] = Channel(n, repr(url)[:50])
-            ticket = Visitors('test').tickets.issue(visitor.tag, unquote(url.partition('?')[0]) if isinstance(url, str) else '/events')
+            path = unquote(url.partition('?')[0]) if isinstance(url, str) else '/events'
+            ticket = Visitors('test').tickets.issue(visitor.tag, path)
             await visitor.order([[n, url, ticket, '', '']])
             await channel.answered()
             assert channel.words==[dict(ticket=True)], 'it is none of ours: the browser may ask for itself'
@@ -89,7 +91,10 @@ async def test_numbers_have_a_bound(monkeypatch):
 
 
 async def test_streams_without_a_first_word_hold_up_no_others():
-    "Some middleware keeps the beginning of a response until there is a body; a stream that waits to hear that the browser has gone is under way"
+    """A stream that waits for the end is under way, even if it has sent nothing
+
+    Some middleware holds back the beginning of a response until there is a body.
+    """
     house = House([Middleware(GZipMiddleware)])
     @house.app.get('/quiet')
     def quiet():
@@ -166,7 +171,8 @@ async def test_who_asks_and_does_not_read_is_cut_off():
         response.stall()
         await house.manager.broadcast('said', 'the write that does not end')
         for i in range(40):
-            await visitor.order([[1000*i+n, '/nowhere', '', '', ''] for n in range(2, 302)], carriers=[carrier.id], become=False)
+            wanted = [[1000*i+n, '/nowhere', '', '', ''] for n in range(2, 302)]
+            await visitor.order(wanted, carriers=[carrier.id], become=False)
             assert carrier.writer.scheduled_count<=2*MAX_CHANNELS+300
             if not carrier.open: break
         assert not carrier.open
@@ -197,7 +203,8 @@ def test_each_line_of_the_page_has_its_tests():
     cells = json.loads((HERE.parent/'nbs/multiplex/endpoint.ipynb').read_text())['cells']
     page = next(t for c in cells if '## The threat model' in (t := ''.join(c['source'])))
     named = {*re.findall(r'`(test_\w+)`', page)}
-    there = {f.name: {*re.findall(r'^ *(?:async )?def (test_\w+)', f.read_text(), re.M)} for f in HERE.rglob('test_*.py')}
+    def tests(f): return {*re.findall(r'^ *(?:async )?def (test_\w+)', f.read_text(), re.M)}
+    there = {f.name: tests(f) for f in HERE.rglob('test_*.py')}
     assert not named-{*set().union(*there.values())}, 'the page names what is not there'
     assert not there[Path(__file__).name]-named-{'test_each_line_of_the_page_has_its_tests'}, 'the page is silent about'
     rows = [r for r in page.splitlines() if r.startswith('|')][2:]

@@ -146,6 +146,21 @@ def _needs_first_byte(visit, message):
     if message['status']!=200 or visit.scope['method']=='HEAD' or not is_stream(message): return False
     return not {k.lower() for k,_ in message['headers']}&{b'content-length', b'content-encoding', b'sse-stream'}
 
+@leaves_bodies_alone
+def adding_headers(visitors, visit, send):
+    "Return `send` for a request of the browser's: adds the visitor's headers, and the first byte of a stream"
+    first = None
+    def _send(message):
+        nonlocal first
+        if message['type']=='http.response.start':
+            if more := visitors.response_headers(visit, message):
+                message = {**message, 'headers': [*message.get('headers', ()), *more]}
+            if not _needs_first_byte(visit, message): return send(message)
+            first = _FirstByte(send)
+            return first.send_start(message)
+        return send(message) if first is None else first.send_body(message)
+    return _send
+
 # %% ../../nbs/multiplex/endpoint.ipynb #703dc248
 PATH = '/_sse/mux'
 
@@ -224,22 +239,7 @@ class Multiplexer:
         if self.enabled and scope['path'].endswith(self.path) and get_route_path(scope)==self.path:
             return self._handle(scope, receive, send)
         visit = scope['sse.visit'] = Visit(scope, self.path if self.enabled else '')
-        return self.app(scope, receive, self._adding_headers(visit, send))
-
-    @leaves_bodies_alone
-    def _adding_headers(self, visit, send):
-        "Return `send` for a request of the browser's: adds what it has to know, and the first byte of a stream"
-        first = None
-        def _send(message):
-            nonlocal first
-            if message['type']=='http.response.start':
-                if more := self.visitors.response_headers(visit, message):
-                    message = {**message, 'headers': [*message.get('headers', ()), *more]}
-                if not _needs_first_byte(visit, message): return send(message)
-                first = _FirstByte(send)
-                return first.send_start(message)
-            return send(message) if first is None else first.send_body(message)
-        return _send
+        return self.app(scope, receive, adding_headers(self.visitors, visit, send))
 
     async def _handle(self, scope, receive, send):
         "Answer a request for channels"
