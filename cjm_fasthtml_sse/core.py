@@ -50,7 +50,7 @@ from .engine.servers import watch_signals
 from .engine.response import EventStreamResponse,patterns
 from .engine.wire import SSEError,StreamEnded,check_message_type
 from .manager.hooks import ConnectionHooks,Hooks
-from .manager.outbox import Outbox,PendingBroadcasts
+from .manager.outbox import BroadcastRouter,Outbox,PendingBroadcasts
 from .manager.presence import PresenceWatcher
 
 _all_ = ['BackendError', 'Broadcast', 'ConnectionQueue', 'StreamEnded']
@@ -126,7 +126,8 @@ class SSEBroadcastManager:
         self._pending = PendingBroadcasts(hub)
         self._lifecycle = BackendLifecycle(self._backend, hub, self._delivery, self._report,
             self._pending.fail_orphaned)
-        self._outbox = Outbox(hub, self._hooks, self._delivery, self._lifecycle, self._pending)
+        self._outbox = Outbox(hub, self._delivery, self._lifecycle)
+        self._router = BroadcastRouter(hub, self._hooks, self._outbox, self._pending)
         self._cluster = ClusterReader()
         self._presence = PresenceWatcher(hub, self._hooks, self._lifecycle, self._poll_users)
         self._knows_no_command = False  # Has a command come that this version does not know?
@@ -273,7 +274,7 @@ def broadcast(self:SSEBroadcastManager,
     timeout = self.default_timeout if timeout is None else check_seconds('timeout', timeout)
     hash(key)
     fields = dict(type=event_type, timestamp=datetime.now(timezone.utc).isoformat(), data=data)
-    return self._outbox.send(fields, key, timeout)
+    return self._router.send(fields, key, timeout)
 
 setattr(SSEBroadcastManager, 'broadcast', mark_coroutine_function(SSEBroadcastManager.broadcast))
 
@@ -431,7 +432,7 @@ def broadcast_threadsafe(self:SSEBroadcastManager,
     """Call `broadcast`, and return a `Future`; `FieldError` for a bad `event_type`, `BackendError` at once where no
     event loop runs"""
     sent: Any = self.broadcast(event_type, data, timeout, key=key)
-    return sent.future() if isinstance(sent, Broadcast) else self._outbox.run(sent)  # A subclass may have an async one
+    return sent.future() if isinstance(sent, Broadcast) else self._router.run(sent)  # A subclass may have an async one
 
 # %% ../nbs/core.ipynb #d461a745
 @patch

@@ -70,6 +70,103 @@ class PendingBroadcasts:
         waiters = [p.waiter() for p in [*self._pending] if p.loop is self.hub.loop]
         if waiters: await asyncio.wait(waiters, timeout=max(0, until-self.hub.loop.time()))
 
+# %% ../../nbs/manager/outbox.ipynb #0b0c0001
+class Outbox:
+    "Sends broadcasts by the backend, in the order in which they were posted"
+    def __init__(self,
+        hub, delivery, # Of the manager
+        lifecycle      # Its `BackendLifecycle`
+    ):
+        self.hub,self.delivery,self.lifecycle = hub,delivery,lifecycle
+        self.backend,self._delivers_here = lifecycle.backend,lifecycle.delivers_here
+        self._waiting: deque = deque()  # Those that wait for the backend to start, or for readers, in order
+        self._sender: Any = None        # The task that sends them
+
+    def reset_after_fork(self):
+        "Forget the broadcasts of the parent process"
+        self._waiting,self._sender = deque(),None
+
+    def can_deliver(self, event_type):
+        "Return whether a message can be given to the connections at once, and no other comes first"
+        hub = self.hub
+        return self._delivers_here and not self._waiting and not self.delivery.is_delivering \
+            and self.lifecycle.is_ready() and not hub.must_wait(hub.route(event_type))
+
+    def post(self, p):
+        "Send `p` on the event loop that runs here, behind what was posted before"
+        if self._delivers_here: at_once = self.can_deliver(p.fields['type'])
+        else: at_once = self.lifecycle.loop is p.loop and not self._waiting and not self.lifecycle.resting
+        if at_once: return self._carry(p)
+        self._waiting.append(p)
+        if self._sender is None or self._sender.done():
+            self._sender = self.hub.spawn(self._send_waiting(), Context())
+            self._sender.add_done_callback(self._sender_done)
+
+    def post_without_loop(self,
+        p
+    ) -> bool: # `False`: an event loop runs by now, which has to carry it
+        "Send `p` where no event loop runs"
+        if not self._delivers_here: self._send_by_backend(p)
+        else:
+            with self.hub.loop_lock:  # A stream that opens now finds this one in the replay buffer
+                if lasting_loop(self.hub) is not None: return False
+                self.hub.abandon_loop()
+                self._waiting.append(p)
+                while self._waiting and not self.delivery.is_delivering: self._carry(self._waiting.popleft())
+        return True
+
+    def finish(self, p, coro):
+        "Await `coro` in a task, and settle `p` with its outcome; return the task"
+        def done(task):
+            if task.cancelled(): p.settle(error=SSEError(LOOP_CLOSED))
+            else: p.settle(error=e) if (e := task.exception()) is not None else p.settle(task.result())
+        task = self.hub.spawn(coro)
+        task.add_done_callback(done)
+        return task
+
+    def _carry(self, p):
+        "Give `p` to the backend; return the task that waits for the outcome, if there is one"
+        if not self._delivers_here: return self.finish(p, self._publish(p))
+        got,places = self.delivery.deliver_now(self.backend.record(p.fields, p.key, p.timeout))
+        if places: return self.finish(p, self.delivery.wait_for_room(places, p.timeout, got))
+        p.settle(got)
+
+    async def _publish(self, p):
+        fields,key,timeout = p.fields,p.key,p.timeout
+        del p  # An error holds what stands in its frames, and `p` will hold the error
+        return await self.backend.publish(fields, key, timeout)
+
+    def _send_by_backend(self, p):
+        if (send := getattr(self.backend, 'send', None)) is None: raise BackendError(
+            'Where no event loop runs, a broadcast needs a backend that has `send`')
+        send(p.fields, p.key)
+        p.settle(0)
+
+    async def _send_waiting(self):
+        await asyncio.sleep(0)  # `broadcast` may have been called in the midst of a delivery
+        while self._waiting:
+            await self.lifecycle.ensure_started(lasting=False)
+            tasks = []
+            for _ in range(len(self._waiting)):
+                groups = self.hub.route(self._waiting[0].fields['type'])
+                if self._delivers_here and self.hub.must_wait(groups): await self.hub.wait_for_capacity(groups)
+                if self.hub.loop is not asyncio.get_running_loop(): return  # Another task sends the rest
+                tasks.append(self._carry(self._waiting.popleft()))
+            if self.lifecycle.resting:
+                if tasks := [t for t in tasks if t is not None]: await asyncio.wait(tasks)
+                if not self._waiting and self.lifecycle.resting: await self.lifecycle.stop()
+            await asyncio.sleep(0)
+
+    def _sender_done(self, task):
+        if not task.cancelled() and task.exception() is None: return
+        while self._waiting:
+            p = self._waiting.popleft()
+            try:
+                if not task.cancelled(): raise task.exception()
+                self._carry(p) if self._delivers_here else self._send_by_backend(p)  # The event loop ends
+            except Exception as e: p.settle(error=e)
+
+# %% ../../nbs/manager/outbox.ipynb #0b0c0005
 class TemporaryLoops:
     "Event loops on which only async hooks run, where no other event loop does"
     def __init__(self): self._tasks: dict = {}  # Event loop -> tasks of hooks
@@ -94,23 +191,15 @@ class TemporaryLoops:
             while tasks: await asyncio.wait(tasks)
             del self._tasks[here]
 
-# %% ../../nbs/manager/outbox.ipynb #efb0c039
-class Outbox:
-    "Carries broadcasts to the backend, in the order of the calls"
+class BroadcastRouter:
+    "Takes a broadcast from whoever calls through the hooks to the outbox"
     def __init__(self,
-        hub, hooks, delivery, # Of the manager
-        lifecycle,            # Its `BackendLifecycle`
-        pending               # Its `PendingBroadcasts`
+        hub, hooks, outbox, # Of the manager
+        pending             # Its `PendingBroadcasts`
     ):
-        self.hub,self.hooks,self.lifecycle,self.delivery,self.pending = hub,hooks,lifecycle,delivery,pending
-        self.backend,self._delivers_here = lifecycle.backend,lifecycle.delivers_here
-        self._waiting: deque = deque()  # Those that wait for the backend to start, or for readers, in order
-        self._sender: Any = None        # The task that sends them
+        self.hub,self.hooks,self.outbox,self.pending = hub,hooks,outbox,pending
+        self.backend,self.delivery = outbox.backend,outbox.delivery
         self._temporary = TemporaryLoops()
-
-    def reset_after_fork(self):
-        "Forget the broadcasts of the parent process"
-        self._waiting,self._sender = deque(),None
 
     def send(self,
         fields,  # `type`, `timestamp` and `data`
@@ -122,11 +211,11 @@ class Outbox:
         if not self.hooks.registered('broadcast'):
             if (check := getattr(self.backend, 'check', None)) is not None: check(fields, key)
         elif here: fields,rest = self._call_plain_hooks(fields)
-        if here and rest is None and self._can_deliver(fields['type']):
+        if here and rest is None and self.outbox.can_deliver(fields['type']):
             got,places = self.delivery.deliver_now(self.backend.record(fields, key, timeout))
             if not places: return Broadcast(self.hub, got, fields['type'])
             p = self.pending.add(PendingBroadcast(fields, key, timeout))
-            self._finish(p, self.delivery.wait_for_room(places, timeout, got))
+            self.outbox.finish(p, self.delivery.wait_for_room(places, timeout, got))
         else:
             p = self.pending.add(PendingBroadcast(fields, key, timeout))
             if not here: step = self._call_hooks
@@ -141,12 +230,6 @@ class Outbox:
         p = PendingBroadcast(dict(type=None), None, None)
         p.settle(self._temporary.run(coro))
         return p
-
-    def _can_deliver(self, event_type):
-        "Return whether a message can be given to the connections at once, and no other comes first"
-        hub = self.hub
-        return self._delivers_here and not self._waiting and not self.delivery.is_delivering \
-            and self.lifecycle.is_ready() and not hub.must_wait(hub.route(event_type))
 
     def _hand_over(self, p, step):
         "Call `step(p)` on the manager's event loop; right here, where there is none"
@@ -185,72 +268,8 @@ class Outbox:
         self._hand_over(p, self._post)
 
     def _post(self, p):
-        "Send `p` behind what was posted before"
-        if p.loop is None: return self._send_without_loop(p)
-        if self._delivers_here: at_once = self._can_deliver(p.fields['type'])
-        else: at_once = self.lifecycle.loop is p.loop and not self._waiting and not self.lifecycle.resting
-        if at_once: return self._carry(p)
-        self._waiting.append(p)
-        if self._sender is None or self._sender.done():
-            self._sender = self.hub.spawn(self._send_waiting(), Context())
-            self._sender.add_done_callback(self._sender_done)
-
-    def _carry(self, p):
-        "Give `p` to the backend; return the task that waits for the outcome, if there is one"
-        if not self._delivers_here: return self._finish(p, self._publish(p))
-        got,places = self.delivery.deliver_now(self.backend.record(p.fields, p.key, p.timeout))
-        if places: return self._finish(p, self.delivery.wait_for_room(places, p.timeout, got))
-        p.settle(got)
-
-    async def _publish(self, p):
-        fields,key,timeout = p.fields,p.key,p.timeout
-        del p  # An error holds what stands in its frames, and `p` will hold the error
-        return await self.backend.publish(fields, key, timeout)
-
-    def _finish(self, p, coro):
-        "Await `coro` in a task, and settle `p` with its outcome"
-        def done(task):
-            if task.cancelled(): p.settle(error=SSEError(LOOP_CLOSED))
-            else: p.settle(error=e) if (e := task.exception()) is not None else p.settle(task.result())
-        task = self.hub.spawn(coro)
-        task.add_done_callback(done)
-        return task
-
-    async def _send_waiting(self):
-        await asyncio.sleep(0)  # `broadcast` may have been called in the midst of a delivery
-        while self._waiting:
-            await self.lifecycle.ensure_started(lasting=False)
-            tasks = []
-            for _ in range(len(self._waiting)):
-                groups = self.hub.route(self._waiting[0].fields['type'])
-                if self._delivers_here and self.hub.must_wait(groups): await self.hub.wait_for_capacity(groups)
-                if self.hub.loop is not asyncio.get_running_loop(): return  # Another task sends the rest
-                tasks.append(self._carry(self._waiting.popleft()))
-            if self.lifecycle.resting:
-                if tasks := [t for t in tasks if t is not None]: await asyncio.wait(tasks)
-                if not self._waiting and self.lifecycle.resting: await self.lifecycle.stop()
-            await asyncio.sleep(0)
-
-    def _sender_done(self, task):
-        if not task.cancelled() and task.exception() is None: return
-        while self._waiting:
-            p = self._waiting.popleft()
-            try:
-                if not task.cancelled(): raise task.exception()
-                self._carry(p) if self._delivers_here else self._send_without_loop(p)  # The event loop ends
-            except Exception as e: p.settle(error=e)
-
-    def _send_without_loop(self, p):
-        if not self._delivers_here:
-            if (send := getattr(self.backend, 'send', None)) is None: raise BackendError(
-                'Where no event loop runs, a broadcast needs a backend that has `send`')
-            send(p.fields, p.key)
-            return p.settle(0)
-        with self.hub.loop_lock:  # A stream that opens now finds this one in the replay buffer
-            if lasting_loop(self.hub) is not None: return self._hand_over(p, self._post)
-            self.hub.abandon_loop()
-            self._waiting.append(p)
-            while self._waiting and not self.delivery.is_delivering: self._carry(self._waiting.popleft())
+        if p.loop is not None: self.outbox.post(p)
+        elif not self.outbox.post_without_loop(p): self._hand_over(p, self._post)
 
 async def _run_in_hook(steps, wanted):
     _in_hook.set(True)
