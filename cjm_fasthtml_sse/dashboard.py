@@ -47,9 +47,33 @@ from .helpers import oob_update
 from .htmx import HTMXSSEConnector
 from .setup import prepare
 
-# %% ../nbs/dashboard.ipynb #b8e09e44
+# %% ../nbs/dashboard.ipynb #9208d293
 _log = logging.getLogger(__name__)
 
+_repr = Repr()
+_repr.maxstring = _repr.maxother = 200
+_repr.maxdict = _repr.maxlist = _repr.maxtuple = 8
+
+def _short(s, n=100): return s if len(s)<=n else f'{s[:n]}…'
+
+def _code(s): return NotStr(f'<code>{escape(s)}</code>')
+
+def _time(message):
+    "Read the time of a timestamp, which a hook may have changed"
+    found = re.search(r'T(\d\d:\d\d:\d\d(?:\.\d{1,3})?)', str(message.get('timestamp', '')))
+    return found[1] if found else '–'
+
+def _data(message):
+    "Write the data, shortened before it is written out"
+    try: return _short(_repr.repr(message.get('data')), 200).encode('utf-8', 'replace').decode()
+    except Exception as e: return f'{type(message["data"]).__name__}, which raises {type(e).__name__}'
+
+def _size(message):
+    "Find the bytes of the largest frame that was made of `message`; none was made where no stream wanted it"
+    sizes = [len(f) for f in message.frames.values() if isinstance(f, bytes)]
+    return byte_figure(max(sizes)) if sizes else '–'
+
+# %% ../nbs/dashboard.ipynb #b8e09e44
 _CHARTS = dict(connections=('Streams', 'open', values), broadcasts=('Broadcasts', 'a second', rates),
     deliveries=('Deliveries', 'a second', rates), backlog=('Slowest queue', 'messages wait', values))
 _COUNTERS = dict(evicted='Evicted', coalesced='Skipped', replayed='Replayed', gaps='Gaps', errors='Errors',
@@ -137,29 +161,6 @@ class DashboardView:
         heads = [_COUNTERS[c] if c in _COUNTERS else _CHARTS[c][0] for c in _COLUMNS] + ['Direct']
         return table(('Process', *heads), [*rows, row('All', total, sum(direct))],
             'Counters of each process since its start', dict.fromkeys(range(1, len(heads)+1), 'n'))
-
-_repr = Repr()
-_repr.maxstring = _repr.maxother = 200
-_repr.maxdict = _repr.maxlist = _repr.maxtuple = 8
-
-def _short(s, n=100): return s if len(s)<=n else f'{s[:n]}…'
-
-def _code(s): return NotStr(f'<code>{escape(s)}</code>')
-
-def _time(message):
-    "Read the time of a timestamp, which a hook may have changed"
-    found = re.search(r'T(\d\d:\d\d:\d\d(?:\.\d{1,3})?)', str(message.get('timestamp', '')))
-    return found[1] if found else '–'
-
-def _data(message):
-    "Write the data, shortened before it is written out"
-    try: return _short(_repr.repr(message.get('data')), 200).encode('utf-8', 'replace').decode()
-    except Exception as e: return f'{type(message["data"]).__name__}, which raises {type(e).__name__}'
-
-def _size(message):
-    "Find the bytes of the largest frame that was made of `message`; none was made where no stream wanted it"
-    sizes = [len(f) for f in message.frames.values() if isinstance(f, bytes)]
-    return byte_figure(max(sizes)) if sizes else '–'
 
 # %% ../nbs/dashboard.ipynb #cc6ddae5
 class _OwnBackend(MemoryBackend):

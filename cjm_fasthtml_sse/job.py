@@ -156,18 +156,16 @@ def plain_number(x):
     "Convert the number `x`, whatever library it comes from, to one that JSON has"
     return x if type(x) in (int, float) else int(x) if isinstance(x, Integral) else float(x)
 
-class Job:
-    "Work under way, which `track` makes: loop over it, or enter it"
-    def __init__(self, manager, iterable, job_id, total, throttle, name, describe_error):
-        self.iterable,self.id,self.name = iterable,job_id,name
+class JobState:
+    "How far a job is, from its start to its end; each change is reported"
+    def __init__(self, manager, job_id, total, throttle, name, describe_error):
+        self.id,self.name = job_id,name
         self.total = total           # May be changed at any time
         self.n = 0                   # Items done
         self.text = ''               # What it is doing now, for those who watch
         self.state = 'new'           # then `running`, and then one of `ENDS`
         self._describe_error,self._error = describe_error,''
         self._began,self._took = 0.,0.
-        self._has_looped = self._is_exhausted = False
-        self._in_block = False       # Then the `with` block decides how the job has ended
         self._reporter = Reporter(manager, self, throttle)
 
     def __repr__(self): return f'<Job {self.id!r} {self.state}, {self.n} of {self.total}>'
@@ -213,6 +211,15 @@ class Job:
         except Exception:
             _log.exception('Job %r: `error` failed for %r', self.id, e)
             return type(e).__name__
+
+# %% ../nbs/job.ipynb #5cd9ab26
+class Job(JobState):
+    "Work under way, which `track` makes: loop over it, or enter it"
+    def __init__(self, manager, iterable, *args):
+        super().__init__(manager, *args)
+        self.iterable = iterable
+        self._has_looped = self._is_exhausted = False
+        self._in_block = False  # Then the `with` block decides how the job has ended
 
     def _begin_loop(self):
         if self._has_looped: raise SSEError(f'Each run of a job needs a `track` of its own, got {self!r} again')
