@@ -24,37 +24,22 @@ from fastcore.basics import patch
 from .engine.render import to_html
 from .engine.wire import HEARTBEAT,Parser,ServerSentEvent,StreamEnded
 
-# %% ../nbs/testing.ipynb #9b4dd742
-class SSEClient:
-    "Reads the event stream of one tab, in process"
-    def __init__(self,
-        app,                     # ASGI application; a `Response` is one too
-        url='/',                 # Path and query, or the route function
-        headers=None,            # Request headers, a dict
-        last_event_id=None,      # What the tab saw before; sent as `Last-Event-ID`
-        method='GET',            # `HEAD` is worth a try too
-        *,
-        cookies=None             # A dict, or the cookies of an HTTP client that has logged in
-    ):
+# %% ../nbs/testing.ipynb #a6811f3f
+class ASGIRequest:
+    "Sends one request to an ASGI application, in process, and reads a response that may never end"
+    def __init__(self, app, method, url, headers):
         if not callable(app): raise TypeError(f'`app` must be the ASGI application, got {app!r}')
-        if cookies: headers = {**(headers or {}), 'Cookie': '; '.join(f'{k}={v}' for k,v in dict(cookies).items())}
-        self.app,self.status,self.headers,self.body,self.events = app,None,{},b'',[]
-        self.last = None         # The event that `next` gave last
-        if last_event_id is not None:  # As UTF-8, as browsers do
-            headers = {**(headers or {}), 'Last-Event-ID': str(last_event_id).encode().decode('latin-1')}
-        self.last_event_id = last_event_id or ''
-        self._parser,self._events = Parser(self.last_event_id),asyncio.Queue()
+        self.app,self.status,self.headers,self.body = app,None,{},b''
+        self._request = f'{method} {url}'
         self._is_body_sent = False  # Of the request; it is empty
         self._started,self._gone,self._gate = asyncio.Event(),asyncio.Event(),asyncio.Event()
         self._gate.set()
         parts = urlsplit(str(url))  # A route function is its path as text
-        self._request = f'{method} {url}'
-        headers = {'host': 'test', **(headers or {})}
-        headers = [(k.lower().encode('latin-1'), v.encode('latin-1')) for k,v in headers.items()]
+        headers = [(k.lower().encode('latin-1'), v.encode('latin-1')) for k,v in {'host': 'test', **headers}.items()]
         self._scope = dict(type='http', asgi=dict(version='3.0', spec_version='2.3'), http_version='1.1',
             method=method, scheme='http', path=unquote(parts.path), raw_path=parts.path.encode(),
-            query_string=parts.query.encode(), root_path='',
-            headers=headers, client=('127.0.0.1', 1), server=('test', 80), state={})
+            query_string=parts.query.encode(), root_path='', headers=headers, client=('127.0.0.1', 1),
+            server=('test', 80), state={})
 
     async def __aenter__(self):
         self._task = asyncio.create_task(self._run())
@@ -66,15 +51,15 @@ class SSEClient:
         finally: started.cancel()
         if self._task.done(): await self._task
         elif not self._started.is_set():
-            await self.disconnect(timeout=1)
+            await self._leave(timeout=1)
             raise TimeoutError('The application has sent no response within 5 seconds')
         return self
 
-    async def __aexit__(self, *exc): await self.disconnect()
+    async def __aexit__(self, *exc): await self._leave()
 
     async def _run(self):
         try: await self.app(self._scope, self._receive, self._send)
-        finally: self._events.put_nowait(None)
+        finally: self._end()
 
     async def _receive(self):
         if not self._is_body_sent:
@@ -91,10 +76,76 @@ class SSEClient:
             return self._started.set()
         body = message.get('body', b'')
         self.body += body
+        self._feed(body)
+        if not message.get('more_body'): self._gone.set()  # Behind a complete response comes `http.disconnect`
+
+    async def _leave(self, timeout=5.):
+        "Close the connection; an application that has not ended after `timeout` seconds is cancelled"
+        self._gone.set(); self._gate.set()
+        await asyncio.wait({self._task}, timeout=timeout)
+        self._task.cancel()
+        await asyncio.wait({self._task}, timeout=timeout)
+        if not self._task.done():
+            raise TimeoutError('The application goes on, though its client has gone and it was cancelled')
+        with suppress(asyncio.CancelledError): await self._task
+
+    def _feed(self, body): "A part of the body has come"
+    def _end(self): "The application has ended its side"
+
+# %% ../nbs/testing.ipynb #9b4dd742
+class SSEClient(ASGIRequest):
+    "Reads the event stream of one tab, in process"
+    def __init__(self,
+        app,                     # ASGI application; a `Response` is one too
+        url='/',                 # Path and query, or the route function
+        headers=None,            # Request headers, a dict
+        last_event_id=None,      # What the tab saw before; sent as `Last-Event-ID`
+        method='GET',            # `HEAD` is worth a try too
+        *,
+        cookies=None             # A dict, or the cookies of an HTTP client that has logged in
+    ):
+        headers = dict(headers or {})
+        if cookies: headers['Cookie'] = '; '.join(f'{k}={v}' for k,v in dict(cookies).items())
+        # As UTF-8, as browsers do
+        if last_event_id is not None: headers['Last-Event-ID'] = str(last_event_id).encode().decode('latin-1')
+        super().__init__(app, method, url, headers)
+        self.events,self.last = [],None  # All that came; the one that `next` gave last
+        self.last_event_id = last_event_id or ''
+        self._parser,self._events = Parser(self.last_event_id),asyncio.Queue()
+
+    def _feed(self, body):
         for e in self._parser.feed(body):
             self.events.append(e)
             self._events.put_nowait(e)
-        if not message.get('more_body'): self._gone.set()  # Behind a complete response comes `http.disconnect`
+
+    def _end(self): self._events.put_nowait(None)
+
+    async def next(self,
+        timeout=1.,           # Seconds; then `TimeoutError`
+        heartbeats=False      # `True`: the library's heartbeats too
+    ) -> ServerSentEvent:
+        "Wait for the next event; `StreamEnded` where the stream is over"
+        if not hasattr(self, '_task'):
+            raise RuntimeError('The client is not connected: `async with SSEClient(app, ...) as tab`')
+        try:
+            async with asyncio.timeout(timeout):
+                while True:
+                    if (e := await self._events.get()) is None:
+                        self._events.put_nowait(None)  # So that the next call sees the end as well
+                        raise StreamEnded('the stream is over' + self._explain_end())
+                    self.last_event_id = e.id
+                    if heartbeats or e.event!=HEARTBEAT:
+                        self.last = e
+                        return e
+        except TimeoutError:
+            before = f'the last one was {self.last.event} {self.last.data!r}' if self.last else 'there was none before'
+            raise TimeoutError(f'No event within {timeout} s from {self._request}; {before}') from None
+
+    def _explain_end(self):
+        "Say what came, if it was no event stream"
+        is_stream = self.headers.get('content-type', 'text/event-stream').startswith('text/event-stream')
+        if self.status==200 and is_stream: return ''
+        return f', and was none: {self._request} gave {self.status} {self.body[:200].decode(errors="replace")}'
 
     def assert_oob(self,
         target,         # `id` of the element in the page
@@ -105,48 +156,13 @@ class SSEClient:
         if self.last is None: raise AssertionError('`next` has given no event yet')
         return assert_oob(self.last, target, contains, swap)
 
-    def _explain_end(self):
-        "Say what came, if it was no event stream"
-        is_stream = self.headers.get('content-type', 'text/event-stream').startswith('text/event-stream')
-        if self.status==200 and is_stream: return ''
-        return f', and was none: {self._request} gave {self.status} {self.body[:200].decode(errors="replace")}'
-
-# %% ../nbs/testing.ipynb #ea7d00dd
-@patch
-async def next(self:SSEClient,
-    timeout=1.,           # Seconds; then `TimeoutError`
-    heartbeats=False      # `True`: the library's heartbeats too
-) -> ServerSentEvent:
-    "Wait for the next event; `StreamEnded` where the stream is over"
-    if not hasattr(self, '_task'):
-        raise RuntimeError('The client is not connected: `async with SSEClient(app, ...) as tab`')
-    try:
-        async with asyncio.timeout(timeout):
-            while True:
-                if (e := await self._events.get()) is None:
-                    self._events.put_nowait(None)  # So that the next call sees the end as well
-                    raise StreamEnded('the stream is over' + self._explain_end())
-                self.last_event_id = e.id
-                if heartbeats or e.event!=HEARTBEAT:
-                    self.last = e
-                    return e
-    except TimeoutError:
-        before = f'the last one was {self.last.event} {self.last.data!r}' if self.last else 'there was none before'
-        raise TimeoutError(f'No event within {timeout} s from {self._request}; {before}') from None
-
 # %% ../nbs/testing.ipynb #04e8e73c
 @patch
 async def disconnect(self:SSEClient,
     timeout=5.  # Seconds the application has to notice; then it is cancelled
 ):
     "Close the connection, and wait until the application has ended its side"
-    self._gone.set(); self._gate.set()
-    await asyncio.wait({self._task}, timeout=timeout)
-    self._task.cancel()
-    await asyncio.wait({self._task}, timeout=timeout)
-    if not self._task.done():
-        raise TimeoutError('The application goes on, though its client has gone and it was cancelled')
-    with suppress(asyncio.CancelledError): await self._task
+    await self._leave(timeout)
 
 @patch
 def stall(self:SSEClient):
