@@ -46,11 +46,11 @@ def denial(
     answer,  # What `authorise` gave
     request  # What it was called with
 ) -> Response|None:
-    "Make the response for whom `authorise` does not let in: 403, or the response that it gave; `None` where it gave `True`"
+    "Make the response for whom `authorise` does not let in: 403, or what it gave; `None` where it gave `True`"
     if answer is True: return None
     if answer is None or answer is False: return PlainTextResponse('Forbidden', 403)
     if isinstance(answer, Exception): raise answer
-    if hasattr(answer, '__response__'): answer = answer.__response__(request)  # FastHTML's `Redirect` is no response yet
+    if hasattr(answer, '__response__'): answer = answer.__response__(request)  # As FastHTML's `Redirect` has it
     if isinstance(answer, Response): return answer
     raise TypeError(f'`authorise` must give True, False or a response, got {answer!r}')
 
@@ -59,7 +59,7 @@ async def require_authorised(
     authorise,  # Callable, sync or async
     request     # What it is called with
 ) -> Response|None:
-    "Ask `authorise` whether a stream may be opened; the response where it may not: 403 or its own, 503 if it takes too long"
+    "Ask `authorise` whether a stream may be opened; the response where it may not, 503 if that takes too long"
     owner.enter_loop()
     try: answer = await call_in_time(owner, authorise, request)
     except TimeoutError as e:
@@ -89,7 +89,7 @@ class Recheck:
     async def _run(self):
         hub,agrees = self.rechecks.hub,True
         while agrees:
-            await asyncio.sleep(self.seconds*random.uniform(.5, 1))  # Those who came together are not asked about together
+            await asyncio.sleep(self.seconds*random.uniform(.5, 1))  # Not at the same moment for all users
             try: agrees = await call_in_time(hub, self.authorise, next(reversed(self.requests.values()))) is True
             except (Exception, asyncio.CancelledError):
                 if being_cancelled(): raise

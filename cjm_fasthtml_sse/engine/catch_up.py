@@ -33,7 +33,7 @@ class SnapshotRead:
     __slots__ = 'hub','key','snapshot','seq','id','html','final','waiting','task','cheap','_timer'
     def __init__(self, hub, key, snapshot):
         self.hub,self.key,self.snapshot = hub,key,snapshot
-        self.seq,self.id = hub.replay.seq,hub.replay.cursor  # The newest message when it began: the state has all that came before
+        self.seq,self.id = hub.replay.seq,hub.replay.cursor  # When it began: the state has all that came before
         self.html,self.final = None,False    # HTML, `None` where there is none; whether nothing comes after it
         self.waiting = 0                     # Connections that wait for it
         self.task: Any = None                # Where the snapshot is async
@@ -46,7 +46,8 @@ class SnapshotRead:
         self.cheap = perf_counter()-began<CHEAP_SECS
         if state is None: return self._keep()
         self.task = hub.spawn(self._finish(state), context)
-        if hasattr(state, 'close'): self.task.add_done_callback(lambda t: state.close())  # It may be cancelled before its first step
+        if hasattr(state, 'close'):  # The task may be cancelled before its first step
+            self.task.add_done_callback(lambda t: state.close())
 
     def _call(self):
         state = self.snapshot()
@@ -100,7 +101,8 @@ class SnapshotReads:
 
     def read(self, snapshot, events) -> SnapshotRead:
         "Call `snapshot`, or share the call by this very function for these patterns that is under way or was just made"
-        key = snapshot if ismethod(snapshot) else id(snapshot),events  # An object has a new method each time that it is asked for one
+        # An object has a new method each time that it is asked for one
+        key = snapshot if ismethod(snapshot) else id(snapshot),events
         found = self._reads.get(key)
         if found is None or not found.is_good():
             found = SnapshotRead(self.hub, key, snapshot)
@@ -131,7 +133,7 @@ class CatchUp:
         preamble=None   # What has to come before any message: 'gap', 'state', or `None`
     ):
         self.connection,self.preamble = connection,preamble
-        self.hooks: Any = None  # A future that is done when the `on_connect` hooks have ended, or are not waited for any more
+        self.hooks: Any = None  # A future, done when the `on_connect` hooks have ended or are not waited for any more
         self.read: Any = None   # The `SnapshotRead` that it waits for
         self.due = 0.           # Loop time at which the browser must hear something, in seconds
 
@@ -197,15 +199,18 @@ class CatchUp:
                 try: await read.wait(self._wait_with_heartbeats)
                 finally: self.read = None
             seq,id,html,final = read.seq,read.id,read.html,read.final
-        # It stands for all that came before it: was the end among that?
-        last = final or bool(group.until) and any(group.ends(m['type']) for m in hub.replay.after(conn.cursor, hub.replay.size, group.ends) if m.seq<=seq)
+        # It stands for all that came before it, so the end may be among that
+        passed = hub.replay.after(conn.cursor, hub.replay.size, group.ends) if group.until and not final else ()
+        last = final or any(group.ends(m['type']) for m in passed if m.seq<=seq)
         event = GAP if html is None else None if html else HEARTBEAT  # An empty state is an id alone
-        return Frame((encode(html or '', event=event, id=id)+(encode(event=CLOSE, id=id) if last else '')).encode(), seq, 0, last)
+        text = encode(html or '', event=event, id=id)+(encode(event=CLOSE, id=id) if last else '')
+        return Frame(text.encode(), seq, 0, last)
 
     async def _replay(self):
         "Make the next frame from the replay buffer"
         conn,hub,frames,size,began = self.connection,self.connection.hub,[],0,self.connection.hub.loop.time()
-        group,piece = conn.group,min(PIECE_BYTES, getattr(hub.requests.get(conn), 'share', PIECE_BYTES))  # One of many channels has less room
+        group,carrier = conn.group,hub.requests.get(conn)
+        piece = min(PIECE_BYTES, getattr(carrier, 'share', PIECE_BYTES))  # One of many channels has less room
         messages = hub.replay.after(conn.cursor, hub.replay_batch, group.ends if group.until else None)
         seq = messages[-1].seq if len(messages)==hub.replay_batch else hub.replay.seq
         for m in messages:

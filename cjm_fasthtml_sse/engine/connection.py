@@ -44,7 +44,8 @@ class Reader:
         self.state,self.ended = OPENING,None  # `ended`: 'disconnected', 'done', 'evicted', 'closed' or 'failed'
         self.sender: Any = None               # From `start` on
         self.catch_up: Any = CatchUp(self, preamble)
-        self.step_began = hub.pump.yields     # `pump.yields` when the present step began: opening, reading the state, rendering, a send
+        # `pump.yields` when the present step began: opening, reading the state, rendering, a send
+        self.step_began = hub.pump.yields
         self._direct: Any = ()                # Frames for this connection alone
 
     @property
@@ -88,7 +89,8 @@ class Reader:
 
     def beat(self, frame, moves):
         "Send the heartbeat `frame` if nothing else is to be sent; `moves`: all that came before it was sent"
-        if self.state is not IDLE or self.has_pending or self.cursor>frame.seq: return  # One that is ahead must not be set back
+        # One that is ahead must not be set back
+        if self.state is not IDLE or self.has_pending or self.cursor>frame.seq: return
         if moves: self.cursor = frame.seq
         self.state = SENDING
         self.sender.send(frame)
@@ -106,7 +108,7 @@ class Reader:
         if self.state is not BEHIND: self.cursor = max(self.cursor, seq)
 
     def lagged(self):
-        "Take note that a pass of the pump found it still sending: nothing before the first frame that it lacks is for it"
+        "Take note that the pump found it still sending: nothing before the first frame that it lacks is for it"
         if self.state is BEHIND: return  # The replay buffer may have forgotten that stretch
         self.state,self.cursor = LAGGING,self.group.frames_after(self.cursor)[0].seq-1
 
@@ -189,7 +191,8 @@ class Connection(Reader):
     def send_failed(self, error):
         "End the stream: a send, or catching up, has raised `error`"
         if isinstance(error, OSError): self.end('disconnected')  # How servers of ASGI 2.4 say that the browser has gone
-        elif not (self.ended and isinstance(error, asyncio.CancelledError)):  # Else what it waited for was stopped with it
+        # Else what it waited for was stopped with it
+        elif not (self.ended and isinstance(error, asyncio.CancelledError)):
             self.hub.counts['errors'] += 1
             _log.error('A stream could not be sent', exc_info=error)
             self.end('failed')
@@ -200,7 +203,8 @@ class Connection(Reader):
         "End the stream, from any thread; the first reason counts"
         if self.ended: return
         if self.hub.in_other_thread():
-            with suppress(RuntimeError): self.hub.loop.call_soon_threadsafe(self.end, why, context=Context())  # Else it was closed
+            with suppress(RuntimeError):  # The loop was closed meanwhile
+                self.hub.loop.call_soon_threadsafe(self.end, why, context=Context())
             return
         self.ended = why
         is_served = self.state in (IDLE, SENDING, LAGGING) and self.cursor>=self.group.dropped_seq
@@ -219,7 +223,7 @@ class Connection(Reader):
         if self.request is not None: self.request.interrupt(delay)
 
     async def stop_sending(self):
-        "See the send under way through if the stream was closed politely, else cut it off: then nothing comes behind it"
+        "See the send under way through if the stream was closed politely, else cut it off: nothing comes behind it"
         if await self.sender.stop(wait=self.ended=='closed'): self.rest = b''
 
     def _put(self, message):
@@ -241,9 +245,10 @@ _counting = threading.Lock()  # Around the counts of what threads have handed ov
 def put_nowait(self:Connection,
     message: dict  # `type`, and `data` if there is any; rendered as a broadcast would be
 ):
-    "Send `message` to this connection alone, from any thread; `asyncio.QueueFull` if too many wait, `SSEError` if it has ended"
+    "Send `message` to this connection alone, from any thread; `QueueFull` if too many wait, `SSEError` after its end"
     if self.ended: raise SSEError(f'The connection has ended ({self.ended})')
-    if not isinstance(message, dict) or 'type' not in message: raise SSEError(f'A message is a dict with a `type`, got {message!r}')
+    if not isinstance(message, dict) or 'type' not in message:
+        raise SSEError(f'A message is a dict with a `type`, got {message!r}')
     check_message_type(message['type'])
     if self.full(): raise asyncio.QueueFull(f'{self.qsize()} messages wait for this connection')
     if self.hub.in_other_thread():
@@ -284,7 +289,8 @@ def direct_count(self:Connection) -> int:
 @patch
 def qsize(self:Connection) -> int:
     "Count the messages that wait to be sent; from any thread"
-    return self._count_direct()+sum(o>self.cursor for o in (self.group.seqs() if self.cursor<self.group.newest_seq else ()))
+    seqs = self.group.seqs() if self.cursor<self.group.newest_seq else ()
+    return self._count_direct()+sum(o>self.cursor for o in seqs)
 
 @patch
 def empty(self:Connection) -> bool:

@@ -49,7 +49,7 @@ class PendingFrames:
     ):
         self.limit = limit
         self.frames,self.newest_seq,self.dropped_seq = deque(),0,0
-        self.unserved_count,self.is_backlogged = 0,False  # Frames since the last pass of the pump; whether these are `limit`
+        self.unserved_count,self.is_backlogged = 0,False  # Frames since the last pass; whether these are `limit`
         self.joined: dict = {}   # Cursor -> frame of all that came after it, for all who stand there
         self._newest: dict = {}  # Coalesce key -> its newest frame
 
@@ -73,7 +73,8 @@ class PendingFrames:
 
     def _drop(self):
         old = self.frames.popleft()
-        if old.coalesce_key is not None and self._newest.get(old.coalesce_key) is old: del self._newest[old.coalesce_key]
+        key = old.coalesce_key
+        if key is not None and self._newest.get(key) is old: del self._newest[key]
         return old
 
     def frame_after(self, cursor) -> Frame:
@@ -107,12 +108,13 @@ class PendingFrames:
 # %% ../../nbs/engine/group.ipynb #913d2cff
 class Group(PendingFrames):
     "Connections that want the same: one set of patterns, one renderer, one end"
-    __slots__ = 'hub','events','renderer','until','key','renderer_key','member_count','live','beat','renders','__weakref__'
+    __slots__ = ('hub','events','renderer','until','key','renderer_key','member_count','live','beat','renders',
+        '__weakref__')
     def __init__(self, hub, events, renderer, until, key=None, renderer_key=None):
         super().__init__(hub.max_pending)
         self.hub,self.events,self.renderer,self.until = hub,events,renderer,until
         self.key,self.renderer_key = key,renderer_key
-        self.member_count,self.live = 0,{}   # All connections that belong here; those that are served from here, in order
+        self.member_count,self.live = 0,{}   # All connections that belong here; those served from here, in order
         self.beat = hub.loop.time() if hub.loop else 0.  # Loop time of the last pass or heartbeat, in seconds
         self.renders: Any = None             # `RenderQueue`, once a rendering had to wait
 
@@ -125,7 +127,7 @@ class Group(PendingFrames):
         return covers(self.until, event_type, self.hub.private.depth(event_type))
 
     def render(self, message):
-        "Render `message` for all: bytes, empty where they don't want it or there is nothing to send, or an awaitable of them"
+        "Render `message` for all: bytes, empty where there is nothing for them, or an awaitable of bytes"
         return self.renderer.frame(message) if self.wants(message['type']) else b''
 
     def frame(self, message, body):
@@ -142,7 +144,8 @@ class Group(PendingFrames):
         "Take a message that `events` or `until` match; return how many connections it is for"
         if self.live:
             if self.renders or self.renderer.slow: body = None
-            else: body = self.render(message) if self.until else self.renderer.frame(message)  # Without `until` it is `events` that match
+            elif self.until: body = self.render(message)
+            else: body = self.renderer.frame(message)  # It is `events` that match
             if type(body) is bytes: self.hold(message, body)
             else: self._render_later(message, body)
         return self.member_count
@@ -169,7 +172,8 @@ class Group(PendingFrames):
     def _dropped(self, frame):
         if self.hub.overflow=='evict' or not frame.last: return
         for c in [*self.live]:
-            if c.cursor<frame.seq: c.fell_behind()  # It would skip the end of its stream, which the replay buffer still has
+            # It would skip the end of its stream, which the replay buffer still has
+            if c.cursor<frame.seq: c.fell_behind()
 
     def left_to_replay(self, seq):
         "Send all to the replay buffer: what came after `seq` was not rendered here"
@@ -252,9 +256,10 @@ class RenderQueue:
                 if not self.pending: continue  # All was left to the replay buffer meanwhile
                 pending = self.pending[0]
                 rendered = pending.rendered
-                if rendered is None: rendered = (group.render if pending.connection is None else group.renderer.frame)(pending.message)
-                if isawaitable(rendered): rendered = await asyncio.shield(rendered)  # Others may wait for the same frame
-                if not self.pending or self.pending[0] is not pending: continue  # It was left to the replay buffer meanwhile
+                render = group.render if pending.connection is None else group.renderer.frame
+                if rendered is None: rendered = render(pending.message)
+                if isawaitable(rendered): rendered = await asyncio.shield(rendered)  # Others may wait for it, too
+                if not self.pending or self.pending[0] is not pending: continue  # As above, meanwhile
                 self.pending.popleft()
                 if pending.connection is None: group.hold(pending.message, rendered)
                 else: pending.connection.add_direct(rendered, pending.seq)

@@ -14,8 +14,8 @@ from .servers import SERVERS
 
 # %% ../../nbs/engine/hints.ipynb #4dc38ae2
 _PACKAGE = str(Path(__file__).parents[1]) if '__file__' in globals() else ''
-_RUNNERS = SERVERS | {'asyncio', 'anyio', 'concurrent', 'contextvars', 'runpy', 'starlette', 'threading', 'uvloop', '_pytest',
-    'fasthtml', 'multiprocessing'}
+_RUNNERS = SERVERS | {'asyncio', 'anyio', 'concurrent', 'contextvars', 'runpy', 'starlette', 'threading', 'uvloop',
+    '_pytest', 'fasthtml', 'multiprocessing'}
 
 def calling_line() -> str: # `file:line`, empty where there is none
     "Find the line of the app's code that called into this library"
@@ -46,7 +46,7 @@ def hint(
 def has_hint(
     place  # As in `hint`
 ) -> bool:
-    "Whether `hint` would say nothing about `place` any more"
+    "Tell whether `hint` would not log anything for `place` any more"
     return place in _given or len(_given)>=MAX_HINTS
 
 # %% ../../nbs/engine/hints.ipynb #cce34651

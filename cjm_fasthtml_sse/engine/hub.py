@@ -29,6 +29,7 @@ from .users import Users,was_disconnected
 # %% ../../nbs/engine/hub.ipynb #10a3ca11
 _log = logging.getLogger(__name__)
 QUIET_SECS = 60  # Between two refusals in the log
+COUNTERS = 'broadcasts deliveries coalesced replayed evicted gaps errors bytes detached attached'.split()
 
 class Hub(LoopOwner):
     "All streams of one manager"
@@ -42,21 +43,23 @@ class Hub(LoopOwner):
         private=None        # Patterns of events that only those get who name them, as `Private` takes them
     ):
         super().__init__()
-        self.max_queue_size,self.max_pending = max_queue_size,max_queue_size or replay_size  # `max_pending`: frames that a group holds
+        self.max_queue_size = max_queue_size
+        self.max_pending = max_queue_size or replay_size  # Frames that a group holds
         self.heartbeat,self.retry_ms,self.default_timeout,self.overflow = heartbeat,retry_ms,timeout,overflow
         self.private,self.replay = Private(private),ReplayBuffer(replay_size)
         self.replay_batch = min(self.max_pending, 100)  # Messages of a replay that are put into one frame
         self.max_age: Any = None      # Seconds after which a stream ends and its browser comes back
-        self.counts = dict.fromkeys('broadcasts deliveries coalesced replayed evicted gaps errors bytes detached attached'.split(), 0)
+        self.counts = dict.fromkeys(COUNTERS, 0)
         self.direct_reasons: Counter = Counter()  # Why streams were opened on connections of their own, and how often
         self.connections: dict = {}   # The open ones
-        self.requests: dict = {}      # Connections, open or ended, whose request the server still has -> their carriers, or themselves
+        self.requests: dict = {}      # Connections whose request the server still has -> their carriers, or themselves
         self.groups: dict = {}        # `(events, renderer key, until)` -> group
         self.users,self.rechecks = Users(self.connections),Rechecks(self)
         self.snapshots,self.renderers = SnapshotReads(self),Renderers(self.counts)
         self.pump,self.heartbeats = Pump(self),Heartbeats(self)
         self.made = Frame(b'', 0)     # The latest frame, which groups share
-        self._patterns,self._routes = PatternIndex(callables=False),{}  # Pattern -> groups; event type -> groups, as they were found
+        self._patterns = PatternIndex(callables=False)  # Pattern -> groups
+        self._routes: dict = {}       # Event type -> groups, as they were found
         self._idle: Any = None        # A future, done when the last request is over
         self._quiet_until = 0.        # Loop time before which no refusal is logged, in seconds
         self.cleared_with_loop.append(self.connections)
@@ -66,7 +69,8 @@ class Hub(LoopOwner):
         "Empty what lived on the event loop"
         for c in self.connections: c.loop_lost()
         super().loop_lost()
-        for o in (self.users, self.rechecks, self.requests, self.groups, self.snapshots, self.renderers, self.pump, self.heartbeats, self._patterns, self._routes): o.clear()
+        for o in (self.users, self.rechecks, self.requests, self.groups, self.snapshots, self.renderers, self.pump,
+            self.heartbeats, self._patterns, self._routes): o.clear()
         self._idle = None
 
     def add_route(self, group, events):
@@ -106,7 +110,7 @@ class Hub(LoopOwner):
         self.renderers.release(group.renderer_key, self.replay)
 
     def log_refusal(self, error):
-        "Log why a stream was refused, at most once in `QUIET_SECS`: an id that the backend does not have yet may be made up"
+        "Log why a stream was refused, at most once in `QUIET_SECS`: an id that is not here yet may be made up"
         if (now := self.loop.time())<self._quiet_until: return
         self._quiet_until = now+QUIET_SECS
         _log.error('A stream was refused: %s', error)
@@ -213,16 +217,18 @@ def _hint_at_silence(hub, event_type, groups):
     if not all(hasattr(f, 'handles') for f in renderers) or any(f.handles(event_type) for f in renderers): return
     known = sorted({p for f in renderers for p in f.get_registered_events()})
     near = nearest(event_type, known)
-    # No stream of the moment may want it, as where it is for somebody who is away; `track` reports whether somebody watches or not
+    # It may be for somebody who is away; `track` reports whether somebody watches or not
     if not near and (not groups or event_type.startswith('job:')): return
     place = calling_line()
-    hint(place or ('unhandled', near), '%s%r was broadcast, and no open stream has a handler for it%s', place and f'{place}: ', event_type,
-        f'; did you mean {near!r}?' if near else f'; there are handlers for {", ".join(map(repr, known)) or "nothing"}')
+    names = ', '.join(map(repr, known)) or 'nothing'
+    instead = f'; did you mean {near!r}?' if near else f'; there are handlers for {names}'
+    hint(place or ('unhandled', near), '%s%r was broadcast, and no open stream has a handler for it%s',
+        place and f'{place}: ', event_type, instead)
 
 @patch
 def max_queued(self:Hub) -> int:
     "Count the messages that wait for the connection for which most of them wait; from any thread"
-    # Most connections lack nothing, and the frames of a group are sorted: a look at each connection, not one at each frame for each
+    # Most connections lack nothing, and frames are sorted: a look at each connection, not one at each of its frames
     rendering,most,seqs = Counter(),0,{}
     for g in [*self.groups.values()]:
         if g.renders: rendering.update(g.renders.direct_counts())

@@ -40,7 +40,8 @@ class LoopOwner:
         self.loop: Any = None          # The event loop, from the first stream or broadcast on
         self.loop_lock = threading.RLock()  # Held while a loop is exchanged for another one
         self.publish_lock: Any = None  # A `PublishLock`: broadcasts that have to wait do it one behind the other
-        self.cleared_with_loop: list = []  # Containers that are emptied with the loop; while one holds something, a loop that is not closed stays
+        # Containers that are emptied with the loop; while one holds something, a loop that is not closed stays
+        self.cleared_with_loop: list = []
         self._tasks: set = set()
 
     def in_other_thread(self) -> bool:
@@ -64,8 +65,9 @@ class LoopOwner:
             self.loop,self.publish_lock = asyncio.get_running_loop(),PublishLock()
 
     def abandon_loop(self):
-        "Forget what a closed event loop has left behind; `SSEError` while there are connections on one that is not closed"
-        if any(self.cleared_with_loop) and not self.loop.is_closed(): raise SSEError('This manager has connections on another event loop')
+        "Forget what a closed event loop has left behind; `SSEError` while there are connections on an open one"
+        if any(self.cleared_with_loop) and not self.loop.is_closed():
+            raise SSEError('This manager has connections on another event loop')
         self.loop_lost()
 
     def reset_after_fork(self):

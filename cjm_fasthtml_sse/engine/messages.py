@@ -15,11 +15,11 @@ from .wire import SSEError
 
 # %% ../../nbs/engine/messages.ipynb #3ada6fbc
 class Message(dict):
-    "One broadcast, as hooks, queues and the history see it"
+    "Hold one broadcast, as hooks, queues and the history see it"
     __slots__ = 'seq','id','coalesce_key','frames'
     def __init__(self,
         fields,             # `type`, `timestamp` (ISO 8601) and `data`
-        key=None            # Hashable; of the messages with one type and key that wait, only the newest is worth sending
+        key=None            # Hashable; of the messages with one type and key that wait, only the newest is sent
     ):
         super().__init__(fields)
         self.coalesce_key = None if key is None else (self['type'], key)
@@ -46,11 +46,11 @@ class ReplayBuffer:
     def renew(self,
         origin: str  # The id that stands for having seen nothing of what is to come
     ):
-        "Forget everything: ids given so far mean nothing any more"
+        "Begin anew: ids given so far mean nothing any more"
         self.epoch = origin.rpartition('-')[0]
-        self._first = self.seq+1                    # Oldest sequence number that the log reaches back to
-        self._messages,self._newest = {},{}         # seq -> message; coalesce_key, that is (type, key) -> seq of the newest
-        self._replaced = {}                         # seq of a message that a newer one took the place of -> their coalesce_key
+        self._first = self.seq+1                    # Oldest sequence number that the buffer reaches back to
+        self._messages,self._newest = {},{}         # seq -> message; (type, key) -> seq of the newest
+        self._replaced = {}                         # seq of a message that a newer one has replaced -> (type, key)
         self._ids,self._seqs = {self.seq: origin},{origin: self.seq}
 
     def branch(self,
@@ -85,32 +85,32 @@ class ReplayBuffer:
         self._first += 1
 
     def id(self,
-        seq: int     # Position in the log
+        seq: int     # Position in the buffer
     ) -> str|None:
-        "The event id that stands for the position `seq`; `None` if the log does not reach back to it"
+        "Return the event id that stands for the position `seq`; `None` if the buffer does not reach back to it"
         return self._ids.get(seq)
 
     def ids(self) -> list:
-        "The event ids of all positions that the log reaches back to, oldest first"
+        "List the event ids of all positions that the buffer reaches back to, oldest first"
         return [*self._ids.values()]
 
     @property
     def cursor(self) -> str:
-        "The id of the newest message"
+        "The id of the newest message; before the first one, the id that stands for none"
         return self._ids[self.seq]
 
     def reaches(self,
         seq: int  # Position of a reader
     ) -> bool:
-        "Is everything after `seq` still here?"
+        "Tell whether everything after `seq` is still here"
         return seq >= self._first-1
 
     def after(self,
         seq: int,      # Position of the reader
         limit: int,    # Messages at most
-        ends=None      # Function of an event type: does it end the reader's stream? A message that would have ended it is not left out
+        ends=None      # Tells of an event type whether it ends the reader's stream: such a message is not left out
     ) -> list:         # Oldest first
-        "What came after `seq`; in the place of a replaced message that ends a stream, the newest one of its key"
+        "List what came after `seq`; in the place of a replaced message that ends a stream, the newest one of its key"
         found = []
         for n in range(max(seq+1, self._first), self.seq+1):
             m = self._messages.get(n)
@@ -123,26 +123,26 @@ class ReplayBuffer:
 
     def position(self,
         last_event_id: str  # From a browser, so it may be anything
-    ) -> int|None:          # A sequence number; `None`: something was missed that can't be told any more
-        "Where a browser stands that saw `last_event_id`"
+    ) -> int|None:          # `None`: something was missed that can't be replayed any more
+        "Find the sequence number of a browser that saw `last_event_id`"
         return self._seqs.get(last_event_id)
 
     def of_page(self,
-        ids    # As a page brought them: of several managers, and from a browser, so they may be anything
-    ) -> str:  # For `position`; '' where none of them is about this log
-        "The id that says where a page stands in this log"
+        ids    # As a page sent them: of several managers, and from a browser, so they may be anything
+    ) -> str:  # For `position`; '' where none of them is about this buffer
+        "Choose the id that says where a page stands in this buffer"
         if not ids: return ''
         mine,known = epoch_of(self.cursor),{epoch_of(o.cursor) for o in [*_buffers]}
         return next((o for o in ids if epoch_of(o)==mine), '') or next((o for o in ids if epoch_of(o) not in known), '')
 
 # %% ../../nbs/engine/messages.ipynb #f5620c20
 NO_PAGE: list = []  # Nobody has noted where the page stands
-page_cursors: ContextVar[list] = ContextVar('page_cursors', default=NO_PAGE)  # Ids at which what is being written stands
+page_cursors: ContextVar[list] = ContextVar('page_cursors', default=NO_PAGE)  # Ids at which the page stands
 
 def written_at(
     id: str|None    # What is drawn shows all that came up to this message
 ) -> Context:       # Empty but for that
-    "A context to draw for everybody in: the context variables of one request are none of the others' business"
+    "Make a context to render for everybody in, without the context variables of any request"
     context = Context()
     context.run(page_cursors.set, [id] if id else [])
     return context

@@ -21,8 +21,8 @@ _log = logging.getLogger(__name__)
 
 BATCH = 500            # Connections served in one turn of the event loop
 MAX_YIELDS = 8         # Turns of the event loop that a broadcast gives to those who lag, at most
-MAX_STEP_YIELDS = 200  # A step that has had so many is blocked; a send through a deep stack of middleware needs some dozens
-LOOKS = 4              # Looks at a send before it counts as blocked: while the event loop stands still, only one of them can pass
+MAX_STEP_YIELDS = 200  # A step that has had so many is blocked; a send through deep middleware needs some dozens
+LOOKS = 4              # Looks at a send before it is blocked: while the event loop stands still only one can pass
 
 class Eviction:
     "Ends a connection unless its send is through after `default_timeout` seconds"
@@ -56,7 +56,8 @@ class Pump:
     def wake(self, group):
         "Have the connections of `group` served"
         self._pending[group] = None
-        if self._task is None or self._task.done(): self._task = self.hub.spawn(self._run(), Context())  # Not in the context of who happens to broadcast
+        if self._task is None or self._task.done():  # Not in the context of who happens to broadcast
+            self._task = self.hub.spawn(self._run(), Context())
 
     async def _run(self):
         "Serve all groups that have something new, until none has"
@@ -144,7 +145,7 @@ class Pump:
 # %% ../../nbs/engine/pump.ipynb #be009862
 @patch
 async def wait_for_capacity(self:Pump, groups):
-    "Wait until the pump has seen what `groups` have, but for half of what they may hold, and a little for those who lag"
+    "Wait until the pump has half of what `groups` may hold or less to see, and a little for those who lag"
     start = self.yields
     while self.has_lagging_reader(groups, self.yields<start+MAX_YIELDS):
         self.count_yield()
@@ -153,15 +154,17 @@ async def wait_for_capacity(self:Pump, groups):
 
 @patch
 def has_lagging_reader(self:Pump, groups, patient=True):
-    "Tell whether the pump has half of what `groups` may hold to see, or, if `patient`, whether somebody lags who may be as quick as he can"
+    "Tell whether half of what `groups` may hold waits; if `patient`, whether a connection lags that may be fast"
     half = max(1, self.hub.max_pending//2)
-    return not self.is_idle and any(g.unserved_count>=half for g in groups) or patient and _is_waited_for(self, groups, half)
+    if not self.is_idle and any(g.unserved_count>=half for g in groups): return True
+    return patient and _is_waited_for(self, groups, half)
 
 def _is_waited_for(pump, groups, half):
     def quick(c):
         reads_state = c.catch_up is not None and c.catch_up.is_reading  # It gets the state as it is by then
         return not reads_state and pump.yields<c.step_began+MAX_STEP_YIELDS
-    last = next(reversed(pump.lagging), None)  # The one that was passed over last; the others have been sending for longer
+    # The one that was passed over last; the others have been sending for longer
+    last = next(reversed(pump.lagging), None)
     return any(g.renders is not None and len(g.renders)>=half for g in groups) or any(map(quick, pump.catching_up)) \
         or last is not None and len(last.group.frames)>=half and quick(last)
 
@@ -192,7 +195,8 @@ class Heartbeats:
         while True:
             now = hub.loop.time()
             for g in [*hub.groups.values()] if hub.heartbeat else ():
-                if now-g.beat>=.9*hub.heartbeat: await self._beat(g)  # Rather early than late, as all groups share this timer
+                # Rather early than late, as all groups share this timer
+                if now-g.beat>=.9*hub.heartbeat: await self._beat(g)
             if hub.overflow=='evict':
                 for c in [*hub.pump.catching_up]:  # A replay that nobody reads ends when the buffer has moved on
                     if c.sender is not None and c.sender.busy and not hub.replay.reaches(c.cursor): hub.pump.evict(c)

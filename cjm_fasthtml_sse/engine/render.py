@@ -30,10 +30,11 @@ _log = logging.getLogger(__name__)
 def to_html(
     elements: Any  # FT elements, one or many; a string is taken for HTML; `None` or nothing
 ) -> str:          # '' where there is nothing
-    "The HTML of what a renderer returned; what UTF-8 cannot carry in it becomes U+FFFD"
+    "Make HTML of what a renderer returned; what UTF-8 cannot carry in it becomes U+FFFD"
     if elements is None: return ''
     if isinstance(elements, str): return replace_surrogates(elements)
-    if isinstance(elements, (list,tuple)): return replace_surrogates(''.join(to_xml((o,), indent=False) if o is not None else '' for o in _flat(elements)))
+    if isinstance(elements, (list,tuple)):
+        return replace_surrogates(''.join(to_xml((o,), indent=False) for o in _flat(elements) if o is not None))
     if is_element(elements): return replace_surrogates(str(to_xml((elements,), indent=False)))
     raise TypeError(f'A renderer returns elements, a string of HTML, or a list of elements, got {elements!r}')
 
@@ -51,14 +52,16 @@ def _flat(elements):
 def to_json(
     data: Any  # What `json` takes, FT elements, dataclasses, dates, `UUID`, `Decimal` and paths
 ) -> str:      # One line
-    "`data` as JSON; elements in it as their HTML, what UTF-8 cannot carry as U+FFFD"
-    return replace_surrogates(json.dumps(data, default=json_form, ensure_ascii=False, allow_nan=False, separators=(',', ':')))
+    "Encode `data` as JSON; elements in it become their HTML, what UTF-8 cannot carry becomes U+FFFD"
+    text = json.dumps(data, default=json_form, ensure_ascii=False, allow_nan=False, separators=(',', ':'))
+    return replace_surrogates(text)
 
 # %% ../../nbs/engine/render.ipynb #6ca378e1
 def json_form(o):
     "Turn what `json` doesn't know into what it knows; `TypeError` where there is no way"
     if is_element(o): return to_html(o)
-    if dataclasses.is_dataclass(o) and not isinstance(o, type): return {f.name: getattr(o, f.name) for f in dataclasses.fields(o)}
+    if dataclasses.is_dataclass(o) and not isinstance(o, type):
+        return {f.name: getattr(o, f.name) for f in dataclasses.fields(o)}
     if isinstance(o, (date,datetime,time)): return o.isoformat()
     if isinstance(o, (UUID,Decimal,PurePath)): return str(o)
     if isinstance(o, (set,frozenset)): return sorted(o, key=str)
@@ -72,10 +75,11 @@ SLOW_CALL = .05  # Seconds on the event loop after which a plain function is nam
 def function_name(
     f # A callable
 ) -> str: # With file and line, where it is known
-    "How a log names `f`: the same for all closures that one line makes"
+    "Name `f` for the log: all closures that one line makes have the same name"
     while isinstance(f, partial): f = f.func
     code = getattr(f, '__code__', None)
-    return f'{f.__qualname__} ({code.co_filename}:{code.co_firstlineno})' if code else f'{type(f).__module__}.{type(f).__qualname__}'
+    if code: return f'{f.__qualname__} ({code.co_filename}:{code.co_firstlineno})'
+    return f'{type(f).__module__}.{type(f).__qualname__}'
 
 def hint_if_slow(
     role: str,   # What `f` is for
@@ -84,25 +88,26 @@ def hint_if_slow(
 ):
     "Name `f` in the log, once, if it took longer than `SLOW_CALL`"
     if (secs := perf_counter()-began)>SLOW_CALL: hint(('slow', name := function_name(f)),
-        'The %s %s took %.0f ms, and every connection waited for it: make it an `async def`, with `await asyncio.to_thread(...)` around what takes long', role, name, secs*1000, page='render')
+        'The %s %s took %.0f ms, and every connection waited for it: make it an `async def`, with '
+        '`await asyncio.to_thread(...)` around what takes long', role, name, secs*1000, page='render')
 
 class Renderer:
-    "Makes frames of messages; what one `render` made of a message is not made twice"
+    "Makes event bytes of messages; what one `render` made of a message is not made twice"
     _numbers = count()
     def __init__(self,
         render,    # Callable of a message, sync or async; `None` sends data as JSON under the event's own name
         counts     # Counters of the hub; `errors` is the one that grows here
     ):
         self.render,self.counts,self.number = render,counts,next(self._numbers)
-        self.slow = False               # Has it ever returned an awaitable?
-        self.kept = False               # Does a message keep a frame of it?
+        self.slow = False               # Whether it has ever returned an awaitable
+        self.kept = False               # Whether a message keeps a frame of it
         self.users,self._tasks = 0,set()  # Groups that share it; renderings under way
         self._latest = None,b''         # The message it was given last, and its frame: groups ask one after another
 
     def frame(self,
-        message  # `Message`, or a dict that an app put into one connection by hand
+        message  # `Message`, or the dict of a direct message
     ) -> Any:    # Bytes, empty where there is nothing to send; or an awaitable of them
-        "The frame of `message`"
+        "Render `message`"
         if not isinstance(message, Message): return self._make(message, {})  # An app may fill the same dict anew
         if self._latest[0] is message: return self._latest[1]
         made = message.frames.get(self.number)
@@ -122,10 +127,12 @@ class Renderer:
         if type(result) is bytes: return result
         # A task of its own: that the connection which asked first goes away must not spoil it for the others
         self.slow = True
-        task = asyncio.Task(self._later(message, frames, result), loop=asyncio.get_running_loop(), context=context)  # `create_task` may be eager
+        work = self._later(message, frames, result)
+        task = asyncio.Task(work, loop=asyncio.get_running_loop(), context=context)  # `create_task` may be eager
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        if hasattr(result, 'close'): task.add_done_callback(lambda t: result.close())  # A task cancelled before its first step never awaits it
+        if hasattr(result, 'close'):  # A task that is cancelled before its first step never awaits it
+            task.add_done_callback(lambda t: result.close())
         return task
 
     def _call(self, message):
@@ -150,10 +157,10 @@ class Renderer:
         return self.users>0
 
     def forget(self,
-        log # Where it may have left frames, a `ReplayBuffer`
+        replay # Where it may have left frames, a `ReplayBuffer`
     ):
         "Drop the frames of a renderer without users: nobody will ask for them"
-        for m in log.after(0, log.size) if self.kept else (): m.frames.pop(self.number, None)
+        for m in replay.after(0, replay.size) if self.kept else (): m.frames.pop(self.number, None)
 
     def _encode(self, message, result):
         id = getattr(message, 'id', None)
@@ -224,4 +231,6 @@ class Renderers:
         n = self._closures[code] = self._closures.get(code, 0)+change
         if not n: del self._closures[code]
         if n==MANY_CLOSURES: hint(('closures', name := function_name(render)),
-            '%d open streams each have a renderer of their own, made by %s, and each renders every message anew: define it once, outside of the route, and choose with `events=` what a stream gets', n, name, page='render')
+            '%d open streams each have a renderer of their own, made by %s, and each renders every message anew: '
+            'define it once, outside of the route, and choose with `events=` what a stream gets',
+            n, name, page='render')

@@ -52,7 +52,8 @@ class AttachedRequest:
         # An evicted browser does not read. Cut it off if that is possible, else it gets some time to wake up
         seconds = 1 if conn.ended!='evicted' else 0 if abort else 30
         try:
-            async with asyncio.timeout(seconds) as self._timeout: await send(dict(type='http.response.body', body=last_bytes(conn), more_body=False))
+            async with asyncio.timeout(seconds) as self._timeout:
+                await send(dict(type='http.response.body', body=last_bytes(conn), more_body=False))
         except TimeoutError:
             if abort is not None: await cut_connection(receive, abort)
         except OSError: pass

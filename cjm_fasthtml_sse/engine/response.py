@@ -36,13 +36,17 @@ def last_event_id(
     "Read the id that the browser saw last"
     for k,v in scope['headers']:
         if k==b'last-event-id' and v: return v.decode('latin-1')
-    return QueryParams(scope['query_string']).get('last_event_id', '') if b'last_event_id' in scope['query_string'] else ''
+    if b'last_event_id' not in scope['query_string']: return ''
+    return QueryParams(scope['query_string']).get('last_event_id', '')
 
 def page_ids(
     scope  # Of the request
 ) -> list: # Ids, one for each manager; anything, as they come from a browser
     "Read where the page stood that opens this stream"
     return next((v[:4096].decode('latin-1').split(' ')[:100] for k,v in scope['headers'] if k==b'sse-after'), [])
+
+# `no-transform`: a proxy that compresses would hold events back until it has a block full of them
+_HEADERS = {'Cache-Control': 'no-store, no-transform', 'X-Content-Type-Options': 'nosniff'}
 
 def wants_ticket(
     scope  # Of the request
@@ -51,10 +55,11 @@ def wants_ticket(
     return 'sse.channel' not in scope and any(k==b'sse-ticket' and v==b'1' for k,v in scope['headers'])
 
 def ticket_alone() -> Response:
-    "Make the answer to a request that `wants_ticket`: a stream without any event. The layer around the app adds the ticket"
-    return Response(media_type='text/event-stream', headers={'Cache-Control': 'no-store, no-transform', 'X-Content-Type-Options': 'nosniff'})
+    "Make the answer to a request that `wants_ticket`: an empty stream. The layer around the app adds the ticket"
+    return Response(media_type='text/event-stream', headers=_HEADERS)
 
-_REASONS = frozenset(('asked', 'off', 'step', 'limit', 'flood', 'encoded', 'no ticket', 'ticket refused'))  # For which our client opens a connection for one stream
+# For which our client opens a connection for one stream
+_REASONS = frozenset(('asked', 'off', 'step', 'limit', 'flood', 'encoded', 'no ticket', 'ticket refused', 'version'))
 
 def direct_reason(
     scope  # Of the request
@@ -82,10 +87,10 @@ class EventStreamResponse(Response):
         until=None,          # Patterns: after such a message the stream ends on purpose
         user=None,           # Whose connection it is; hashable
         refusal=lambda: None,# Gives a `Response` when no connection may be opened, else `None`
-        ready=_nothing,      # Awaited with the last event id, and with the ids of the page, before the connection is made
-        opened=lambda conn: None, # Called with the connection once the headers are sent; a future for which its first message waits, or `None`
+        ready=_nothing,      # Awaited with the last event id and the ids of the page, before the connection is made
+        opened=lambda conn: None, # Called with the connection behind the headers; gives a future to wait for, or `None`
         closed=_nothing,     # Awaited with the connection once it is unregistered, if it was opened
-        guard=None           # `authorise`, what it is asked about, and the seconds in which it is asked again; `None`: it is not
+        guard=None           # `authorise`, the request, and the seconds in which it is asked again; `None`: it is not
     ):
         for name,f in dict(render=render, snapshot=snapshot).items():
             if f is not None and not callable(f): raise TypeError(f'`{name}` must be callable, got {f!r}')
@@ -94,20 +99,22 @@ class EventStreamResponse(Response):
         hash(user)
         self.guard: Any = guard
         self.recheck: Any = None
-        self.is_authorised = guard is None  # Or was `authorise` asked already, by the route?
-        self.lost = False           # Whether the browser named an id that means nothing here, of which `scope` has no word
+        self.is_authorised = guard is None  # A route may have asked `authorise` already
+        self.lost = False           # `True`: the page names an id that means nothing here
         self.began = hub.users.moment  # At the latest: `setup_sse` notes it as soon as the request comes in
-        self._wants = dict(events=patterns(events), render=render, until=patterns(until or (), 'until'), snapshot=snapshot, user=user)
+        self._wants = dict(events=patterns(events), render=render, until=patterns(until or (), 'until'),
+            snapshot=snapshot, user=user)
         self.status_code,self.background = 200,None
-        # `no-transform`: a proxy that compresses would hold events back until it has a block full of them
-        self.init_headers({'Cache-Control': 'no-store, no-transform', 'X-Accel-Buffering': 'no', 'X-Content-Type-Options': 'nosniff'})
+        self.init_headers({**_HEADERS, 'X-Accel-Buffering': 'no'})
 
     @leaves_bodies_alone
     async def __call__(self, scope, receive, send):
         if scope['method']=='HEAD':
             await send(self._start_message())
             return await send(dict(type='http.response.body', body=b''))
-        if not self.is_authorised and (denied := await require_authorised(self.hub, *self.guard[:2])) is not None: return await denied(scope, receive, send)
+        if not self.is_authorised:
+            denied = await require_authorised(self.hub, *self.guard[:2])
+            if denied is not None: return await denied(scope, receive, send)
         if wants_ticket(scope): return await ticket_alone()(scope, receive, send)
         seen = last_event_id(scope)
         page = () if seen or self._wants['snapshot'] else page_ids(scope)  # A snapshot shows more than the page does
@@ -118,7 +125,8 @@ class EventStreamResponse(Response):
             self._call_opened(conn)
             if (channel := scope.get('sse.channel')) is not None and channel.open and not conn.ended:
                 channel.mark_managed()
-                if (layer := unknown_layer(receive, send, channel.request, channel.request.run)) is None: return DetachedRequest(conn, channel, self._end).start()
+                layer = unknown_layer(receive, send, channel.request, channel.request.run)
+                if layer is None: return DetachedRequest(conn, channel, self._end).start()
                 self.hub.counts['attached'] += 1
                 _log.debug('%r stays in its request: not known to leave bodies alone: %s', conn, layer)
             request = AttachedRequest(conn)
@@ -140,7 +148,8 @@ class EventStreamResponse(Response):
 
     def _join(self, scope, seen, page):
         hub,carrier = self.hub,getattr(scope.get('sse.channel'), 'carrier', None)
-        conn = hub.join(last_event_id=seen or hub.replay.of_page(page), began=scope.get('sse.began', {}).pop(hub, self.began), carrier=carrier, **self._wants)
+        began = scope.get('sse.began', {}).pop(hub, self.began)
+        conn = hub.join(last_event_id=seen or hub.replay.of_page(page), began=began, carrier=carrier, **self._wants)
         self.began = None  # Held no longer, see `Moment`
         if (reason := direct_reason(scope)) is not None: hub.direct_reasons[reason] += 1
         if self.guard is not None and not conn.ended: self.recheck = hub.rechecks.add(conn, *self.guard)
@@ -152,7 +161,7 @@ class EventStreamResponse(Response):
         if (hooks := opened(conn)) is not None: conn.wait_for(hooks)
 
     def _start_message(self, conn=None):
-        # The list must be a fresh one: middleware adds a session's cookie to it, in place. And nobody may hold it as long as the stream lasts
+        # A new list: middleware adds a session's cookie to it, in place. Nobody may hold it as long as the stream lasts
         headers = [*self.raw_headers]
         if conn is not None: headers.append((b'sse-stream', self._about(conn).encode()))
         return dict(type='http.response.start', status=self.status_code, headers=headers)

@@ -16,8 +16,6 @@ from .loop import being_cancelled
 # %% ../../nbs/engine/sender.ipynb #b6e51dc9
 DRAIN_TIMEOUT = .5  # Seconds that a closed connection has for the frame that it is being sent
 
-def _body(frame): return {'type': 'http.response.body', 'body': frame.body, 'more_body': True}  # A dict of its own, as middleware may change it
-
 class Sender:
     "What all senders share; a subclass has `send` and `run`"
     __slots__ = 'connection','asgi_send','context','send_now','busy','serial','task'
@@ -38,7 +36,7 @@ class Sender:
     async def write(self, frame):
         "Send `frame`; called from within `run`"
         self._begin()
-        await self.asgi_send(_body(frame))
+        await self.asgi_send({'type': 'http.response.body', 'body': frame.body, 'more_body': True})
         self.busy = False
 
     async def stop(self, wait: bool) -> bool:
@@ -61,8 +59,11 @@ class TaskSender(Sender):
 
     def send(self, frame):
         "Hand `frame` over"
-        if self.send_now is not None and self.send_now(frame.body): return self.connection.sent(frame)
-        self._begin()
+        conn = self.connection
+        if self.send_now is not None and self.send_now(frame.body): return conn.sent(frame)
+        self.busy = True
+        self.serial += 1
+        conn.begin_step()
         self._wake(frame)
 
     def run(self, work):
@@ -83,7 +84,7 @@ class TaskSender(Sender):
             o,self._next = self._next,None
             if callable(o): await o()
             else:
-                try: await self.asgi_send(_body(o))
+                try: await self.asgi_send({'type': 'http.response.body', 'body': o.body, 'more_body': True})
                 except (Exception, asyncio.CancelledError) as e:
                     if being_cancelled(): raise
                     conn.send_failed(e)
@@ -104,7 +105,8 @@ class EagerSender(Sender):
         "Hand `frame` over"
         conn = self.connection
         if self.send_now is not None and self.send_now(frame.body): return conn.sent(frame)
-        try: coro = self.asgi_send(_body(frame))
+        # A dict of its own, as middleware may change it
+        try: coro = self.asgi_send({'type': 'http.response.body', 'body': frame.body, 'more_body': True})
         except Exception as e: return conn.send_failed(e)
         if type(coro) is not CoroutineType: coro = _awaited(coro)  # As servers that are not written in Python give it
         task = _Task(coro, loop=conn.hub.loop, eager_start=True, context=self.context)
@@ -126,7 +128,8 @@ class EagerSender(Sender):
 
     def run(self, work):
         "Run `work`, which sends with `write`"
-        self.task = asyncio.Task(work(), loop=self.connection.hub.loop, context=self.context)  # Not an eager one: its caller goes on first
+        # Not an eager task: its caller goes on first
+        self.task = asyncio.Task(work(), loop=self.connection.hub.loop, context=self.context)
         self.task.add_done_callback(self._ran)
 
     def _ran(self, task):

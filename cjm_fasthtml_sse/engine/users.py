@@ -31,7 +31,7 @@ class Users:
         self.connections = connections
         self.counts: dict = {}         # User -> open connections
         self.carriers: dict = {}       # User -> carrier -> its requests
-        self.left: dict = {}           # User -> when the last connection was closed, in seconds of `monotonic`; oldest first
+        self.left: dict = {}           # User -> when the last connection ended, in seconds of `monotonic`; oldest first
         self.linked: list = []         # Other `Users` whose streams `disconnect` ends, too
         self.on_change: Any = None     # Called without arguments when a connection of a user was opened or has ended
         self.moment = Moment()
@@ -55,7 +55,8 @@ class Users:
         del self.counts[user]
         self.left.pop(user, None)
         self.left[user] = now = monotonic()
-        while len(self.left)>MAX_LEFT or now-next(iter(self.left.values()))>KEEP_LEFT_SECS: del self.left[next(iter(self.left))]
+        while len(self.left)>MAX_LEFT or now-next(iter(self.left.values()))>KEEP_LEFT_SECS:
+            del self.left[next(iter(self.left))]
 
     def release(self, user, carrier):
         "Take a request that is over out of `carriers`"

@@ -27,16 +27,18 @@ OWN_EVENTS = frozenset({HEARTBEAT, GAP, CLOSE})  # Refused in a broadcast
 def _refuse(name, wanted, got): raise FieldError(f'`{name}` must be {wanted}, got {_brief(got)}')
 
 def _single_line(name, x):
-    "`x`, if it is a string that fits into one line of a stream"
+    "Return `x` if it is a string that fits into one line of a stream; else `FieldError`"
     if not isinstance(x, str): _refuse(name, 'a string', x)
     if '\n' in x or '\r' in x or '\0' in x: _refuse(name, 'a single line without NUL', x)
     return _utf8(name, x)
 
 def _utf8(name, x):
-    "`x`, if UTF-8 can carry it"
+    "Return `x` if UTF-8 can carry it; else `FieldError`"
     if not x.isascii():  # Known to the string itself: most frames are spared the encoding
         try: x.encode()
-        except UnicodeEncodeError as e: _refuse(name, f'text that UTF-8 can carry: position {e.start} holds half of a surrogate pair', x[e.start])
+        except UnicodeEncodeError as e:
+            wanted = f'text that UTF-8 can carry: position {e.start} holds half of a surrogate pair'
+            _refuse(name, wanted, x[e.start])
     return x
 
 def replace_surrogates(
@@ -59,8 +61,9 @@ def check_event_type(
 def check_message_type(
     event_type: str  # What an app broadcasts, or puts into a connection
 ) -> str:            # The same, unchanged
-    "`check_event_type`, which refuses the names of the library's own events too, with `FieldError`"
-    if check_event_type(event_type) in OWN_EVENTS: _refuse('event type', 'a name that this library does not use itself', event_type)
+    "Return `event_type`; raise `FieldError` if it can't name an event, or names one of the library's own"
+    if check_event_type(event_type) in OWN_EVENTS:
+        _refuse('event type', 'a name that this library does not use itself', event_type)
     return event_type
 
 # %% ../../nbs/engine/wire.ipynb #f43233da
@@ -75,7 +78,8 @@ def encode(
     head = '' if event is None else f'event: {check_event_type(event)}\n'
     if id is not None: head += f'id: {_single_line("id", id)}\n'
     if retry is not None:
-        if not isinstance(retry, int) or isinstance(retry, bool) or retry < 0: _refuse('retry', 'a whole number of milliseconds', retry)
+        if not isinstance(retry, int) or isinstance(retry, bool) or retry < 0:
+            _refuse('retry', 'a whole number of milliseconds', retry)
         head += f'retry: {retry:d}\n'
     # One line of 200 characters takes 0.2 µs. Without asking for CR first it takes 0.4, by splitting and joining 1.3
     if '\r' in data: data = data.replace('\r\n', '\n').replace('\r', '\n')
@@ -107,7 +111,7 @@ class Parser:
     def __init__(self,
         last_event_id: str = ''  # In force at the start: what a client remembers from its former connection
     ):
-        self.last_event_id = self._id = last_event_id  # In force; the latest read, which comes into force with the blank line
+        self.last_event_id = self._id = last_event_id  # In force; the latest read, in force from the blank line on
         self.retry: int|None = None                    # The latest reconnection time, in milliseconds
         self._decode = codecs.getincrementaldecoder('utf-8-sig')('replace').decode
         self._line: list[str] = []                     # Pieces of a line whose end has not come yet
@@ -119,7 +123,7 @@ class Parser:
 
     @property
     def comments(self) -> list[str]:
-        "The comments seen, oldest first; the last 100 of them"
+        "The comments read, oldest first; the last 100 of them"
         return list(self._comments)
 
     def feed(self,
@@ -137,7 +141,7 @@ class Parser:
         return [e for o in lines if (e := self._take(o))]
 
     def _take(self, line):
-        "Process one line; the event, if the line ends one"
+        "Process one line; return the event that it ends, or `None`"
         if not line: return self._dispatch()
         name,_,value = line.partition(':')
         value = value.removeprefix(' ')
@@ -150,8 +154,9 @@ class Parser:
             case 'retry' if re.fullmatch('[0-9]{1,18}', value): self.retry = self._retry = int(value)
 
     def _dispatch(self):
-        "End the event; `None` if it has no data"
+        "End the event; return it, or `None` if it has no data"
         self.last_event_id = self._id
-        e = ServerSentEvent(self._event or 'message', '\n'.join(self._data), self._id, self._retry) if self._data else None
+        e = None
+        if self._data: e = ServerSentEvent(self._event or 'message', '\n'.join(self._data), self._id, self._retry)
         self._start_event()
         return e
