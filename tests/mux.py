@@ -12,7 +12,7 @@ from cjm_fasthtml_sse.multiplex.endpoint import PATH
 from cjm_fasthtml_sse.multiplex.protocol import CONTROL
 from cjm_fasthtml_sse.visitor import Visitors
 from cjm_fasthtml_sse.engine.wire import Parser
-from tests.support import BOUND, eventually
+from tests.contract.support import BOUND, eventually
 
 
 class Channel:

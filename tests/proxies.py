@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 
 from cjm_fasthtml_sse.engine.wire import Parser
-from tests.servers import free_port, running
+from tests.contract.servers import free_port, running
 
 DEPLOY = Path(__file__).resolve().parent.parent/'examples/deploy'
 FILES = dict(nginx='nginx.conf', caddy='Caddyfile')

@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from servers import running
+from tests.contract.servers import running
 
 DEMO = Path(__file__).parents[1]/'demo/main.py'
 

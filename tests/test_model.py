@@ -8,22 +8,22 @@ import json
 import logging
 import os
 import re
+import time
 
 import pytest
 from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-from support import serving
+from starlette.requests import Request
 
-from cjm_fasthtml_sse.engine import catch_up
 from cjm_fasthtml_sse.backends.base import Record
+from cjm_fasthtml_sse.backends.memory import MemoryBackend
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.dispatcher import matches
-from cjm_fasthtml_sse.testing import SSEClient
-from cjm_fasthtml_sse.engine.wire import CLOSE, GAP, HEARTBEAT, SSEError, StreamEnded
+from cjm_fasthtml_sse.engine.wire import SSEError, StreamEnded
+from tests.contract.support import CLOSE, GAP, HEARTBEAT, Exchange, Parser
 
 LIMIT, REPLAY = 4, 12  # Messages that may wait, and that are kept: few, so that a short run goes beyond them
 HEARTBEAT_SECS, PATIENCE, RETRY = 15., .05, 3000
-CHEAP = catch_up.CHEAP_SECS
 
 
 class Loop(asyncio.SelectorEventLoop):
@@ -44,9 +44,31 @@ async def html_later(message):
 RENDERERS = dict(json=None, sync=html, slow=html_later)
 
 
-class Client(SSEClient):
+class Backend(MemoryBackend):
+    "One that may lose its past"
+    epoch,n = '0e',0
+    async def start(self, size, deliver, renew, describe):
+        await super().start(size, deliver, renew, describe)
+        self.renew = renew
+    def branch(self): return f'{self.epoch}-{self.n}'
+    def record(self, fields, key=None, timeout=None):
+        self.n += 1
+        return Record(f'{self.epoch}-{self.n}', fields, key, timeout)
+
+
+class Client(Exchange):
     "One that may stop reading after so many messages, the head of the response included"
-    reads = None
+    def __init__(self, manager, last_id, reads, **stream):
+        async def app(scope, receive, send): await manager.stream(Request(scope, receive), **stream)(scope, receive, send)
+        super().__init__(app, 'GET', '/', {'Last-Event-ID': last_id} if last_id else {})
+        self.events,self.reads,parser = [],reads,Parser(last_id)
+        self.heard = lambda data: self.events.extend(parser.feed(data))
+
+    async def __aenter__(self):
+        self.begin()
+        while self.status is None and not self.over: await asyncio.sleep(0)
+        return self
+
     async def _send(self, message):
         await super()._send(message)
         if self.reads is None: return
@@ -59,7 +81,7 @@ class Tab:
     def __init__(self, world, wants, last_id):
         self.world,self.wants,self.last_id = world,wants,last_id
         self.events,self.render,self.snapshot,self.until = wants
-        self.stalled = self.lagged = self.leaving = False  # Does it not read; has it not read since all was well; is its end expected?
+        self.stalled = self.lagged = self.leaving = self.dropped = False  # Does it not read; has it not read since all was well; is its end expected; has it left?
         self.live = False                                  # Has it ever followed?
         self.back = False                                  # Did it read again before it was evicted?
         self.taken = self.beats = 0
@@ -68,12 +90,16 @@ class Tab:
         self.said_farewell = self.said_close = False
         self.stood_for = range(0)                          # Messages that the state or the gap which was told last stands for
         log = world.log
+        self.began = world.positions.get(last_id, 0)       # Messages from here on may end it
         at = world.positions.get(last_id)
         if last_id and (at is None or last_id in world.forgotten or at<len(log)-REPLAY): self.covered,self.untold = None,'gap'
         elif last_id: self.covered,self.untold = at,None
         else: self.covered,self.untold = len(log),'state' if self.snapshot else None
 
     def __repr__(self): return f'<{"|".join(self.events)} {self.render} at {self.covered}>'
+
+    @property
+    def gone(self): return self.conn not in self.world.manager.connections
 
     def shown(self, n):
         "Is message `n` something to see in this tab?"
@@ -155,26 +181,23 @@ class Tab:
 
     def renew(self):
         "The log has begun anew: of what came before, only what is under way may still come"
-        if self.conn.ended: return
+        if self.gone: return
         self.spare,self.untold,self.renewed = bool(self.untold) or self.lagged,'gap',len(self.world.log)
 
     def look(self, settled):
         "Take what has come; where all has settled, nothing may be missing"
         for e in self.client.events[self.taken:]: self.take(e)
-        ended = self.conn.ended
-        if ended=='evicted': assert self.world.overflow=='evict' and self.lagged and not self.back, f'{self}: evicted though it reads'
-        elif ended=='done': assert self.until
-        elif ended: assert self.leaving, f'{self}: {ended}'
+        if self.gone and not self.leaving and not (self.until and any(o[0]=='end' for o in self.world.log[self.began:])):
+            assert self.world.overflow=='evict' and self.lagged and not self.back, f'{self}: evicted though it reads'
         if settled and not self.stalled:
-            if ended is None:
+            if not self.gone:
                 assert self.covered is not None and not self.untold, f'{self}: never told {self.untold}'
                 assert not (lost := self.missing(len(self.world.log))), f'{self}: {lost} never came'
                 assert not self.own, f'{self}: {self.own} never came'
                 self.lagged,self.live = False,True
             else:
-                assert self.client._task.done(), f'{self}: {ended}, but its request goes on'
-                assert self.said_close or ended!='done'
-                assert self.said_farewell or ended not in ('evicted', 'closed'), f'{self}: {ended}, but no farewell'
+                assert self.client.over, f'{self} has ended, but its request goes on'
+                assert self.said_close or self.said_farewell or self.dropped, f'{self} has ended without a word'
 
 
 class Delivery(RuleBasedStateMachine):
@@ -182,9 +205,10 @@ class Delivery(RuleBasedStateMachine):
     def begin(self, overflow):
         self.overflow,self.loop = overflow,Loop()
         asyncio.set_event_loop(self.loop)
-        catch_up.CHEAP_SECS = 0  # A state that was read is shared for a while, although the log has moved on
         logging.getLogger('cjm_fasthtml_sse').setLevel(logging.ERROR)  # That queues which nobody reads are ended is meant
-        self.manager = SSEBroadcastManager(LIMIT, default_timeout=PATIENCE, replay_size=REPLAY, heartbeat=HEARTBEAT_SECS, retry=RETRY, overflow=overflow)
+        self.backend = Backend()
+        self.manager = SSEBroadcastManager(LIMIT, backend=self.backend, default_timeout=PATIENCE, replay_size=REPLAY, heartbeat=HEARTBEAT_SECS, retry=RETRY, overflow=overflow)
+        self.run(self.manager.open())
         self.log = []                                # (type, key) of message n at n-1
         self.positions = {self.manager.cursor: 0}    # Event id -> n
         self.ids,self.begun = [self.manager.cursor],0  # n -> the id that stands for it; where the present epoch began
@@ -197,6 +221,7 @@ class Delivery(RuleBasedStateMachine):
 
     def state(self): return f'state {len(self.log)}'
     async def state_later(self):
+        time.sleep(.0025)  # What takes so long is shared for a while, although the log has moved on
         await asyncio.sleep(.01)
         return self.state()
 
@@ -207,12 +232,12 @@ class Delivery(RuleBasedStateMachine):
         if yes: self.run(asyncio.sleep(.5))
         self.settled = yes
         for t in self.tabs: t.look(yes)
-        for t in [t for t in self.tabs if t.conn.ended and t.client._task.done()]:
+        for t in [t for t in self.tabs if t.gone and t.client.over]:
             self.tabs.remove(t)
             self.past.append(t)
 
     async def _say(self, event_type, key=None):
-        open_tabs = [t for t in self.tabs if t.conn.ended is None]
+        open_tabs = [t for t in self.tabs if not t.gone]
         self.log.append((event_type, key))
         n = len(self.log)
         got = await self.manager.broadcast(event_type, dict(n=n), key=key)
@@ -230,9 +255,9 @@ class Delivery(RuleBasedStateMachine):
     def _open(self, wants, last_id='', reads=None):
         events,render,snapshot,until = wants
         tab = Tab(self, wants, last_id)
-        tab.client = Client(serving(self.manager, render=RENDERERS[render], events=events, until='end' if until else None,
-                                       snapshot=(self.state_later if render=='slow' else self.state) if snapshot else None), last_event_id=last_id or None)
-        if reads is not None: tab.client.reads,tab.stalled,tab.lagged = reads,True,True
+        tab.client = Client(self.manager, last_id, reads, render=RENDERERS[render], events=events, until='end' if until else None,
+                            snapshot=(self.state_later if render=='slow' else self.state) if snapshot else None)
+        if reads is not None: tab.stalled,tab.lagged = True,True
         self.run(tab.client.__aenter__())
         tab.conn = self.opened[-1]
         self.tabs.append(tab)
@@ -288,7 +313,7 @@ class Delivery(RuleBasedStateMachine):
     def resume(self, i, settle):
         stalled = [t for t in self.tabs if t.stalled]
         tab = stalled[i%len(stalled)]
-        tab.stalled,tab.back,tab.client.reads = False,tab.conn.ended is None,None
+        tab.stalled,tab.back,tab.client.reads = False,not tab.gone,None
         tab.client.resume()
         self.settle(settle)
 
@@ -307,7 +332,7 @@ class Delivery(RuleBasedStateMachine):
                 await self._say(event_type)
                 await asyncio.sleep(.1)
         self.run(flood())
-        if live: assert tab.conn.ended==('evicted' if self.overflow=='evict' else None), f'{tab}: {tab.conn.ended} behind a backlog'
+        if live: assert tab.gone==(self.overflow=='evict'), f'{tab}: behind a backlog'
         self.settle()
 
     @precondition(lambda self: self.tabs)
@@ -327,9 +352,10 @@ class Delivery(RuleBasedStateMachine):
 
     @precondition(lambda self: self.tabs)
     @rule(before=st.sampled_from([0, .005, .02]), event_type=types, key=keys)
-    def speak_as_the_heartbeat_is_due(self, before, event_type, key):
+    def speak_as_a_timer_is_due(self, before, event_type, key):
+        "That of the next heartbeat, mostly"
         self.settle()
-        due = min((g.beat for g in self.manager._hub.groups.values()), default=0)+HEARTBEAT_SECS-before
+        due = min((o.when() for o in self.loop._scheduled if not o.cancelled()), default=0)-before
         self.run(asyncio.sleep(max(0, due-self.loop.now)))
         self.broadcast(event_type, key, settle=True)
 
@@ -337,15 +363,15 @@ class Delivery(RuleBasedStateMachine):
     @rule(i=some)
     def drop(self, i):
         tab = self.pick(i)
-        tab.leaving,tab.client.reads = True,None
-        self.run(tab.client.disconnect())
+        tab.leaving,tab.dropped,tab.client.reads = True,True,None
+        self.run(tab.client.leave())
         tab.stalled = False
         self.look_at_one_that_left(tab)
         self.settle()
 
     def look_at_one_that_left(self, tab):
         tab.look(False)
-        assert tab.conn.ended and tab.client._task.done() and tab.conn not in self.manager.connections
+        assert tab.gone and tab.client.over
         self.tabs.remove(tab)
         self.past.append(tab)
 
@@ -372,7 +398,7 @@ class Delivery(RuleBasedStateMachine):
                 assert len(tab.own)>=LIMIT, f'{tab}: full with {tab.own}'
                 return
             except SSEError:
-                assert tab.conn.ended
+                assert tab.gone
                 return
             tab.own.append((self.put, len(self.log)))
             assert len(tab.own)<=2*LIMIT or not tab.stalled, f'{tab}: {tab.own} wait'  # As many are being sent, at most
@@ -382,18 +408,18 @@ class Delivery(RuleBasedStateMachine):
         "The backend has lost its past, or all but the newest messages: each tab is told of one gap, and follows on"
         if not sure: return
         self.settle(kept is not None)
-        backend,n = self.manager._backend,len(self.log)
+        backend,n = self.backend,len(self.log)
         if kept is None:
-            backend._epoch,backend._seq,kept,self.begun = f'anew{n}x{len(self.forgotten)}',0,0,n
+            backend.epoch,backend.n,kept,self.begun = f'anew{n}x{len(self.forgotten)}',0,0,n
             self.forgotten |= {*self.positions}
-            self.ids[n] = f'{backend._epoch}-0'
+            self.ids[n] = f'{backend.epoch}-0'
             self.positions[self.ids[n]] = n
         else:
             kept = min(kept, n-self.begun)
             self.forgotten |= {id for id,m in self.positions.items() if m<n-kept}
             self.forgotten -= {self.ids[m] for m in range(n-kept, n+1)}  # An earlier loss may have been smaller than it looked
         past = [Record(self.ids[m], dict(type=self.log[m-1][0], data=dict(n=m)), self.log[m-1][1]) for m in range(n-kept+1, n+1)]
-        async def renew(): self.manager._delivery.renew(self.ids[n-kept], past)
+        async def renew(): backend.renew(self.ids[n-kept], past)
         self.run(renew())
         for t in self.tabs: t.renew()
         self.settle(settle)
@@ -432,7 +458,7 @@ class Delivery(RuleBasedStateMachine):
         self.run(asyncio.sleep(secs))
         self.settle()
         if secs>HEARTBEAT_SECS*1.1:
-            for t,n in beats.items(): assert t.stalled or t.conn.ended or t.beats>n, f'{t}: no sign of life in {secs} s'
+            for t,n in beats.items(): assert t.stalled or t.gone or t.beats>n, f'{t}: no sign of life in {secs} s'
 
     @rule(sure=st.sampled_from([True, False, False, False]))
     def close(self, sure):
@@ -453,9 +479,8 @@ class Delivery(RuleBasedStateMachine):
             for t in [*self.tabs]: self.drop(self.tabs.index(t))
             for _ in range(len(self.queues)): self.give_back(0)
             self.run(asyncio.sleep(100))
-            m,hub = self.manager,self.manager._hub
-            for o in (m.connections, hub.queues.groups, hub.queues.blocked, hub.connections, hub.requests, hub.pump.catching_up, hub.pump.lagging, hub.groups, hub.renderers, hub._patterns.keys()):
-                assert not o, f'left behind: {o}'
+            m = self.manager
+            assert not m.connections and m.inspect()==dict(connections=[], requests=0) and m.present(grace=0)=={}
             assert len(self.opened)==len({*self.opened})==len(self.closed) and {*self.opened}=={*self.closed}
             assert m.stats()['errors']==0
             left = [t for t in asyncio.all_tasks(self.loop) if not t.done()]
@@ -464,7 +489,6 @@ class Delivery(RuleBasedStateMachine):
             while left := asyncio.all_tasks(self.loop):  # Only where something failed
                 for t in left: t.cancel()
                 self.loop.run_until_complete(asyncio.wait(left))
-            catch_up.CHEAP_SECS = CHEAP
             asyncio.set_event_loop(None)
             self.loop.close()
 

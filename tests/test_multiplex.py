@@ -16,7 +16,7 @@ from cjm_fasthtml_sse.multiplex.endpoint import Multiplexer
 from cjm_fasthtml_sse.multiplex.protocol import ChannelOpening, ChannelRequest, read_packets
 from cjm_fasthtml_sse.visitor import Visitors
 from tests.contract.visitors import House
-from tests.support import eventually
+from tests.contract.support import eventually
 
 
 async def forge(visitor, *urls):

@@ -17,7 +17,7 @@ from cjm_fasthtml_sse.multiplex.protocol import MAX_CHANNELS
 from cjm_fasthtml_sse.visitor import Visitors
 from tests.contract.support import MUX_HEADERS, Exchange
 from tests.contract.visitors import Channel, House
-from tests.support import eventually, turns
+from tests.contract.support import eventually, turns
 from tests.test_multiplex import forge
 
 HERE = Path(__file__).parent

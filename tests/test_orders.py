@@ -9,7 +9,7 @@ from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.multiplex.endpoint import PATH
 from tests.contract.visitors import House
 from tests.mux import Browser, Channel
-from tests.support import eventually, serve
+from tests.contract.support import eventually, serve
 
 CARRIERS = 3
 

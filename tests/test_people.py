@@ -3,8 +3,8 @@ import signal
 from contextlib import ExitStack
 
 import pytest
-from servers import Stream, running, uvicorn
 
+from tests.contract.servers import Stream, running, uvicorn
 from tests.contract.support import Redis
 
 

@@ -16,8 +16,8 @@ import pytest
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from proxies import DEPLOY, browsing, lacking, listening, proxying, replaced, serving, trusting
-from servers import free_port, running, uvicorn
-from support import BOUND
+from tests.contract.servers import free_port, running, uvicorn
+from tests.contract.support import BOUND
 
 from tests.mux import Browser
 
@@ -176,7 +176,7 @@ async def test_a_deploy_behind_the_proxy(tmp_path, name):
                 async with asyncio.timeout(BOUND):
                     while (e := await stream.next()) is not None: last = e
             assert last.event=='sse:heartbeat' and last.retry
-            assert app.ends()[0] in (0, -signal.SIGTERM), app.output
+            assert app.ends() in (0, -signal.SIGTERM), app.output
             assert (await client.get('/health')).status_code==502
             with serving(tmp_path, PORT=app.port):
                 async with listening(client, **{'Last-Event-ID': last.id}) as stream:
@@ -197,7 +197,7 @@ async def test_a_proxy_that_is_stopped_does_not_wait_for_streams(app, tmp_path, 
                 while await stream.next() is not None: pass
         if name=='nginx':
             async with browsing(proxy) as client, listening(client) as stream: assert stream.response.status_code==200
-        else: assert proxy.ends()[0]==0
+        else: assert proxy.ends()==0
 
 
 def of_the_page(language):

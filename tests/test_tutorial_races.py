@@ -8,8 +8,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from servers import running, uvicorn
-from support import BOUND
+from tests.contract.servers import running, uvicorn
+from tests.contract.support import BOUND
 
 from cjm_fasthtml_sse.engine.wire import Parser
 

@@ -28,7 +28,7 @@ import assets  # noqa: E402
 import check  # noqa: E402
 import tabs  # noqa: E402
 from handmade import HTMX2, HTMX4, Loop, Site  # noqa: E402
-from servers import accepts, free_port  # noqa: E402
+from tests.contract.servers import accepts, free_port  # noqa: E402
 
 from cjm_fasthtml_sse.helpers import insert_htmx_sse_ext, setup_sse  # noqa: E402
 

@@ -21,7 +21,7 @@ from browsers import frozen, new_context, renderer
 from tabs import Tabs
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from proxies import lacking, program, proxying  # noqa: E402
-from servers import free_port, running, uvicorn  # noqa: E402
+from tests.contract.servers import free_port, running, uvicorn  # noqa: E402
 
 from cjm_fasthtml_sse.multiplex.endpoint import PATH
 from cjm_fasthtml_sse.multiplex.protocol import CONTROL

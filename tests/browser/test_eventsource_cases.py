@@ -19,7 +19,7 @@ import pytest
 from browsers import new_context
 from fasthtml.common import FastHTML, to_xml
 
-from tests.servers import running, uvicorn
+from tests.contract.servers import running, uvicorn
 
 from cjm_fasthtml_sse.helpers import insert_htmx_sse_ext
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from playwright.sync_api import expect
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from servers import free_port, running  # noqa: E402
+from tests.contract.servers import free_port, running  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 FILES = {'htmx-2.0.7.min.js': 'htmx.org/dist/htmx.min.js', 'htmx-ext-sse-2.2.4.js': 'htmx-ext-sse/dist/sse.min.js'}

@@ -18,7 +18,7 @@ import httpx
 
 from tests.contract.support import BOUND, Parser, free_port
 
-APPS = Path(__file__).parent/'apps'
+APPS, OTHER_APPS = (Path(__file__).parents[i]/'apps' for i in (0, 1))  # Those of the contract, and of all other tests
 
 
 def uvicorn(app, *args):
@@ -60,7 +60,7 @@ class Server:
         self.port,self.log = port or free_port(),Path(log)
         self.url = f'http://127.0.0.1:{self.port}'
         env = {**os.environ, 'PYTHONUNBUFFERED': '1', 'PORT': str(self.port), 'HOME': str(self.log.parent),
-               **(env or {})}
+               'PYTHONPATH': str(OTHER_APPS), **(env or {})}
         with open(log, 'ab') as f:
             self.process = subprocess.Popen([str(c).replace('{port}', str(self.port)) for c in cmd], cwd=cwd, env=env,
                                             stdin=subprocess.DEVNULL, stdout=f, stderr=subprocess.STDOUT,
