@@ -299,7 +299,7 @@ class SSEMonitorConfig:
         self.data()
 
     def data(self) -> dict:
-        "Write the settings as the page gets them in JSON, with the HTML of all indicators"
+        "Write the settings as the page gets them, with the HTML of all indicators; `ArgumentError` for a wrong one"
         own = {state: _indicator(state, html) for state,html in (self.status_indicators or {}).items()}
         return {o.name: getattr(self, o.name) for o in fields(self)} | dict(status_indicators=_INDICATORS | own)
 

@@ -1,5 +1,6 @@
 "Imports point down, never up and never in a circle; what is only needed in one place is imported in that place alone"
 import ast
+import re
 import subprocess
 import sys
 from functools import cache
@@ -74,6 +75,12 @@ def test_elements_are_made_in_the_upper_half():
 def test_redis_is_imported_in_its_connection_alone():
     assert {o for o, found in imports().items() if 'redis' in found} == {'backends.redis_connection'}
     assert not [o for o, found in imports().items() if {'uvicorn', 'hypercorn', 'granian'} & found]
+
+
+def test_servers_are_known_in_one_file():
+    found = {o.relative_to(PACKAGE).as_posix() for o in PACKAGE.rglob('*.py') if o.name not in ('__init__.py', '_modidx.py')
+             and re.search('uvicorn|hypercorn|granian|gunicorn', o.read_text(encoding='utf-8'), re.IGNORECASE)}
+    assert found=={'engine/servers.py'}
 
 
 @pytest.mark.parametrize('module,banned', [('engine.wire', ['fastcore', 'starlette', 'asyncio']), ('core', ['fasthtml', 'redis']),
