@@ -283,6 +283,23 @@ class TestLost:
             for o in a, b, c: assert await o.next() == ('n', 'on')
             async with client('stream', one, last_id=old) as back: assert await back.next() == (GAP, None)
 
+    async def test_an_older_copy(self, own_redis):
+        "Redis comes back without its newest entries: that is a gap, and ids from before mean nothing any more"
+        redis = own_redis()
+        async with workers(redis) as (one, two), following('stream', one) as a, following('channel', two) as b:
+            for n in range(3): await one.broadcast('n', n)
+            redis.client.save()
+            for n in range(3, 6): await one.broadcast('n', n)
+            for o in a, b: assert await o.data(6) == [*range(6)]
+            old = one.cursor
+            redis.kill()
+            redis.start()
+            for o in a, b: await eventually(lambda o=o: o.gaps, 'it is told')
+            await eventually(lambda: one.cursor == two.cursor, 'they agree')
+            assert one.cursor.partition(':')[0] != old.partition(':')[0]
+            assert [m['data'] for m in one.get_history()] == [*range(6)], 'nothing twice'
+            async with client('stream', two, last_id=old) as back: assert await back.next() == (GAP, None)
+
     async def test_what_was_trimmed_unread_is_told(self, shared):
         "As where another program sends many at once and keeps few of them"
         async with workers(shared) as (one, _), following('stream', one) as c:
