@@ -21,6 +21,7 @@ Modules:
 - `cjm_fasthtml_sse.engine.servers`: What this library knows of uvicorn, hypercorn, granian and gunicorn, and of the signals that stop them
 - `cjm_fasthtml_sse.guards`: Who may use a route of this library
 - `cjm_fasthtml_sse.headers`: The scripts that a page loads, as headers of an app
+- `cjm_fasthtml_sse.helpers`: Set-up of an app, out-of-band elements, and `@sse_element`
 - `cjm_fasthtml_sse.htmx`: The attributes that connect a page to an event stream, and the scripts behind them
 - `cjm_fasthtml_sse.job`: A job that is tracked: its loop, its speed, and its reports
 - `cjm_fasthtml_sse.manager.admission`: Who may open one more connection

@@ -5,7 +5,10 @@ from fasthtml.common import EventStream, FastHTML, P, sse_message
 from starlette.testclient import TestClient
 
 from cjm_fasthtml_sse.engine.messages import BackendError
+from cjm_fasthtml_sse.core import SSEBroadcastManager
+from cjm_fasthtml_sse.dashboard import setup_dashboard
 from cjm_fasthtml_sse.helpers import setup_sse
+from cjm_fasthtml_sse.progress import setup_progress
 from cjm_fasthtml_sse.engine.wire import StreamEnded
 
 
@@ -60,3 +63,35 @@ def test_a_start_that_fails_closes_what_was_opened():
     for manager in Refused([]), Manager(seen): setup_sse(app, manager)  # The one that was named last is opened first
     with pytest.raises(BackendError, match='wrong password'), TestClient(app): pass
     assert seen == ['manager']
+
+
+class TestOneManager:
+    "`setup_sse(app)` returns the app's manager, and makes one only if there is none"
+
+    def test_it_is_returned(self):
+        app,manager = FastHTML(secret_key='test'),SSEBroadcastManager()
+        assert setup_sse(app, manager) is manager is setup_sse(app)
+
+    def test_one_is_made_once(self):
+        app = FastHTML(secret_key='test')
+        made = setup_sse(app)
+        assert isinstance(made, SSEBroadcastManager) and setup_sse(app) is made
+
+    def test_internal_calls_make_none(self):
+        app,manager = FastHTML(secret_key='test'),SSEBroadcastManager()
+        setup_dashboard(app, manager, authorise=True)
+        setup_progress(app, manager, authorise=True)
+        assert setup_sse(app) is manager
+
+    def test_one_given_later_replaces_an_unused_one(self):
+        app,manager = FastHTML(secret_key='test'),SSEBroadcastManager()
+        setup_sse(app)
+        setup_sse(app, manager)
+        assert setup_sse(app) is manager
+
+    @pytest.mark.parametrize('use', [lambda o: o.broadcast('n', 1), lambda o: o.on_connect(print)])
+    def test_several_must_be_named(self, use):
+        app = FastHTML(secret_key='test')
+        use(setup_sse(app))
+        setup_sse(app, SSEBroadcastManager())
+        with pytest.raises(ValueError, match='has 2 managers'): setup_sse(app)
