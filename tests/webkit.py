@@ -23,14 +23,16 @@ from fasthtml.common import Div, Script
 from playwright.sync_api import TimeoutError as Late
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT/'tools'), str(ROOT/'tests/browser'), str(ROOT/'tests/contract/browser'), str(ROOT/'tests')]
+sys.path[:0] = [str(ROOT), str(ROOT/'tools'), str(ROOT/'tests/contract/browser')]
 import assets  # noqa: E402
+import boards  # noqa: E402
 import check  # noqa: E402
-import tabs  # noqa: E402
 from handmade import HTMX2, HTMX4, Loop, Site  # noqa: E402
-from tests.contract.servers import accepts, free_port  # noqa: E402
 
-from cjm_fasthtml_sse.helpers import insert_htmx_sse_ext, setup_sse  # noqa: E402
+from tests.contract.servers import accepts  # noqa: E402
+from tests.contract.support import free_port  # noqa: E402
+
+from cjm_fasthtml_sse.helpers import insert_htmx_sse_ext  # noqa: E402
 
 BOUND = 30.  # Seconds, as for all in a page
 DEBIAN = {'WebKitWebDriver': 'webkit2gtk-driver', 'Xvfb': 'xvfb'}  # command: its package
@@ -120,7 +122,7 @@ class Page:
     def close(self): self.call('DELETE', '/window')
 
 
-class Tabs(tabs.Tabs):
+class Tabs(boards.Tabs):
     def __init__(self, browser): self.browser = browser
     def wait_for_timeout(self, ms): time.sleep(ms/1000)
 
@@ -152,19 +154,19 @@ class Direct:
 
 
 class World:
-    "A site, its three streams, and tabs that look at it"
-    def __init__(self, loop, browser, setup=setup_sse, htmx=HTMX2, head=''):
-        self.site = Site(loop, [Script(ERRORS+head+tabs.RECORD), *htmx()])
-        if setup is not setup_sse: setup(self.site.app)
-        else: self.board = tabs.three_streams(self.site)
+    "A site, its three streams or what `setup` adds, and tabs that look at it"
+    def __init__(self, loop, browser, setup=None, htmx=HTMX2, head=''):
+        self.site = Site(loop, [Script(ERRORS+head), *htmx()])
+        if setup: setup(self.site.app)
+        else: self.board = boards.Board(self.site)
         self.direct = self.site.served = Direct(self.site.served)
         self.counting = self.direct.app
         self.site.start()
         self.tabs = Tabs(browser)
 
-    def open(self, n, streams=3):
-        self.tabs.open(self.site.url('p'), n)
-        self.tabs.active(streams)
+    def open(self, n):
+        self.tabs.open(self.board.url, n)
+        self.tabs.active(3)
 
     def carriers(self, n=1):
         "Nothing else is open"
@@ -172,8 +174,8 @@ class World:
 
     def say(self):
         "All tabs get all messages, once and in order"
-        self.board.say(30)
-        tabs.complete(self.tabs, self.board)
+        self.board.say()
+        self.board.complete(self.tabs)
 
     def close(self):
         try: self.tabs.close()
@@ -198,7 +200,7 @@ def many(world):
     w.carriers()
     for _ in range(3):
         w.say()
-        assert max(tabs.answers(w.tabs)) < 5000  # With six connections taken it would wait for ever
+        assert w.tabs.answered()
     w.carriers()
 
 
@@ -219,7 +221,7 @@ def restart(world):
     w.say()
     w.site.stop()
     w.tabs.wait("cjmSSE.state === 'reconnecting'")
-    w.board.say(30)
+    w.board.say()
     w.site.start()
     w.tabs.active(3)
     w.say()
@@ -233,7 +235,10 @@ def back(world):
     w.open(3)
     w.say()
     for page in w.tabs:
-        tabs.comes_back(page, w.tabs, w.site, w.board)
+        page.goto(w.site.url('none'))
+        w.board.say()
+        page.go_back()
+        w.tabs.active(3)
         w.say()
     w.carriers()
 
@@ -245,7 +250,7 @@ def lead(world):
     w.open(5)
     with w.board.flow():
         while len(w.tabs) > 1:
-            w.tabs.pop(w.tabs.index(w.tabs.leader())).close()
+            w.tabs.pop(0).close()
             w.tabs.active(3)
     w.say()
     w.carriers()
@@ -255,22 +260,24 @@ def lead(world):
 def by_hand(world):
     "Streams without ids, written by hand, in an app that only inserts the extension; the leading tab is closed, the server restarts"
     w = world(lambda app: insert_htmx_sse_ext(app.hdrs))
-    w.site.opening['loud'] = 'data: state\n\n'
-    w.site.pages['p'] = lambda: Div(*[tabs.connect(f'/stream/{o}') for o in ('loud', 'quiet')])
+    w.site.opening['loud'] = 'data: <i>state</i>\n\n'
+    w.site.pages['p'] = lambda: Div(*[boards.log(f'/stream/{o}', o) for o in ('loud', 'quiet')])
     def say(n):
         for o in ('loud', 'quiet'):
-            w.site.send(f'data: {n}\n\n', o)
-            w.tabs.wait('([url, n]) => got[url].at(-1) === n', [f'/stream/{o}', str(n)])
+            w.site.send(f'data: <i>{n}</i>\n\n', o)
+            w.tabs.show(o, str(n))
+    def heard(id): return [' '.join(page.evaluate(boards.SHOWN, id)) for page in w.tabs]
     start = time.monotonic()
     for n in range(3):
-        w.open(1, 2)
+        w.tabs.open(w.site.url('p'))
+        w.tabs.active(2)
         say(n)
     assert (secs := time.monotonic()-start) < 14, f'{secs:.0f} s: what comes is shown with the next sign of life'
-    assert w.tabs.all("got['/stream/loud'].join(' ')") == ['state 0 1 2', 'state 1 2', 'state 2']
-    assert w.tabs.all("got['/stream/quiet'].join(' ')") == ['0 1 2', '1 2', '2']
+    assert heard('loud') == ['state 0 1 2', 'state 1 2', 'state 2']
+    assert heard('quiet') == ['0 1 2', '1 2', '2']
     w.carriers()
     def streams(n): until(lambda: (w.site.count('loud'), w.site.count('quiet')) == (n, n), lambda: f'{n} of each stream instead of {w.site.open}')
-    w.tabs.pop(w.tabs.index(w.tabs.leader())).close()
+    w.tabs.pop(0).close()
     streams(2)
     w.tabs.active(2)
     say(3)

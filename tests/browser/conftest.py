@@ -1,8 +1,7 @@
-"Browsers, pages, and servers whose streams a test writes by hand: what the contract's browser tests use, and tabs that say more"
+"Browsers, pages, and servers whose streams a test writes by hand: what the contract's browser tests use"
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]/'contract/browser'))
 from fixtures import (  # noqa: E402, F401
-    browser, browsers, loop, make_site, page, proxy, site, state, until)
-from tabs import board, tabs  # noqa: E402, F401
+    browser, browsers, loop, make_site, page, proxy, site, state, tabs, until)

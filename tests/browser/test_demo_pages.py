@@ -150,23 +150,6 @@ def test_late_tab(tab, root):
     expect(a.page.locator('#tabs')).to_have_text('1')
 
 
-def test_many_jobs(tab):
-    "Several jobs at once, in more tabs than two"
-    tabs = [tab() for _ in range(4)]
-    for t in tabs: t.start('long')
-    for t in tabs:
-        expect(t.rows('running')).to_have_count(4)
-        t.start('quick')
-    for t in tabs:
-        expect(t.rows('finished')).to_have_count(4)
-        expect(t.rows('running')).to_have_count(4)
-    ids = tabs[0].rows('running').evaluate_all('rows => rows.map(row => row.id)')
-    for t,id in zip(tabs, ids): t.page.locator(f'#{id}').get_by_role('button').click()
-    for t in tabs: expect(t.rows('cancelled')).to_have_count(4)
-    same(*tabs)
-
-
-@both
 def test_restart(tab, server, serve):
     "The server is killed and started again: the tabs say that they are cut off, come back by themselves, and show nothing of what was"
     a,b = tab(),tab()
@@ -247,7 +230,6 @@ def test_unreadable_files(tab, root):
     expect(a.rows('failed')).to_contain_text('Nothing could be read: a link, not followed')
 
 
-@both
 def test_keyboard(tab):
     "All can be done with the keyboard, and what moves does not take the focus away"
     a = tab()

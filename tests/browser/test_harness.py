@@ -1,11 +1,7 @@
 "What the browser tests rest on"
-import os
-
 import pytest
+from browsers import each_browser, new_context
 from playwright.sync_api import Error
-
-from bidi import Firefox
-from browsers import crash, each_browser, new_context, renderer, stopped
 
 
 @each_browser
@@ -47,32 +43,3 @@ def test_pages(page, site, until):
     page.reload()
     assert page.evaluate('typeof kept') == 'undefined'
     page.errors.clear()
-
-
-@each_browser
-def test_processes_of_tabs(page, site):
-    "One stands still, one dies, the third goes on"
-    site.pages['p'] = lambda: 'here'
-    pages = [page.context.new_page() for _ in range(3)]
-    for p in pages: p.goto(site.url('p'))
-    pids = [renderer(p) for p in pages]
-    assert len({*pids}) == 3
-    with stopped(pages[0]):
-        crash(pages[1])
-        assert not os.path.exists(f'/proc/{pids[1]}/fd/0')
-        assert pages[2].evaluate('1') == 1
-    assert pages[0].evaluate('1') == 1
-
-
-def test_hidden_tabs(browsers):
-    "Firefox hides the tabs behind the one that it shows, where Chromium without a window hides none"
-    with new_context(browsers('firefox')) as context:
-        pages = [context.new_page(), context.new_page(hidden=True)]
-        assert [p.evaluate('document.hidden') for p in pages] == [False, True]
-        pages[1].bring_to_front()
-        pages[1].wait_for_function('!document.hidden')
-
-
-def test_firefox_is_missing(monkeypatch):
-    monkeypatch.setenv('PATH', '')
-    with pytest.raises(AssertionError, match='apt-get install firefox-esr'): Firefox()

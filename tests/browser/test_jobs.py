@@ -3,7 +3,7 @@ import threading
 
 import pytest
 from fasthtml.common import Button, Div, Span
-from handmade import MAJORS
+from handmade import HTMX2, HTMX4
 from playwright.sync_api import expect
 
 from cjm_fasthtml_sse.core import SSEBroadcastManager
@@ -12,12 +12,10 @@ from cjm_fasthtml_sse.progress import oob_progress, oob_status, setup_progress, 
 from cjm_fasthtml_sse.updater import SSEElementUpdater
 
 progress,status = HTMXSSEConnector.sse_progress_element,HTMXSSEConnector.sse_status_element
-SEEN = """new MutationObserver(() => { const bar = document.querySelector('progress'); if (bar && bar.position !== seen.at(-1)) seen.push(bar.position) })
+SEEN = """new MutationObserver(() => {
+    const bar = document.querySelector('progress');
+    if (bar && bar.position !== seen.at(-1)) seen.push(bar.position) })
     .observe(document, {childList: true, subtree: true}); window.seen = []"""
-
-
-@pytest.fixture(params=MAJORS)
-def major(request): return request.param
 
 
 @pytest.fixture
@@ -25,9 +23,10 @@ def manager(): return SSEBroadcastManager(retry=100)
 
 
 @pytest.fixture
-def site(make_site, page, major, manager):
-    site = make_site(lambda app: setattr(app, 'jobs', setup_progress(app, manager, authorise=True)), MAJORS[major]())
-    yield site
+def site(request, make_site, page, manager):
+    "Under htmx 2, or what the test asks for"
+    def setup(app): app.jobs = setup_progress(app, manager, authorise=True)
+    yield make_site(setup, getattr(request, 'param', HTMX2)())
     assert not [t for k,t in page.console if k in ('warning', 'error') and 'Failed to load resource' not in t]
 
 
@@ -47,7 +46,7 @@ class Work(threading.Thread):
         self.join(10)
 
 
-@pytest.mark.parametrize('job_id', ['j7', 'a/b:c d*é'])
+@pytest.mark.parametrize('site, job_id', [(HTMX2, 'j7'), (HTMX4, 'a/b:c d*é')], indirect=['site'])
 def test_a_bar_that_moves(page, site, manager, until, job_id):
     site.pages['p'] = lambda: Div(progress(job_id), status(job_id, role='status'), id='all')
     page.add_init_script(SEEN)
@@ -105,7 +104,8 @@ def test_a_job_started_anew_by_a_button_of_the_page(page, site, manager, until):
 def test_one_stream_for_all_jobs(page, site, manager, until):
     ids,updater = ['j', 'a/b', 'ü:*'],SSEElementUpdater()
     for f in oob_progress, oob_status: updater.register_handler('job:*:*', f)
-    def events(req): return manager.stream(req, render=updater, snapshot=lambda: [f(o) for o in site.app.jobs.values() for f in (oob_progress, oob_status)])
+    def snapshot(): return [f(o) for o in site.app.jobs.values() for f in (oob_progress, oob_status)]
+    def events(req): return manager.stream(req, render=updater, snapshot=snapshot)
     site.app.get('/events')(events)
     def places(i): return Div(*[Span(id=make(i).attrs['id']) for make in (progress, status)], cls='job')
     site.pages['p'] = lambda: Div(HTMXSSEConnector.create_sse_element(endpoint='/events', hidden=True), *map(places, ids))

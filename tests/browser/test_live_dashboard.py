@@ -1,50 +1,54 @@
 "The live dashboard in a browser: values that move in every tab, what a reader has opened stays open, and what people need who can't see, or have no mouse"
 import pytest
 from fasthtml.common import Div, Header, Main
-from handmade import MAJORS
+from handmade import HTMX2, HTMX4
 from playwright.sync_api import expect
+
+from tests.contract.support import Redis
 
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.dashboard import setup_dashboard, sse_dashboard
 
 LABELS = 'Streams','Broadcasts','Deliveries','Slowest queue'
-# How often a part was replaced
-LOOKS = "id => { window.looks = 0; new MutationObserver(() => { looks += 1 }).observe(document.getElementById(id), {childList: true}) }"
-
-
-@pytest.fixture(params=MAJORS)
-def major(request): return request.param
-
-
-@pytest.fixture
-def manager(): return SSEBroadcastManager(retry=100)
+LOOK = '[id$=-about]'  # A part that is drawn anew each time
+LOOKS = """css => { window.looks = 0;
+    new MutationObserver(() => { looks += 1 }).observe(document.querySelector(css), {childList: true}) }"""
+both = pytest.mark.parametrize('hdrs', [HTMX2, HTMX4], ids=['htmx 2', 'htmx 4'])
 
 
 @pytest.fixture
-def allowed(): return {'page': True, 'events': True}
+def hdrs(): return HTMX4
+
+
+class Board:
+    "A dashboard at an address of its own, and the manager that it shows; who may look is `allowed`"
+    def __init__(self, make_site, hdrs, **kw):
+        self.manager,self.allowed = SSEBroadcastManager(retry=100, **kw),{'page': True, 'events': True}
+        def authorise(req): return self.allowed['events' if req.url.path.endswith('/events') else 'page']
+        self.site = make_site(lambda app: setup_dashboard(app, self.manager, authorise=authorise, every=.1), hdrs())
+        self.url = f'http://127.0.0.1:{self.site.port}/_sse/dashboard'
+
+    def say(self, event_type): self.site.loop.run(self.manager.broadcast(event_type, None))
+
+
+def calm(page): return not [t for k,t in page.console if k in ('warning', 'error') and 'Failed to load resource' not in t]
 
 
 @pytest.fixture
-def board(make_site, page, major, manager, allowed):
-    def setup(app):
-        def authorise(req): return allowed['events' if req.url.path.endswith('/events') else 'page']
-        app.board = setup_dashboard(app, manager, authorise=authorise, interval=.1)
-    site = make_site(setup, MAJORS[major]())
-    site.app.board.url = f'http://127.0.0.1:{site.port}/_sse/dashboard'
-    site.app.board.site = site
-    yield site.app.board
-    assert not [t for k,t in page.console if k in ('warning', 'error') and 'Failed to load resource' not in t]
+def board(make_site, page, hdrs):
+    yield Board(make_site, hdrs)
+    assert calm(page)
 
 
 def chart(tab, label): return tab.get_by_role('img', name=f'{label}, the last 12 s')
-def say(board, event_type, data=None): board.site.loop.run(board.manager.broadcast(event_type, data))
 
-def looks(tab, board, n=3):
+def looks(tab, n=2):
     "Wait until the dashboard has been drawn a few times more"
-    tab.evaluate(LOOKS, f'{board.id}-about')
+    tab.evaluate(LOOKS, LOOK)
     tab.wait_for_function('n => looks >= n', arg=n)
 
 
+@both
 def test_values_move_in_every_tab(page, board, until):
     page.goto(board.url)
     other = page.context.new_page()
@@ -53,9 +57,7 @@ def test_values_move_in_every_tab(page, board, until):
         expect(tab.get_by_role('heading', level=1)).to_have_text('Event streams')
         expect(tab.get_by_role('status')).to_have_text('Live')
         expect(tab.get_by_text('No message yet').first).to_be_visible()
-    say(board, 'job:done')
-    say(board, 'job:done')
-    say(board, '<b onmouseover="alert(1)">bold</b>')
+    for o in 'job:done','job:done','<b onmouseover="alert(1)">bold</b>': board.say(o)
     queue = board.site.loop.run(board.manager.register_connection())
     for tab in page, other:
         types = tab.get_by_role('table', name='Messages by event type')
@@ -69,12 +71,10 @@ def test_values_move_in_every_tab(page, board, until):
         expect(chart(tab, 'Streams')).to_have_accessible_name('Streams, the last 12 s: now 0, least 0, most 1')
         before = chart(tab, 'Broadcasts').locator('.curve').get_attribute('d')
         expect(chart(tab, 'Broadcasts').locator('.curve')).not_to_have_attribute('d', before)
-    assert (board.own.connection_count, board.manager.connection_count, board.site.connections) == (2, 0, 1)  # None of them is the app's
-    other.close()
-    page.goto('about:blank')
-    until(lambda: board.task is None, 'nobody looks any more')
+    assert (board.manager.connection_count, board.site.connections) == (0, 1)  # Who looks is no stream of the app
 
 
+@both
 def test_what_is_open_stays_open_and_keeps_the_focus(page, board):
     page.goto(board.url)
     expect(chart(page, 'Streams')).to_be_visible()
@@ -88,7 +88,7 @@ def test_what_is_open_stays_open_and_keeps_the_focus(page, board):
         expect(page.get_by_role('region', name=name, exact=True)).to_be_focused()
     page.keyboard.press('Shift+Tab')
     page.keyboard.press('Shift+Tab')
-    looks(page, board)
+    looks(page)
     assert page.evaluate('document.activeElement.textContent') == order[-1]
     for label in LABELS:
         table = page.get_by_role('table', name=label)
@@ -97,6 +97,7 @@ def test_what_is_open_stays_open_and_keeps_the_focus(page, board):
         assert '0 to 1 s ago' in table.inner_text()
 
 
+@both
 def test_pause_and_resume(page, board, until):
     page.goto(board.url)
     expect(page.get_by_role('status')).to_have_text('Live')
@@ -104,44 +105,42 @@ def test_pause_and_resume(page, board, until):
     page.keyboard.press('Enter')
     expect(page.get_by_role('status')).to_have_text('Paused')
     expect(page.get_by_role('button', name='Resume')).to_be_focused()
-    until(lambda: board.own.connection_count == 0 and board.task is None, 'the connection is closed')
-    time = page.locator(f'#{board.id}-about').inner_text()
-    say(board, 'while:paused')
+    until(lambda: not board.site.connections, 'the connection is closed')
+    board.say('while:paused')
     expect(page.locator('.htmx-added, .htmx-settling')).to_have_count(0)  # htmx 2 wires a new button 20 ms after it can be seen
     page.keyboard.press('Enter')
     expect(page.get_by_role('status')).to_have_text('Live')
     expect(page.get_by_role('button', name='Pause')).to_be_focused()
     expect(page.get_by_role('rowheader', name='while:paused')).to_be_visible()
-    looks(page, board)
-    assert page.locator(f'#{board.id}-about').inner_text() >= time
-    assert page.locator(f'#{board.id}-live').count() == 1
+    looks(page)
 
 
-def test_a_server_that_restarts(page, board, until):
+def test_server_that_restarts(page, board, until):
     page.goto(board.url)
     expect(page.get_by_role('status')).to_have_text('Live')
-    board.site.loop.run(board.own.close())  # As at a shutdown: whoever looks is sent away, and comes back
-    until(lambda: board.own.connection_count == 1)
+    board.site.stop()
+    expect(page.get_by_role('status')).to_contain_text('Reconnecting')
+    board.site.start()
     expect(page.get_by_role('status')).to_have_text('Live')
-    looks(page, board)
+    looks(page)
 
 
-def test_who_may_look_no_longer(page, board, allowed):
-    allowed['events'] = False
+def test_who_may_look_no_longer(page, board):
+    board.allowed['events'] = False
     page.goto(board.url)
     expect(page.get_by_role('status')).to_contain_text('Connection refused')
     assert page.get_by_role('table').count() == 0 and page.get_by_role('img').count() == 0
-    allowed['page'] = False
+    board.allowed['page'] = False
     assert page.goto(board.url).status == 403
 
 
-def test_in_a_page_of_the_apps_own(page, board):
+def test_page_of_the_apps_own(page, board):
     board.site.pages['p'] = lambda: Div(Header('An app'), Main(sse_dashboard(board.manager, level=2)))
     page.goto(board.site.url('p'))
     expect(page.get_by_role('heading', level=2, name='Event streams')).to_be_visible()
     expect(page.get_by_role('heading', level=3)).to_have_count(6)
     expect(chart(page, 'Deliveries')).to_be_visible()
-    looks(page, board)
+    looks(page)
 
 
 # What a checker of accessibility would look at
@@ -182,29 +181,42 @@ CHECK = """() => {
   return {found, least, width: document.documentElement.scrollWidth};
 }"""
 
-@pytest.mark.parametrize('major', ['2.0.7'], indirect=True)
-@pytest.mark.parametrize('scheme', ['light', 'dark'])
-@pytest.mark.parametrize('width', [1280, 390, 320])
-def test_for_everybody(page, board, width, scheme):
-    page.set_viewport_size(dict(width=width, height=900))
-    page.emulate_media(color_scheme=scheme)
-    seen = board.observer
-    seen.has_others,seen.workers,seen._asking = True,[dict(worker=f'web-server-{n}:71', stats=board.manager.stats()) for n in (1, 2)],object()
+
+@pytest.fixture(scope='module')
+def redis(tmp_path_factory):
+    server = Redis(tmp_path_factory.mktemp('redis')).start()
+    yield server
+    server.kill()
+
+
+@pytest.mark.redis
+def test_for_everybody(page, make_site, until, redis):
+    "Two processes, long names and an alarm, on three widths of the screen, light and dark"
+    board = Board(make_site, HTMX2, backend=redis.url(1))
+    other = SSEBroadcastManager(backend=redis.url(1))
+    board.site.loop.run(other.open())
     def fails(message): raise ValueError('on purpose')
-    for t in ('job:done', 'user:'+'x'*200, 'a b'): say(board, t)
-    page.goto(board.url)
-    expect(page.get_by_role('table', name='Counters of each process since its start').get_by_role('row')).to_have_count(4)
+    for t in 'job:done','user:'+'x'*200,'a b': board.say(t)
     board.manager.on_broadcast(fails)
-    say(board, 'job:done')
+    board.say('job:done')
+    page.goto(board.url)
+    processes = page.get_by_role('table', name='Counters of each process since its start')
+    expect(processes.get_by_role('row')).to_have_count(4)
     expect(page.locator('.alarm')).to_contain_text('Errors')
     for o in page.locator('summary').all(): o.click()
-    res = page.evaluate(CHECK)
-    assert not res['found'], res
-    assert res['least'] < 21 and res['width'] == width  # It has looked; nothing is wider than the screen
-    boxes = [o.bounding_box() for o in page.locator('.sse-dash > :is(header, .charts, dl, .card, .lists)').all() if o.is_visible()]
-    assert len(boxes) == 5 and len({(round(b['x']), round(b['width'])) for b in boxes}) == 1, boxes  # All in one column
-    frame = page.get_by_role('region', name='Processes')
-    expect(frame).to_have_css('overflow-x', 'auto')
-    if width < 400: assert frame.evaluate('e => e.scrollWidth > e.clientWidth')
-    background = page.locator('.sse-dash').evaluate('e => getComputedStyle(e).backgroundColor')
-    assert background == dict(light='rgb(245, 246, 248)', dark='rgb(16, 19, 24)')[scheme]
+    for width,scheme in [(w, s) for w in (1280, 390, 320) for s in ('light', 'dark')]:
+        page.set_viewport_size(dict(width=width, height=900))
+        page.emulate_media(color_scheme=scheme)
+        res = page.evaluate(CHECK)
+        assert not res['found'], res
+        assert res['least'] < 21 and res['width'] == width  # It has looked; nothing is wider than the screen
+        parts = page.locator('.sse-dash > :is(header, .charts, dl, .card, .lists)').all()
+        boxes = [o.bounding_box() for o in parts if o.is_visible()]
+        assert len(boxes) == 5 and len({(round(b['x']), round(b['width'])) for b in boxes}) == 1, boxes  # All in one column
+        frame = page.get_by_role('region', name='Processes')
+        expect(frame).to_have_css('overflow-x', 'auto')
+        if width < 400: assert frame.evaluate('e => e.scrollWidth > e.clientWidth')
+        background = page.locator('.sse-dash').evaluate('e => getComputedStyle(e).backgroundColor')
+        assert background == dict(light='rgb(245, 246, 248)', dark='rgb(16, 19, 24)')[scheme]
+    board.site.loop.run(other.aclose())
+    assert calm(page)

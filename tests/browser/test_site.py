@@ -40,7 +40,7 @@ def test_no_page_is_wider_than_a_telephone(page, site):
     assert len(pages) > 25
     wide = {}
     for path in pages:
-        page.goto(f'{site}/{path.relative_to(SITE)}')
+        page.goto(f'{site}/{path.relative_to(SITE)}', wait_until='domcontentloaded')
         if (width := page.evaluate('document.documentElement.scrollWidth')) > 390: wide[path.name] = width
     assert not wide
 

@@ -67,9 +67,9 @@ class Tabs(list):
 
 class Board:
     "One manager and three streams. A page shows all that was sent on each since it was drawn"
-    def __init__(self, site, setup=setup_sse, **kw):
+    def __init__(self, site, setup=setup_sse, max_age=None, **kw):
         self.site = site
-        self.manager = SSEBroadcastManager(heartbeat=1., retry=100, replay_size=20000)
+        self.manager = SSEBroadcastManager(heartbeat=1., retry=100, replay_size=20000, max_age=max_age)
         self.sent = {o: [] for o in 'abc'}
         setup(site.app, self.manager, **kw)
 

@@ -34,6 +34,24 @@ class Loop:
     def run(self, coro, secs=10): return asyncio.run_coroutine_threadsafe(coro, self.loop).result(secs)
 
 
+class Server(uvicorn.Server):
+    "One that does not look ten times a second whether it should end: it ends when it is told to"
+    def __init__(self, config):
+        super().__init__(config)
+        self.end = asyncio.Event()
+
+    async def main_loop(self):
+        await self.on_tick(0)
+        await self.end.wait()
+
+    async def shutdown(self, sockets=None):
+        "As if the process were gone: connections that are kept alive too"
+        for o in [*self.servers, *(sockets or [])]: o.close()
+        for o in list(self.server_state.connections): o.shutdown()
+        await asyncio.sleep(.02)
+        for o in list(self.server_state.connections): o.transport.abort()
+
+
 class Stream:
     "One connection that is open"
     def __init__(self, path, last_event_id): self.path,self.last_event_id,self.queue = path,last_event_id,asyncio.Queue()
@@ -51,8 +69,8 @@ class Opened(StreamingResponse):
 
 
 class Counting:
-    "Knows the connections on which streams come, as the server sees them"
-    def __init__(self, app): self.app,self.open = app,[]
+    "Knows the connections on which streams come, as the server sees them: those that are open, and how many there were"
+    def __init__(self, app): self.app,self.open,self.begun = app,[],0
 
     async def __call__(self, scope, receive, send):
         long = []
@@ -61,6 +79,7 @@ class Counting:
                 kinds = [v.split(b';')[0] for k,v in message['headers'] if k == b'content-type']
                 long[:] = [scope['path'] for o in kinds if o in (b'text/event-stream', b'application/octet-stream')]
                 self.open += long
+                self.begun += len(long)
             return send(message)
         try: await self.app(scope, receive, _send)
         finally:
@@ -152,23 +171,20 @@ class Site:
         for host in self.hosts:
             socks.append(socket.create_server((host, self.port)))
             self.port = socks[0].getsockname()[1]
-        self.server = uvicorn.Server(uvicorn.Config(self.served, log_level='error', lifespan='off', timeout_graceful_shutdown=1))
+        self.server = Server(uvicorn.Config(self.served, log_level='error', lifespan='off', timeout_graceful_shutdown=1))
         self.serving = asyncio.run_coroutine_threadsafe(self.server._serve(socks), self.loop.loop)
         until = time.monotonic()+10
         while not self.server.started:
             if time.monotonic()>until: raise TimeoutError('The server did not start')
-            time.sleep(.01)
+            time.sleep(.002)
         return self
 
     def stop(self):
         "End all streams and the server"
         for path in {s.path for s in self.open}: self.send(None, path)
         self.server.should_exit = self.server.force_exit = True
+        self.loop.loop.call_soon_threadsafe(self.server.end.set)
         self.serving.result(10)
-        # As if the process were gone: connections that are kept alive too
-        async def abort():
-            for c in list(self.server.server_state.connections): c.transport.abort()
-        self.loop.run(abort())
 
     def url(self, page): return f'http://127.0.0.1:{self.port}/pages/{page}'
 

@@ -40,6 +40,20 @@ class TestOneConnection:
         board.one_connection(tabs, until)
 
 
+    def test_one_after_another(self, tabs, site, until):
+        "A connection that has reached its greatest age makes way for the next: no message is lost, and nobody sees it"
+        board = Board(site, max_age=1.)
+        tabs.open(board.url, 2)
+        tabs.active(3)
+        board.say()
+        tabs.all("() => { window.seen = []; cjmSSE.addEventListener('change', e => seen.push(e.detail.state)) }")
+        with board.flow(): until(lambda: site.served.begun>4, 'one connection after another')
+        tabs.active(3)
+        board.complete(tabs)
+        assert tabs.all("seen.filter(state => state !== 'active')")==[[]]*2
+        board.one_connection(tabs, until)
+
+
 class TestWhatIsClosed:
     def test_what_is_closed_ends(self, tabs, site, until):
         "The stream of an element that goes, those of a tab that goes, and with the last one the connection"

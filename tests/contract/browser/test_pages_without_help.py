@@ -16,6 +16,7 @@ from cjm_fasthtml_sse.helpers import insert_htmx_sse_ext, setup_sse
 CARRIER = b'application/octet-stream'  # The one response on which all streams of a tab come
 ORDERS = '**/_sse/mux'
 REFUSED = "throw new DOMException('not here', 'SecurityError')"
+HASTE = 'const wait = setTimeout; window.setTimeout = (f, ms, ...rest) => wait(f, ms < 1000 ? ms : ms / 10, ...rest)'
 MISSING = {
     'no locks': "Object.defineProperty(Navigator.prototype, 'locks', { value: undefined })",
     'locks refused': f"LockManager.prototype.request = async () => {{ {REFUSED} }}",
@@ -105,11 +106,32 @@ class TestStreamsOnTheirOwn:
         hello(site, tabs)
         until(lambda: site.connections==4)
 
-    def test_a_proxy_that_collects(self, page, tabs, loop, site, until):
-        "It keeps the body of a response until it is complete, and a tab's one connection never is"
+    def test_orders_are_refused_from_now_on(self, page, tabs, loop, site, until):
+        "What worked works no more: each tab goes on from where it was"
+        page.direct.add('step')
+        board = Board(site)
+        proxy = Proxy(loop, site.port)
+        try:
+            tabs.open(board.url.replace(str(site.port), str(proxy.port)))
+            tabs.active(3)
+            board.say()
+            board.complete(tabs)
+            tabs.context.route(ORDERS, lambda route: route.fulfill(status=403))
+            with board.flow():
+                proxy.cut()
+                until(lambda: site.connections==3, 'each stream has a connection')
+                tabs.active(3)
+            board.complete(tabs)
+        finally: proxy.stop()
+
+    @pytest.mark.parametrize('what', ['the body', 'the headers too'])
+    def test_a_proxy_that_collects(self, page, tabs, loop, site, until, what):
+        """It keeps the body of a response until it is complete, and a tab's one connection never is. Where even the
+        headers don't come, the client waits for ten seconds; here they are one"""
         page.direct.add('step')
         two_streams(site)
-        proxy = Collecting(loop, site.port)
+        proxy = Collecting(loop, site.port, headers=what!='the body')
+        tabs.context.add_init_script(HASTE)
         try:
             tabs.open(proxy.url('p'))
             tabs.active(2)
@@ -148,6 +170,9 @@ class TestCookies:
 
 
 class Collecting(Proxy):
+    "Keeps the body of a carrier, or with `headers` all of it"
+    def __init__(self, *args, headers): super().__init__(*args); self.headers = headers
+
     async def _pass(self, reader, writer, *args):
         keeps = False
         try:
@@ -155,7 +180,7 @@ class Collecting(Proxy):
                 head,_,body = data.partition(b'\r\n\r\n')
                 if b'content-type: '+CARRIER in head.lower():
                     keeps = True
-                    writer.write(head+b'\r\n\r\n')
+                    if not self.headers: writer.write(head+b'\r\n\r\n')
                 elif not keeps: writer.write(data)
         except OSError: pass
         finally: writer.close()

@@ -8,6 +8,7 @@ import re
 
 import pytest
 from fasthtml.common import Button, Div, Input, Span, Ul
+from handmade import Proxy
 from starlette.responses import Response
 
 from cjm_fasthtml_sse.htmx import HTMXSSEConnector
@@ -226,6 +227,32 @@ class TestSilence:
         # Connections that the browser had kept for later are as dead
         state('active')
         assert site.count()
+
+    def test_plain_extension(self, page, make_site, loop, state):
+        "A page with htmx's extension and the browser's own EventSource: the monitor makes do with what these tell"
+        site = make_site(setup=None)
+        site.opening['events'] = 'retry: 100\ndata: \n\n'
+        site.heartbeat['events'] = .6
+        site.pages['p'] = watched(heartbeat_timeout=500)
+        page.add_init_script("""addEventListener('htmx:sseOpen', ({ detail: { source } }) => {
+            window.beats = 0; source.addEventListener('sse:heartbeat', () => beats++) })""")
+        proxy = Proxy(loop, site.port)
+        try:
+            page.goto(proxy.url('p'))
+            assert page.evaluate('typeof cjmSSE') == 'undefined'
+            state('active')
+            site.send(None)
+            state.passed('reconnecting')
+            state('active')
+            beats(page, 2)
+            n = len(site.requests)
+            proxy.fall_silent(idle=False)
+            state.passed('reconnecting')
+            state('active')
+            assert len(site.requests) == n+1
+            page.evaluate("htmx.swap('#sse-connection', '', {swapStyle: 'delete'})")
+            state('disconnected')
+        finally: proxy.stop()
 
     def test_no_heartbeats_no_watch(self, page, site, until, state):
         "A stream that never sent a heartbeat may be silent for as long as it likes"
