@@ -178,8 +178,9 @@ def test_ctrl_c(tab, server):
     a.moves()
     server.signal(signal.SIGINT)
     start = time.monotonic()
-    assert server.ends() == 0 and time.monotonic()-start<3
-    assert re.fullmatch(r'Job board: http://127\.0\.0\.1:\d+\n', server.output)
+    assert server.ends()==0 and time.monotonic()-start<3
+    said = [o for o in server.output.splitlines() if ' ms, and every conn' not in o]  # A busy machine is slow
+    assert len(said)==1 and re.fullmatch(r'Job board: http://127\.0\.0\.1:\d+', said[0])
     for t in (a, b):
         t.is_('reconnecting')
         t.complaints.clear()

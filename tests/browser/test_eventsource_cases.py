@@ -42,10 +42,10 @@ HARNESS = """
         source.addEventListener('end', () => { source.close(); resolve(seen); });
     });
     const data = async (Source, url) => (await events(Source, url)).map(([, data]) => data);
-    const sample = cjmSSE.connect('/response?body=', { share: false });
+    const sample = cjmSSE.connect('/response?body=', { multiplex: false });
     sample.close();
     const made = [], keep = source => { made.push(source); return source; };
-    const Ours = new Proxy(sample.constructor, { construct: (_, [url]) => keep(cjmSSE.connect(url, { share: false })) });
+    const Ours = new Proxy(sample.constructor, { construct: (_, [url]) => keep(cjmSSE.connect(url, { multiplex: false })) });
     const Native = new Proxy(EventSource, { construct: (Source, args) => keep(new Source(...args)) });
 """
 

@@ -25,7 +25,7 @@ def test_no_thundering_herd(page, make_site, until):
     site.opening['events'] = 'retry: 6000\n\n'  # So long that a machine which pauses for a moment does not gather a third of them
     page.goto(site.url('p'))
     urls = [f'http://{host}:{site.port}/stream/events?n={n}' for host in site.hosts[1:] for n in range(6)]
-    page.evaluate("urls => { window.herd = urls.map(url => cjmSSE.connect(url, { share: false })) }", urls)
+    page.evaluate("urls => { window.herd = urls.map(url => cjmSSE.connect(url, { multiplex: false })) }", urls)
     page.wait_for_function("herd.every(source => source.state === 'active')")
     arrivals.clear()
     site.stop()

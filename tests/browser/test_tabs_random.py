@@ -326,7 +326,7 @@ def test_whatever_happens(make_site, loop, tabs, until, seed):
     print(f'\nTABS_SEED={seed}, {htmx.__name__}, one connection for {"all tabs" if shared else "each tab"}')
     feed = Feed(random.Random(seed+1))
     tabs.context.add_init_script(RECORD)
-    site = make_site(lambda app: setup_sse(app, feed.manager, multiplex=True, share=shared), hdrs=htmx())
+    site = make_site(lambda app: setup_sse(app, feed.manager, multiplex=True if shared else 'tab'), hdrs=htmx())
     feed.pages(site)
     proxy = Proxy(loop, site.port)
     world = World(tabs, site, proxy, rand, shared)
