@@ -235,7 +235,9 @@ class TestSilence:
         site.heartbeat['events'] = .6
         site.pages['p'] = watched(heartbeat_timeout=500)
         page.add_init_script("""addEventListener('htmx:sseOpen', ({ detail: { source } }) => {
-            window.beats = 0; source.addEventListener('sse:heartbeat', () => beats++) })""")
+            window.beats = 0;
+            if (!source.known) source.addEventListener('sse:heartbeat', () => beats++);
+            source.known = true })""")
         proxy = Proxy(loop, site.port)
         try:
             page.goto(proxy.url('p'))
