@@ -21,7 +21,7 @@ from handmade import ASSETS
 from starlette.responses import StreamingResponse
 
 from tests.proxies import lacking, program, proxying
-from tests.servers import free_port, running, uvicorn
+from tests.contract.servers import free_port, running, uvicorn
 
 from cjm_fasthtml_sse.htmx import HTMXSSEConnector
 
