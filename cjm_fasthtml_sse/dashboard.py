@@ -215,7 +215,7 @@ class Dashboard:
         "Open the stream of a dashboard"
         response = self.own.stream(request, render=_drawn, events='looked', snapshot=lambda: self.html,
             user=user_of(self.user, request), authorise=self.authorise, recheck=self.recheck)
-        response.is_authorised = True  # By the route
+        response.admit()  # The route has asked `authorise`
         return response
 
 # %% ../nbs/dashboard.ipynb #6b1f0a33
@@ -298,7 +298,7 @@ def setup_dashboard(
     prepare(app, manager)
     for name in ('', '/events', '/live'): check_route(app, path+name)
     board = manager._dashboard = Dashboard(manager, path, interval, data, private, authorise, user, recheck)
-    manager._hub.users.linked.append(board.own._hub.users)
+    manager._hub.users.link(board.own._hub.users)
     prepare(app, board.own, own=True)
     _add_routes(app, board, authorise)
     return board

@@ -205,7 +205,7 @@ class JobStream(Response):
         until = [f'job:{segment(self.job_id)}:{o}' for o in ENDS]
         response = self.manager.stream(Request(scope), render=self.render, events=[*self.events, *until],
             snapshot=lambda: self._state(lost), until=until, **self.guard)
-        response.is_authorised,response.lost = True,lost  # By the route; `stream` does not learn what the browser has seen
+        response.admit(lost)  # The route has asked `authorise`; `stream` does not learn what the browser has seen
         return response
 
     def _state(self, lost):

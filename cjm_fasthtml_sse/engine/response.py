@@ -107,6 +107,10 @@ class EventStreamResponse(Response):
         self.status_code,self.background = 200,None
         self.init_headers({**_HEADERS, 'X-Accel-Buffering': 'no'})
 
+    def admit(self, lost=False):
+        "Note that the route has asked `authorise`; `lost`: the page names an id that means nothing here"
+        self.is_authorised,self.lost = True,lost
+
     @leaves_bodies_alone
     async def __call__(self, scope, receive, send):
         if scope['method']=='HEAD':

@@ -32,7 +32,7 @@ class Users:
         self.counts: dict = {}         # User -> open connections
         self.carriers: dict = {}       # User -> carrier -> its requests
         self.left: dict = {}           # User -> when the last connection ended, in seconds of `monotonic`; oldest first
-        self.linked: list = []         # Other `Users` whose streams `disconnect` ends, too
+        self._linked: list = []        # Other `Users` whose streams `disconnect` ends, too
         self.on_change: Any = None     # Called without arguments when a connection of a user was opened or has ended
         self.moment = Moment()
 
@@ -80,7 +80,11 @@ class Users:
         self.moment = self.moment.next
         theirs = [c for c in [*self.connections] if _is_user(c.user, user)]
         for c in theirs: c.end('closed')
-        return len(theirs)+sum(o.disconnect(user) for o in self.linked)
+        return len(theirs)+sum(o.disconnect(user) for o in self._linked)
+
+    def link(self, users):
+        "Have `disconnect` end the streams of `users`, another `Users`, too"
+        self._linked.append(users)
 
     def clear(self):
         "Forget who is connected: the event loop of the connections was closed"

@@ -19,7 +19,7 @@ FAULTS: list[Fault] = [
         ('if (new := f(event_type, data)) is not None: data = new', 'data = f(event_type, data) or data'),)),
     Fault('the element of a job with an odd id is found by no script and no out-of-band element', 'htmx.py',
         'test_elements_contract.py', (
-        ('(element_id_template, str(job_id))', '(element_id_template, quoted)'),)),
+        ("str(element_id_template).replace('{job_id}', str(job_id))", "str(element_id_template).replace('{job_id}', quoted)"),)),
     Fault('an indicator of the monitor that holds `</script>` runs as code in the page', 'htmx.py',
         'test_elements_contract.py', (
         ("return Script(_js('watchdog', 'native', 'monitor'), ",
