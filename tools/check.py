@@ -31,7 +31,6 @@ COUNTS = re.compile(r'(\d+) passed, (\d+) failed')
 DEBIAN = {'chromium': 'chromium', 'firefox-esr': 'firefox-esr', 'redis-server': 'redis-server', 'node': 'nodejs', 'npm': 'npm',
           'nginx': 'nginx', 'caddy': 'caddy', 'openssl': 'openssl'}  # command: its package
 BROWSER = 'tests/browser', 'tests/contract/browser'
-LATER = ['tests/browser/test_one_connection.py']  # Behind what needs no browser: both sides take about the same time
 CHECKS = {}
 
 
@@ -203,16 +202,16 @@ def counted(*reports):
 @check
 def tests():
     "pytest: what needs a browser, a server process, Redis, or time"
-    # Side by side, because both mostly wait
+    # Side by side, because all mostly wait
     with tempfile.TemporaryDirectory() as tmp, ThreadPoolExecutor() as pool:
-        reports = [Path(tmp)/f'{o}.xml' for o in ('browser', 'others', 'later')]
-        def part(report, *args, **kw):
-            return run(sys.executable, '-m', 'pytest', '-q', '--color=no', '--durations=5', f'--junit-xml={report}', *args, secs=1500, ok=(0, 1), **kw)
-        browser = pool.submit(part, reports[0], *BROWSER, *[f'--ignore={o}' for o in LATER], quiet=True)
-        part(reports[1], *[f'--ignore={o}' for o in BROWSER])
-        part(reports[2], *LATER)
-        print('\nIn the browser:\n' + browser.result())
-        return counted(*reports)
+        def part(name, *args, **kw):
+            report = Path(tmp)/f'{name}.xml'
+            return report,run(sys.executable, '-m', 'pytest', '-q', '--color=no', '--durations=5', f'--junit-xml={report}', *args,
+                              secs=1500, ok=(0, 1), **kw)
+        browsers = [pool.submit(part, i, o, quiet=True) for i,o in enumerate(BROWSER)]
+        others,_ = part('others', *[f'--ignore={o}' for o in BROWSER])
+        for o in browsers: print('\nIn the browser:\n' + o.result()[1])
+        return counted(others, *[o.result()[0] for o in browsers])
 
 
 def main(names):
