@@ -533,7 +533,7 @@ class TestCountsOfAll:
             for _ in range(2):
                 told = await one.cluster_stats()
                 assert (told['workers'], told['connections'], told['users']) == (3, 2, dict(ann=2))
-        assert len([r for r in caplog.records if 'passed over' in r.message]) == 1
+        assert len([r for r in caplog.records if 'is ignored' in r.message]) == 1
 
     async def test_during_the_end(self, shared):
         "An error of the backend at most. It was a TypeError, from what the backend had forgotten by then"

@@ -372,6 +372,28 @@ class TestVersions:
             assert await c.next() == ('n', 1) and not c.gaps
             assert sum('version 98' in r.message for r in caplog.records) == 1
 
+    async def test_commands_that_nobody_knows(self, shared, caplog):
+        "They are ignored with one line, and what follows comes"
+        async with workers(shared) as (one, _), following('stream', one, user='ann') as c:
+            for fields in dict(command='dance', v=1), dict(command='disconnect', value='ann', v=99): self.write(shared, fields)
+            await one.broadcast('n', 1)
+            assert await c.next() == ('n', 1) and not c.over
+            await one.disconnect('ann')
+            await c.ends()
+            assert sum('command' in r.message for r in caplog.records) == 1
+
+    async def test_reports(self, shared, caplog):
+        "Of the version before, one is counted; of a newer one it is left out, with one line"
+        async with workers(shared) as (one, _):
+            await one.open()
+            for name, report in dict(old=dict(users=[['ann', 2]], stats=dict(connections=2)), new=dict(v=99, load=[1])).items():
+                shared.client.set(f'sse:worker:{name}', json.dumps(report))
+                shared.client.sadd('sse:workers', name)
+            for _ in range(2):
+                told = await one.cluster_stats()
+                assert (told['workers'], told['connections'], told['users']) == (2, 2, dict(ann=2))
+            assert sum('version 99' in r.message for r in caplog.records) == 1
+
 
 class TestTheEnd:
     async def test_nothing_is_left(self, shared):
