@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 FACTS := pyproject.toml settings.ini setup.py
+IN_BROWSERS := tests/browser tests/contract/browser
 
 help: ## List these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r c d; do printf '%-14s %s\n' "$$c" "$$d"; done
@@ -12,6 +13,17 @@ demo: .venv/app ## Start the demo and print its address
 
 test: .venv/dev ## Check everything that CI checks: notebooks, lint, types, tests, the wheel
 	@$(BIN)/python tools/check.py
+
+test-fast: .venv/dev ## The tests that need no server and no browser: under a minute
+	@$(BIN)/python -m pytest -q -m unit tests $(IN_BROWSERS:%=--ignore=%)
+
+test-integration: .venv/dev ## The tests that start servers, Redis and proxies, or take their time
+	@$(BIN)/python tools/check.py system scripts
+	@$(BIN)/python -m pytest -q -m integration tests $(IN_BROWSERS:%=--ignore=%)
+
+test-browser: .venv/dev ## The tests in browsers
+	@$(BIN)/python tools/check.py system scripts
+	@$(BIN)/python -m pytest -q $(IN_BROWSERS)
 
 chaos: .venv/dev ## Two minutes in which all goes wrong: workers killed, Redis restarted, clients that stall and die
 	@$(BIN)/python tests/contract/chaos.py --seconds 120
@@ -63,4 +75,4 @@ clean: ## Remove the environment and all that the tools made
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@ .venv/app
 
-.PHONY: help demo test chaos tabs webkit faults soak bench bench-all docs prepare clean
+.PHONY: help demo test test-fast test-integration test-browser chaos tabs webkit faults soak bench bench-all docs prepare clean

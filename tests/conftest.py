@@ -6,11 +6,21 @@ import pytest
 from tests.contract.support import Redis
 
 
+SERVERS = {'test_' + o for o in '''all_goes_wrong bench demo fanout hostile_clients model orders over_redis people proxies redis servers
+    several_workers silence_is_mended soak stopping_servers testing tools tutorial_races wheel'''.split()}
+
+
+def tier(item):
+    "Where a test belongs: `browser`, `integration` if it starts a server or takes its time, else `unit`"
+    if 'browser' in item.path.parts or item.get_closest_marker('browser'): return 'browser'
+    mixed = item.get_closest_marker('redis') or {'serve', 'run', 'create_subprocess_exec'} & {*item.function.__code__.co_names}
+    return 'integration' if mixed or item.path.stem in SERVERS else 'unit'
+
+
 def pytest_collection_modifyitems(items):
     "Browser tests run last: Playwright's synchronous browser keeps a loop running in the main thread, and no async test can start its own beside it"
-    def in_browser(item): return 'browser' in item.path.parts
-    items.sort(key=in_browser)
-    for item in filter(in_browser, items): item.add_marker(pytest.mark.browser)
+    for item in items: item.add_marker(tier(item))
+    items.sort(key=lambda item: 'browser' in item.path.parts)
 
 
 @pytest.fixture(autouse=True)

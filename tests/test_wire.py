@@ -1,12 +1,9 @@
-"The event-stream format, judged by hypothesis, httpx-sse, npm's eventsource-parser and Chromium"
-import asyncio
+"The event-stream format, judged by hypothesis, httpx-sse and npm's eventsource-parser"
 import base64
 import json
-import random
 import re
 import shutil
 import subprocess
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
@@ -14,7 +11,7 @@ import pytest
 from httpx_sse import EventSource
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from cjm_fasthtml_sse.engine.wire import CLOSE, FieldError, Parser, ServerSentEvent, comment, encode
+from cjm_fasthtml_sse.engine.wire import FieldError, Parser, ServerSentEvent, comment, encode
 from tools.assets import fetch
 
 # A busy machine is no failure
@@ -212,88 +209,3 @@ def test_format_byte_by_byte(name, stream, want):
 def test_retry_is_digits_and_nothing_else(value):
     p = Parser()
     assert p.feed(f'retry: 3000\nretry: {value}\ndata: a\n\n'.encode()) == [ServerSentEvent(data='a', retry=3000)]
-
-
-# The browser itself
-
-FLAGS = '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'.split()
-
-LISTEN = """([url, names, last]) => new Promise(done => {
-    const seen = [], source = new EventSource(url)
-    const end = () => { source.close(); done(JSON.stringify(seen)) }
-    for (const name of names) source.addEventListener(name, e => seen.push([name, e.data, e.lastEventId]))
-    if (last) source.addEventListener(last, end)
-    source.onerror = end   // The connection ended, or was refused
-})"""
-
-
-@asynccontextmanager
-async def serve(answers):
-    "Serve `answers`, path -> (content type, chunks), and an empty page elsewhere; gives the address"
-    async def handle(reader, writer):
-        try:
-            head = await reader.readuntil(b'\r\n\r\n')
-            kind, chunks = answers.get(head.split()[1].decode(), ('text/html', [b'<!doctype html>']))
-            writer.write(f'HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nConnection: close\r\n\r\n'.encode())
-            for c in chunks:
-                writer.write(c)
-                await writer.drain()
-                await asyncio.sleep(0)
-        except (ConnectionError, asyncio.IncompleteReadError): pass
-        finally: writer.close()
-    async with await asyncio.start_server(handle, '127.0.0.1', 0) as server:
-        yield 'http://127.0.0.1:%d/' % server.sockets[0].getsockname()[1]
-
-
-@asynccontextmanager
-async def chromium(url):
-    "A page of `url` in Chromium"
-    from playwright.async_api import async_playwright
-    exe = shutil.which('chromium')
-    if not exe: pytest.skip("chromium isn't installed (Debian's package chromium)")
-    async with async_playwright() as p:
-        browser = await p.chromium.launch(executable_path=exe, args=FLAGS)
-        try:
-            page = await browser.new_page()
-            await page.goto(url)
-            yield page
-        finally: await browser.close()
-
-
-async def listen(page, path, names, last=None):
-    "What the page's EventSource dispatches under `names` until the event `last`, or the end"
-    async with asyncio.timeout(20): return [tuple(o) for o in json.loads(await page.evaluate(LISTEN, [path, names, last]))]
-
-
-def sample(n=200):
-    "Events as the properties above have them, always the same ones"
-    rng = random.Random(2)
-    def char(): return rng.choice(NASTY + 'abc') if rng.random() < .8 else chr(rng.choice([rng.randrange(0xd800), rng.randrange(0xe000, 0x110000)]))
-    def text(most): return ''.join(char() for _ in range(rng.randrange(most)))
-    def line(most): return re.sub('[\r\n\0]', '', text(most))
-    for _ in range(n):
-        yield {'data': text(40)} | ({'event': 'n' + line(8)} if rng.random() < .5 else {}) | ({'id': line(8)} if rng.random() < .5 else {})
-
-
-@pytest.mark.browser
-async def test_round_trip_chromium():
-    cases = [*sample()]
-    stream = stream_of(cases) + encode(event=CLOSE).encode()
-    rng = random.Random(3)
-    chunks = chop(stream, [rng.random() for _ in range(300)])
-    want = [(e.event, e.data, e.id) for e in received(cases)]
-    async with serve({'/s': ('text/event-stream; charset=utf-8', chunks)}) as url, chromium(url) as page:
-        assert await listen(page, '/s', sorted({o[0] for o in want}), CLOSE) == want
-
-
-@pytest.mark.browser
-async def test_format_chromium():
-    "The table above is what a browser does. Content types are its affair alone"
-    kinds = {
-        'text/event-stream': True, 'text/event-stream; charset=utf-8': True,
-        'text/event-stream;': True, 'text/x-bogus': False, 'text/event-stream-bogus': False, 'text/event streams': False}
-    answers = {f'/{i}': ('text/event-stream', [s]) for i, (_, s, _) in enumerate(FORMAT)}
-    answers |= {f'/kind{i}': (k, [b'data:a\n\n']) for i, k in enumerate(kinds)}
-    async with serve(answers) as url, chromium(url) as page:
-        for i, (name, _, want) in enumerate(FORMAT): assert (name, await listen(page, f'/{i}', ['message', 'note'])) == (name, want)
-        for i, (kind, good) in enumerate(kinds.items()): assert (kind, await listen(page, f'/kind{i}', ['message'])) == (kind, msgs('a') if good else [])
