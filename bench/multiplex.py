@@ -101,8 +101,8 @@ class Server:
     def order(self, opened, carriers=(), sock=None):
         s = sock or self.dial()
         entries = [[n, p, self.ticket(p.partition('?')[0]), '', ''] for n,p in opened]
-        body = json.dumps(dict(v=1, carriers=[*carriers], open=entries, close=[], become=True)).encode()
-        s.sendall(b'POST /_sse/mux HTTP/1.1\r\nHost: b\r\nSec-Fetch-Site: same-origin\r\nSSE-Mux: 1\r\nCookie: %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n'
+        body = json.dumps(dict(carriers=[*carriers], open=entries, close=[], become=True)).encode()
+        s.sendall(b'POST /_sse/mux HTTP/1.1\r\nHost: b\r\nSec-Fetch-Site: same-origin\r\nSSE-Mux: 2\r\nCookie: %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n'
             % (KNOWN, len(body))+body)
         return s
 

@@ -1965,6 +1965,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                           'cjm_fasthtml_sse/multiplex/request.py'),
                                                     'cjm_fasthtml_sse.multiplex.request.check_origin': ( 'multiplex/request.html#check_origin',
                                                                                                          'cjm_fasthtml_sse/multiplex/request.py'),
+                                                    'cjm_fasthtml_sse.multiplex.request.check_version': ( 'multiplex/request.html#check_version',
+                                                                                                          'cjm_fasthtml_sse/multiplex/request.py'),
                                                     'cjm_fasthtml_sse.multiplex.request.read_body': ( 'multiplex/request.html#read_body',
                                                                                                       'cjm_fasthtml_sse/multiplex/request.py'),
                                                     'cjm_fasthtml_sse.multiplex.request.split_url': ( 'multiplex/request.html#split_url',

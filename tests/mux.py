@@ -56,7 +56,7 @@ class Browser:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0 if rcvbuf else 5)
         self.client = httpx.AsyncClient(base_url=url, cookies=cookies, timeout=BOUND, transport=httpx.AsyncHTTPTransport(limits=limits, socket_options=options, **transport))
         base = self.client.base_url
-        self.headers = {'Origin': f'{base.scheme}://{base.netloc.decode()}', 'Content-Type': 'application/json', 'SSE-Mux': '1', 'Sec-Fetch-Site': 'same-origin', **(headers or {})}
+        self.headers = {'Origin': f'{base.scheme}://{base.netloc.decode()}', 'Content-Type': 'application/json', 'SSE-Mux': '2', 'Sec-Fetch-Site': 'same-origin', **(headers or {})}
         self.carriers,self.channels,self.last,self.tasks,self.number = {},{},None,[],0
         self.visitors,self.tag,self.tickets = Visitors(secret) if secret else None,'',{}
         self.reads,self.pause = asyncio.Event(),pause  # Seconds that it takes over each 16 KB
@@ -70,7 +70,7 @@ class Browser:
 
     async def post(self, open=(), close=(), become=True, carriers=None, path=PATH, raw=None, **headers):
         "One order; the response, of which a carrier's is read on"
-        order = dict(v=1, carriers=[*self.carriers] if carriers is None else carriers, open=[*open], close=[*close], become=become)
+        order = dict(carriers=[*self.carriers] if carriers is None else carriers, open=[*open], close=[*close], become=become)
         content = raw if raw is not None else json.dumps(order)
         request = self.client.build_request('POST', path, content=content, headers={**self.headers, **{k.replace('_', '-'): v for k,v in headers.items()}})
         self.last = response = await self.client.send(request, stream=True)

@@ -32,7 +32,7 @@ from ..engine.servers import limit_unsent,watch_signals
 from .carrier import Carrier
 from .channel import QUANTUM
 from .protocol import MAX_CHANNELS,ChannelOpening,ChannelRequest
-from .request import REQUEST_TIMEOUT,channel_scope,check_origin,read_body,split_url
+from .request import REQUEST_TIMEOUT,channel_scope,check_origin,check_version,read_body,split_url
 from ..visitor import Visit,Visitor,Visitors,is_stream
 
 # %% ../../nbs/multiplex/endpoint.ipynb #453ec2e6
@@ -246,6 +246,7 @@ class Multiplexer:
         headers = []
         try:
             check_origin(scope)
+            check_version(scope)
             request = ChannelRequest.parse(await read_body(receive))
             visitor,cookies = await self.admission.identify(request, scope)
             headers += [(b'sse-visitor', visitor.id.encode()), *cookies]

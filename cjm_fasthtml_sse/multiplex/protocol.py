@@ -50,7 +50,6 @@ def read_packets(
     return packets
 
 # %% ../../nbs/multiplex/protocol.ipynb #22f2d6fb
-VERSION = 1                # Of the protocol: `v` in a request; a request without it has version 1
 MAX_REQUEST_BYTES = 1<<20  # Of the body
 MAX_CHANNELS = 1000        # On one carrier, and in one request
 
@@ -73,13 +72,10 @@ class ChannelRequest(NamedTuple):
     def parse(cls,
         body: bytes   # Of the `POST`
     ) -> 'ChannelRequest':
-        "Read a request; `HTTPException` with 400, 413 or 426 if it is none that this version takes"
+        "Read a request; `HTTPException` with 400 or 413 if it is none"
         try: data = json.loads(body)
         except (ValueError, RecursionError): data = None
         if not isinstance(data, dict): raise HTTPException(400, 'A JSON object is needed')
-        version = data.pop('v', VERSION)
-        if type(version) is not int or version!=VERSION:
-            raise HTTPException(426, json.dumps(dict(version=VERSION)), {'Content-Type': 'application/json'})
         if data.keys()!={*cls._fields}: raise HTTPException(400, f'These fields are needed: {", ".join(cls._fields)}')
         request = cls(**data)
         if not (all(isinstance(o, list) for o in request[:3]) and all(isinstance(o, str) for o in request.carriers)

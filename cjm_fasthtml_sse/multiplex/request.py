@@ -12,7 +12,7 @@ A refusal is an `HTTPException`; its text is short and repeats nothing of what w
 __all__ = []
 
 # %% ../../nbs/multiplex/request.ipynb #f96a9b98
-import asyncio,re
+import asyncio,json,re
 from contextlib import suppress
 from urllib.parse import unquote_to_bytes
 
@@ -52,6 +52,16 @@ async def read_body(
                 if len(body)>MAX_REQUEST_BYTES: raise HTTPException(413, f'At most {MAX_REQUEST_BYTES} bytes')
                 if not message.get('more_body'): return bytes(body)
     raise HTTPException(408, 'The body came too slowly')
+
+# %% ../../nbs/multiplex/request.ipynb #327b6666
+VERSION = 2  # Of the protocol
+
+def check_version(
+    scope: dict  # Of the request
+):
+    "Raise `HTTPException` with 426 unless the request has this version of the protocol"
+    if dict(scope['headers'])[b'sse-mux']!=str(VERSION).encode():
+        raise HTTPException(426, json.dumps(dict(version=VERSION)), {'Content-Type': 'application/json'})
 
 # %% ../../nbs/multiplex/request.ipynb #160c038d
 _FORBIDDEN = re.compile(r'[^\x21-\x7e]|[\\#]')  # No browser writes these into a path or query

@@ -122,7 +122,7 @@ class Carriers {
         body: JSON.stringify({
           carriers: [...this.carriers.keys()],
           open: open.map(({ number, path, ticket, ids }) => [number, path, ticket, ...ids]),
-          close, become, v: VERSION,
+          close, become,
         }),
       });
       if (this.ended) abort.abort();   // a carrier that nobody wants any more

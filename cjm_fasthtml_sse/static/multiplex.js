@@ -3,7 +3,7 @@
 // `fetch` would bring. The client makes one where the app has a multiplexer. One tab leads and holds the carriers of
 // all, see election.js and carrier.js. Where no carrier works, each stream has a connection of its own for a while.
 
-const VERSION = 1;   // of the protocol, in the browser and with the server
+const VERSION = 2;   // of the protocol, in the browser and with the server
 
 class Multiplexer {
   static RETRY = 60000;   // milliseconds before carriers are tried again: this, twice this, ... ten times this

@@ -28,7 +28,7 @@ BOUND = float(os.environ.get('CONTRACT_BOUND', 30))
 
 # What goes over the wire
 HEARTBEAT, GAP, CLOSE = 'sse:heartbeat', 'sse:gap', 'sse:close'
-MUX, MUX_HEADERS = '/_sse/mux', {'content-type': 'application/json', 'sse-mux': '1', 'sec-fetch-site': 'same-origin'}
+MUX, MUX_HEADERS = '/_sse/mux', {'content-type': 'application/json', 'sse-mux': '2', 'sec-fetch-site': 'same-origin'}
 ABOUT = 1 << 31  # Added to the number of a channel: the frame is a word about the channel, in JSON
 
 
