@@ -12,7 +12,7 @@ Modules:
 - `cjm_fasthtml_sse.backends.redis_writer`: How records get into the stream, and what is known of each when something goes wrong
 - `cjm_fasthtml_sse.common`: All that an app uses, in one import
 - `cjm_fasthtml_sse.core`: The broadcast manager: an app opens streams with it, and broadcasts to them
-- `cjm_fasthtml_sse.dashboard`: The live dashboard: what a manager does, in a page that moves with it
+- `cjm_fasthtml_sse.dashboard`: The live dashboard: what a manager does, in a page that updates itself
 - `cjm_fasthtml_sse.dispatcher`: Call the handlers of an event, found by pattern, in order of priority, behind filters, transformers and middleware
 - `cjm_fasthtml_sse.engine.checks`: The checks of numbers that a user of the library gives
 - `cjm_fasthtml_sse.engine.middleware`: The layers between a response and the server, and whether they leave bodies alone
@@ -31,13 +31,13 @@ Modules:
 - `cjm_fasthtml_sse.manager.hooks`: The callbacks of a manager: how they are called, and what waits for them
 - `cjm_fasthtml_sse.manager.outbox`: The way of a broadcast from the call to the backend, in whatever thread and whether or not an event loop runs
 - `cjm_fasthtml_sse.manager.presence`: Who is connected, in all processes, for the hooks of `on_presence`
-- `cjm_fasthtml_sse.monitoring`: The connection monitor: a page that says how it stands with its stream
+- `cjm_fasthtml_sse.monitoring`: The connection monitor: it shows in a page whether its stream is connected
 - `cjm_fasthtml_sse.multiplex.carrier`: The connection that the channels of a browser share
 - `cjm_fasthtml_sse.multiplex.channel`: One stream of one element: its request, and what waits to be sent
 - `cjm_fasthtml_sse.multiplex.endpoint`: A thousand streams, in any number of tabs, on one connection for each browser
 - `cjm_fasthtml_sse.multiplex.protocol`: What travels between a browser and its carrier: packets, and the requests that open and close channels
 - `cjm_fasthtml_sse.multiplex.request`: From a browser's `POST` to the requests of its channels
-- `cjm_fasthtml_sse.progress`: Work that takes long: a loop tells every tab how far it is, and how it ended
+- `cjm_fasthtml_sse.progress`: Work that takes long: a loop reports to every tab how far it is, and how it ended
 - `cjm_fasthtml_sse.setup`: What stands around an app with event streams
 - `cjm_fasthtml_sse.testing`: A client for event streams that never end, in process: no server, no sockets, no waiting without a bound
 - `cjm_fasthtml_sse.updater`: Turn an event into elements, which the browser swaps into the page out of band

@@ -1,4 +1,4 @@
-"""The live dashboard: what a manager does, in a page that moves with it
+"""The live dashboard: what a manager does, in a page that updates itself
 
 Messages go out, and nobody sees how. Are the tabs still connected? Does one of them not read? Does a hook raise an
 error with every message? `stats()` has the figures, but someone has to ask for them, again and again, and to

@@ -1,6 +1,6 @@
 """A job that is tracked: its loop, its speed, and its reports
 
-`track` of `progress` makes a `Job`. Whoever loops over it, or enters it, moves it on: `new`, `running`, then
+`track` of `progress` makes a `Job`. A loop over it, or a block that enters it, moves it on: `new`, `running`, then
 `completed`, `failed` or `cancelled`. Its `Reporter` broadcasts how it stands, from whatever thread the work is done
 in.
 

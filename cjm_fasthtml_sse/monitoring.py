@@ -1,4 +1,4 @@
-"""The connection monitor: a page that says how it stands with its stream
+"""The connection monitor: it shows in a page whether its stream is connected
 
 A page that has lost its stream looks like one where nothing happens. The monitor tells the difference: it watches
 the connection of one element and shows its state in another."""

@@ -1,6 +1,6 @@
-"""Work that takes long: a loop tells every tab how far it is, and how it ended
+"""Work that takes long: a loop reports to every tab how far it is, and how it ended
 
-A server does something that takes minutes. Whoever waits for it wants to know three things: that it moves, how long
+A server does something that takes minutes. Those who wait for it want to know three things: that it moves, how long
 it will take, and how it ended. In the code that does the work, this is a wrapper around its loop:
 
 ```python
