@@ -5,7 +5,7 @@ Where that does not work either, each stream has its own, and the console says w
 may hang. The messages are the same.
 """
 import pytest
-from boards import Board, Tabs, log
+from boards import HASTE, Board, Tabs, log
 from browsers import chromium, new_context
 from fasthtml.common import Div
 from handmade import Proxy
@@ -16,7 +16,6 @@ from cjm_fasthtml_sse.helpers import insert_htmx_sse_ext, setup_sse
 CARRIER = b'application/octet-stream'  # The one response on which all streams of a tab come
 ORDERS = '**/_sse/mux'
 REFUSED = "throw new DOMException('not here', 'SecurityError')"
-HASTE = 'const wait = setTimeout; window.setTimeout = (f, ms, ...rest) => wait(f, ms < 1000 ? ms : ms / 10, ...rest)'
 MISSING = {
     'no locks': "Object.defineProperty(Navigator.prototype, 'locks', { value: undefined })",
     'locks refused': f"LockManager.prototype.request = async () => {{ {REFUSED} }}",

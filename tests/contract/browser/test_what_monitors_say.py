@@ -7,6 +7,7 @@ and not what passes. A stream that has fallen silent is noticed, where its serve
 import re
 
 import pytest
+from boards import HASTE
 from fasthtml.common import Button, Div, Input, Span, Ul
 from handmade import Proxy
 from starlette.responses import Response
@@ -215,6 +216,7 @@ class TestSilence:
     def test_comments_are_heartbeats_too(self, page, site, proxy, state):
         "They are what older apps send; and a request that gets no answer is given up like a silent stream"
         site.pages['p'] = watched(heartbeat_timeout=500)
+        page.add_init_script(HASTE)
         page.goto(proxy.url('p'))
         state('active')
         for n in (1, 2):
