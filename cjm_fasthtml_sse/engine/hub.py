@@ -40,7 +40,8 @@ class Hub(LoopOwner):
         retry_ms=3000,      # Milliseconds a browser waits before it comes back
         timeout=.1,         # Seconds that one send may take while more than `max_queue_size` messages wait behind it
         overflow='evict',   # What becomes of a connection that takes longer; `drop_oldest`: it skips what it missed
-        private=None        # Patterns of events that only those get who name them, as `Private` takes them
+        private=None,       # Patterns of events that only those get who name them, as `Private` takes them
+        max_age=None        # Seconds after which a stream ends and its browser comes back; `None`: never
     ):
         super().__init__()
         self.max_queue_size = max_queue_size
@@ -48,7 +49,7 @@ class Hub(LoopOwner):
         self.heartbeat,self.retry_ms,self.default_timeout,self.overflow = heartbeat,retry_ms,timeout,overflow
         self.private,self.replay = Private(private),ReplayBuffer(replay_size)
         self.replay_batch = min(self.max_pending, 100)  # Messages of a replay that are put into one frame
-        self.max_age: Any = None      # Seconds after which a stream ends and its browser comes back
+        self.max_age = max_age
         self.counts = dict.fromkeys(COUNTERS, 0)
         self.direct_reasons: Counter = Counter()  # Why streams were opened on connections of their own, and how often
         self.connections: dict = {}   # The open ones

@@ -16,6 +16,7 @@ __all__ = ['ConnectionQueue']
 # %% ../../nbs/engine/queues.ipynb #4f5c9159
 import asyncio,logging
 from collections import deque
+from collections.abc import Set
 from typing import Any
 
 from .patterns import covers
@@ -163,12 +164,18 @@ class Queues:
         self.blocked: dict = {}   # Queue -> `BlockedQueue`
         self._by_key: dict = {}   # (patterns, private) -> group
         self._places: dict = {}   # Places of the message that is being delivered: future -> full queue
-        self.on_lost: Any = None  # Called with a queue that was ended here, because it stayed full or failed
-        hub.cleared_with_loop += [self.groups, self.blocked, self._by_key]
+        self._on_lost: Any = None # See `when_lost`
+        hub.cleared_with_loop.extend([self.groups, self.blocked, self._by_key])
 
     def __len__(self): return len(self.groups)
     def __iter__(self): return iter([*self.groups])  # Copied by C code, which no other thread interrupts
     def __contains__(self, queue): return queue in self.groups
+
+    def when_lost(self,
+        callback  # Called with the queue
+    ):
+        "Call `callback` with each queue that is ended here, because it stayed full or failed"
+        self._on_lost = callback
 
     def add(self,
         queue,           # Has `put_nowait`
@@ -236,6 +243,16 @@ class Queues:
         self._lose(queue)
 
     def _lose(self, queue):
-        if self.remove(queue) and self.on_lost is not None: self.on_lost(queue)
+        if self.remove(queue) and self._on_lost is not None: self._on_lost(queue)
 
     def _unblock(self, queue): self.blocked.pop(queue, None)
+
+class Connections(Set):
+    "The open connections, queues and streams alike; looping over it is safe while they come and go, in threads too"
+    def __init__(self, queues, streams): self._parts = queues,streams
+    def __len__(self): return sum(map(len, self._parts))
+    def __contains__(self, x): return any(x in p for p in self._parts)
+    def __iter__(self): return iter([*self._parts[0], *self._parts[1]])  # Copied by C code, which no thread interrupts
+    def __repr__(self): return f'<{len(self)} connections>'
+    @classmethod
+    def _from_iterable(cls, it): return {*it}

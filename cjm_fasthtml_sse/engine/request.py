@@ -9,6 +9,7 @@ __all__ = []
 import asyncio,logging,random
 from contextlib import suppress
 from contextvars import copy_context
+from math import inf
 
 from .sender import DefaultSender
 from .servers import cut_connection
@@ -19,8 +20,10 @@ _log = logging.getLogger(__name__)
 
 class AttachedRequest:
     "The request's own task, which waits until the browser goes away or the stream ends"
-    __slots__ = 'connection','_timeout'
-    def __init__(self, connection): self.connection,self._timeout = connection,None
+    __slots__ = 'connection','_timeout','_drain_until'
+    def __init__(self, connection):
+        self.connection,self._timeout = connection,None
+        self._drain_until = inf  # Loop time
 
     async def run(self, receive, send):
         "Serve the stream"
@@ -42,8 +45,10 @@ class AttachedRequest:
 
     def interrupt(self, delay=0.):
         "End what the task waits for, in `delay` seconds"
+        until = self.connection.hub.loop.time()+delay
         with suppress(RuntimeError):  # It ends already
-            if self._timeout is not None: self._timeout.reschedule(self.connection.hub.loop.time()+delay)
+            if self._timeout is not None: self._timeout.reschedule(until)
+            elif delay: self._drain_until = until  # It does not drain yet
 
     async def drain(self, receive, send, abort=None):
         "`drain` the connection, as long as nobody interrupts that"
@@ -51,8 +56,9 @@ class AttachedRequest:
         if conn.ended in ('disconnected', 'failed'): return
         # An evicted browser does not read. Cut it off if that is possible, else it gets some time to wake up
         seconds = 1 if conn.ended!='evicted' else 0 if abort else 30
+        until = min(conn.hub.loop.time()+seconds, self._drain_until)
         try:
-            async with asyncio.timeout(seconds) as self._timeout:
+            async with asyncio.timeout_at(until) as self._timeout:
                 await send(dict(type='http.response.body', body=last_bytes(conn), more_body=False))
         except TimeoutError:
             if abort is not None: await cut_connection(receive, abort)

@@ -33,8 +33,14 @@ class Users:
         self.carriers: dict = {}       # User -> carrier -> its requests
         self.left: dict = {}           # User -> when the last connection ended, in seconds of `monotonic`; oldest first
         self._linked: list = []        # Other `Users` whose streams `disconnect` ends, too
-        self.on_change: Any = None     # Called without arguments when a connection of a user was opened or has ended
+        self._on_change: Any = None    # See `watch`
         self.moment = Moment()
+
+    def watch(self,
+        callback  # Called without arguments
+    ):
+        "Call `callback` when a connection of a user was opened or has ended"
+        self._on_change = callback
 
     def add(self,
         user,    # Hashable
@@ -44,11 +50,11 @@ class Users:
         carriers = self.carriers.setdefault(user, {})
         carriers[carrier] = carriers.get(carrier, 0)+1
         self.counts[user] = self.counts.get(user, 0)+1
-        if self.on_change is not None: self.on_change()
+        if self._on_change is not None: self._on_change()
 
     def remove(self, user):
         "Take a connection that has ended out of `counts`"
-        if self.on_change is not None: self.on_change()
+        if self._on_change is not None: self._on_change()
         if n := self.counts[user]-1:
             self.counts[user] = n
             return

@@ -118,12 +118,12 @@ class ConnectionHooks:
     "The `on_connect` and `on_disconnect` hooks that run"
     def __init__(self,
         hooks,      # The manager's `Hooks`
-        is_stopping # Returns whether the process was told to stop
+        is_stopping # Returns whether the process stops
     ):
         self.hooks,self.hub,self.is_stopping = hooks,hooks.hub,is_stopping
         self.opening: dict = {}  # Connection -> future, done when its `on_connect` hooks have ended
         self._calls: dict = {}   # Such futures, those of `on_disconnect` too -> the task of the hooks
-        self.hub.cleared_with_loop += [self.opening, self._calls]
+        self.hub.cleared_with_loop.extend([self.opening, self._calls])
 
     async def queue_opened(self, queue):
         "Call the hooks of a queue that was registered, within the task that registers it"

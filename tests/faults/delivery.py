@@ -40,6 +40,10 @@ FAULTS = [
         ("        return next((o for o in ids if epoch_of(o)==mine), '') or", "        return ids[0] or"),)),
     Fault('two processes that were forked off give one id to two messages', 'manager/delivery.py', 'test_who_gets_what.py', (
         ('        if type(self.backend) is MemoryBackend: self.hub.replay.branch(self.backend.branch())\n', ''),)),
+    Fault('broadcasts that nobody waits for any more pile up before a full queue', 'engine/queues.py', 'test_full_queues.py', (
+        ('        if len(self.waiting)>=MAX_WAITING: return False\n', ''),)),
+    Fault('a subscriber gets private events of others', 'engine/queues.py', 'test_who_gets_what.py', (
+        ('        return covers(self.events, event_type, 0 if self.private else self.owner.hub.private.depth(event_type))', '        return True'),)),
     Fault('what Redis dropped before a process had read it is lost in silence', 'backends/redis_reader.py', 'test_over_redis.py', (
         ('            if left or not await self.position.has_lost(page[0][1]): ', '            if True: '),)),
     Fault('a message of a newer version is skipped in silence', 'backends/redis_reader.py', 'test_over_redis.py', (
