@@ -299,6 +299,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                           'cjm_fasthtml_sse/backends/redis_writer.py'),
                                                         'cjm_fasthtml_sse.backends.redis_writer.PendingPublish.stop': ( 'backends/redis_writer.html#pendingpublish.stop',
                                                                                                                         'cjm_fasthtml_sse/backends/redis_writer.py'),
+                                                        'cjm_fasthtml_sse.backends.redis_writer.State': ( 'backends/redis_writer.html#state',
+                                                                                                          'cjm_fasthtml_sse/backends/redis_writer.py'),
                                                         'cjm_fasthtml_sse.backends.redis_writer.StreamWriter': ( 'backends/redis_writer.html#streamwriter',
                                                                                                                  'cjm_fasthtml_sse/backends/redis_writer.py'),
                                                         'cjm_fasthtml_sse.backends.redis_writer.StreamWriter.__init__': ( 'backends/redis_writer.html#streamwriter.__init__',

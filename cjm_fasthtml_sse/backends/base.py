@@ -1,10 +1,9 @@
 """What a backend promises, and the suite that checks it
 
 A backend carries each broadcast to all processes that serve the app, this one included: in one order, and under one
-id. The manager is the other side. It gives the backend a
-callback, `deliver`, and whatever was broadcast comes back through that callback. A message is sent to the browsers of
-a process when it comes back, not when it is broadcast: that is why
-all browsers see one order.
+id. The manager is the other side. It gives the backend a callback, `deliver`, and whatever was broadcast comes back
+through that callback. A message is sent to the browsers of a process when it comes back, not when it is broadcast:
+that is why all browsers see one order.
 
 `MemoryBackend` knows one process. `RedisBackend` connects several. `check_backend` checks any backend, yours too."""
 

@@ -1,8 +1,8 @@
 """How data and elements are written for other processes, and read there
 
 JSON is what travels between processes. Dates, `Decimal`, `UUID`, dataclasses, paths and sets are written as `to_json`
-writes them. They arrive as plain strings, dicts and lists, in the process that broadcast
-them too. FT elements travel as their HTML, and arrive as something that renders as that HTML.
+writes them. They arrive as plain strings, dicts and lists, in the process that broadcast them too. FT elements travel
+as their HTML, and arrive as something that renders as that HTML.
 
 HTML has to be marked on its way, and a mark could be forged: data often comes from outside, and a dict that looks
 like the mark must stay the dict that it was. So such a dict is wrapped once more."""

@@ -3,8 +3,7 @@
 The danger in a connection is a command of which nobody knows whether Redis carried it out. A broadcast that is sent
 again could come twice. So nothing is ever repeated once it was sent: redis-py's own repetitions are off. Only
 connecting is repeated. And a connection that was quiet for a moment is asked for an answer first (`PING`), so that
-one
-which was cut in the meantime does not spoil the next broadcast.
+one which was cut in the meantime does not spoil the next broadcast.
 
 This is the only module that imports `redis`, and it does so when the first connection is needed."""
 
@@ -13,7 +12,7 @@ This is the only module that imports `redis`, and it does so when the first conn
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/backends/redis_connection.ipynb #e4873076
+# %% ../../nbs/backends/redis_connection.ipynb #04ae7250
 import asyncio,os,random,threading,time
 from contextlib import suppress
 from math import inf
@@ -21,8 +20,8 @@ from typing import Any
 from urllib.parse import parse_qsl,urlsplit
 from weakref import WeakSet
 
-from cjm_fasthtml_sse.engine.checks import ArgumentError
-from cjm_fasthtml_sse.engine.messages import BackendError,BackendUnavailable
+from ..engine.checks import ArgumentError
+from ..engine.messages import BackendError,BackendUnavailable
 
 # %% ../../nbs/backends/redis_connection.ipynb #7a31b1a0
 _SCHEMES = dict(redis='redis', rediss='rediss', unix='unix', valkey='redis', valkeys='rediss')

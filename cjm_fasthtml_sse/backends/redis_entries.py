@@ -9,8 +9,7 @@ Three things stand in Redis, under the name of the app. Apps that share a Redis 
 | `sse:workers`, `sse:worker:...` | the reports of the processes, which expire |
 
 The id of an event is `epoch:milliseconds-sequence`; the second part is the id of the entry in Redis. An entry has
-these
-fields:
+these fields:
 
 | field | what |
 |---|---|
@@ -30,14 +29,14 @@ nothing is lost in silence. So the order of a deploy that changes the version is
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/backends/redis_entries.ipynb #73a23b43
+# %% ../../nbs/backends/redis_entries.ipynb #4b0d345c
 import logging
 from datetime import datetime,timezone
 from typing import Any,NamedTuple
 
-from cjm_fasthtml_sse.backends.packing import pack,unpack
-from cjm_fasthtml_sse.engine.checks import ArgumentError,check_seconds,check_whole
-from cjm_fasthtml_sse.engine.wire import check_message_type
+from .packing import pack,unpack
+from ..engine.checks import ArgumentError,check_seconds,check_whole
+from ..engine.wire import check_message_type
 
 # %% ../../nbs/backends/redis_entries.ipynb #67e3ce6a
 class StreamSettings(NamedTuple):

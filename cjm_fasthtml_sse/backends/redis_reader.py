@@ -1,20 +1,19 @@
 """How a process reads the stream, and how it notices that something is lost
 
 The reader waits for entries and delivers them, one after another. If the connection breaks, the reader logs that
-once,
-tries again until it succeeds, and reads on behind the last entry that it had. Open streams notice nothing: they stay
-open and get their heartbeats.
+once, tries again until it succeeds, and reads on behind the last entry that it had. Open streams notice nothing: they
+stay open and get their heartbeats.
 
 What it must not do is to read on in a stream that is no longer the same. So it verifies, after each reconnection and
 every few seconds, that the epoch is the one it knows and that the entry it read last is still there. And with each
-page
-that it reads, it asks whether anything is left of what it had read: whatever trims a stream drops the oldest first.
+page that it reads, it asks whether anything is left of what it had read: whatever trims a stream drops the oldest
+first.
 
 | what it finds | what that means | what it does |
 |---|---|---|
 | another epoch, or none | Redis came back empty, or another process has found a loss | takes that epoch, or draws one |
 | the last entry is gone, older ones are there | Redis came back without its newest entries | draws a new epoch |
-| the last entry and all older ones are gone, and Redis has counted more entries than were read | entries were dropped before they were read here | stays with the epoch |
+| it and all older ones are gone, and more were added than read | entries were dropped unread | stays with the epoch |
 | the same, and the count is right | somebody keeps very few entries | reads on |
 
 In each case but the last it loads the past anew, and every browser is told: by its snapshot, or by `sse:gap`. Redis 6
@@ -25,15 +24,15 @@ does not count. There, the last case is taken for the one before it: a gap too m
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/backends/redis_reader.ipynb #9a2d1037
+# %% ../../nbs/backends/redis_reader.ipynb #68bcfe1a
 import asyncio,logging,random,secrets,time
 from inspect import isawaitable
 from math import inf,nan
 from typing import Any
 
-from cjm_fasthtml_sse.backends.base import Record
-from cjm_fasthtml_sse.backends.redis_entries import id_before,id_numbers,read_entry
-from cjm_fasthtml_sse.engine.messages import BackendError
+from .base import Record
+from .redis_entries import id_before,id_numbers,read_entry
+from ..engine.messages import BackendError
 
 # %% ../../nbs/backends/redis_reader.ipynb #ebabc483
 PAGE = 100  # Entries that one command reads

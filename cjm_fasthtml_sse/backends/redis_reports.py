@@ -1,8 +1,8 @@
 """What each process reports of itself, for all others to read
 
 Each process writes a report of itself into Redis, as JSON under a key that expires: how many connections it has,
-whose
-they are, what it counted. `poll_workers` collects them. A process that dies is counted no more when its key expires.
+whose they are, what it counted. `poll_workers` collects them. A process that dies is counted no more when its key
+expires.
 
 The manager decides what a report contains, and which version (`v`) of it this is."""
 
@@ -11,7 +11,7 @@ The manager decides what a report contains, and which version (`v`) of it this i
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/backends/redis_reports.ipynb #b8197b63
+# %% ../../nbs/backends/redis_reports.ipynb #c17525f7
 import json,secrets
 
 # %% ../../nbs/backends/redis_reports.ipynb #41e71856

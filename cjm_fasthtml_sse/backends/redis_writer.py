@@ -20,19 +20,20 @@ In the last case nothing is sent again. If the reader meets the record in time, 
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/backends/redis_writer.ipynb #aef139e2
+# %% ../../nbs/backends/redis_writer.ipynb #4aa5a929
 import asyncio
 from collections import deque
-from enum import Enum
 from inspect import isawaitable
 from itertools import count
 from typing import Any
 
-from cjm_fasthtml_sse.backends.redis_entries import publish_command
-from cjm_fasthtml_sse.engine.messages import BackendError,BackendUnavailable
+from .redis_entries import publish_command
+from ..engine.messages import BackendError,BackendUnavailable
 
 # %% ../../nbs/backends/redis_writer.ipynb #e63e9c57
-State = Enum('State', 'WAITING SENT ACCEPTED REFUSED UNKNOWN ABANDONED')
+class State:
+    "What is known of a record: plain texts, as an `Enum` takes its time in Python 3.11"
+    WAITING,SENT,ACCEPTED,REFUSED,UNKNOWN,ABANDONED = 'waiting','sent','accepted','refused','unknown','abandoned'
 
 class PendingPublish:
     "A record on its way to Redis, and back through the reader of this process"
