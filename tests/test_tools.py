@@ -7,6 +7,7 @@ sys.path.append(str(Path(__file__).parent.parent/'tools'))
 import check
 import docs
 
+from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.htmx import HTMXSSEConnector
 
 
@@ -41,6 +42,17 @@ def test_a_table_of_parameters():
     assert '0x' not in rendered and 'element_type=Div' in rendered
     def f(a=object()): "Something"
     assert docs.signature(f, 'f') == 'def f(a=<object object>)'
+
+
+def test_a_class_made_in_a_cell_has_the_source_of_its_module():
+    "Without that its parameters have no table"
+    assert docs.own(type('SSEBroadcastManager', (), dict(__module__='__main__'))) is SSEBroadcastManager
+    assert docs.own(own := type('Nowhere', (), dict(__module__='__main__'))) is own
+
+
+def test_no_directive_stands_in_a_page():
+    exported = dict(cell_type='markdown', source='#| export: true\nWhat it is for.')
+    assert [*docs.cells(dict(cells=[exported]))] == [('markdown', 'What it is for.', [])]
 
 
 def test_links_of_names_without_a_place():
