@@ -269,7 +269,6 @@ class TestEnds:
             page.stall()
             for n in range(10): await manager.broadcast('x', n)
             await eventually(lambda: manager.stats()['evicted'] and manager.inspect()['requests'], 'it is evicted, its request goes on')
-            await asyncio.sleep(.6)  # Its last words are under way
             manager.stop_soon()
             await eventually(lambda: page.exchange.task.done(), 'its request ends')
 
