@@ -17,9 +17,10 @@ from fastcore.basics import risinstance
 from fastcore.xml import FT
 from fasthtml.common import HttpHeader
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import PlainTextResponse,Response
+from starlette.responses import Response
 from starlette.routing import Match
 
+from .engine.access import denial
 from .engine.checks import ArgumentError
 
 # %% ../nbs/guards.ipynb #2c5f8b00
@@ -47,17 +48,13 @@ def check_route(
 
 async def refusal(
     authorise, # `True`, or a callable, sync (in a thread) or async
-    *args      # What it is called with
+    *args      # What it is called with, the request first
 ):             # `None`: the request may go on
     "Ask `authorise`, and return what a guarded route answers instead; `TypeError` for an answer of another kind"
     allowed = authorise is True or await run_in_threadpool(authorise, *args)
     if isawaitable(allowed): allowed = await allowed
-    if allowed is True: return None
-    if allowed is None or allowed is False: return PlainTextResponse('Forbidden', 403)
-    if isinstance(allowed, Exception): raise allowed
-    # What FastHTML makes responses of is no `Response` itself
-    if _is_answer(allowed) or hasattr(allowed, '__response__') or hasattr(allowed, '__ft__'): return allowed
-    raise TypeError(f'`authorise` must give True, False or a response, got {allowed!r}')
+    # FastHTML makes responses of elements and the like
+    return allowed if _is_answer(allowed) or hasattr(allowed, '__ft__') else denial(allowed, args[0])
 
 def user_of(
     user, # Callable of the request, as an app gives it, or `None`

@@ -30,9 +30,9 @@ FAULTS: list[Fault] = [
     Fault('text with a line separator arrives torn in two lines', 'engine/wire.py', 'test_stream_format.py', (
         ("_utf8('data', data).replace('\\n', '\\ndata: ')",
         "'\\ndata: '.join(_utf8('data', data).splitlines() or [''])"),)),
-    Fault('a log-in page as the answer of `authorise` lets strangers into the dashboard', 'guards.py',
+    Fault('a log-in page as the answer of `authorise` lets strangers into the dashboard', 'engine/access.py',
         'test_who_may_listen.py', (
-        ('if allowed is True: return None', 'if allowed and not isinstance(allowed, Response): return None'),)),
+        ('if answer is True: return None', 'if answer and not isinstance(answer, Response): return None'),)),
     Fault('what is broadcast while a page is drawn never comes to it', 'htmx.py', 'test_page_and_stream.py', (
         ("return escape(' '.join(ids), quote=False)",
          "from .engine.messages import _buffers,epoch_of\n"
