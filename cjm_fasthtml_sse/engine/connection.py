@@ -78,7 +78,7 @@ class Reader:
 
     def sent(self, frame):
         "Take note that `frame` is through, and send what has come meanwhile"
-        self.count(frame)
+        self.count(frame)  # ty: ignore[missing-attribute]
         state = self.state
         if state is not SENDING:
             if state is ENDED: return
@@ -128,7 +128,7 @@ class Reader:
         if self.catch_up is None: self.catch_up = CatchUp(self)
         self.group.left_live(self)
         self.catching_up()
-        self.sender.run(self.run_catch_up)
+        self.sender.run(self.run_catch_up)  # ty: ignore[missing-attribute]
 
     def catching_up(self):
         "Take note that it reads the state or the replay buffer from now on"

@@ -72,7 +72,7 @@ class ConnectionQueue(asyncio.Queue):
         if reader is None or asyncio._get_running_loop() is reader or not reader.is_running(): f(*args)
         else: reader.call_soon_threadsafe(f, *args)
 
-    def _wakeup_next(self, waiters): self._on_reader(super()._wakeup_next, waiters)
+    def _wakeup_next(self, waiters): self._on_reader(super()._wakeup_next, waiters)  # ty: ignore
 
     def _mark_end(self):
         # A reader that waits wakes up as for any item. A full queue has no waiting reader: it is enough to append
