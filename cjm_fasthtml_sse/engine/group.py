@@ -135,10 +135,7 @@ class Group(PendingFrames):
         last = bool(self.until) and self.ends(message['type'])
         if last: body += encode(event=CLOSE, id=message.id).encode()
         if not body: return None
-        made = self.hub.made  # Where everybody has a group of his own, their frames are nevertheless one
-        if made.body is not body or made.seq!=message.seq:
-            made = self.hub.made = Frame(body, message.seq, last=last, coalesce_key=message.coalesce_key)
-        return made
+        return self.hub.share_frame(message, body, last)
 
     def enqueue(self, message) -> int:
         "Take a message that `events` or `until` match; return how many connections it is for"

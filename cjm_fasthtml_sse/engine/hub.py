@@ -58,7 +58,7 @@ class Hub(LoopOwner):
         self.users,self.rechecks = Users(self.connections),Rechecks(self)
         self.snapshots,self.renderers = SnapshotReads(self),Renderers(self.counts)
         self.pump,self.heartbeats = Pump(self),Heartbeats(self)
-        self.made = Frame(b'', 0)     # The latest frame, which groups share
+        self._made = Frame(b'', 0)    # The latest frame, which groups share
         self._patterns = PatternIndex(callables=False)  # Pattern -> groups
         self._routes: dict = {}       # Event type -> groups, as they were found
         self._idle: Any = None        # A future, done when the last request is over
@@ -115,6 +115,13 @@ class Hub(LoopOwner):
         if (now := self.loop.time())<self._quiet_until: return
         self._quiet_until = now+QUIET_SECS
         _log.error('A stream was refused: %s', error)
+
+    def share_frame(self, message, body, last):
+        "Make the frame of `message`; where everybody has a group of his own, their frames are nevertheless one"
+        made = self._made
+        if made.body is not body or made.seq!=message.seq:
+            made = self._made = Frame(body, message.seq, last=last, coalesce_key=message.coalesce_key)
+        return made
 
     def must_wait(self, groups):
         "Tell whether a message for `groups` must wait before it is published"

@@ -25,6 +25,14 @@ class Message(dict):
         self.coalesce_key = None if key is None else (self['type'], key)
         self.seq,self.id,self.frames = None,None,{}
 
+    def numbered(self,
+        seq: int, # Its place in the replay buffer
+        id: str   # Its event id
+    ):            # Itself
+        "Note the place of the message"
+        self.seq,self.id = seq,id
+        return self
+
 # %% ../../nbs/engine/messages.ipynb #5e4b299b
 def epoch_of(
     id: str  # Of an event
@@ -66,7 +74,7 @@ class ReplayBuffer:
     ) -> Message:
         "Keep `message`, and forget the oldest one if there are too many"
         self.seq += 1
-        message.seq,message.id = self.seq,id or f'{self.epoch}-{self.seq}'
+        message.numbered(self.seq, id or f'{self.epoch}-{self.seq}')
         self._ids[self.seq],self._seqs[message.id] = message.id,self.seq
         if message.coalesce_key is not None:
             if (old := self._newest.get(message.coalesce_key)) is not None:
@@ -115,8 +123,7 @@ class ReplayBuffer:
         for n in range(max(seq+1, self._first), self.seq+1):
             m = self._messages.get(n)
             if m is None and ends is not None and (coalesce_key := self._replaced.get(n)) and ends(coalesce_key[0]):
-                m = Message(self._messages[self._newest[coalesce_key]])
-                m.seq,m.id = n,self._ids[n]
+                m = Message(self._messages[self._newest[coalesce_key]]).numbered(n, self._ids[n])
             if m is not None: found.append(m)
             if len(found)==limit: break
         return found

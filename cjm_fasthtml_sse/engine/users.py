@@ -23,6 +23,11 @@ class Moment:
         self.user: Any = None  # Who was disconnected at the end of this moment
         self.next: Any = None  # The moment after that; `None`: nobody was disconnected since
 
+    def end(self, user):
+        "Note that `user` is disconnected; return the moment after that"
+        self.user,self.next = user,Moment()
+        return self.next
+
 class Users:
     "The users of one hub: their open connections, their browsers, and who has left"
     def __init__(self,
@@ -82,8 +87,7 @@ class Users:
         user       # As given to `stream`, or as JSON has carried it from another process
     ) -> int:      # Streams that were open
         "End the streams of `user`, and those whose requests have begun already"
-        self.moment.user,self.moment.next = user,Moment()
-        self.moment = self.moment.next
+        self.moment = self.moment.end(user)
         theirs = [c for c in [*self.connections] if _is_user(c.user, user)]
         for c in theirs: c.end('closed')
         return len(theirs)+sum(o.disconnect(user) for o in self._linked)
