@@ -74,8 +74,9 @@ class ReplayBuffer:
     ) -> Message:
         "Keep `message`, and forget the oldest one if there are too many"
         self.seq += 1
-        message.numbered(self.seq, id or f'{self.epoch}-{self.seq}')
-        self._ids[self.seq],self._seqs[message.id] = message.id,self.seq
+        id = id or f'{self.epoch}-{self.seq}'
+        message.numbered(self.seq, id)
+        self._ids[self.seq],self._seqs[id] = id,self.seq
         if message.coalesce_key is not None:
             if (old := self._newest.get(message.coalesce_key)) is not None:
                 del self._messages[old]
