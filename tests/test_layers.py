@@ -65,6 +65,11 @@ def test_imports_point_down(module):
     assert not {o for o in inner(module) if LEVEL[o] > LEVEL[module]}
 
 
+def test_the_page_of_the_architecture_names_every_module():
+    page = (PACKAGE.parent/'nbs/architecture.ipynb').read_text(encoding='utf-8')
+    assert not [o for o in imports() if f"]({o.replace('.', '/')}.ipynb)" not in page]
+
+
 def test_there_is_no_circle(): assert [*TopologicalSorter({o: inner(o) for o in imports()}).static_order()]
 
 
