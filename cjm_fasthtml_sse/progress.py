@@ -192,7 +192,7 @@ class JobStream(Response):
         seen,page = last_event_id(scope),page_ids(scope)
         with suppress(BackendError): await self.manager._ensure_started(seen, page)  # Else `stream` will say so
         log = self.manager._hub.replay
-        lost = bool(id := seen or log.of_page(page)) and log.position(id) is None
+        lost = bool(id := seen or log.id_for_page(page)) and log.position(id) is None
         # Whatever the browser has seen, it is sent how the job stands
         scope = scope | dict(headers=[o for o in scope['headers'] if o[0]!=b'last-event-id'], query_string=b'')
         report = self.jobs.get(self.job_id)

@@ -79,7 +79,7 @@ class AppManagers:
             await asyncio.sleep(1)
 
     def stop_soon(self):
-        "Wait for no backend any more; called within a signal handler"
+        "Stop retrying backends at the start; called within a signal handler"
         self._stopping = True
 
     async def close(self):

@@ -164,11 +164,11 @@ class CatchUp:
             if frame.body: await self._write(frame)
             await asyncio.sleep(0)  # Neither the renderer nor the send need have waited for anything
             if conn.ended: return
-        conn.go_live()
+        conn.go_live()  # Nothing is awaited since the loop's last look at the buffer: no message can fall between
 
     async def _open(self):
         conn,hub = self.connection,self.connection.hub
-        # No id yet where something has to come first: should the connection break before that, it must not be skipped
+        # No id yet where the state comes first: if the connection breaks before that, the browser must not skip it
         id = None if self.preamble else hub.replay.id(conn.cursor)
         await self._write(Frame(encode(event=HEARTBEAT, id=id, retry=hub.retry_ms).encode(), conn.cursor, 0))
         hooks,self.hooks = self.hooks,None

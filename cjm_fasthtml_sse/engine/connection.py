@@ -23,16 +23,19 @@ from .wire import SSEError,check_message_type
 # %% ../../nbs/engine/connection.ipynb #5992c581
 _log = logging.getLogger(__name__)
 
-State = Enum('State', 'OPENING CATCHING_UP IDLE SENDING LAGGING BEHIND ENDED')
-OPENING,CATCHING_UP,IDLE,SENDING,LAGGING,BEHIND,ENDED = State
+# OPENING: the first heartbeat, then hooks. CATCHING_UP: the state, then a replay. The next four are served by the
+# group. IDLE: nothing is sent. SENDING: a send is under way. LAGGING: it still was when the pump came by again.
+# NEEDS_REPLAY: the group has dropped what comes after the send. ENDED: `ended` says why
+State = Enum('State', 'OPENING CATCHING_UP IDLE SENDING LAGGING NEEDS_REPLAY ENDED')
+OPENING,CATCHING_UP,IDLE,SENDING,LAGGING,NEEDS_REPLAY,ENDED = State
 
 TRANSITIONS = {
     OPENING: {CATCHING_UP, ENDED},
     CATCHING_UP: {IDLE, ENDED},
     IDLE: {SENDING, CATCHING_UP, ENDED},
-    SENDING: {IDLE, SENDING, LAGGING, BEHIND, CATCHING_UP, ENDED},
-    LAGGING: {IDLE, SENDING, BEHIND, CATCHING_UP, ENDED},
-    BEHIND: {CATCHING_UP, ENDED},
+    SENDING: {IDLE, SENDING, LAGGING, NEEDS_REPLAY, CATCHING_UP, ENDED},
+    LAGGING: {IDLE, SENDING, NEEDS_REPLAY, CATCHING_UP, ENDED},
+    NEEDS_REPLAY: {CATCHING_UP, ENDED},
     ENDED: set()}
 
 # %% ../../nbs/engine/connection.ipynb #4c107527
@@ -41,7 +44,8 @@ class Reader:
     __slots__ = 'hub','group','cursor','state','ended','sender','catch_up','step_began','_direct'
     def __init__(self, hub, group, cursor, preamble):
         self.hub,self.group,self.cursor = hub,group,cursor
-        self.state,self.ended = OPENING,None  # `ended`: 'disconnected', 'done', 'evicted', 'closed' or 'failed'
+        # `ended`: 'disconnected' or 'failed'; 'done': the browser stays away; 'closed' or 'evicted': it comes back
+        self.state,self.ended = OPENING,None
         self.sender: Any = None               # From `start` on
         self.catch_up: Any = CatchUp(self, preamble)
         # `pump.yields` when the present step began: opening, reading the state, rendering, a send
@@ -83,15 +87,15 @@ class Reader:
         if state is not SENDING:
             if state is ENDED: return
             self.hub.pump.is_through(self)
-            if state is BEHIND: return self._catch_up()
+            if state is NEEDS_REPLAY: return self._catch_up()
         if self.cursor<self.group.newest_seq or self._direct: self.flush()
         else: self.state = IDLE
 
-    def beat(self, frame, moves):
-        "Send the heartbeat `frame` if nothing else is to be sent; `moves`: all that came before it was sent"
+    def beat(self, frame, advances):
+        "Send the heartbeat `frame` if nothing else is to be sent; `advances`: all before it was sent"
         # One that is ahead must not be set back
         if self.state is not IDLE or self.has_pending or self.cursor>frame.seq: return
-        if moves: self.cursor = frame.seq
+        if advances: self.cursor = frame.seq
         self.state = SENDING
         self.sender.send(frame)
 
@@ -105,20 +109,20 @@ class Reader:
 
     def has_seen(self, seq):
         "Take note that nothing up to `seq` is for this connection, unless it catches up anyway"
-        if self.state is not BEHIND: self.cursor = max(self.cursor, seq)
+        if self.state is not NEEDS_REPLAY: self.cursor = max(self.cursor, seq)
 
     def lagged(self):
-        "Take note that the pump found it still sending: nothing before the first frame that it lacks is for it"
-        if self.state is BEHIND: return  # The replay buffer may have forgotten that stretch
+        "Take note that the pump found it still sending; move its cursor to just before the first frame that it lacks"
+        if self.state is NEEDS_REPLAY: return  # The replay buffer may have forgotten that stretch
         self.state,self.cursor = LAGGING,self.group.frames_after(self.cursor)[0].seq-1
 
     def fell_behind(self):
         "Catch up from the replay buffer, as soon as no send is under way"
         if self.state is IDLE: self._catch_up()
-        elif self.state in (SENDING, LAGGING): self.state = BEHIND
+        elif self.state in (SENDING, LAGGING): self.state = NEEDS_REPLAY
 
     def history_lost(self):
-        "Begin anew behind a gap: the ids given so far mean nothing any more"
+        "Restart after a gap: all ids that were sent so far are void"
         self.cursor = self.hub.replay.seq
         if self.catch_up is None: self.catch_up = CatchUp(self)
         self.catch_up.history_lost()
@@ -227,7 +231,7 @@ class Connection(Reader):
         if await self.sender.stop(wait=self.ended=='closed'): self.rest = b''
 
     def _put(self, message):
-        # As from the history: its id would set the browser back
+        # A message from the history: without its id, which would set the browser back
         self.group.enqueue_direct(dict(message) if isinstance(message, Message) else message, self)
 
     def _put_handed_over(self, message):

@@ -58,7 +58,7 @@ class Hub(LoopOwner):
         self.users,self.rechecks = Users(self.connections),Rechecks(self)
         self.snapshots,self.renderers = SnapshotReads(self),Renderers(self.counts)
         self.pump,self.heartbeats = Pump(self),Heartbeats(self)
-        self._made = Frame(b'', 0)    # The latest frame, which groups share
+        self._latest_frame = Frame(b'', 0)    # The latest frame, which groups share
         self._patterns = PatternIndex(callables=False)  # Pattern -> groups
         self._routes: dict = {}       # Event type -> groups, as they were found
         self._idle: Any = None        # A future, done when the last request is over
@@ -118,9 +118,9 @@ class Hub(LoopOwner):
 
     def share_frame(self, message, body, last):
         "Make the frame of `message`; where everybody has a group of his own, their frames are nevertheless one"
-        made = self._made
+        made = self._latest_frame
         if made.body is not body or made.seq!=message.seq:
-            made = self._made = Frame(body, message.seq, last=last, coalesce_key=message.coalesce_key)
+            made = self._latest_frame = Frame(body, message.seq, last=last, coalesce_key=message.coalesce_key)
         return made
 
     def must_wait(self, groups):
@@ -195,8 +195,8 @@ def disconnect(self:Hub,
 def deliver(self:Hub,
     message: Message,    # Gets its id here
     id: str|None=None    # From the backend
-) -> tuple:              # Connections that get it; places in line before full queues, `None` where none is full
-    "Put `message` into the replay buffer and before its groups"
+) -> tuple:              # Connections that get it; places in the lists of full queues, `None` where none is full
+    "Append `message` to the replay buffer, and pass it to its groups"
     self.replay.append(message, id)
     self.counts['broadcasts'] += 1
     got = 0

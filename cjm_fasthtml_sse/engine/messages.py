@@ -52,7 +52,7 @@ class ReplayBuffer:
         _buffers.add(self)
 
     def renew(self,
-        origin: str  # The id that stands for having seen nothing of what is to come
+        origin: str  # The id from which a reader that has seen nothing begins
     ):
         "Begin anew: ids given so far mean nothing any more"
         self.epoch = origin.rpartition('-')[0]
@@ -135,10 +135,10 @@ class ReplayBuffer:
         "Find the sequence number of a browser that saw `last_event_id`"
         return self._seqs.get(last_event_id)
 
-    def of_page(self,
+    def id_for_page(self,
         ids    # As a page sent them: of several managers, and from a browser, so they may be anything
     ) -> str:  # For `position`; '' where none of them is about this buffer
-        "Choose the id that says where a page stands in this buffer"
+        "Choose the id of the newest message of this buffer that a page shows"
         if not ids: return ''
         mine,known = epoch_of(self.cursor),{epoch_of(o.cursor) for o in [*_buffers]}
         return next((o for o in ids if epoch_of(o)==mine), '') or next((o for o in ids if epoch_of(o) not in known), '')

@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 BATCH = 500            # Connections served in one turn of the event loop
 MAX_YIELDS = 8         # Turns of the event loop that a broadcast gives to those who lag, at most
 MAX_STEP_YIELDS = 200  # A step that has had so many is blocked; a send through deep middleware needs some dozens
-LOOKS = 4              # Looks at a send before it is blocked: while the event loop stands still only one can pass
+LOOKS = 4              # Looks before a send counts as blocked: one pause of the event loop uses up only one of them
 
 class Eviction:
     "Ends a connection unless its send is through after `default_timeout` seconds"
@@ -65,11 +65,11 @@ class Pump:
             groups,self._pending = self._pending,{}
             now = self.hub.loop.time()
             for g in groups: g.begin_pass(now)
-            conns,passed = [c for g in groups for c in g.live],set()
+            conns,busy_groups = [c for g in groups for c in g.live],set()
             for i in range(0, len(conns), BATCH):
                 for c in conns[i:i+BATCH]:
                     try:
-                        if c.state is not IDLE: self._pass_over(c, passed)
+                        if c.state is not IDLE: self._note_busy(c, busy_groups)
                         elif c.cursor<c.group.newest_seq: c.flush()
                     except Exception:  # One must not stop the pass for the others
                         self.hub.counts['errors'] += 1
@@ -77,13 +77,14 @@ class Pump:
                         c.end('failed')
                 await asyncio.sleep(0)
             for g in groups:
-                if g not in passed: g.discard_delivered()
+                if g not in busy_groups: g.discard_delivered()
         self._task = None
 
-    def _pass_over(self, conn, passed):
+    def _note_busy(self, conn, busy_groups):
+        "Take note that the pass found `conn` not idle: its group has to keep the frames that it lacks"
         group = conn.group
         if conn.cursor>=group.newest_seq or conn not in group.live: return  # It may have left since the pass began
-        passed.add(group)
+        busy_groups.add(group)
         if conn.cursor<group.dropped_seq:
             if self.hub.overflow=='evict': self.evict(conn)
         elif conn.state is not LAGGING and conn not in self.lagging:
@@ -163,7 +164,7 @@ def _is_waited_for(pump, groups, half):
     def quick(c):
         reads_state = c.catch_up is not None and c.catch_up.is_reading  # It gets the state as it is by then
         return not reads_state and pump.yields<c.step_began+MAX_STEP_YIELDS
-    # The one that was passed over last; the others have been sending for longer
+    # The one that was found busy last; the others have been sending for longer
     last = next(reversed(pump.lagging), None)
     return any(g.renders is not None and len(g.renders)>=half for g in groups) or any(map(quick, pump.catching_up)) \
         or last is not None and len(last.group.frames)>=half and quick(last)

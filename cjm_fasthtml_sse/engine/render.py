@@ -101,7 +101,7 @@ class Renderer:
         self.render,self.counts,self.number = render,counts,next(self._numbers)
         self.slow = False               # Whether it has ever returned an awaitable
         self.kept = False               # Whether a message keeps a frame of it
-        self.users,self._tasks = 0,set()  # Groups that share it; renderings under way
+        self.group_count,self._tasks = 0,set()  # Groups that share it; renderings under way
         self._latest = None,b''         # The message it was given last, and its frame: groups ask one after another
 
     def frame(self,
@@ -141,20 +141,20 @@ class Renderer:
 
     async def _later(self, message, frames, result):
         try: made = self._encode(message, await result)
-        except (Exception, asyncio.CancelledError): made = self._failed(message) if self.users else b''
+        except (Exception, asyncio.CancelledError): made = self._failed(message) if self.group_count else b''
         if self.number in frames: frames[self.number] = made  # Else it was dropped meanwhile
         return made
 
     def add_user(self):
         "Count one more group that shares it"
-        self.users += 1
+        self.group_count += 1
 
     def drop(self) -> bool:
         "Count one group less, and tell whether any is left; without any, what is being rendered is of no use"
-        self.users -= 1
-        if not self.users:
+        self.group_count -= 1
+        if not self.group_count:
             for t in [*self._tasks]: t.cancel()
-        return self.users>0
+        return self.group_count>0
 
     def forget(self,
         replay # Where it may have left frames, a `ReplayBuffer`

@@ -42,7 +42,7 @@ def last_event_id(
 def page_ids(
     scope  # Of the request
 ) -> list: # Ids, one for each manager; anything, as they come from a browser
-    "Read where the page stood that opens this stream"
+    "Read the ids of the newest messages that the page already shows"
     return next((v[:4096].decode('latin-1').split(' ')[:100] for k,v in scope['headers'] if k==b'sse-after'), [])
 
 # `no-transform`: a proxy that compresses would hold events back until it has a block full of them
@@ -153,7 +153,7 @@ class EventStreamResponse(Response):
     def _join(self, scope, seen, page):
         hub,carrier = self.hub,getattr(scope.get('sse.channel'), 'carrier', None)
         began = scope.get('sse.began', {}).pop(hub, self.began)
-        conn = hub.join(last_event_id=seen or hub.replay.of_page(page), began=began, carrier=carrier, **self._wants)
+        conn = hub.join(last_event_id=seen or hub.replay.id_for_page(page), began=began, carrier=carrier, **self._wants)
         self.began = None  # Held no longer, see `Moment`
         if (reason := direct_reason(scope)) is not None: hub.direct_reasons[reason] += 1
         if self.guard is not None and not conn.ended: self.recheck = hub.rechecks.add(conn, *self.guard)

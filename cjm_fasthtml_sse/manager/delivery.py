@@ -117,7 +117,7 @@ class BackendLifecycle:
         self.hub.enter_loop()
         if lasting: self.resting = False
         if self.loop is not self.hub.loop: await self._start()
-        id = last_event_id or page and self.hub.replay.of_page(page)
+        id = last_event_id or page and self.hub.replay.id_for_page(page)
         if id and self.hub.replay.position(id) is None: await self.backend.wait_for(id)
 
     def rest(self):

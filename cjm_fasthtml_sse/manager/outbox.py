@@ -207,7 +207,8 @@ class BroadcastRouter:
         timeout  # Seconds to wait for full queues
     ) -> Broadcast:
         "Send a message, from any thread"
-        here,rest = running_loop() is self.hub.loop is not None,None
+        here = self.hub.loop is not None and running_loop() is self.hub.loop
+        rest = None  # Hooks that have to be awaited
         if not self.hooks.registered('broadcast'):
             if (check := getattr(self.backend, 'check', None)) is not None: check(fields, key)
         elif here: fields,rest = self._call_plain_hooks(fields)

@@ -43,7 +43,7 @@ FAULTS: list[Fault] = [
         ("next((o for o in ids if epoch_of(o) not in known), '')", "next(iter(ids), '')"),)),
     Fault('a job that a restart has lost is shown as waiting for ever, to a page that has heard nothing so far',
         'progress.py', 'test_job_streams.py', (
-        ('lost = bool(id := seen or log.of_page(page))', 'lost = bool(id := seen)'),)),
+        ('lost = bool(id := seen or log.id_for_page(page))', 'lost = bool(id := seen)'),)),
     Fault('plain middleware that only looks on keeps events from their handlers', 'dispatcher.py',
         'test_dispatch_contract.py', (
         ('for call in calls: await call', 'for call in calls: call.close()'),)),
