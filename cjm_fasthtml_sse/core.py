@@ -22,7 +22,7 @@ All of them get the same messages in the same order, and a slow one never delays
 __all__ = ['SSEBroadcastManager', 'BackendError', 'Broadcast', 'SSEError', 'StreamEnded', 'TooManyConnections']
 
 # %% ../nbs/core.ipynb #0b4c04f6
-import logging,os
+import os
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from datetime import datetime,timezone
@@ -35,18 +35,18 @@ from fastcore.basics import patch
 
 from .backends.memory import MemoryBackend
 from .backends.redis import RedisBackend
-from .manager.admission import Admission,TooManyConnections
+from .manager.admission import Admission,QueueOpener,TooManyConnections
 from .manager.broadcast import Broadcast,mark_coroutine_function
 from .manager.cluster import ClusterReader,make_report
-from .manager.delivery import BackendLifecycle,Delivery
+from .manager.delivery import BackendLifecycle,Commands,Delivery
 from .engine.checks import ArgumentError,check_seconds,check_whole
 from .engine.connection import Connection
-from .engine.hints import calling_line,has_hint,hint
+from .engine.hints import hint_at_setup
 from .engine.hub import Hub
 from .engine.messages import BackendError,Command
 from .engine.queues import ConnectionQueue,Connections
 from .engine.servers import watch_signals
-from .engine.response import EventStreamResponse,patterns
+from .engine.response import EventStreamResponse,drop_page_headers,patterns
 from .engine.wire import SSEError,StreamEnded,check_message_type
 from .manager.hooks import ConnectionHooks,Hooks
 from .manager.outbox import BroadcastRouter,Outbox,PendingBroadcasts
@@ -55,8 +55,6 @@ from .manager.presence import PresenceWatcher
 _all_ = ['BackendError', 'Broadcast', 'SSEError', 'StreamEnded', 'TooManyConnections']
 
 # %% ../nbs/core.ipynb #77c0d80b
-_log = logging.getLogger(__name__)
-
 class SSEBroadcastManager:
     "Broadcast events to every open connection; `ArgumentError` for a bad setting"
     def __init__(self,
@@ -107,16 +105,18 @@ class SSEBroadcastManager:
         self._connection_hooks = ConnectionHooks(self._hooks, self._admission.is_stopping)
         # Nobody waits for the hooks of a queue that stayed full
         hub.queues.when_lost(lambda queue: hub.spawn(self._connection_hooks.queue_closed(queue)))
+        self._queue_opener = QueueOpener(self, hub, self._admission, self._connection_hooks, self._begin)
+        self._commands,self._pending = Commands(),PendingBroadcasts(hub)
         self._delivery = Delivery(hub, self._hooks, check_whole('history_size', history_size), self.default_timeout,
-            self._handle_command)
-        self._pending = PendingBroadcasts(hub)
+            self._commands)
         self._lifecycle = BackendLifecycle(self._backend, hub, self._delivery, self._report,
             self._pending.fail_orphaned)
         self._outbox = Outbox(hub, self._delivery, self._lifecycle)
         self._router = BroadcastRouter(hub, self._hooks, self._outbox, self._pending)
         self._cluster = ClusterReader()
         self._presence = PresenceWatcher(hub, self._hooks, self._lifecycle, self._poll_users)
-        self._knows_no_command = False  # Has a command come that this version does not know?
+        self._commands.on('disconnect', hub.disconnect)
+        self._commands.on('presence', self._presence.note_command)
         self.connections = Connections(hub.queues.groups, hub.connections)
         _managers.add(self)
 
@@ -128,40 +128,9 @@ class SSEBroadcastManager:
     async def _ensure_started(self, last_event_id='', page=()):
         await self._lifecycle.ensure_started(last_event_id, page)
 
-    async def _register(self, queue=None, events=('**',), private=False):
-        "Open a connection that an app reads itself"
-        if queue is None: queue = ConnectionQueue(self.max_queue_size)
-        elif not hasattr(queue, 'put_nowait'): raise TypeError(
-            f'`queue` must have `put_nowait`, as `asyncio.Queue` has, got {queue!r}')
-        if queue in self._hub.queues: return queue
-        watch_signals(self)
-        await self._ensure_started()
-        self._admission.check()
-        if isinstance(queue, ConnectionQueue):
-            queue.serve(self._hub.loop)
-            if self._admission.is_stopping():
-                queue.end()  # A stream opened now would hold the process up
-                return queue
-        self._hub.queues.add(queue, events, private)
-        try: await self._connection_hooks.queue_opened(queue)
-        except BaseException:  # Cancelled, so nobody will get the queue
-            await self.unregister_connection(queue)
-            raise
-        return queue
-
-    async def _begin_stream(self, last_event_id, page):
+    async def _begin(self, last_event_id='', page=()):
         watch_signals(self)
         await self._ensure_started(last_event_id, page)
-
-    def _handle_command(self, fields):
-        "Carry out a command of another manager, or of this one; return the number of streams that have ended"
-        if (command := Command.read(fields)) is None:
-            if not self._knows_no_command: _log.warning(
-                'A command that this version does not know is ignored, as are others like it: %.200r', fields)
-            self._knows_no_command = True
-        elif command.name=='disconnect' and command.value is not None: return self._hub.disconnect(command.value)
-        elif command.name=='presence' and self._hooks.registered('presence'): self._presence.note_change(here=False)
-        return 0
 
     def _report(self): return make_report(self.stats(), self.present(0))
 
@@ -218,28 +187,14 @@ def stream(self:SSEBroadcastManager,
     if authorise not in (None, True) and not callable(authorise): raise TypeError(
         f'`authorise` must be a callable of the request, got {authorise!r}')
     check_seconds('recheck', recheck, positive=True)
-    _hint_at_setup(self, request.scope)
+    hint_at_setup(self, request.scope)
     def opened(conn):
-        _drop_page_headers(request)
+        drop_page_headers(request)
         return self._connection_hooks.stream_opened(conn)
     refusal = partial(self._admission.refusal, user, getattr(request.scope.get('sse.channel'), 'carrier', None))
     guard = None if authorise in (None, True) else (authorise, request, recheck)
     return EventStreamResponse(self._hub, render, events, snapshot, until, user,
-        refusal, self._begin_stream, opened, self._connection_hooks.stream_closed, guard)
-
-def _hint_at_setup(manager, scope):
-    "Log a hint if the app of a stream was not set up with `manager`"
-    if 'app' not in scope or has_hint(place := calling_line() or 'stream'): return
-    if manager in scope.get('sse_managers', ()): return
-    hint(place, '%s: the stream %r has a manager that %s: pages miss what happens while they load, and a shutdown does '
-        'not end the stream. Write `setup_sse(app, sse)`', place, scope.get('path'),
-        'the app was not set up with' if 'sse_managers' in scope else '`setup_sse` was not called for')
-
-def _drop_page_headers(request):
-    "Free the deep copy of a page's headers, 3 KB, that FastHTML gives each request: the stream would hold it"
-    if hasattr(request, 'hdrs'):
-        request.hdrs = request.ftrs = []
-        request.htmlkw = request.bodykw = {}
+        refusal, self._begin, opened, self._connection_hooks.stream_closed, guard)
 
 # %% ../nbs/core.ipynb #5514ddc9
 @patch
@@ -271,7 +226,7 @@ async def register_connection(self:SSEBroadcastManager,
     private: bool=False # `True`: it gets private events too, everybody's
 ) -> ConnectionQueue:# Give it back to `unregister_connection`, in a `finally`
     "Open a connection that you read yourself; `TooManyConnections` if `max_connections` is reached"
-    return await self._register(queue, private=private)
+    return await self._queue_opener.open(queue, private=private)
 
 @patch
 async def unregister_connection(self:SSEBroadcastManager,
@@ -279,7 +234,7 @@ async def unregister_connection(self:SSEBroadcastManager,
 ):
     "End a connection; do nothing for one that has ended already"
     if isinstance(queue, Connection): return queue.end('closed')
-    if self._hub.queues.remove(queue): await self._connection_hooks.queue_closed(queue)
+    await self._queue_opener.close(queue)
 
 # %% ../nbs/core.ipynb #3d146867
 @patch
@@ -293,7 +248,7 @@ def subscribe(self:SSEBroadcastManager,
     events = patterns(events)
     @asynccontextmanager
     async def block():
-        queue = await self._register(events=events, private=private)
+        queue = await self._queue_opener.open(events=events, private=private)
         try: yield queue
         finally: await self.unregister_connection(queue)
     return block()

@@ -49,6 +49,18 @@ def has_hint(
     "Tell whether `hint` would not log anything for `place` any more"
     return place in _given or len(_given)>=MAX_HINTS
 
+# %% ../../nbs/engine/hints.ipynb #4de252c2
+def hint_at_setup(
+    manager, # Of a stream
+    scope    # Of its request
+):
+    "Log a hint if the app of a stream was not set up with `manager`"
+    if 'app' not in scope or has_hint(place := calling_line() or 'stream'): return
+    if manager in scope.get('sse_managers', ()): return
+    hint(place, '%s: the stream %r has a manager that %s: pages miss what happens while they load, and a shutdown does '
+        'not end the stream. Write `setup_sse(app, sse)`', place, scope.get('path'),
+        'the app was not set up with' if 'sse_managers' in scope else '`setup_sse` was not called for')
+
 # %% ../../nbs/engine/hints.ipynb #cce34651
 def nearest(
     name: str,  # As it was written

@@ -70,6 +70,15 @@ def direct_reason(
     return 'other client' if reason is None else reason if reason in _REASONS else 'other'
 
 
+# %% ../../nbs/engine/response.ipynb #d5512839
+def drop_page_headers(
+    request  # Of FastHTML or of Starlette
+):
+    "Free the copy of a page's headers that FastHTML gives each request"
+    if hasattr(request, 'hdrs'):
+        request.hdrs = request.ftrs = []
+        request.htmlkw = request.bodykw = {}
+
 # %% ../../nbs/engine/response.ipynb #423bf4e2
 _log = logging.getLogger(__name__)
 _PLAIN = re.compile(r'[\w.~+/=-]{1,100}', re.ASCII)

@@ -2,7 +2,7 @@
 
 A message that was published, here or in another process, comes back from the backend. `Delivery` gives it to the
 connections of this process, to the history and to the `on_delivery` hooks. Nothing waits in between, so the order
-of ids is the order of delivery.
+of ids is the order of delivery. What comes back may be a command, too: `Commands` carries it out.
 
 `BackendLifecycle` starts the backend on the event loop of the connections when it is first needed, and stops it."""
 
@@ -19,11 +19,36 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from ..backends.memory import MemoryBackend
-from ..engine.messages import BackendError,BackendUnavailable,Message
+from ..engine.messages import BackendError,BackendUnavailable,Command,Message
 from ..engine.servers import processes
 
 # %% ../../nbs/manager/delivery.ipynb #562f0255
 _log = logging.getLogger(__name__)
+
+# %% ../../nbs/manager/delivery.ipynb #2935d3a8
+class Commands:
+    "What one manager does when a command comes: the command's name -> a function"
+    def __init__(self):
+        self._functions: dict = {}
+        self._has_warned = False  # Has a command come that this version does not know?
+
+    def on(self,
+        name,    # Of the command
+        function # Called with the command's value; returns the number of connections that it ended
+    ):
+        "Call `function` when such a command comes"
+        self._functions[name] = function
+
+    def handle(self, fields):
+        "Carry out a command of another manager, or of this one; return the number of connections that have ended"
+        command = Command.read(fields)
+        if command is None:
+            if not self._has_warned: _log.warning(
+                'A command that this version does not know is ignored, as are others like it: %.200r', fields)
+            self._has_warned = True
+        elif command.value is not None and command.name in self._functions:
+            return self._functions[command.name](command.value)
+        return 0
 
 # %% ../../nbs/manager/delivery.ipynb #d1f9e2f1
 class Delivery:
@@ -32,15 +57,15 @@ class Delivery:
         hub, hooks,      # Of the manager
         history_size,    # Messages that the history keeps
         default_timeout, # Seconds to wait for full queues where a record has no `timeout`
-        handle_command   # Called with the fields of a record without `type`
+        commands         # `Commands` for the records without `type`
     ):
-        self.hub,self.hooks,self.default_timeout,self.handle_command = hub,hooks,default_timeout,handle_command
+        self.hub,self.hooks,self.default_timeout,self.commands = hub,hooks,default_timeout,commands
         self.history: deque = deque(maxlen=history_size)
         self.is_delivering = False  # Is a message being given to the connections at this moment?
 
     async def deliver(self, record):
         "Deliver a record; return the number of connections that got it, or an awaitable of it"
-        if 'type' not in record.fields: return self.handle_command(record.fields)
+        if 'type' not in record.fields: return self.commands.handle(record.fields)
         hub = self.hub
         groups = hub.route(record.fields['type'])
         if hub.must_wait(groups):

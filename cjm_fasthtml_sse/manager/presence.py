@@ -44,12 +44,20 @@ class PresenceWatcher:
         "Call the hooks from now on"
         self.hub.users.watch(self.note_change)
 
-    def note_change(self,
-        here=True  # `False`: in another process
-    ):
-        "Have the hooks called, soon"
+    def note_change(self):
+        "Have the hooks called, soon, as users of this process have changed"
         if self.hub.loop.is_closed(): return
-        if here: self._own_changed = True
+        self._own_changed = True
+        self._begin_calls()
+
+    def note_command(self,
+        worker  # Whose users have changed
+    ) -> int:   # 0: no connection has ended
+        "Have the hooks called, soon, as another process has said that its users have changed"
+        if self.hooks.registered('presence') and not self.hub.loop.is_closed(): self._begin_calls()
+        return 0
+
+    def _begin_calls(self):
         if self._task is None or self._task.done():
             self._changed = asyncio.Event()
             self._task = self.hub.spawn(self._watch(), Context())  # Not in the context of the request that is the first

@@ -85,7 +85,7 @@ FAULTS: list[Fault] = [
         'test_dashboard_shows.py', (
         ('app.router.routes.insert(0, Route(board.path+_style_name(), style',
         'app.router.routes.append(Route(board.path+_style_name(), style'),)),
-    Fault('a stream whose manager the app does not know says nothing', 'core.py', 'test_silence_is_mended.py', (
+    Fault('a stream whose manager the app does not know says nothing', 'engine/hints.py', 'test_silence_is_mended.py', (
         ("if manager in scope.get('sse_managers', ()): return", "if 'sse_managers' in scope: return"),)),
     Fault('the log fills with one and the same hint', 'engine/hints.py', 'test_silence_is_mended.py', (
         ('    _given.add(place)\n', ''),)),
