@@ -3,6 +3,8 @@ import re
 import sys
 from pathlib import Path
 
+import pytest
+
 sys.path.append(str(Path(__file__).parent.parent/'tools'))
 import check
 import docs
@@ -15,6 +17,14 @@ def test_what_failed_in_any_report_counts(tmp_path):
     for name,numbers in dict(browser='tests="9" failures="2" errors="1" skipped="1"', others='tests="5" failures="0" errors="0" skipped="0"').items():
         (tmp_path/name).write_text(f'<testsuites><testsuite {numbers}/></testsuites>')
     assert check.counted(tmp_path/'browser', tmp_path/'others') == check.counted(tmp_path/'others', tmp_path/'browser') == (10, 3)
+
+
+def test_notebooks_that_failed_count():
+    "One that came to no end is not taken for passed"
+    ran = '- Completed a/core.ipynb\n- Completed a/htmx.ipynb\n'
+    assert check.lessons(ran + 'Success.\n') == (2, 0)
+    assert check.lessons(ran + 'nbdev Tests Failed On The Following Notebooks:\n==\n\tcore.ipynb\n') == (1, 1)
+    for o in 'No files were eligible for testing\n', ran: pytest.raises(check.Failed, check.lessons, o)
 
 
 def test_a_check_that_fails_does_not_keep_others_from_running(monkeypatch, capsys):

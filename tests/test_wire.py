@@ -62,7 +62,7 @@ def eventsource_parser():
     "A function like `ours`, answered by one node process for all cases"
     node = shutil.which('node')
     if not node: pytest.skip("node isn't installed (Debian's package nodejs)")
-    assert fetch(dev=True), 'npm could not install eventsource-parser: python tools/assets.py --dev'
+    assert fetch(dev=True), 'npm could not install eventsource-parser: python tools/check.py scripts'
     lib = HERE.parent/'.assets/node_modules/eventsource-parser/dist/index.js'
     with subprocess.Popen([node, HERE/'js/eventsource_parser.mjs', lib], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as proc:
         def parse(chunks):

@@ -6,7 +6,6 @@
 Every check runs, also after one has failed. The last line counts notebooks, pytest's tests and the other checks together.
 """
 import ast
-import hashlib
 import os
 import re
 import shutil
@@ -27,7 +26,6 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT/'cjm_fasthtml_sse'
 BIN = Path(sys.executable).parent
 ENV = {**os.environ, 'PATH': f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}", 'PYTHONUNBUFFERED': '1', 'DEBIAN_FRONTEND': 'noninteractive'}
-COUNTS = re.compile(r'(\d+) passed, (\d+) failed')
 DEBIAN = {'chromium': 'chromium', 'firefox-esr': 'firefox-esr', 'redis-server': 'redis-server', 'node': 'nodejs', 'npm': 'npm',
           'nginx': 'nginx', 'caddy': 'caddy', 'openssl': 'openssl'}  # command: its package
 BROWSER = 'tests/browser', 'tests/contract/browser'
@@ -47,60 +45,34 @@ def run(*cmd, secs=120, cwd=ROOT, ok=(0,), quiet=False, **env):
     "Run `cmd` for at most `secs` seconds; its output, printed as it comes unless `quiet`"
     proc = subprocess.Popen([str(c) for c in cmd], cwd=cwd, env=ENV | env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                             stderr=subprocess.STDOUT, text=True, errors='replace', start_new_session=True)
-    late = threading.Event()
-    def kill(*_):
+    def kill():
         with suppress(ProcessLookupError): os.killpg(proc.pid, signal.SIGKILL)
-    def stop():
-        late.set()
-        kill()
-    timer = threading.Timer(secs, stop)
+    timer, start, lines = threading.Timer(secs, kill), time.monotonic(), []
     timer.start()
-    lines = []
     try:
         for line in proc.stdout:
             lines.append(line)
-            if not quiet and not COUNTS.fullmatch(line.strip()): print(line, end='', flush=True)
+            if not quiet: print(line, end='', flush=True)
         proc.wait()
     finally:
         timer.cancel()
         kill()  # whatever it started and left behind
-    name = Path(str(cmd[0])).name
-    if late.is_set(): raise Failed(f'{name} did not end within {secs} seconds')
+    if time.monotonic() - start >= secs: raise Failed(f'{cmd[0]} did not end within {secs} seconds')
     if proc.returncode not in ok:
         if quiet: print(''.join(lines[-40:]), end='')
-        raise Failed(f'{name} ended with {proc.returncode}')
+        raise Failed(f'{cmd[0]} ended with {proc.returncode}')
     return ''.join(lines)
-
-
-def git_files():
-    "What git holds or would hold; `None` where there is no git"
-    try: out = subprocess.run(['git', 'ls-files', '-coz', '--exclude-standard'], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError): return None
-    return [f for o in out.split('\0') if o and (f := ROOT/o).is_file()]
-
-
-def fingerprints():
-    "Contents of the notebooks and of all that is generated from them"
-    files = [f for d in (ROOT/'nbs', PACKAGE) for f in d.rglob('*') if f.is_file() and not {'__pycache__', '.ipynb_checkpoints'} & set(f.parts)]
-    return {f.relative_to(ROOT).as_posix(): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
-
-
-def install(programs):
-    "Install what is not there of `programs` (command: its package in Debian), which takes root"
-    where = {cmd: shutil.which(cmd, path=f"{ENV['PATH']}:/usr/sbin:/sbin") for cmd in programs}  # Servers are not on everybody's PATH
-    lacking = [programs[cmd] for cmd, path in where.items() if not path]
-    if not lacking: return where.values()
-    if not shutil.which('apt-get'): raise Failed(f"not found: {', '.join(lacking)} (Debian's names). Install them and put them on the PATH")
-    if os.geteuid(): raise Failed(f"not found. Run: sudo apt-get install {' '.join(lacking)}")
-    run('apt-get', 'update', '-qq', secs=180, quiet=True)
-    run('apt-get', 'install', '-y', '-qq', '--no-install-recommends', *lacking, secs=1500, quiet=True)
-    return 'installed:',*lacking
 
 
 @check
 def system():
-    "Programs from Debian that the tests drive"
-    print(*install(DEBIAN), sep='\n')
+    "Programs from Debian that the tests drive; what is not there is installed, which takes root"
+    path = f"{ENV['PATH']}:/usr/sbin:/sbin"  # Servers are not on everybody's PATH
+    missing = [package for cmd, package in DEBIAN.items() if not shutil.which(cmd, path=path)]
+    if not missing: return
+    if not shutil.which('apt-get') or os.geteuid(): raise Failed(f"not found. As root: apt-get install {' '.join(missing)}")
+    run('apt-get', 'update', '-qq', secs=180, quiet=True)
+    run('apt-get', 'install', '-y', '-qq', '--no-install-recommends', *missing, secs=1500, quiet=True)
 
 
 @check
@@ -112,20 +84,27 @@ def scripts():
 @check
 def export():
     "Notebooks are clean, and the package is what they export"
-    before = fingerprints()
+    def files(): return {f: f.read_bytes() for d in (ROOT/'nbs', PACKAGE) for f in d.rglob('*') if f.suffix in ('.ipynb', '.py') and '.ipynb_checkpoints' not in f.parts}
+    before = files()
     run(BIN/'nbdev-clean')
     run(BIN/'nbdev-export')
-    after = fingerprints()
-    changed = sorted(f for f in before.keys() | after.keys() if before.get(f) != after.get(f))
+    after = files()
+    changed = sorted(f.relative_to(ROOT).as_posix() for f in before.keys() | after.keys() if before.get(f) != after.get(f))
     if changed: raise Failed(f"out of step until now, mended in your tree: {', '.join(changed)}. Look at the change and commit it")
-    if os.environ.get('CI') and git_files() is not None:
-        if stale := run('git', 'status', '--porcelain', '--', 'nbs', PACKAGE, quiet=True): raise Failed(f'not what git holds:\n{stale}')
+    if os.environ.get('CI') and (stale := run('git', 'status', '--porcelain', '--', 'nbs', PACKAGE, quiet=True)): raise Failed(f'not what git holds:\n{stale}')
 
 
-@check
-def lint():
-    "ruff on notebooks, package, tests, tools and demo; its settings are in pyproject.toml"
-    run(BIN/'ruff', 'check', '--quiet', '--output-format', 'concise', '.')
+def command(name, about, *cmd):
+    "A check that is one command"
+    def f(): run(*cmd)
+    f.__name__, f.__doc__ = name, about
+    check(f)
+
+
+command('lint', 'ruff on notebooks, package, tests, tools and demo; its settings are in pyproject.toml', BIN/'ruff', 'check', '--quiet', '--output-format', 'concise', '.')
+command('javascript', "tsc --checkJs on the package's scripts; its settings are in tsconfig.json", 'node', ROOT/'.assets/node_modules/typescript/bin/tsc', '--project', ROOT)
+command('readme', 'README.md is what nbs/index.ipynb says', sys.executable, ROOT/'tools/readme.py', '--check')
+command('docs', 'The site renders, and no link leads nowhere', sys.executable, ROOT/'tools/docs.py')
 
 
 def whole(source):
@@ -134,9 +113,8 @@ def whole(source):
     classes = {n.name: n for n in body if isinstance(n, ast.ClassDef)}
     moved = {}  # The last line of a class: the methods to put behind it
     for n in body:
-        how = next((o for d in getattr(n, 'decorator_list', ()) if (o := ast.unparse(d)).startswith('patch')), None)
-        if how is None: continue
-        cls = re.search(r'\w+', how.removeprefix('patch_to') if 'patch_to' in how else ast.unparse(n.args.args[0].annotation))[0]
+        how = ast.unparse(n.decorator_list[0]) if getattr(n, 'decorator_list', ()) else ''
+        cls = re.search(r'\w+', how.removeprefix('patch_to') if 'patch_to' in how else ast.unparse(n.args.args[0].annotation))[0] if how[:5] == 'patch' else ''
         if cls not in classes: continue
         kind = next((f'@{k}' for k, v in dict(property='as_prop', classmethod='cls_method', staticmethod='static_method').items() if v in how), '')
         first = n.decorator_list[0].lineno
@@ -165,30 +143,16 @@ def types():
 
 
 @check
-def javascript():
-    "tsc --checkJs on the package's scripts; its settings are in tsconfig.json"
-    run('node', ROOT/'.assets/node_modules/typescript/bin/tsc', '--project', ROOT)
-
-
-@check
-def readme():
-    "README.md is what nbs/index.ipynb says"
-    run(sys.executable, ROOT/'tools/readme.py', '--check')
-
-
-@check
-def docs():
-    "The site renders, and no link leads nowhere"
-    run(sys.executable, ROOT/'tools/docs.py')
-
-
-@check
 def notebooks():
     "Every lesson holds"
-    out = run(sys.executable, ROOT/'tools/nbtest.py', secs=400, ok=(0, 1))
-    counts = COUNTS.findall(out)
-    if not counts: raise Failed('the notebooks were not run')
-    return tuple(map(int, counts[-1]))
+    return lessons(run(BIN/'nbdev-test', '--do-print', '--n-workers', '2', secs=400, ok=(0, 1)))
+
+
+def lessons(out):
+    "Passed and failed notebooks in what nbdev-test printed"
+    ended, failed = out.count('- Completed '), len(re.findall(r'^\t.+\.ipynb$', out.partition('Tests Failed On')[2], re.M))
+    if not ended or not failed and 'Success.' not in out: raise Failed('nbdev-test has not come to its end')
+    return ended - failed, failed
 
 
 def counted(*reports):
@@ -204,14 +168,13 @@ def tests():
     "pytest: what needs a browser, a server process, Redis, or time"
     # Side by side, because all mostly wait
     with tempfile.TemporaryDirectory() as tmp, ThreadPoolExecutor() as pool:
-        def part(name, *args, **kw):
-            report = Path(tmp)/f'{name}.xml'
-            return report,run(sys.executable, '-m', 'pytest', '-q', '--color=no', '--durations=5', f'--junit-xml={report}', *args,
-                              secs=1500, ok=(0, 1), **kw)
-        browsers = [pool.submit(part, i, o, quiet=True) for i,o in enumerate(BROWSER)]
-        others,_ = part('others', *[f'--ignore={o}' for o in BROWSER])
-        for o in browsers: print('\nIn the browser:\n' + o.result()[1])
-        return counted(others, *[o.result()[0] for o in browsers])
+        reports = [Path(tmp)/f'{name}.xml' for name in ('browser', 'contract', 'others')]
+        def pytest(report, *args, **kw):
+            return run(sys.executable, '-m', 'pytest', '-q', '--color=no', '--durations=10', f'--junit-xml={report}', *args, secs=1500, ok=(0, 1), **kw)
+        browsers = [pool.submit(pytest, report, part, quiet=True) for report, part in zip(reports, BROWSER)]
+        pytest(reports[-1], *[f'--ignore={part}' for part in BROWSER])
+        for o in browsers: print('\nIn the browser:\n' + o.result())
+        return counted(*reports)
 
 
 def main(names):

@@ -121,7 +121,7 @@ class Tabs:
         context = self.browser.new_context(viewport=self.size, device_scale_factor=self.scale)
         def fulfil(route):
             there = next((f for start, f in FILES.items() if start in route.request.url), None)
-            if there: route.fulfill(path=assets.folder()/there)
+            if there: route.fulfill(path=assets.MODULES/there)
             else: route.fulfill(body='', content_type='text/javascript')  # What the tutorials make no use of
         context.route('https://cdn.jsdelivr.net/**', fulfil)
         return context
