@@ -1,4 +1,4 @@
-"The work of the job board: the SHA-256 of every file in a folder. Nothing here knows of pages or streams"
+"The work of the job board: the SHA-256 of every file in a folder. This module knows nothing of pages and streams"
 import errno,hashlib,os,stat
 from contextlib import contextmanager
 from dataclasses import dataclass,replace
@@ -9,7 +9,7 @@ NAMED = 50     # Unread files that a report names
 
 @dataclass(frozen=True)
 class Report:
-    "How far a job is; a report never changes, a newer one takes its place"
+    "How far a job is; a report never changes, a newer one replaces it"
     id: str
     path: str               # Folder, below the root
     name: str               # The same, as people are shown it

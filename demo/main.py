@@ -33,7 +33,7 @@ AT_ONCE,WAITING,KEPT = 8,16,100  # Jobs that run, that wait at most, and that ar
 
 # --- Requests that are refused
 class Guard:
-    "Refuses requests that other sites have a browser send: to a name of theirs that leads here, and by their forms"
+    "Refuse requests of other sites: to a host name that is not this server's, and forms sent by their pages"
     def __init__(self, app): self.app = app
 
     async def __call__(self, scope, receive, send):
@@ -49,7 +49,7 @@ class Guard:
         if not same or origin and origin.partition('://')[2]!=host: return 'Another site sent this'
 
 def is_ours(host):
-    "Tell whether `host` is a name of this server; an address in numbers can't be the name of another site"
+    "Check that `host` is a name of this server, or an IP address, which can't be the name of another site"
     with suppress(ValueError):
         name = urlsplit(f'//{host}').hostname or ''
         return name in {'localhost', args.host, socket.gethostname()} or bool(ipaddress.ip_address(name))
@@ -142,7 +142,7 @@ def total(values): return oob_update('totals', tiles(**values), element_type=Dl)
 def looking(n): return oob_update('tabs', f'{n:,}', element_type=Span)
 
 def board():
-    "Draw the state as it is, for a tab that can't know what it missed"
+    "Draw the current state, for a tab whose missed messages are not available any more"
     return oob_update('jobs', rows(), element_type=Ul),total(totals()),looking(len(sse.present(0)))
 
 # --- The elements
@@ -168,7 +168,7 @@ def moves(job):
     return HTMXSSEConnector.create_sse_element(endpoint=job_events.to(id=job.id), hidden=True, auto_reconnect=False)
 
 def progress(job):
-    "Draw the part of a row that moves: nothing in it can have the focus or be open, as it would lose that"
+    "Draw the part of a row that changes; it is replaced often, so nothing in it may take the focus or be opened"
     looking,files = job.state=='running' and not job.size,of(f'{job.files:,}', f'{job.found:,}')
     return Div(Progress(id=f'bar-{job.id}', max=1, value=None if looking else f'{job.done:.4f}'),
         Div(Label(f'{job.found:,} files found' if looking else f'{files} files', fr=f'bar-{job.id}'),

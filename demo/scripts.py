@@ -1,4 +1,4 @@
-"The page's htmx: from .assets, if `make demo` put it there, else from its CDN. `setup_sse` adds what is missing"
+"The page's htmx: from .assets if `make demo` put it there, else from the CDN. `setup_sse` adds the other scripts"
 from pathlib import Path
 
 from fasthtml.common import Mount,Script
