@@ -14,11 +14,26 @@ Modules:
 - `cjm_fasthtml_sse.core`: The broadcast manager: an app opens streams with it, and broadcasts to them
 - `cjm_fasthtml_sse.dashboard`: The live dashboard: what a manager does, in a page that updates itself
 - `cjm_fasthtml_sse.dispatcher`: Call the handlers of an event, found by pattern, in order of priority, behind filters, transformers and middleware
+- `cjm_fasthtml_sse.engine.access`: Who may listen, asked when a stream is opened and again while it is open
+- `cjm_fasthtml_sse.engine.catch_up`: From where a browser stands to the present: the state, or what it missed, and then live
 - `cjm_fasthtml_sse.engine.checks`: The checks of numbers that a user of the library gives
+- `cjm_fasthtml_sse.engine.connection`: One open stream: its states, what moves it between them, and messages for it alone
+- `cjm_fasthtml_sse.engine.group`: Connections that want the same: one rendering and one frame for all of them
+- `cjm_fasthtml_sse.engine.hints`: Say once, in the log, what a developer would else look for in vain
+- `cjm_fasthtml_sse.engine.hub`: All streams of one manager: who joins and leaves, and who gets a message
+- `cjm_fasthtml_sse.engine.loop`: The one owner of the event loop that streams live on: tasks, other threads, closed loops, forks
+- `cjm_fasthtml_sse.engine.messages`: How messages are kept and numbered, so that a browser that comes back gets what it missed
 - `cjm_fasthtml_sse.engine.middleware`: The layers between a response and the server, and whether they leave bodies alone
 - `cjm_fasthtml_sse.engine.patterns`: The grammar of event types, and the index of callbacks by pattern
+- `cjm_fasthtml_sse.engine.pump`: What moves the streams of a hub: passes, back-pressure, heartbeats, and the end of those who do not read
 - `cjm_fasthtml_sse.engine.queues`: Queues that an app reads itself: how they get messages, wait when full, and end
+- `cjm_fasthtml_sse.engine.render`: How a message becomes what a browser gets: elements become HTML, data becomes JSON, once for all who share it
+- `cjm_fasthtml_sse.engine.request`: The request behind a stream: waiting for the browser to leave, and the end of the body
+- `cjm_fasthtml_sse.engine.response`: What an endpoint returns: headers, hooks, and one stream from its beginning to its end
+- `cjm_fasthtml_sse.engine.sender`: How the bytes of one stream leave: three ways behind one interface
 - `cjm_fasthtml_sse.engine.servers`: What this library knows of uvicorn, hypercorn, granian and gunicorn, and of the signals that stop them
+- `cjm_fasthtml_sse.engine.users`: Whose the open streams are, who has just left, and the end of all streams of one user
+- `cjm_fasthtml_sse.engine.wire`: The event-stream format: encode one event, parse a stream, refuse what would corrupt it
 - `cjm_fasthtml_sse.guards`: Who may use a route of this library
 - `cjm_fasthtml_sse.headers`: The scripts that a page loads, as headers of an app
 - `cjm_fasthtml_sse.helpers`: Set-up of an app, out-of-band elements, and `@sse_element`

@@ -35,7 +35,9 @@ from .redis_entries import id_before,id_numbers,read_entry
 from ..engine.messages import BackendError
 
 # %% ../../nbs/backends/redis_reader.ipynb #ebabc483
-PAGE = 100  # Entries that one command reads
+PAGE = 100              # Entries that one command reads
+MAINTAIN_INTERVAL = 3.  # Seconds between two rounds of `StreamReader.maintain`
+TRIM_INTERVAL = 60.     # Seconds between two trimmings by age
 
 _log = logging.getLogger(__name__)
 
@@ -118,9 +120,6 @@ class StreamPosition:
 _SWAP = "if redis.call('GET',KEYS[1])==ARGV[1] then redis.call('SET',KEYS[1],ARGV[2]) end"
 
 # %% ../../nbs/backends/redis_reader.ipynb #b58142c5
-MAINTAIN_INTERVAL = 3.  # Seconds between two rounds of `StreamReader.maintain`
-TRIM_INTERVAL = 60.     # Seconds between two trimmings by age
-
 class StreamReader:
     "Reads the stream, and delivers its records in order"
     def __init__(self,

@@ -248,6 +248,7 @@ class Queues:
 
     def _unblock(self, queue): self.blocked.pop(queue, None)
 
+# %% ../../nbs/engine/queues.ipynb #afb2e34c
 class Connections(Set):
     "The open connections, queues and streams alike; looping over it is safe while they come and go, in threads too"
     def __init__(self, queues, streams): self._parts = queues,streams
