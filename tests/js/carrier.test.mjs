@@ -182,3 +182,59 @@ test('an error of the server keeps its Retry-After; who is let in nowhere needs 
   assert.deepEqual(log, [['one', 1, { lost: 503, retry: '7' }], ['two', 1, { ticket: true }]]);
   carriers.end();
 });
+
+test('more streams than the carriers take: a hundred in a request, 200 on a carrier, what is beyond goes direct', async () => {
+  const made = [];
+  const { carriers, sent, log } = make(({ open, become }) => {
+    let one = made.find(o => o.count < 200);
+    if (!one && become) made.push(one = { ...carrier(`${made.length}`), count: 0 });
+    if (!one) {
+      for (const [number] of open) made[2].say(number + CONTROL, '{"direct":"limit"}');
+      return attached('2');
+    }
+    const isNew = !one.count;
+    one.count += open.length;
+    for (const [number] of open) one.say(number, 'hello');
+    return isNew ? one.response : attached(`${made.indexOf(one)}`);
+  });
+  carriers.want('one', Array.from({ length: 601 }, (_, i) => wish(i)));
+  for (let i = 0; i < 50 && log.length < 601; i++) await soon();
+  assert.deepEqual(sent.map(o => [o.open.length, o.become]), [...Array(5).fill([100, true]), [100, false], [1, false]]);
+  assert.deepEqual([carriers.carriers.size, carriers.channels.size], [3, 600]);
+  assert.deepEqual(log.filter(([, , o]) => !o.bytes), [['one', 600, { direct: 'limit' }]]);
+  assert.equal(new Set(log.map(([, key]) => key)).size, 601);
+  carriers.end();
+});
+
+test('sixteen processes take turns: all streams of seven tabs find a place on three carriers', async () => {
+  const made = [], wishes = new Map();
+  let turn = 0, keys = 0;
+  const { carriers, log, sent } = make(request => {
+    const process = turn++ % 16;
+    const known = made.find(o => o.process === process && request.carriers.includes(o.id));
+    if (known) return attached(known.id);
+    if (!request.become) return status(409);
+    made.push({ ...carrier(`${made.length}`), id: `${made.length}`, process });
+    return made.at(-1).response;
+  });
+  for (let tab = 0; tab < 7; tab++) {
+    wishes.set(tab, [wish(keys++), wish(keys++)]);
+    const before = sent.length;
+    carriers.want(tab, wishes.get(tab));
+    for (let i = 0; i < 100; i++) {
+      await soon();
+      if (!i) assert(sent.findIndex(o => o.open.some(([, path]) => path === `/${keys - 1}`) && o.become) < before + 3);
+      for (const [tab, key, { moved }] of log.splice(0)) {   // as a tab does: the stream is asked for again
+        assert(moved);
+        wishes.set(tab, [...wishes.get(tab).filter(o => o.key !== key), wish(keys++)]);
+        carriers.want(tab, wishes.get(tab));
+      }
+      if (!carriers.requesting && !carriers.wanted.size) break;
+    }
+  }
+  const places = [...carriers.channels.values()].map(o => carriers.carriers.get(o.carrier?.id));
+  assert.equal(places.filter(Boolean).length, 14);
+  assert.equal(carriers.carriers.size, 3);
+  assert(sent.length < 100, `${sent.length} requests`);
+  carriers.end();
+});
