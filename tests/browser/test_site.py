@@ -48,11 +48,11 @@ def test_no_page_is_wider_than_a_telephone(page, site):
 def test_the_menu_of_a_telephone(page, site):
     page.set_viewport_size(dict(width=390, height=844))
     page.goto(f'{site}/index.html')
-    link = page.locator('.sidebar-tree').get_by_role('link', name='stream', exact=True)
+    link = page.locator('.sidebar-tree').get_by_role('link', name='core', exact=True)
     expect(link).not_to_be_in_viewport()
     page.locator('.nav-overlay-icon').click()
     link.click()
-    assert page.url.endswith('stream.html')
+    assert page.url.endswith('core.html')
 
 
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
@@ -71,7 +71,7 @@ def found(page, site, words):
 
 
 @pytest.mark.parametrize('words, where', {'oob_swap': 'helpers.html', 'offline': 'recipes.html', 'notify one user': 'recipes.html', 'multiple workers': 'recipes.html',
-                                         'celery': 'recipes.html', 'presence': 'recipes.html'}.items())
+                                         'celery': 'recipes.html', 'presence': 'core.html'}.items())
 def test_the_search_finds(page, site, words, where):
     "By the words that people look for; among the first three"
     results = found(page, site, words)
