@@ -28,7 +28,7 @@ BIN = Path(sys.executable).parent
 ENV = {**os.environ, 'PATH': f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}", 'PYTHONUNBUFFERED': '1', 'DEBIAN_FRONTEND': 'noninteractive'}
 DEBIAN = {'chromium': 'chromium', 'firefox-esr': 'firefox-esr', 'redis-server': 'redis-server', 'node': 'nodejs', 'npm': 'npm',
           'nginx': 'nginx', 'caddy': 'caddy', 'openssl': 'openssl'}  # command: its package
-BROWSER = 'tests/browser', 'tests/contract/browser'
+PARTS = [['tests/contract', '--ignore=tests/contract/browser'], ['tests', '--ignore=tests/contract', '--ignore=tests/browser'], ['tests/browser'], ['tests/contract/browser']]
 CHECKS = {}
 
 
@@ -168,12 +168,10 @@ def tests():
     "pytest: what needs a browser, a server process, Redis, or time"
     # Side by side, because all mostly wait
     with tempfile.TemporaryDirectory() as tmp, ThreadPoolExecutor() as pool:
-        reports = [Path(tmp)/f'{name}.xml' for name in ('browser', 'contract', 'others')]
-        def pytest(report, *args, **kw):
-            return run(sys.executable, '-m', 'pytest', '-q', '--color=no', '--durations=10', f'--junit-xml={report}', *args, secs=1500, ok=(0, 1), **kw)
-        browsers = [pool.submit(pytest, report, part, quiet=True) for report, part in zip(reports, BROWSER)]
-        pytest(reports[-1], *[f'--ignore={part}' for part in BROWSER])
-        for o in browsers: print('\nIn the browser:\n' + o.result())
+        reports = [Path(tmp)/f'{i}.xml' for i in range(len(PARTS))]
+        def pytest(report, part):
+            return run(sys.executable, '-m', 'pytest', '-q', '--color=no', '--durations=10', f'--junit-xml={report}', *part, secs=1500, ok=(0, 1), quiet=True)
+        for part, out in zip(PARTS, pool.map(pytest, reports, PARTS)): print(f'\n{part[0]}:\n{out}', flush=True)
         return counted(*reports)
 
 

@@ -214,7 +214,7 @@ class TestWorkers:
                 until(lambda text=f'not {pid}': heard(text), 'all show what is sent now')
             before = workers()[0]
             server.signal(signal.SIGHUP)
-            until(lambda: len(now := workers()[0])==2 and not now & before, 'both are new')
+            until(lambda: len(now := workers()[0])==2 and not now & before, 'both are new', 60)
             until(lambda: heard('both are new'), 'all show what is sent now')
             tabs.active(11)
 

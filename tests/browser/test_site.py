@@ -71,7 +71,7 @@ def found(page, site, words):
 
 
 @pytest.mark.parametrize('words, where', {'oob_swap': 'helpers.html', 'offline': 'recipes.html', 'notify one user': 'recipes.html', 'multiple workers': 'recipes.html',
-                                         'celery': 'recipes.html', 'presence': 'core.html'}.items())
+                                         'celery': 'recipes.html', 'presence': 'core.html', 'who is online': 'recipes.html'}.items())
 def test_the_search_finds(page, site, words, where):
     "By the words that people look for; among the first three"
     results = found(page, site, words)
