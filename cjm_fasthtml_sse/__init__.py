@@ -13,7 +13,7 @@ Modules:
 - `cjm_fasthtml_sse.common`: All that an app uses, in one import
 - `cjm_fasthtml_sse.core`: The broadcast manager: an app opens streams with it, and broadcasts to them
 - `cjm_fasthtml_sse.dashboard`: The live dashboard: what a manager does, in a page that updates itself
-- `cjm_fasthtml_sse.dispatcher`: Call the handlers of an event, found by pattern, in order of priority, behind filters, transformers and middleware
+- `cjm_fasthtml_sse.dispatcher`: Call the handlers whose pattern matches an event, in order of priority, after filters, transformers and middleware
 - `cjm_fasthtml_sse.engine.access`: Who may listen, asked when a stream is opened and again while it is open
 - `cjm_fasthtml_sse.engine.catch_up`: From where a browser stands to the present: the state, or what it missed, and then live
 - `cjm_fasthtml_sse.engine.checks`: The checks of numbers that a user of the library gives
@@ -46,7 +46,7 @@ Modules:
 - `cjm_fasthtml_sse.manager.hooks`: The callbacks of a manager: how they are called, and what waits for them
 - `cjm_fasthtml_sse.manager.outbox`: The way of a broadcast from the call to the backend, in whatever thread and whether or not an event loop runs
 - `cjm_fasthtml_sse.manager.presence`: Who is connected, in all processes, for the hooks of `on_presence`
-- `cjm_fasthtml_sse.monitoring`: The connection monitor: it shows in a page whether its stream is connected
+- `cjm_fasthtml_sse.monitoring`: The connection monitor: shows in a page whether its stream is connected
 - `cjm_fasthtml_sse.multiplex.carrier`: The connection that the channels of a browser share
 - `cjm_fasthtml_sse.multiplex.channel`: One stream of one element: its request, and what waits to be sent
 - `cjm_fasthtml_sse.multiplex.endpoint`: A thousand streams, in any number of tabs, on one connection for each browser
@@ -55,7 +55,7 @@ Modules:
 - `cjm_fasthtml_sse.progress`: Work that takes long: a loop reports to every tab how far it is, and how it ended
 - `cjm_fasthtml_sse.setup`: What stands around an app with event streams
 - `cjm_fasthtml_sse.testing`: A client for event streams that never end, in process: no server, no sockets, no waiting without a bound
-- `cjm_fasthtml_sse.updater`: Turn an event into elements, which the browser swaps into the page out of band
+- `cjm_fasthtml_sse.updater`: Make elements of an event, which the browser swaps into the page out-of-band
 - `cjm_fasthtml_sse.visitor`: Which visitor sends a request, and the tickets that prove which streams this visitor may open"""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""Call the handlers of an event, found by pattern, in order of priority, behind filters, transformers and middleware
+"""Call the handlers whose pattern matches an event, in order of priority, after filters, transformers and middleware
 
 An event has a type such as `job:42:done`. A handler is registered for a type, or for a pattern that matches it (see
 `engine.patterns`). `SSEEventDispatcher` calls the handlers of an event and returns their results. Filters,
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 @dataclass
 class SSEEvent:
     "Describe something that happened; `FieldError` for a `type` or `namespace` that can't name an event"
-    type: str                   # What happened, such as `job:done`
+    type: str                   # Event type, such as `job:done`
     data: Any                   # Anything; the dispatcher does not look inside
     namespace: str|None = None  # Stands before the type: `namespace:type`
     priority: float = 0         # For your own use; the dispatcher does not read it
@@ -62,7 +62,7 @@ class SSEEventDispatcher:
     "Call the handlers whose pattern matches an event, and return their results"
     def __init__(self):
         self.handlers = PatternIndex()
-        self.namespaces: set[str] = set()  # Those registered
+        self.namespaces: set[str] = set()  # From `register_namespace`
         self._around = PatternIndex()      # Filters, transformers and middleware, each kind under its name
 
     def add_handler(self,
@@ -89,7 +89,7 @@ class SSEEventDispatcher:
     def add_filter(self,
         filter_func: Callable  # Takes the event; sync or async
     ) -> Callable:             # `filter_func`
-        "Stop events for which `filter_func(event)` is false; also a decorator"
+        "Drop events for which `filter_func(event)` is false; also a decorator"
         return self._around.add('filter', filter_func)
 
     def add_transformer(self,
@@ -167,7 +167,7 @@ def get_registered_events(self:SSEEventDispatcher) -> list[str]:
 
 @patch
 def handles(self:SSEEventDispatcher,
-    event_type: str  # What happened
+    event_type: str  # Such as `job:done`
 ) -> bool:
     "Return whether a callback may handle such an event; a stream logs a hint for a type that no renderer handles"
     return bool({'transformer', 'middleware'} & {*self._around.keys()}) or bool(self.handlers.matching(event_type))
