@@ -4,7 +4,6 @@ import pytest
 from fasthtml.common import EventStream, FastHTML, P, sse_message
 from starlette.testclient import TestClient
 
-from cjm_fasthtml_sse.engine.messages import BackendError
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.dashboard import setup_dashboard
 from cjm_fasthtml_sse.helpers import setup_sse
@@ -47,22 +46,6 @@ def test_no_abort_where_the_server_has_none():
     def index(req): return P(str('sse.abort' in req.scope))
     setup_sse(app)
     assert 'False' in TestClient(app).get('/').text
-
-
-class Manager:
-    def __init__(self, seen): self.seen = seen
-    async def open(self): pass
-    async def close(self): self.seen.append('manager')
-
-
-def test_a_start_that_fails_closes_what_was_opened():
-    seen = []
-    class Refused(Manager):
-        async def open(self): raise BackendError('wrong password')
-    app = FastHTML(secret_key='test')
-    for manager in Refused([]), Manager(seen): setup_sse(app, manager)  # The one that was named last is opened first
-    with pytest.raises(BackendError, match='wrong password'), TestClient(app): pass
-    assert seen == ['manager']
 
 
 class TestOneManager:

@@ -1,6 +1,6 @@
 """Thousands come and go, by every way out, and nothing of them stays
 
-`make soak` takes ten times as many. What is left is compared from one visit to the next: caches, and whatever else a process needs
+`make soak` takes forty times as many. What is left is compared from one visit to the next: caches, and whatever else a process needs
 once, are full after the first.
 """
 import asyncio
@@ -19,7 +19,7 @@ from tests.contract.servers import Stream, many_files, running, uvicorn
 from tests.contract.support import Hooks, eventually, listening
 from tests.contract.test_hostile_clients import at_rest, resident
 
-SOAK = int(os.environ.get('SOAK', 9000))
+SOAK = int(os.environ.get('SOAK', 4500))
 COUNTERS = 'deliveries', 'coalesced', 'replayed', 'evicted', 'gaps'
 
 
