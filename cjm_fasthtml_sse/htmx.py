@@ -1,17 +1,17 @@
 """The attributes that connect a page to an event stream, and the scripts behind them
 
-A page takes part in a stream by attributes. This module writes them, and it holds the scripts that make them work.
-They are the same for htmx 2 and htmx 4.
+Attributes connect a page to a stream. This module writes them, and has the scripts that read them. The attributes
+are the same for htmx 2 and htmx 4.
 
 | attribute | of | what it says |
 |---|---|---|
 | `sse-connect` | an element | which stream |
 | `sse-swap` | an element | which of its events are swapped in |
 | `sse-close` | an element | which event ends it |
-| `data-sse-cursor` | an element | where the page stands: the stream goes on from there |
-| `data-sse-after` | an element | the id that the stream goes on from, of the app's own |
+| `data-sse-cursor` | an element | the newest ids when the page's request began: the stream starts there |
+| `data-sse-after` | an element | the id after which the stream starts, given by the app |
 | `data-sse-multiplex` | an element | `false`: a connection of its own |
-| `data-sse-client` | the client's script | that it is the client |
+| `data-sse-client` | the client's script | marks it as the client |
 | `data-sse-mux` | the client's script | where channels are opened |
 | `data-sse-multiplex` | the client's script | `tab`: each tab has a connection of its own |
 | `data-sse-monitor-src` | the client's script | where the monitor's script is |
@@ -44,7 +44,7 @@ from .engine.wire import CLOSE,check_event_type
 
 # %% ../nbs/htmx.ipynb #06c6d1e5
 class HTMXSSEConnector:
-    "Writes the attributes that connect elements to event streams; every method works on the class and on an instance"
+    "Write the attributes that connect elements to event streams; every method works on the class and on an instance"
 
 # %% ../nbs/htmx.ipynb #72e9eb9b
 def _endpoint(endpoint):
@@ -72,7 +72,7 @@ def _event_names(events, swap_type):
 _with_client: WeakSet = WeakSet()  # Apps
 
 def _hint_at_missing_client():
-    "Log a hint where a page connects to a stream and has no client"
+    "Log a hint if a page connects to a stream and has no client"
     frame: Any = sys._getframe(1)
     while frame is not None and frame.f_globals.get('__name__')!='fasthtml.core': frame = frame.f_back
     request = frame and frame.f_locals.get('req')
@@ -84,15 +84,15 @@ def _hint_at_missing_client():
 
 # %% ../nbs/htmx.ipynb #8e5696cc
 class _PageCursor:
-    "The value of an attribute, found when it is written"
+    "An attribute's value, computed when the element is written as HTML"
     def __html__(self):
         if (ids := page_cursors.get()) is NO_PAGE: _hint_at_missing_client()
         return escape(' '.join(ids), quote=False)
     def __repr__(self): return 'PAGE_CURSOR'
-    def __reduce__(self): return 'PAGE_CURSOR'  # A copy is the same
+    def __reduce__(self): return 'PAGE_CURSOR'  # A copy or a pickle is the same object
     __str__ = __html__
 
-PAGE_CURSOR = _PageCursor()  # Where the page stands, or the message, that an element is written into
+PAGE_CURSOR = _PageCursor()  # The ids of the page, or of the message, that an element is written into
 
 # %% ../nbs/htmx.ipynb #9144b45d
 @patch_to(HTMXSSEConnector, static_method=True)
@@ -103,15 +103,15 @@ def add_sse_attrs(
     swap_type: str = 'message',        # Name of the one event to swap in; `message` is the event without a name
     auto_reconnect: bool = True,       # `False`: stay closed once the server has ended the stream on purpose
     *,
-    swap: str|None = None,             # How to swap, as in `hx-swap`; `none` where all messages are out-of-band
-    after=PAGE_CURSOR,                 # Where the stream goes on: where the page stands; an id; `None`: anew
-    multiplex: bool = True,            # `False`: a connection of its own in each tab, of which a browser has six
+    swap: str|None = None,             # How to swap, as in `hx-swap`; `none` if all messages are out-of-band
+    after=PAGE_CURSOR,                 # Where the stream starts: at the page's ids; after an id; `None`: now
+    multiplex: bool = True,            # `False`: a connection of its own in each tab; a browser has six
 ) -> FT:                               # The same element
     "Connect `element` to the stream at `endpoint`; `ArgumentError` or `FieldError` for a wrong value"
     return _connect(element, _endpoint(endpoint), events, swap_type, auto_reconnect, swap, after, multiplex)
 
 def _connect(element, url, events, swap_type, auto_reconnect, swap, after, multiplex):
-    "Write the attributes; without `url` the element listens to the connection of an ancestor"
+    "Write the attributes; without `url` the element uses the connection of an ancestor"
     if not isinstance(getattr(element, 'attrs', None), dict):
         raise ArgumentError(f'`element` must be an FT element, got {element!r}')
     attrs = element.attrs
@@ -121,7 +121,7 @@ def _connect(element, url, events, swap_type, auto_reconnect, swap, after, multi
     if url: attrs['sse-connect'] = url
     if not auto_reconnect: attrs['sse-close'] = CLOSE
     if swap: attrs['hx-swap'] = swap
-    elif not url: attrs.setdefault('hx-swap', 'innerHTML')  # Else it would inherit that of the connecting element
+    elif not url: attrs.setdefault('hx-swap', 'innerHTML')  # Otherwise it inherits the swap style of the connecting element
     if url and after: attrs['data-sse-cursor' if after is PAGE_CURSOR else 'data-sse-after'] = after
     if not multiplex: attrs['data-sse-multiplex'] = 'false'
     return element
@@ -130,11 +130,11 @@ def _connect(element, url, events, swap_type, auto_reconnect, swap, after, multi
 @patch_to(HTMXSSEConnector, static_method=True)
 def create_sse_element(
     element_type=Div,                  # Any FT function
-    endpoint=None,                     # Path or route function; `None`: that of an element around it
+    endpoint=None,                     # Path or route function; `None`: that of a parent element
     element_id: str|None = None,       # The `id`, for scripts, styles and the monitor
     events: str|list[str]|None = None, # As in `add_sse_attrs`
     swap_type: str = 'message',        # As in `add_sse_attrs`
-    hidden: bool = False,              # Show nothing, and swap only out-of-band elements where no swap is given
+    hidden: bool = False,              # Show nothing, and swap only out-of-band elements unless a swap is given
     *,
     auto_reconnect: bool = True,       # As in `add_sse_attrs`
     swap: str|None = None,             # As in `add_sse_attrs`
@@ -155,7 +155,7 @@ def create_sse_element(
     return _connect(element, url, events, swap_type, auto_reconnect, swap, after, multiplex)
 
 def _children(content):
-    "One child or several, as a tuple"
+    "Return one child or several as a tuple"
     return () if content is None else tuple(content) if isinstance(content, (tuple, list)) else (content,)
 
 # %% ../nbs/htmx.ipynb #affc4f43
@@ -172,7 +172,7 @@ def _job_element(job_id, endpoint_template, element_id_template, content, kwargs
 
 @patch_to(HTMXSSEConnector, static_method=True)
 def sse_progress_element(
-    job_id,               # Any value; as text it names the job
+    job_id,               # Any value; its text identifies the job
     endpoint_template: str = '/stream_job_progress?job_id={job_id}',  # URL of the job's stream
     element_id_template: str = 'progress-span-{job_id}',              # `id` of the element
     initial_content=None, # Shown until the first message
@@ -183,7 +183,7 @@ def sse_progress_element(
 
 @patch_to(HTMXSSEConnector, static_method=True)
 def sse_status_element(
-    job_id,               # Any value; as text it names the job
+    job_id,               # Any value; its text identifies the job
     endpoint_template: str = '/stream_job_status?job_id={job_id}',  # URL of the job's stream
     element_id_template: str = 'status-span-{job_id}',              # `id` of the element
     initial_content=None, # Shown until the first message
@@ -235,7 +235,7 @@ def _js(*names):
     return '(() => {\n' + _bare('\n'.join((static/f'{o}.js').read_text(encoding='utf-8') for o in names)) + '})();\n'
 
 def client_js(
-    htmx_version: str = ''  # Of the htmx in the page; empty: unknown, which costs a kilobyte more
+    htmx_version: str = ''  # Of the htmx in the page; empty: unknown, which adds a kilobyte
 ) -> str:                   # JavaScript
     "Read the client, as one script"
     versions = [f'htmx{o}' for o in '24' if htmx_version[:1] in ('', o)]
@@ -249,7 +249,7 @@ def monitor_js(
 
 def morph_js(
 ) -> str: # JavaScript
-    "Read what morph swaps need under htmx 2, for pages with the client"
+    "Read the script for morph swaps under htmx 2, for pages with the client"
     return _js('morph')
 
 def hints_js(
@@ -259,7 +259,7 @@ def hints_js(
 
 def unload_js(
 ) -> str: # JavaScript
-    "Read what a page without the client needs for Back to work, see `cleanup_sse_on_unload` in `helpers`"
+    "Read the script for the Back button in pages without the client, see `helpers.cleanup_sse_on_unload`"
     return _js('unload')
 
 # %% ../nbs/htmx.ipynb #0a87075c
@@ -287,7 +287,7 @@ class SSEMonitorConfig:
     "What a connection monitor watches, how, and what it shows; `ArgumentError` for a wrong setting"
     sse_element_id: str = 'sse-connection'       # `id` of the element with the connection
     status_element_id: str = 'connection-status' # `id` of the element that shows the state
-    auto_reconnect: bool = True                  # `False`: a connection that is lost stays lost
+    auto_reconnect: bool = True                  # `False`: a lost connection is not opened again
     reconnect_delay: float|None = 3000           # Milliseconds, doubled up to 30 s. `None`: as `retry:` says
     debug: bool = False                          # Log each change of state in the browser's console
     heartbeat_timeout: float = 30000             # Milliseconds of silence after which a stream with heartbeats is lost
@@ -314,7 +314,7 @@ def _indicator(state, html):
 # %% ../nbs/htmx.ipynb #9dcc0182
 @patch_to(HTMXSSEConnector, static_method=True)
 def create_sse_monitor_script(
-    config: dict,            # Settings by name, as in `SSEMonitorConfig`; without `reconnect_delay` the stream decides
+    config: dict,            # Settings by name, as in `SSEMonitorConfig`; without `reconnect_delay` the stream's `retry:` holds
     *,
     inline: bool = True,     # `False`: settings only, for a page whose headers have the client
     nonce: str|None = None   # For a content security policy that wants one
