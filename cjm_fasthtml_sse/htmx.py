@@ -121,7 +121,7 @@ def _connect(element, url, events, swap_type, auto_reconnect, swap, after, multi
     if url: attrs['sse-connect'] = url
     if not auto_reconnect: attrs['sse-close'] = CLOSE
     if swap: attrs['hx-swap'] = swap
-    elif not url: attrs.setdefault('hx-swap', 'innerHTML')  # Otherwise it inherits the swap style of the connecting element
+    elif not url: attrs.setdefault('hx-swap', 'innerHTML')  # Otherwise it inherits that of the connecting element
     if url and after: attrs['data-sse-cursor' if after is PAGE_CURSOR else 'data-sse-after'] = after
     if not multiplex: attrs['data-sse-multiplex'] = 'false'
     return element
@@ -314,7 +314,7 @@ def _indicator(state, html):
 # %% ../nbs/htmx.ipynb #9dcc0182
 @patch_to(HTMXSSEConnector, static_method=True)
 def create_sse_monitor_script(
-    config: dict,            # Settings by name, as in `SSEMonitorConfig`; without `reconnect_delay` the stream's `retry:` holds
+    config: dict,            # Settings of `SSEMonitorConfig` by name; without `reconnect_delay`, `retry:` holds
     *,
     inline: bool = True,     # `False`: settings only, for a page whose headers have the client
     nonce: str|None = None   # For a content security policy that wants one
