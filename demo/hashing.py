@@ -46,7 +46,7 @@ def inside(root, path, flags=os.O_DIRECTORY):
     try:
         for i,part in enumerate(parts, 1):
             above,fd = fd,None
-            # Without O_NONBLOCK a pipe would be waited for until somebody writes into it
+            # Without O_NONBLOCK, opening a pipe blocks until another process writes into it
             kind = flags if i==len(parts) else os.O_DIRECTORY
             try: fd = os.open(part, os.O_RDONLY|os.O_NOFOLLOW|os.O_NONBLOCK|kind, dir_fd=above)
             finally: os.close(above)

@@ -209,7 +209,7 @@ async def index():  # On the event loop, as all that changes the state; a plain 
         Dl(*tiles(**totals()), id='totals'),
         Section(Header(H2('Jobs'), Button('Clear ended', hx_post=clear, hx_swap='none')),
             Ul(*rows(), id='jobs'), P('Nothing yet. Start a job above.')),
-        Footer('Tabs that look at this: ', Span(f'{len(sse.present(0)):,}', id='tabs'),
+        Footer('Tabs that show this page: ', Span(f'{len(sse.present(0)):,}', id='tabs'),
             '. Each browser has one connection for all of its streams.'),
         Div(id='news', role='status'),
         HTMXSSEConnector.create_sse_element(endpoint=events, element_id='sse-connection', hidden=True),
