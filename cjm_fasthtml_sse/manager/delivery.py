@@ -168,15 +168,15 @@ class BackendLifecycle:
         self.fail_orphaned()
         async with self.hub.publish_lock:
             if self.loop is self.hub.loop: return  # Started meanwhile
-            now = self.hub.loop.time()
-            if 0<=now-self._failed[0]<_RETRY_AFTER: raise self._failed[1](self._failed[2])
+            if 0<=self.hub.loop.time()-self._failed[0]<_RETRY_AFTER: raise self._failed[1](self._failed[2])
             if type(self.backend) is MemoryBackend: warn_of_several_processes()
             self._take_address()
             deliver,renew = self.delivery.deliver,self.delivery.renew
             try: await self.backend.start(self.hub.replay.size, deliver, renew, self.describe)
             except BackendError as e:
                 self._leave_address()
-                self._failed = now,BackendUnavailable if isinstance(e, BackendUnavailable) else BackendError,str(e)
+                kind = BackendUnavailable if isinstance(e, BackendUnavailable) else BackendError
+                self._failed = self.hub.loop.time(),kind,str(e)  # Now: the start may have taken longer than that
                 raise
             self.loop = self.hub.loop
 

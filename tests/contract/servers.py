@@ -60,7 +60,7 @@ class Server:
         self.port,self.log = port or free_port(),Path(log)
         self.url = f'http://127.0.0.1:{self.port}'
         env = {**os.environ, 'PYTHONUNBUFFERED': '1', 'PORT': str(self.port), 'HOME': str(self.log.parent),
-               'PYTHONPATH': str(OTHER_APPS), **(env or {})}
+               'PYTHONPATH': os.pathsep.join(filter(None, [os.environ.get('PYTHONPATH'), str(OTHER_APPS)])), **(env or {})}
         with open(log, 'ab') as f:
             self.process = subprocess.Popen([str(c).replace('{port}', str(self.port)) for c in cmd], cwd=cwd, env=env,
                                             stdin=subprocess.DEVNULL, stdout=f, stderr=subprocess.STDOUT,

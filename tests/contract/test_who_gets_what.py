@@ -17,7 +17,7 @@ import pytest
 from fasthtml.common import FastHTML
 from starlette.responses import Response
 
-from cjm_fasthtml_sse.core import SSEBroadcastManager, TooManyConnections
+from cjm_fasthtml_sse.core import BackendError, SSEBroadcastManager, TooManyConnections
 from cjm_fasthtml_sse.dispatcher import segment
 from cjm_fasthtml_sse.helpers import setup_sse
 from tests.contract.support import (BOUND, CLOSE, GAP, RENDER, Browser, Hooks, OwnBackend, Site, all_live, client, eventually,
@@ -256,6 +256,20 @@ class TestLimits:
         await entering
         assert sorted(c.status for c in clients) == [200]*5+[503]*15 and manager.connection_count == 5
         with pytest.raises(TooManyConnections): await manager.register_connection()
+        for c in clients: await c.leave()
+
+    async def test_a_start_that_fails_is_tried_once_for_all(self):
+        "However long it takes: those who waited for it meanwhile do not each try again, one behind the other"
+        class Away(OwnBackend):
+            tries = 0
+            async def start(self, *args):
+                self.tries += 1
+                await asyncio.sleep(1.2)
+                raise BackendError('nobody is there')
+        manager = SSEBroadcastManager(backend=(backend := Away()))
+        clients = [client('stream', manager) for _ in range(10)]
+        await asyncio.gather(*[c.__aenter__() for c in clients])
+        assert [c.status for c in clients] == [503]*10 and backend.tries <= 2
         for c in clients: await c.leave()
 
     async def test_nor_of_one_user(self):

@@ -26,6 +26,8 @@ FAULTS = [
          'hub.replay_batch, None)'),)),
     Fault('a user who is logged out keeps a stream whose request had begun before', 'engine/hub.py', 'test_who_gets_what.py', (
         ("if began is not None and was_disconnected(user, began): conn.end('closed')", 'pass'),)),
+    Fault('ten pages that open while Redis is away wait for ten failures, one behind the other', 'manager/delivery.py', 'test_who_gets_what.py', (
+        ('self._failed = self.hub.loop.time(),kind,str(e)', 'self._failed = self.hub.loop.time()-2,kind,str(e)'),)),
     Fault('those who wait for the backend together come in beyond `max_connections`', 'engine/response.py', 'test_who_gets_what.py', (
         ('        return self.refusal()  # That may',
          '        return None  # That may'),)),
