@@ -436,7 +436,8 @@ class TestEnds:
             await eventually(lambda: len(hooks.closed)==3, 'all end')
             if by in ('manager', 'disconnect'):
                 for o in channels: await o.until(lambda o: o.ended and (o.farewell or by=='disconnect'), 'a farewell')
-        assert sorted(map(id, hooks.opened))==sorted(map(id, hooks.closed)) and not house.manager.inspect()['requests']
+        await eventually(lambda: not house.manager.inspect()['requests'], 'no request is left')
+        assert sorted(map(id, hooks.opened))==sorted(map(id, hooks.closed))
 
     @pytest.mark.parametrize('hook', ['connect', 'disconnect'])
     async def test_a_hook_that_fails_is_no_ones_trouble(self, hook, caplog):
