@@ -250,7 +250,8 @@ class TestRequests:
         "uvicorn does not tell a request that its client has gone while another one waits behind it; `setup_sse` does"
         def pipeline(server):
             one = b'GET /%s HTTP/1.1\r\nHost: test\r\n\r\n'
-            assert send(server, one % b'held' + one % b'events' + one % b'held'*50, secs=.5).count(b'HTTP/1.1 200')==2
+            first = send(server, one % b'held' + one % b'events' + one % b'held'*50, secs=BOUND, until=b'sse:heartbeat')
+            assert first.count(b'HTTP/1.1 200')==2
             for _ in range(20): send(server, one % b'events'*100, secs=.05)
             send(server, b'HEAD /events HTTP/1.1\r\nHost: test\r\n\r\n'*300)
             send(server, one % b'events' + os.urandom(10_000), secs=.1)
