@@ -520,6 +520,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'cjm_fasthtml_sse/engine/access.py'),
                                                 'cjm_fasthtml_sse.engine.access.denial': ( 'engine/access.html#denial',
                                                                                            'cjm_fasthtml_sse/engine/access.py'),
+                                                'cjm_fasthtml_sse.engine.access.not_ready': ( 'engine/access.html#not_ready',
+                                                                                              'cjm_fasthtml_sse/engine/access.py'),
                                                 'cjm_fasthtml_sse.engine.access.require_authorised': ( 'engine/access.html#require_authorised',
                                                                                                        'cjm_fasthtml_sse/engine/access.py')},
             'cjm_fasthtml_sse.engine.catch_up': { 'cjm_fasthtml_sse.engine.catch_up.CatchUp': ( 'engine/catch_up.html#catchup',

@@ -5,7 +5,6 @@ from urllib.parse import unquote
 
 import pytest
 from fasthtml.common import Response
-from starlette.background import BackgroundTask
 from starlette.responses import StreamingResponse
 
 from cjm_fasthtml_sse.multiplex import carrier as carriers
@@ -91,16 +90,8 @@ class TestRequests:
     async def test_heard_end_cancels_nothing(self, monkeypatch):
         "A request that has received the end may do things behind its stream, as behind a closed connection"
         monkeypatch.setattr(channels, 'CLOSE_TIMEOUT', .05)
-        house,done = House(),asyncio.Event()
-        async def behind():
-            await asyncio.sleep(.3)
-            done.set()
-        @house.app.get('/with_task')
-        def with_task():
-            async def frames():
-                yield 'data: hi\n\n'
-                await house.gate.wait()
-            return StreamingResponse(frames(), media_type='text/event-stream', background=BackgroundTask(behind))
+        house = House()
+        done = house.serve_with_task()
         async with house.visitors() as visitor:
             await forge(visitor, '/with_task')
             channel = await visitor.open('/with_task')

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 from tests.contract.servers import running, uvicorn
-from tests.contract.support import BOUND
+from tests.contract.support import BOUND, eventually
 
 from cjm_fasthtml_sse.engine.wire import Parser
 
@@ -64,13 +64,6 @@ class Tab:
                     self.has |= set(shown(e.data, self.ids))
 
 
-async def until(condition, what):
-    try:
-        async with asyncio.timeout(BOUND):
-            while not condition(): await asyncio.sleep(.01)
-    except TimeoutError: raise AssertionError(what()) from None
-
-
 @pytest.mark.parametrize('name', APPS)
 async def test_pages_that_load_during_writes(tmp_path, name):
     "And the server restarts: a page that comes back gets the state, or the word that it missed something"
@@ -92,7 +85,7 @@ async def test_pages_that_load_during_writes(tmp_path, name):
             wanted = set(shown((await http.get(page)).text, ids))
             assert len(wanted) >= min(WRITES, 16)
             def lacking(): return f'lacking: {[sorted(wanted-o.has) for o in tabs]} {[t.exception() for t in tasks if t.done()]}'
-            await until(lambda: all(wanted <= o.has for o in tabs), lacking)
+            await eventually(lambda: all(wanted <= o.has for o in tabs), lacking)
             server.signal(signal.SIGTERM)
             await asyncio.wait(tasks, timeout=BOUND)
             last = [o for o in tabs[0].events if o.id][-1].id
@@ -105,5 +98,5 @@ async def test_pages_that_load_during_writes(tmp_path, name):
             back = Tab(http, page, stream, ids)
             task = asyncio.create_task(back.listen({'Last-Event-ID': last}))
             wanted = set(shown((await http.get(page)).text, ids))
-            await until(lambda: wanted and wanted <= back.has or any(e.event == 'sse:gap' for e in back.events), lambda: f'{wanted} {back.events}')
+            await eventually(lambda: wanted and wanted <= back.has or any(e.event == 'sse:gap' for e in back.events), lambda: f'{wanted} {back.events}')
             task.cancel()

@@ -61,6 +61,10 @@ def denial(
     if isinstance(answer, Response): return answer
     raise TypeError(f'`authorise` must give True, False or a response, got {answer!r}')
 
+def not_ready() -> Response:
+    "Make the response for a stream that can't be opened yet: the browser tries again after 3 seconds"
+    return PlainTextResponse('Not ready yet', 503, headers={'Retry-After': '3'})
+
 async def require_authorised(
     owner,      # `LoopOwner`
     authorise,  # Callable, sync or async
@@ -71,7 +75,7 @@ async def require_authorised(
     try: answer = await call_in_time(owner, authorise, request)
     except TimeoutError as e:
         _log.error('A stream was refused: %s', e)
-        return PlainTextResponse('Not ready yet', 503, headers={'Retry-After': '3'})
+        return not_ready()
     return denial(answer, request)
 
 # %% ../../nbs/engine/access.ipynb #12299de3

@@ -15,9 +15,9 @@ import logging,re
 from typing import Any
 
 from starlette.datastructures import QueryParams
-from starlette.responses import PlainTextResponse,Response
+from starlette.responses import Response
 
-from .access import require_authorised
+from .access import not_ready,require_authorised
 from .messages import BackendError,epoch_of
 from .middleware import leaves_bodies_alone,unknown_layer
 from .patterns import check_pattern
@@ -172,7 +172,7 @@ class EventStreamResponse(Response):
         try: await self.ready(seen, page)
         except BackendError as e:
             self.hub.log_refusal(e)
-            return PlainTextResponse('Not ready yet', 503, headers={'Retry-After': '3'})
+            return not_ready()
         return self.refusal()  # That may have taken a while, and others may have come, or the end
 
     def _join(self, scope, seen, page):

@@ -39,7 +39,7 @@ async def eventually(condition, what='the condition'):
     try:
         async with asyncio.timeout(BOUND):
             while not condition(): await asyncio.sleep(.002)
-    except TimeoutError: raise AssertionError(f'in vain: {what}') from None
+    except TimeoutError: raise AssertionError(f'in vain: {what() if callable(what) else what}') from None
 
 
 @asynccontextmanager

@@ -13,13 +13,11 @@ from functools import partial
 import pytest
 from fasthtml.common import Beforeware, EventStream, FastHTML, Middleware, Mount, RedirectResponse, Response, Route
 from starlette.applications import Starlette
-from starlette.background import BackgroundTask
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.sessions import SessionMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.responses import StreamingResponse
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from cjm_fasthtml_sse.core import SSEBroadcastManager
@@ -481,16 +479,8 @@ class TestEnds:
 
     async def test_what_runs_behind_a_stream_is_not_cut_short(self):
         "A closed connection doesn't cancel a background task, nor does a closed channel"
-        house,done = House(),asyncio.Event()
-        async def behind():
-            await asyncio.sleep(.3)
-            done.set()
-        @house.app.get('/with_task')
-        def with_task():
-            async def frames():
-                yield 'data: hi\n\n'
-                await house.gate.wait()
-            return StreamingResponse(frames(), media_type='text/event-stream', background=BackgroundTask(behind))
+        house = House()
+        done = house.serve_with_task()
         async with house.visitors() as visitor:
             channel = await visitor.open('/with_task')
             await channel.says('hi')

@@ -7,6 +7,8 @@ import json
 from contextlib import asynccontextmanager
 
 from fasthtml.common import EventStream, FastHTML, Response
+from starlette.background import BackgroundTask
+from starlette.responses import StreamingResponse
 
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.helpers import setup_sse
@@ -171,6 +173,20 @@ class House:
             return self.manager.stream(req) if sess.get('auth')=='root' else Response('no', 403)
         @app.get('/page')
         def page(): return '<p>a page'
+
+    def serve_with_task(self):
+        "At `/with_task`, a stream by hand with a background task that takes a moment; gives what is set when the task is through"
+        done = asyncio.Event()
+        async def behind():
+            await asyncio.sleep(.3)
+            done.set()
+        @self.app.get('/with_task')
+        def with_task():
+            async def frames():
+                yield 'data: hi\n\n'
+                await self.gate.wait()
+            return StreamingResponse(frames(), media_type='text/event-stream', background=BackgroundTask(behind))
+        return done
 
     @asynccontextmanager
     async def visitors(self, n=1, app=None):
