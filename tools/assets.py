@@ -27,8 +27,7 @@ def missing(dev=False) -> list[str]:
 def fetch(dev=False) -> bool:
     "Install what is missing; whether all is there"
     if not missing(dev): return True
-    npm = shutil.which('npm')
-    if not npm: return False
+    if not (npm := shutil.which('npm')): return False
     ASSETS.mkdir(exist_ok=True)
     for name in ('package.json', '.npmrc'): shutil.copy(ROOT/name, ASSETS)
     cmd = [npm, 'install', '--no-audit', '--no-fund', '--no-package-lock', '--ignore-scripts', '--loglevel=error', *['--omit=dev'] * (not dev)]

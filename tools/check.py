@@ -158,9 +158,8 @@ def lessons(out):
 def counted(*reports):
     "Passed and failed in JUnit reports of pytest"
     suites = [s for f in reports for s in ET.parse(f).iter('testsuite')]
-    total = {k: sum(int(s.get(k, 0)) for s in suites) for k in ('tests', 'failures', 'errors', 'skipped')}
-    failed = total['failures'] + total['errors']
-    return total['tests'] - failed - total['skipped'], failed
+    tests, failures, errors, skipped = [sum(int(s.get(k, 0)) for s in suites) for k in ('tests', 'failures', 'errors', 'skipped')]
+    return tests - failures - errors - skipped, failures + errors
 
 
 @check
@@ -168,18 +167,24 @@ def tests():
     "pytest: what needs a browser, a server process, Redis, or time"
     # Two side by side: with more of them on two cores, tests wait in vain
     with tempfile.TemporaryDirectory() as tmp, ThreadPoolExecutor(2) as pool:
-        reports = [Path(tmp)/f'{i}.xml' for i in range(len(PARTS))]
-        def pytest(report, part):
-            return run(sys.executable, '-m', 'pytest', '-q', '--color=no', '--durations=10', f'--junit-xml={report}', *part, secs=1500, ok=(0, 1), quiet=True)
-        for part, out in zip(PARTS, pool.map(pytest, reports, PARTS)): print(f'\n{part[0]}:\n{out}', flush=True)
-        return counted(*reports)
+        reports = [f'{tmp}/{i}.xml' for i in range(len(PARTS))]
+        def pytest(report, part, *args):
+            out = run(sys.executable, '-m', 'pytest', '-q', '--color=no', '--durations=10', f'--junit-xml={report}', '-o', f'cache_dir={report}.cache', *part, *args, secs=1500, ok=(0, 1, 5) if args else (0, 1), quiet=True)
+            print(f'\n{part[0]}:\n{out}', flush=True)
+        [*pool.map(pytest, reports, PARTS)]
+        passed, failed = counted(*reports)
+        if failed not in (1, 2): return passed, failed
+        # On a busy machine one of thousands may wait in vain. It is run alone then, and named
+        for o in zip(reports, PARTS, strict=True): pytest(*o, '--last-failed', '--last-failed-no-failures=none')
+        right, failed = counted(*reports)
+        print(f'UNSTEADY: {right} failed beside others and passed alone, see above: the test is to be mended, or the code')
+        return passed + right, failed
 
 
 def main(names):
     if unknown := set(names) - CHECKS.keys(): sys.exit(f"no such check: {', '.join(unknown)}. There are: {', '.join(CHECKS)}")
     rows, begin = [], time.monotonic()
-    for name, f in CHECKS.items():
-        if names and name not in names: continue
+    for name, f in [o for o in CHECKS.items() if not names or o[0] in names]:
         print(f'\n== {name}: {f.__doc__}', flush=True)
         start = time.monotonic()
         try: passed, failed = f() or (1, 0)
@@ -191,9 +196,8 @@ def main(names):
     print(f'\n{"check":12} {"passed":>6} {"failed":>6} {"seconds":>8}')
     for name, passed, failed, secs in rows: print(f'{name:12} {passed:6} {failed:6} {secs:8.1f}')
     print(f'{"":26} {time.monotonic() - begin:8.1f}\n')
-    failed = sum(r[2] for r in rows)
-    print(f'{sum(r[1] for r in rows)} passed, {failed} failed')
-    return bool(failed)
+    print(f'{sum(r[1] for r in rows)} passed, {sum(r[2] for r in rows)} failed')
+    return any(r[2] for r in rows)
 
 
 if __name__ == '__main__': sys.exit(main(sys.argv[1:]))

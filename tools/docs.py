@@ -157,8 +157,7 @@ def localize(text, page, anchors):
 
 
 def notebook(page):
-    made = [new_markdown_cell(source) if kind == 'markdown' else new_code_cell(source, outputs=outputs) for kind, source, outputs in page]
-    for i, cell in enumerate(made): cell.id = f'c{i}'
+    made = [new_markdown_cell(source, id=f'c{i}') if kind == 'markdown' else new_code_cell(source, id=f'c{i}', outputs=outputs) for i, (kind, source, outputs) in enumerate(page)]
     return json.dumps(new_notebook(cells=made, metadata=dict(kernelspec=dict(display_name='Python 3', language='python', name='python3'))))
 
 
