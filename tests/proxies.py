@@ -12,6 +12,7 @@ import httpx
 
 from cjm_fasthtml_sse.engine.wire import Parser
 from tests.contract.servers import free_port, running
+from tests.contract.support import BOUND
 
 DEPLOY = Path(__file__).resolve().parent.parent/'examples/deploy'
 FILES = dict(nginx='nginx.conf', caddy='Caddyfile')
@@ -89,7 +90,7 @@ def trusting(proxy, protocols=()):
 async def browsing(server, http2=True, connections=6):
     "A client with as many connections as a browser has"
     verify = trusting(server) if hasattr(server, 'cert') else True
-    async with httpx.AsyncClient(base_url=server.url, http1=not http2, http2=http2, verify=verify, timeout=httpx.Timeout(10, pool=2),
+    async with httpx.AsyncClient(base_url=server.url, http1=not http2, http2=http2, verify=verify, timeout=httpx.Timeout(BOUND, pool=2),
                                  limits=httpx.Limits(max_connections=connections), trust_env=False) as client: yield client
 
 

@@ -17,7 +17,7 @@ from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from proxies import DEPLOY, browsing, lacking, listening, proxying, replaced, serving, trusting
 from tests.contract.servers import free_port, running, uvicorn
-from tests.contract.support import BOUND
+from tests.contract.support import BOUND, eventually
 from tests.contract.visitors import Visitor
 
 needs = {o: pytest.mark.skipif(bool(lacking(o, 'openssl')), reason=f"needs Debian's packages: {', '.join(lacking(o, 'openssl'))}") for o in ('nginx', 'caddy')}
@@ -225,7 +225,11 @@ def of_the_page(language):
 @pytest.mark.skipif(bool(lacking('redis-server')), reason="needs Debian's package redis-server")
 @both
 async def test_two_processes_take_turns_and_nobody_notices(tmp_path, name):
-    "The deploy of the tutorial: no page fails, and no tab misses or repeats anything. Caddy refuses forms that meet the process which is away; whether one was heard it can't tell"
+    """The deploy of the tutorial: no page fails, and no tab misses or repeats anything
+
+    A form that was sent is not sent again. So nginx refuses one that meets the moment in which uvicorn closes its sockets: of
+    this client, which sends one at a time, at most one for each process. Caddy refuses more while a process is away.
+    """
     ports = free_port(), free_port()
     old = dict(nginx=re.search(r'upstream app .+?\n    }', (DEPLOY/'nginx.conf').read_text(), re.S)[0], caddy='reverse_proxy 127.0.0.1:8000')[name]
     changes = {old: of_the_page(name).replace('8001', str(ports[1]))}
@@ -268,7 +272,7 @@ async def test_two_processes_take_turns_and_nobody_notices(tmp_path, name):
                     following.cancel()
                     await asyncio.wait({following})
     assert {*pages}=={200} and heard==sorted({*heard}) and {*added}<={*heard}
-    if name=='nginx': assert not refused
+    if name=='nginx': assert len(refused)<=len(ports)
     print(f'{name}: {len(added)} forms, of which {len(refused)} were refused; {len(pages)} pages')
 
 
@@ -289,11 +293,9 @@ async def test_too_few_files_cut_tabs_off_and_a_limit_sends_them_away(tmp_path):
     with running(['bash', '-c', 'ulimit -n 64; exec "$@"', '-', *uvicorn('app:app')], tmp_path/'few', cwd=DEPLOY, env=env) as server:
         async with browsing(server, http2=False, connections=200) as client, contextlib.AsyncExitStack() as stack:
             tabs = [asyncio.create_task(stack.enter_async_context(listening(client))) for _ in range(80)]
-            def served(): return [t for t in tabs if t.done() and not t.exception()]
-            async with asyncio.timeout(BOUND):
-                while len(served())<=20: await asyncio.sleep(.05)
-            await asyncio.wait(tabs, timeout=1)  # More of them would come now, if more could
-            assert len(served())<64
+            def served(tab): return not tab.exception() and tab.result().response.status_code==200
+            def outcomes(): return {served(t) for t in tabs if t.done()}
+            await eventually(lambda: True in outcomes() and (False in outcomes() or 'Too many open files' in server.output), 'some are served, others are not')
             for t in tabs: t.cancel()
             await asyncio.gather(*tabs, return_exceptions=True)
     with running(uvicorn('app:app'), tmp_path/'limit', cwd=DEPLOY, env=dict(env, MAX_CONNECTIONS='30')) as server:
