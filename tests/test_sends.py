@@ -1,9 +1,9 @@
 """What middleware may do around a send. The library runs sends from its pump, so none of it may reach the pump or another stream
 
-Each of these is a function of the `send` underneath and a message; streams go through it, beside one that does not."""
+A stream whose sends are treated so is served beside one whose sends are not."""
 import asyncio
 import contextvars
-from functools import partial
+from contextlib import asynccontextmanager, nullcontext, suppress
 
 import anyio
 import anyio.to_thread
@@ -14,155 +14,109 @@ from cjm_fasthtml_sse.core import SSEBroadcastManager
 from tests.contract.support import BOUND, all_live, eventually, listening
 
 user = contextvars.ContextVar('user', default='nobody')
-WAYS = {}
-def way(f): WAYS[f.__name__] = f; return f
-def is_live(m): return m['type'] == 'http.response.body' and b'live' in m.get('body', b'')
 
-@way
-async def a_turn_of_the_loop(send, m):
-    await asyncio.sleep(0)
-    await send(m)
-@way
-async def a_wait(send, m):
-    await asyncio.sleep(.003)
-    await send(m)
-@way
-async def a_turn_after(send, m):
-    await send(m)
-    await asyncio.sleep(0)
-@way
-async def a_timeout(send, m):
-    async with asyncio.timeout(BOUND): await send(m)
-@way
-async def a_timeout_around_a_wait(send, m):
-    async with asyncio.timeout(BOUND):
-        await asyncio.sleep(.003)
-        await send(m)
-@way
-async def a_timeout_that_fires(send, m):
-    try:
+
+# What is awaited before the send
+
+async def nothing(): pass
+async def turn(): await asyncio.sleep(0)
+async def wait(): await asyncio.sleep(.003)
+async def checkpoint(): await anyio.lowlevel.checkpoint()
+async def thread(): await anyio.to_thread.run_sync(lambda: None)
+async def timeout_that_fires():
+    with suppress(TimeoutError):
         async with asyncio.timeout(.003): await asyncio.sleep(BOUND)
-    except TimeoutError: await send(m)
-@way
-async def wait_for(send, m): await asyncio.wait_for(send(m), BOUND)
-@way
-async def a_shield(send, m): await asyncio.shield(asyncio.ensure_future(send(m)))
-@way
-async def anyio_scope(send, m):
-    with anyio.CancelScope(): await send(m)
-@way
-async def anyio_scope_around_a_wait(send, m):
-    with anyio.CancelScope():
-        await asyncio.sleep(.003)
-        await send(m)
-@way
-async def anyio_scope_that_is_cancelled(send, m):
+async def scope_that_is_cancelled():
     with anyio.move_on_after(.003): await anyio.sleep(BOUND)
-    await send(m)
-@way
-async def anyio_checkpoint(send, m):
-    await anyio.lowlevel.checkpoint()
-    await send(m)
-@way
-async def a_thread(send, m):
-    await anyio.to_thread.run_sync(lambda: None)
-    await send(m)
-@way
-async def a_task_group(send, m):
-    async with asyncio.TaskGroup() as g: g.create_task(send(m))
-@way
-async def anyio_task_group(send, m):
-    async with anyio.create_task_group() as g: g.start_soon(send, m)
-@way
-async def the_current_task(send, m):
-    assert asyncio.current_task() is not None and asyncio.current_task().cancelling() == 0
-    await send(m)
-@way
-async def the_context(send, m):
-    assert user.get() == 'mine', f'{user.get()!r} is the context of who broadcasts'
-    await send(m)
-@way
-async def a_token(send, m):
-    token = user.set('within')
-    try:
-        await asyncio.sleep(.003)
-        await send(m)
-    finally: user.reset(token)
+
+# What is open around that and the send
 
 locks = {}
-@way
-async def a_lock(send, m):
-    async with locks.setdefault('asyncio', asyncio.Lock()): await send(m)
-@way
-async def anyio_lock_around_a_wait(send, m):
-    async with locks.setdefault('anyio', anyio.Lock()):
-        await asyncio.sleep(.003)
-        await send(m)
-@way
-def a_future(send, m): return asyncio.ensure_future(send(m))  # What some servers give is no coroutine
-@way
-def an_object(send, m):
-    class Promise:
-        def __await__(self): return send(m).__await__()
-    return Promise()
+def timeout(): return asyncio.timeout(BOUND)
+def lock(): return locks.setdefault('asyncio', asyncio.Lock())
+def anyio_lock(): return locks.setdefault('anyio', anyio.Lock())
+@asynccontextmanager
+async def scope():
+    with anyio.CancelScope(): yield
+@asynccontextmanager
+async def token():
+    before = user.set('within')
+    try: yield
+    finally: user.reset(before)
+@asynccontextmanager
+async def turn_after():
+    yield
+    await asyncio.sleep(0)
+
+# What is returned to who called `send`
+
+def coroutine(coro): return coro
+async def wait_for(coro): await asyncio.wait_for(coro, BOUND)
+async def shield(coro): await asyncio.shield(coro)
+async def task_group(coro):
+    async with asyncio.TaskGroup() as g: g.create_task(coro)
+async def anyio_task_group(coro):
+    async with anyio.create_task_group() as g: g.start_soon(lambda: coro)
+def future(coro): return asyncio.ensure_future(coro)  # What some servers return is no coroutine
+class Promise:
+    def __init__(self, coro): self.coro = coro
+    def __await__(self): return self.coro.__await__()
 
 
-def streams(manager, f=None):
-    "An app of streams, with `f` around each send"
+def streams(manager, before=nothing, within=nullcontext, result=coroutine):
+    "An app of streams, with these around each send"
     async def app(scope, receive, send):
+        async def slow_send(message):
+            assert user.get() == 'mine', f'{user.get()!r} is the context of who broadcasts'
+            assert asyncio.current_task().cancelling() == 0
+            async with within():
+                await before()
+                await send(message)
         user.set('mine')
-        await manager.stream(Request(scope, receive))(scope, receive, partial(f, send) if f else send)
+        await manager.stream(Request(scope, receive))(scope, receive, lambda message: result(slow_send(message)))
     return app
 
 
-@pytest.mark.parametrize('name', WAYS)
-async def test_harmless(name):
+WAYS = [(before, nullcontext, coroutine) for before in (nothing, turn, wait, checkpoint, thread, timeout_that_fires, scope_that_is_cancelled)]
+WAYS += [(before, within, coroutine) for before in (nothing, wait) for within in (timeout, lock, anyio_lock, scope, token, turn_after)]
+WAYS += [(nothing, nullcontext, result) for result in (wait_for, shield, task_group, anyio_task_group, future, Promise)]
+
+@pytest.mark.parametrize('way', WAYS, ids=lambda way: ', '.join(o.__name__ for o in way))
+async def test_harmless(way):
     "Everything arrives, in order, for this stream and for one beside it"
     locks.clear()
     user.set('who broadcasts')
-    manager, around = SSEBroadcastManager(), WAYS[name]
-    async with (listening(streams(manager, around)) as first, listening(streams(manager, around)) as second,
+    manager = SSEBroadcastManager()
+    async with (listening(streams(manager, *way)) as first, listening(streams(manager, *way)) as second,
                 listening(streams(manager)) as beside):
         await all_live(manager, 3)
-        for i in range(30):
-            assert await manager.broadcast('x', f'live {i}') == 3
+        for i in range(20):
+            assert await manager.broadcast('x', i) == 3
             if i%10 == 9: await asyncio.sleep(.001)
-        for page in first, second, beside: assert await page.data(30) == [f'live {i}' for i in range(30)]
+        for page in first, second, beside: assert await page.data(20) == [*range(20)]
     assert manager.stats()['errors'] == 0 and not manager.connections
 
 
-async def the_browser_is_gone(send, m):
-    if is_live(m): raise OSError('gone')
-    await send(m)
-async def gone_after_a_wait(send, m):
-    if is_live(m):
-        await asyncio.sleep(.003)
-        raise OSError('gone')
-    await send(m)
-async def an_error(send, m):
-    if is_live(m): raise ValueError('of the middleware')
-    await send(m)
-def an_error_at_once(send, m):
-    if is_live(m): raise ValueError('of the middleware')
-    return send(m)
-async def cancelled_after_a_wait(send, m):
-    if is_live(m):
-        await asyncio.sleep(.003)
-        raise asyncio.CancelledError
-    await send(m)
-
-
-@pytest.mark.parametrize('f, errors', [(the_browser_is_gone, 0), (gone_after_a_wait, 0), (an_error, 1), (an_error_at_once, 1), (cancelled_after_a_wait, 1)])
-async def test_harmful(f, errors):
+@pytest.mark.parametrize('error, errors', [(OSError, 0), (ValueError, 1), (asyncio.CancelledError, 1)])
+@pytest.mark.parametrize('when', ['at the call', 'when it is awaited', 'after a wait'])
+async def test_harmful(error, errors, when):
     "A stream whose send fails ends; nothing else does"
-    manager = SSEBroadcastManager()
-    async with listening(streams(manager)) as before, listening(streams(manager)) as after:
-        harmed = listening(streams(manager, f))
-        await harmed.__aenter__()
+    manager, fails = SSEBroadcastManager(), []
+    def fail(coro=None):
+        if not fails: return coro
+        if coro: coro.close()
+        raise error('of the middleware')
+    async def before():
+        if when == 'after a wait': await wait()
+        if when != 'at the call': fail()
+    harmful = streams(manager, before, result=fail if when == 'at the call' else coroutine)
+    async with listening(streams(manager)) as one, listening(streams(manager)) as other:
+        harmed = await listening(harmful).__aenter__()
         await all_live(manager, 3)
-        for i in range(10):
-            if i == 5: await eventually(lambda: manager.connection_count == 2, 'it is unregistered')
-            await manager.broadcast('x', f'live {i}')
-        for page in before, after: assert await page.data(10) == [f'live {i}' for i in range(10)]
+        fails.append(True)
+        await manager.broadcast('x', 0)
+        await eventually(lambda: manager.connection_count == 2, 'it is unregistered')
+        for i in range(1, 10): await manager.broadcast('x', i)
+        for page in one, other: assert await page.data(10) == [*range(10)]
         await harmed.ends()
     assert manager.stats()['errors'] == errors and not manager.connections

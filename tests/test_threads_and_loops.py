@@ -5,7 +5,6 @@ import json
 import os
 import sys
 import threading
-import time
 from contextlib import contextmanager
 
 import pytest
@@ -29,17 +28,14 @@ def hasty_threads():
 
 class TestThreads:
     def test_before_any_loop_each_message_has_its_own_id(self):
-        manager, errors = SSEBroadcastManager(history_size=10_000), []
+        manager = SSEBroadcastManager(history_size=10_000)
         def work():
-            try:
-                for _ in range(25): manager.broadcast_threadsafe('x', 1).result(BOUND)
-            except BaseException as e: errors.append(e)
+            for _ in range(25): manager.broadcast_threadsafe('x', 1).result(BOUND)
         with hasty_threads():
             threads = [threading.Thread(target=work) for _ in range(8)]
             for t in threads: t.start()
             for t in threads: t.join(BOUND)
-        ids = [m.id for m in manager.get_history()]
-        assert not errors and len(ids) == len({*ids}) == 200 and manager.stats()['broadcasts'] == 200
+        assert len({m.id for m in manager.get_history()}) == len(manager.get_history()) == manager.stats()['broadcasts'] == 200
 
     async def test_a_slow_hook_before_any_loop_stops_no_loop_that_starts(self):
         "The broadcast that waits for the hook is delivered on that loop then"
@@ -71,25 +67,22 @@ class TestThreads:
         manager = SSEBroadcastManager(20, replay_size=10_000)
         async with following('stream', manager) as page:
             def work():
-                for i in range(1000): manager.broadcast_threadsafe('x', i)
+                for i in range(500): manager.broadcast_threadsafe('x', i)
             await asyncio.to_thread(work)
-            await asyncio.gather(*[manager.broadcast('x', i) for i in range(1000, 2000)])
-            assert await page.data(2000) == [*range(2000)]
+            await asyncio.gather(*[manager.broadcast('x', i) for i in range(500, 1000)])
+            assert await page.data(1000) == [*range(1000)]
 
     async def test_may_look_while_connections_change(self):
         manager, stop, looks = SSEBroadcastManager(), threading.Event(), []
         def look():
             while not stop.is_set():
                 for conn in manager.connections: conn.qsize()
-                looks.append((manager.stats()['connections'], len(manager.present()), manager.connection_count, manager.get_history(3),
-                              manager.cursor, manager.inspect()['requests']))
-            return True
-        stay = [client('stream', manager, user=f'stays {n}') for n in range(100)]
+                looks.append((manager.stats(), manager.present(), manager.connection_count, manager.get_history(3), manager.inspect()))
+        stay = [client('stream', manager, user=f'stays {n}') for n in range(50)]
         for c in stay: await c.__aenter__()
         with hasty_threads():
-            threads = [asyncio.create_task(asyncio.to_thread(look)) for _ in range(2)]
-            n = 0
-            while (n < 20 or len(looks) < 30) and not any(t.done() for t in threads):
+            looking, n = asyncio.create_task(asyncio.to_thread(look)), 0
+            while (n < 20 or len(looks) < 20) and not looking.done():
                 some = [client('stream', manager, user=f'user {i}') for i in range(10)]
                 for c in some: await c.__aenter__()
                 queue = await manager.register_connection()
@@ -98,7 +91,7 @@ class TestThreads:
                 await manager.unregister_connection(queue)
                 n += 1
             stop.set()
-            assert all(await asyncio.gather(*threads))
+            await looking
         for c in stay: await c.leave()
 
 
@@ -119,24 +112,22 @@ def in_a_fork(f):
 class TestForks:
     @pytest.mark.parametrize('before', [0, 2])
     def test_share_the_past_alone(self, before):
-        "As under `gunicorn --preload`: what was broadcast before the fork has one id everywhere, what comes afterwards another one in each process"
+        "As under `gunicorn --preload`: what another process has said since the fork is missing here, and that is a gap"
         manager = SSEBroadcastManager()
-        for n in range(before): manager.broadcast_threadsafe('n', n).result()
+        for n in range(before): manager.broadcast('n', n).result(BOUND)
         then = manager.cursor
         def serve(seen=then):
             async def session():
                 async with client('stream', manager, last_id=seen) as page:
                     for n in 'ab': await manager.broadcast('n', n)
                     await page.read(2)
-                    return dict(got=[(e.id, e.event) for e in page.messages[:2]], data=[d for _, d in page.seen], cursor=manager.cursor,
-                                history=[m['data'] for m in manager.get_history()])
+                    return page.seen, [e.id for e in page.messages], manager.cursor, [m['data'] for m in manager.get_history()]
             return asyncio.run(session())
-        one, two = in_a_fork(serve), in_a_fork(serve)
-        assert len({then, in_a_fork(lambda: manager.cursor), in_a_fork(lambda: manager.cursor)}) == 3
-        for o in one, two: assert o['history'] == [*range(before), 'a', 'b'] and o['data'] == ['a', 'b'] and o['got'][-1][0] == o['cursor']
-        here = serve()
-        assert len({id for o in (one, two, here) for id, _ in o['got']}) == 6, 'two messages have one id'
-        assert in_a_fork(lambda: serve(one['cursor']))['got'][0][1] == GAP, 'what another process has said is missing here'
+        forks = [in_a_fork(serve) for _ in range(2)]
+        for seen, ids, cursor, history in forks:
+            assert history == [*range(before), 'a', 'b'] and seen == [['n', 'a'], ['n', 'b']] and ids[-1] == cursor
+        assert len({id for _, ids, *_ in [*forks, serve()] for id in ids}) == 6, 'two messages have one id'
+        assert in_a_fork(lambda: serve(forks[0][2]))[0][0][0] == GAP
 
     async def test_has_neither_connections_nor_their_loop(self):
         manager = SSEBroadcastManager()
@@ -146,7 +137,20 @@ class TestForks:
             assert await manager.broadcast('x', 2) == 1
 
 
+def end_over(coro):
+    "Run `coro` on an event loop that is closed then, whatever still runs"
+    loop = asyncio.new_event_loop()
+    try: return loop.run_until_complete(coro)
+    finally: loop.close()
+
+
 class TestOneLoopAfterAnother:
+    @pytest.fixture(autouse=True)
+    def ends_here(self):
+        "What a loop that was closed over its tasks left behind complains in this test, not in another one"
+        yield
+        gc.collect()
+
     def test_close_before_any_loop_ran(self): asyncio.run(SSEBroadcastManager().close())
 
     @staged
@@ -154,32 +158,28 @@ class TestOneLoopAfterAnother:
     def test_streams_were_left_open(self, collected):
         manager, left = SSEBroadcastManager(), []
         async def leave_open():
-            left.append(client('stream', manager))
-            await left[0].__aenter__()
+            left.append(await client('stream', manager).__aenter__())
             await turns()
+        def collect():
+            left.clear()
+            gc.collect()
         async def next_one():
             async with client('stream', manager) as page:
                 await all_live(manager, 1)
-                left.clear()
-                gc.collect()
+                collect()
                 assert manager.connection_count == 1
                 await manager.broadcast('x', 2)
                 assert await page.next() == ('x', 2)
             assert manager.inspect() == dict(connections=[], requests=0)
-        loop = asyncio.new_event_loop()
-        loop.run_until_complete(leave_open())
-        loop.close()
-        if collected == 'at once':
-            left.clear()
-            gc.collect()
+        end_over(leave_open())
+        if collected == 'at once': collect()
         asyncio.run(next_one())
 
     @staged
     def test_a_close_waited_in_vain(self):
         manager, left = SSEBroadcastManager(), []
         async def leave_open():
-            left.append(client('stream', manager))
-            await left[0].__aenter__()
+            left.append(await client('stream', manager).__aenter__())
             left[0].stall()
             await manager.broadcast('x', 1)
             await manager.close(.01)
@@ -187,26 +187,24 @@ class TestOneLoopAfterAnother:
             async with following('stream', manager) as page:
                 async with within('it closes'): await manager.close(2*BOUND)
                 await page.ends()
-        loop = asyncio.new_event_loop()
-        loop.run_until_complete(leave_open())
-        loop.close()
+        end_over(leave_open())
         asyncio.run(next_one())
-        left.clear()
-        gc.collect()  # What the dead loop left behind is to complain here, not in another test
 
     @staged
     def test_who_waited_for_a_broadcast_hears_of_it(self):
-        manager, loop = SSEBroadcastManager(), asyncio.new_event_loop()
+        manager, hangs = SSEBroadcastManager(), [True]
         @manager.on_broadcast
         async def slow(message):
-            if asyncio.get_running_loop() is loop: await asyncio.Event().wait()
+            if hangs.pop(): await asyncio.Event().wait()
         async def begin():
             await manager.open()
-            return await asyncio.to_thread(manager.broadcast_threadsafe, 'n', 1)
-        lost = loop.run_until_complete(begin())
-        loop.close()
+            sent = await asyncio.to_thread(manager.broadcast_threadsafe, 'n', 1)
+            await eventually(lambda: not hangs, 'the hook is called')
+            return sent
+        lost = end_over(begin())
         assert not lost.done()
         async def again():
+            hangs.append(False)
             async with manager.subscribe() as queue:
                 assert await manager.broadcast('n', 2) == 1
                 return (await queue.get())['data']
@@ -234,19 +232,16 @@ class TestEnds:
     @pytest.mark.parametrize('hook', ['connect', 'disconnect'])
     async def test_close_keeps_its_word(self, hook):
         "With hooks that hang, and will not be cancelled either"
-        manager, over = SSEBroadcastManager(hook_timeout=BOUND), asyncio.Event()
+        manager, over = SSEBroadcastManager(hook_timeout=10*BOUND), asyncio.Event()
         async def hangs(conn):
             while not over.is_set():
                 try: await over.wait()
                 except asyncio.CancelledError: pass
         getattr(manager, f'on_{hook}')(hangs)
-        page = await client('stream', manager).__aenter__()
-        start = time.monotonic()
-        await manager.close(.2)
-        await eventually(lambda: not manager.inspect()['requests'], 'the request is over, so the server can stop')
-        assert time.monotonic()-start < BOUND/2
-        over.set()
-        await page.leave()
+        async with client('stream', manager):
+            async with within('it closes'): await manager.close(.2)
+            await eventually(lambda: not manager.inspect()['requests'], 'the request is over, so the server can stop')
+            over.set()
 
     async def test_a_stream_that_waits_while_the_process_stops(self):
         "It does not begin"
@@ -284,35 +279,23 @@ class TestEnds:
             assert headers and bodykw and not (req.hdrs or req.ftrs or req.htmlkw or req.bodykw)
 
 
-class TestCounters:
-    async def test_say_what_they_count(self):
-        manager = SSEBroadcastManager()
-        await manager.register_connection()
-        async with following('stream', manager) as a, following('stream', manager, last_id='other-1'):
-            for i in range(3): await manager.broadcast('x', i)
-            await a.read(3)
-            stats = manager.stats()
-        assert {*stats} >= {'connections', 'broadcasts', 'deliveries', 'coalesced', 'evicted', 'replayed', 'gaps', 'errors', 'bytes', 'backlog'}
-        assert [stats[o] for o in ('connections', 'broadcasts', 'gaps', 'errors', 'backlog')] == [3, 3, 1, 0, 3]
-        assert stats['deliveries'] >= 3 and stats['bytes'] > 0
-
-    async def test_backlog_is_that_of_the_deepest_queue(self):
-        manager = SSEBroadcastManager(default_timeout=BOUND)
-        def deepest(): return max(o['queued'] for o in manager.inspect()['connections'])
-        async with following('stream', manager) as page:
-            page.stall()
-            for n in range(9): await manager.broadcast('x', n)
-            assert 8 <= manager.stats()['backlog'] == deepest() <= 9
-            queue = await manager.register_connection()
-            for n in range(12): queue.put_nowait(dict(type='n', data=n))
-            assert manager.stats()['backlog'] == deepest() == 12
-            await manager.unregister_connection(queue)
-            page.resume()
-            await page.read(9)
-            assert manager.stats()['backlog'] == deepest() == 0
+async def test_backlog_is_that_of_the_deepest_queue():
+    manager = SSEBroadcastManager(default_timeout=BOUND)
+    def deepest(): return max(o['queued'] for o in manager.inspect()['connections'])
+    async with following('stream', manager) as page:
+        page.stall()
+        for n in range(9): await manager.broadcast('x', n)
+        assert 8 <= manager.stats()['backlog'] == deepest() <= 9
+        queue = await manager.register_connection()
+        for n in range(12): queue.put_nowait(dict(type='n', data=n))
+        assert manager.stats()['backlog'] == deepest() == 12
+        await manager.unregister_connection(queue)
+        page.resume()
+        await page.read(9)
+        assert manager.stats()['backlog'] == deepest() == 0
 
 
-class Telling(OwnBackend):
+class Keeping(OwnBackend):
     "Keeps what it carries, as a backend of several processes does, under ids of an epoch and a place"
     def __init__(self):
         super().__init__()
@@ -321,26 +304,26 @@ class Telling(OwnBackend):
     async def start(self, size, deliver, renew, describe):
         await super().start(size, deliver, renew, describe)
         self.renew = renew
-        self.tell_past()
+        self.begin_anew()
 
-    def record(self, id, fields, key, timeout=None): return Record(f'{self.epoch}:{id}', fields, key, timeout)
-    def tell_past(self): self.renew(f'{self.epoch}:0-0', [self.record(*o) for o in self.kept])
+    def record(self, n, data, key): return Record(f'{self.epoch}:{n}-0', dict(type='n', timestamp='', data=data), key)
+    def begin_anew(self): self.renew(f'{self.epoch}:0-0', [self.record(*o) for o in self.kept])
 
     def keep(self, data, key=None):
         "What another process has published, and this one has not read yet"
         self.n += 1
-        self.kept.append((f'{self.n}-0', dict(type='n', timestamp='', data=data), key))
-        return self.kept[-1]
+        self.kept.append((self.n, data, key))
+        return self.record(*self.kept[-1])
 
     async def publish(self, fields, key=None, timeout=None):
-        got = await self.deliver(self.record(*self.keep(fields['data'], key), timeout))
+        got = self.deliver(self.keep(fields['data'], key))
         return got if isinstance(got, int) else await got
 
 
 @pytest.mark.parametrize('lost', ['nothing', 'epoch', 'newest'])
 async def test_renewals_repeat_nothing_to_hooks(lost):
     "The past that is known already is not heard again; what this process missed of it is, in order"
-    backend, heard = Telling(), []
+    backend, heard = Keeping(), []
     manager = SSEBroadcastManager(backend=backend)
     manager.on_delivery(lambda message: heard.append(message['data']))
     backend.keep('past')
@@ -350,7 +333,7 @@ async def test_renewals_repeat_nothing_to_hooks(lost):
     if lost != 'nothing': backend.epoch = 'anew'
     if lost == 'newest': backend.kept.pop()  # As where a replica takes over that lags behind
     for data in 'missed', 'as well': backend.keep(data)
-    backend.tell_past()
+    backend.begin_anew()
     await manager.broadcast('n', 'live')
     assert heard == ['past', 0, 1, 2, 'missed', 'as well', 'live'] == [m['data'] for m in manager.get_history()]
     await manager.close()
