@@ -1,38 +1,15 @@
-"Patterns, the registry and the dispatcher"
+"Patterns and the registry of handlers, in cases that nobody thought of"
 import re
 from functools import partial
 
-import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import given, settings, strategies as st
 
-from cjm_fasthtml_sse.dispatcher import SSEEventDispatcher
-from cjm_fasthtml_sse.engine.patterns import PatternIndex, PatternError, check_pattern, matcher, matches
-from cjm_fasthtml_sse.engine.wire import SSEError
-
-# A busy machine is no failure
-settings.register_profile('patient', deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile('patient')
+from cjm_fasthtml_sse.dispatcher import matches
+from cjm_fasthtml_sse.engine.patterns import PatternIndex, matcher
 
 segs = st.sampled_from(['', 'a', 'b', 'ab', 'ba', '.', '[a]', 'é'])
 event_types = st.lists(segs, min_size=1, max_size=6).map(':'.join).filter(bool)
 patterns = st.lists(segs | st.sampled_from(['*', '**', 'a*', '*b', '*a*']), min_size=1, max_size=5).map(':'.join).filter(bool)
-
-
-# Patterns
-
-
-def covers(pattern, segs):
-    "The grammar once more, segment by segment and without regular expressions"
-    if not pattern: return not segs
-    first, *rest = pattern
-    if first == '**': return any(covers(rest, segs[i:]) for i in range(len(segs)+1))
-    return bool(segs) and within(first, segs[0]) and covers(rest, segs[1:])
-
-
-def within(pattern, text):
-    if not pattern: return not text
-    if pattern[0] == '*': return any(within(pattern[1:], text[i:]) for i in range(len(text)+1))
-    return text[:1] == pattern[0] and within(pattern[1:], text[1:])
 
 
 @st.composite
@@ -44,25 +21,6 @@ def likely(draw):
     return pattern, ':'.join(o for seg in pattern.split(':') for o in meant(seg)) or 'a'
 
 
-@settings(max_examples=500)
-@given(likely())
-def test_matches(case):
-    pattern, event_type = case
-    want = pattern == '*' or covers(pattern.split(':'), event_type.split(':'))
-    assert matches(pattern, event_type) is want
-    assert bool(matcher(pattern)(event_type)) is want
-
-
-@given(st.text(min_size=1), event_types)
-def test_all_else_is_literal(pattern, event_type):
-    "Whatever `re` or `fnmatch` would make of it"
-    pattern = pattern.replace('*', '?')
-    try: check_pattern(pattern)
-    except PatternError: return
-    assert matches(pattern, pattern)
-    assert matches(pattern, event_type) is (pattern == event_type)
-
-
 def backtracking(pattern):
     "The grammar as one regular expression that tries all places: right, and slow"
     meanings = {'lead': '(?:.*:)?', 'none': '(?::.*)?', 'any': '.*', 'star': '[^:]*'}
@@ -70,23 +28,12 @@ def backtracking(pattern):
     return re.compile(tokens.sub(lambda m: meanings.get(m.lastgroup) or re.escape(m[0]), pattern), re.DOTALL)
 
 
-@settings(max_examples=500)
-@given(st.text('ab:**', min_size=1, max_size=14), st.lists(st.text('ab:', min_size=1, max_size=14), min_size=10, max_size=40))
-def test_means_the_same(pattern, event_types):
-    "Whatever stars and colons stand side by side"
-    slow, quick = backtracking(pattern).fullmatch, matcher(pattern)
-    for o in event_types: assert bool(quick(o)) is (pattern in ('*', '**') or bool(slow(o))), (pattern, o)
-
-
-@pytest.mark.parametrize('bad', ['', None, 3, ['job'], 'a\nb', 'a\rb', 'a\0b', 'a\ud800'])
-def test_bad_patterns(bad):
-    uses = [check_pattern, PatternIndex().on, partial(PatternIndex().add, f=print), SSEEventDispatcher().on, partial(SSEEventDispatcher().add_handler, handler=print)]
-    for use in uses:
-        with pytest.raises(PatternError) as e: use(bad)
-        assert isinstance(e.value, SSEError) and isinstance(e.value, ValueError)
-
-
-# The registry
+@settings(max_examples=1000)
+@given(likely() | st.tuples(st.text('ab:**', min_size=1, max_size=14), st.text('ab:', min_size=1, max_size=14)))
+def test_matches(case):
+    "Whatever stars, colons and characters that regular expressions know stand side by side"
+    pattern, event_type = case
+    assert matches(pattern, event_type) is (pattern in ('*', '**') or bool(backtracking(pattern).fullmatch(event_type)))
 
 
 @given(st.lists(st.tuples(patterns, st.integers(-2, 2)), max_size=12), event_types)
@@ -116,8 +63,6 @@ def test_handlers_bound_methods():
     class A:
         def f(self): pass
     hs, a = PatternIndex(), A()
-    hs.add('x', a.f)
-    hs.add('x', a.f)
-    assert len(hs.matching('x')) == 2
+    for _ in range(2): hs.add('x', a.f)
     assert hs.remove('x', a.f) and len(hs.matching('x')) == 1
     assert not hs.remove('x', A().f)

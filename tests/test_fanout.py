@@ -11,19 +11,13 @@ from cjm_fasthtml_sse.core import SSEBroadcastManager
 from tests.contract.support import all_live, listening, turns
 
 
-def streams(manager):
-    "An app that serves the events of one user alone"
-    async def app(scope, receive, send):
-        await manager.stream(Request(scope, receive), events=f'user:{scope["path"][1:]}:**')(scope, receive, send)
-    return app
-
-
 class Readers:
     "Streams or queues, each of one user"
     def __init__(self, manager, kind): self.manager, self.kind, self.users, self.stack = manager, kind, [], AsyncExitStack()
 
     async def add(self, n):
-        app = streams(self.manager)
+        async def app(scope, receive, send):
+            await self.manager.stream(Request(scope, receive), events=f'user:{scope["path"][1:]}:**')(scope, receive, send)
         for i in range(n):
             user = listening(app, f'/{i}') if self.kind == 'streams' else self.manager.subscribe(f'user:{i}:**')
             self.users.append(await self.stack.enter_async_context(user))
@@ -47,19 +41,18 @@ class Readers:
         return statistics.median(times)
 
 
-@pytest.mark.parametrize('spread', [10, 3000], ids=['to the same few', 'to thousands in turn'])
-@pytest.mark.parametrize('kind, many, most', [('streams', 3000, 2), ('queues', 10_000, 3)])
-async def test_a_message_to_one_of_many(kind, many, most, spread):
+@pytest.mark.parametrize('kind, many, most', [('streams', 1500, 2), ('queues', 10_000, 3)])
+async def test_a_message_to_one_of_many(kind, many, most):
     few, crowd = [await Readers(SSEBroadcastManager(heartbeat=0), kind).add(n) for n in (10, many)]
-    users = [(n*7919)%many for n in range(spread)]  # Not those that came one after another
     gc.collect()
-    ratios = []
-    for _ in range(5):  # A busy machine disturbs one attempt, hardly all of them
-        ratios.append(await crowd.cost(users, 2000)/await few.cost(range(10), 2000))
-        if ratios[-1] <= most: break
-    print(f'ratio {ratios[-1]:.2f}')
-    assert min(ratios) <= most, ratios
-    got = [crowd.got(i) for i in range(many)]
-    assert sum(got) == (many+2000*len(ratios) if kind == 'streams' else 0), 'somebody got what was not for him'
+    for users in [7], [(n*7919)%many for n in range(1000)]:  # To one again and again; to many, not those that came one after another
+        ratios = []
+        for _ in range(5):  # A busy machine disturbs one attempt, hardly all of them
+            ratios.append(await crowd.cost(users, 1000)/await few.cost(range(10), 1000))
+            if ratios[-1] <= most: break
+        assert min(ratios) <= most, ratios
+        before = [crowd.got(i) for i in range(many)]
+        await crowd.cost([3], 1)
+        assert [i for i in range(many) if crowd.got(i) != before[i]] == ([3] if kind == 'streams' else []), 'somebody got what was not for him'
     for o in few, crowd: await o.stack.aclose()
     assert not crowd.manager.connections

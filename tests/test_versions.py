@@ -6,25 +6,17 @@ from cjm_fasthtml_sse.core import SSEBroadcastManager
 from tests.contract.support import client, eventually
 
 
-class TestCommands:
+@pytest.mark.parametrize('command', [lambda name, value: {name: value}, lambda name, value: dict(command=name, value=value, v=1)],
+                         ids=['yesterday', 'today'])
+async def test_commands(command, caplog):
     "Among the managers on one backend"
-
-    @pytest.mark.parametrize('fields', [dict(disconnect='ann'), dict(command='disconnect', value='ann', v=1)],
-        ids=['yesterday', 'today'])
-    async def test_both_versions_disconnect(self, fields, caplog):
-        backend = MemoryBackend()
-        manager = SSEBroadcastManager(backend=backend)
-        async with client('stream', manager, user='ann') as ann, client('stream', manager, user='bob'):
-            assert await backend.publish(fields)==1
-            await ann.ends()
-            assert manager.present(0)==dict(bob=1) and not caplog.records
-
-    @pytest.mark.parametrize('fields', [dict(presence='a:1'), dict(command='presence', value='a:1', v=1)],
-        ids=['yesterday', 'today'])
-    async def test_both_versions_report_changed_users(self, fields):
-        backend,seen = MemoryBackend(),[]
-        manager = SSEBroadcastManager(backend=backend)
-        async with client('stream', manager, user='ann'):
-            manager.on_presence(seen.append)
-            await backend.publish(fields)
-            await eventually(lambda: seen==[dict(ann=1)], 'the hooks are called')
+    backend, seen = MemoryBackend(), []
+    manager = SSEBroadcastManager(backend=backend)
+    async with client('stream', manager, user='ann') as ann, client('stream', manager, user='bob'):
+        assert await backend.publish(command('disconnect', 'ann')) == 1
+        await ann.ends()
+        assert manager.present(0) == dict(bob=1)
+        manager.on_presence(seen.append)
+        await backend.publish(command('presence', 'a:1'))
+        await eventually(lambda: seen == [dict(bob=1)], 'the hooks are called')
+    assert not [r for r in caplog.records if r.name.startswith('cjm_fasthtml_sse')]
