@@ -14,8 +14,6 @@ from cjm_fasthtml_sse.backends.base import Record
 from cjm_fasthtml_sse.core import SSEBroadcastManager, SSEError
 from tests.contract.support import BOUND, GAP, OwnBackend, all_live, client, eventually, following, listening, turns, within
 
-staged = pytest.mark.filterwarnings('ignore')  # Closing a loop over its tasks is the very fault that is staged
-
 
 @contextmanager
 def hasty_threads():
@@ -144,16 +142,11 @@ def end_over(coro):
     finally: loop.close()
 
 
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.usefixtures('abandoned_loops')
 class TestOneLoopAfterAnother:
-    @pytest.fixture(autouse=True)
-    def ends_here(self):
-        "What a loop that was closed over its tasks left behind complains in this test, not in another one"
-        yield
-        gc.collect()
-
     def test_close_before_any_loop_ran(self): asyncio.run(SSEBroadcastManager().close())
 
-    @staged
     @pytest.mark.parametrize('collected', ['at once', 'while the next is in use'])
     def test_streams_were_left_open(self, collected):
         manager, left = SSEBroadcastManager(), []
@@ -175,7 +168,6 @@ class TestOneLoopAfterAnother:
         if collected == 'at once': collect()
         asyncio.run(next_one())
 
-    @staged
     def test_a_close_waited_in_vain(self):
         manager, left = SSEBroadcastManager(), []
         async def leave_open():
@@ -190,7 +182,6 @@ class TestOneLoopAfterAnother:
         end_over(leave_open())
         asyncio.run(next_one())
 
-    @staged
     def test_who_waited_for_a_broadcast_hears_of_it(self):
         manager, hangs = SSEBroadcastManager(), [True]
         @manager.on_broadcast

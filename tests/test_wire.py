@@ -9,14 +9,10 @@ from pathlib import Path
 import httpx
 import pytest
 from httpx_sse import EventSource
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from cjm_fasthtml_sse.engine.wire import FieldError, Parser, ServerSentEvent, comment, encode
 from tools.assets import fetch
-
-# A busy machine is no failure
-settings.register_profile('patient', deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile('patient')
 
 HERE = Path(__file__).parent
 
@@ -44,9 +40,6 @@ def received(cases):
     return res
 
 
-def stream_of(cases): return ''.join(encode(**o) for o in cases).encode()
-
-
 def ours(chunks):
     p = Parser()
     return [e for c in chunks for e in p.feed(c)]
@@ -70,47 +63,29 @@ def eventsource_parser():
             return [ServerSentEvent(*e) for e in json.loads(proc.stdout.readline())]
         try: yield parse
         finally:
-            proc.stdin.close()
-            try: proc.wait(5)
-            except subprocess.TimeoutExpired: proc.kill()
+            proc.kill()
 
 
 # Any text, in any pieces
 
-
-@given(st.lists(fields, max_size=5), cuts)
-def test_round_trip(cases, cuts): assert ours(chop(stream_of(cases), cuts)) == received(cases)
-
-
-@given(st.lists(fields, max_size=5), cuts)
-def test_round_trip_httpx_sse(cases, cuts): assert httpx_sse(chop(stream_of(cases), cuts)) == received(cases)
-
-
-@given(st.lists(fields, max_size=5), cuts)
-def test_round_trip_eventsource_parser(eventsource_parser, cases, cuts):
-    assert eventsource_parser(chop(stream_of(cases), cuts)) == received(cases)
-
-
 @given(st.lists(fields | texts, max_size=6), cuts)
-def test_comments_change_nothing(items, cuts):
+@pytest.mark.parametrize('reader', [ours, httpx_sse, 'eventsource_parser'])
+def test_round_trip(request, reader, items, cuts):
+    "Texts are comments, which nobody sees"
+    if isinstance(reader, str): reader = request.getfixturevalue(reader)
+    if reader is httpx_sse: items = [o for o in items if isinstance(o, dict)]  # It takes a comment behind an id for an event
     stream = ''.join(comment(o) if isinstance(o, str) else encode(**o) for o in items).encode()
-    assert ours(chop(stream, cuts)) == received(o for o in items if not isinstance(o, str))
+    assert reader(chop(stream, cuts)) == received(o for o in items if not isinstance(o, str))
 
 
-@given(data=st.text(), event=st.none() | st.text(), id=st.none() | st.text())
+any_text = st.text(st.characters(codec=None, exclude_categories=()))
+
+@given(data=any_text, event=st.none() | any_text, id=st.none() | any_text)
 def test_one_event_or_none(data, event, id):
-    "No name, id or payload forges a second event or another field: what isn't refused arrives as it was"
+    "No name, id, payload or half of a surrogate pair forges another event or field: what isn't refused arrives as it was"
     try: frame = encode(data, event, id)
     except FieldError: return
     assert ours([frame.encode()]) == received([{k: v for k, v in dict(data=data, event=event, id=id).items() if v is not None}])
-
-
-@given(st.text(st.characters(categories=['Cs', 'L']), min_size=1))
-def test_surrogates(text):
-    "Half of a surrogate pair never gets as far as the socket"
-    for kw in ({'data': text}, {'event': text}, {'id': text}):
-        try: encode(**kw).encode()
-        except FieldError: assert re.search('[\ud800-\udfff]', text)
 
 
 # Any stream, in any pieces
@@ -119,19 +94,15 @@ streams = st.lists(st.sampled_from(['data', 'event', 'id', 'retry', 'x', ':', ':
     lambda o: ''.join(o).encode())
 
 
-@given(streams, cuts)
-def test_pieces_change_nothing(stream, cuts): assert ours(chop(stream, cuts)) == ours([stream])
-
-
-@given(st.binary() | streams.flatmap(lambda s: st.lists(st.sampled_from([b'\xc3', b'\xa9', b'\xf0\x9f', b'\xff', b'data:', b'\n\n']) | st.just(s)).map(b''.join)))
-def test_any_bytes(stream):
+@given(st.binary() | streams.flatmap(lambda s: st.lists(st.sampled_from([b'\xc3', b'\xa9', b'\xf0\x9f', b'\xff', b'data:', b'\n\n']) | st.just(s)).map(b''.join)), cuts)
+def test_pieces_change_nothing(stream, cuts):
     "Bytes that aren't UTF-8 raise nothing, and are replaced the same way in any pieces"
-    assert ours([stream]) == ours([stream[i:i+1] for i in range(len(stream))])
+    assert ours([stream]) == ours(chop(stream, cuts)) == ours([stream[i:i+1] for i in range(len(stream))])
 
 
 @given(streams, cuts)
 def test_streams_eventsource_parser(eventsource_parser, stream, cuts):
-    "What others may send is read as a second implementation reads it; `retry` is compared as the parser's state by the table below"
+    "What others may send is read as a second implementation reads it"
     def seen(events): return [(e.event, e.data, e.id) for e in events]
     assert seen(ours(chop(stream, cuts))) == seen(eventsource_parser(chop(stream, cuts)))
 
@@ -189,19 +160,14 @@ FORMAT = [
     ('utf-8 broken',        b'data:\xc3(\xf0\x9f\x8e|\xed\xa0\x80\n\n', msgs('\ufffd(\ufffd|\ufffd\ufffd\ufffd')),
 ]
 RETRY = {'field retry': 3000, 'field retry bogus': 3000}
-by_name = pytest.mark.parametrize('name,stream,want', FORMAT, ids=[o[0] for o in FORMAT])
 
 
-@by_name
+@pytest.mark.parametrize('name,stream,want', FORMAT, ids=[o[0] for o in FORMAT])
 def test_format(name, stream, want):
     p = Parser()
     assert [(e.event, e.data, e.id) for e in p.feed(stream)] == want
     assert p.retry == RETRY.get(name)
     assert p.last_event_id == want[-1][2]  # What a reconnection would send; an event that was cut off sets nothing
-
-
-@by_name
-def test_format_byte_by_byte(name, stream, want):
     assert [(e.event, e.data, e.id) for e in ours([stream[i:i+1] for i in range(len(stream))])] == want
 
 
