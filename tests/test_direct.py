@@ -1,5 +1,4 @@
 "What a stream says of itself, and streams on connections of their own, in the details that the contract leaves out"
-import asyncio
 import json
 
 import pytest
@@ -8,7 +7,6 @@ from fasthtml.common import FastHTML
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.dashboard import setup_dashboard
 from cjm_fasthtml_sse.progress import setup_progress
-from cjm_fasthtml_sse.updater import SSEElementUpdater
 from tests.contract.support import OwnBackend, Site, client, eventually, following, listening
 
 
@@ -80,21 +78,3 @@ class TestCounts:
             async with listening(Site(manager).app, **{'SSE-Direct': 'no ticket'}): pass
             await eventually(lambda: 'no ticket</th>' in page.messages[-1].data, 'it is shown')
         assert manager.stats()['direct'] == {'no ticket': 1}, 'its own stream is not among them'
-
-
-async def test_a_slow_hook_does_not_silence_the_hint(caplog):
-    "Queues are read by the app; connections that are about to open are not"
-    manager, updater, gate = SSEBroadcastManager(), SSEElementUpdater(), asyncio.Event()
-    updater.register_handler('todo:added', lambda data: 'added')
-    async with following('stream', manager, render=updater):
-        @manager.on_connect
-        async def _(conn): await gate.wait()
-        async with client('stream', manager, render=updater):
-            await eventually(lambda: len(manager.inspect()['connections']) == 2, 'the hook waits')
-            await manager.broadcast('todo:aded', 1)
-            assert "did you mean 'todo:added'" in caplog.text
-            gate.set()
-        caplog.clear()
-        async with following('queue', manager):
-            await manager.broadcast('todo:adedd', 1)
-            assert not caplog.text, 'the queue may want it'

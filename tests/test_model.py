@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import sys
 import time
 
 import pytest
@@ -191,10 +192,11 @@ class Tab:
 
 
 class Delivery(RuleBasedStateMachine):
-    @initialize(overflow=st.sampled_from(['evict', 'drop_oldest']))
-    def begin(self, overflow):
+    @initialize(overflow=st.sampled_from(['evict', 'drop_oldest']), eager=st.booleans())
+    def begin(self, overflow, eager=False):
         self.overflow,self.loop = overflow,Loop()
         asyncio.set_event_loop(self.loop)
+        if eager and sys.version_info>=(3, 12): self.loop.set_task_factory(asyncio.eager_task_factory)
         self.unhandled = []
         self.loop.set_exception_handler(lambda loop, context: self.unhandled.append(context))
         logging.getLogger('cjm_fasthtml_sse').setLevel(logging.ERROR)  # That queues which nobody reads are ended is meant
@@ -209,6 +211,8 @@ class Delivery(RuleBasedStateMachine):
         self.opened,self.closed = [],[]
         self.manager.on_connect(self.opened.append)
         self.manager.on_disconnect(self.closed.append)
+        self.delivered = []
+        self.manager.on_delivery(lambda m: self.delivered.append(m['data']['n']))
         self.settled = True
 
     def state(self): return f'state {len(self.log)}'
@@ -224,6 +228,7 @@ class Delivery(RuleBasedStateMachine):
         if yes: self.run(asyncio.sleep(.5))
         self.settled = yes
         for t in self.tabs: t.look(yes)
+        if yes: assert self.delivered==[*range(1, len(self.log)+1)], 'a hook missed a message, or heard it twice'
         for t in [t for t in self.tabs if t.gone and t.client.over]:
             self.tabs.remove(t)
             self.past.append(t)

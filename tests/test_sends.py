@@ -11,7 +11,7 @@ import pytest
 from starlette.requests import Request
 
 from cjm_fasthtml_sse.core import SSEBroadcastManager
-from tests.contract.support import BOUND, all_live, eventually, listening
+from tests.contract.support import BOUND, Site, all_live, eventually, listening
 
 user = contextvars.ContextVar('user', default='nobody')
 
@@ -71,7 +71,11 @@ def streams(manager, before=nothing, within=nullcontext, result=coroutine):
             assert asyncio.current_task().cancelling() == 0
             async with within():
                 await before()
-                await send(message)
+                own = dict(message)
+                if 'headers' in message: message['headers'].append((b'x-private', b'1'))
+                message['body'] = b''  # Middleware may edit what it gets, which is nobody else's
+                await send(own)
+                message.clear()
         user.set('mine')
         await manager.stream(Request(scope, receive))(scope, receive, lambda message: result(slow_send(message)))
     return app
@@ -88,12 +92,13 @@ async def test_harmless(way):
     user.set('who broadcasts')
     manager = SSEBroadcastManager()
     async with (listening(streams(manager, *way)) as first, listening(streams(manager, *way)) as second,
-                listening(streams(manager)) as beside):
+                listening(Site(manager).app) as beside):
         await all_live(manager, 3)
         for i in range(20):
             assert await manager.broadcast('x', i) == 3
             if i%10 == 9: await asyncio.sleep(.001)
         for page in first, second, beside: assert await page.data(20) == [*range(20)]
+        assert ['x-private' in o.exchange.headers for o in (first, second, beside)] == [True, True, False]
     assert manager.stats()['errors'] == 0 and not manager.connections
 
 

@@ -10,9 +10,8 @@ from contextlib import contextmanager
 import pytest
 from fasthtml.common import FastHTML, Link
 
-from cjm_fasthtml_sse.backends.base import Record
 from cjm_fasthtml_sse.core import SSEBroadcastManager, SSEError
-from tests.contract.support import BOUND, GAP, OwnBackend, all_live, client, eventually, following, listening, turns, within
+from tests.contract.support import BOUND, OwnBackend, all_live, client, eventually, following, listening, turns, within
 
 
 @contextmanager
@@ -61,15 +60,6 @@ class TestThreads:
         assert queue.empty() and not waiting.done() and not manager.get_history()
         assert (await asyncio.wait_for(waiting, BOUND))['data'] == 1
 
-    async def test_one_thread_keeps_its_order(self):
-        manager = SSEBroadcastManager(20, replay_size=10_000)
-        async with following('stream', manager) as page:
-            def work():
-                for i in range(500): manager.broadcast_threadsafe('x', i)
-            await asyncio.to_thread(work)
-            await asyncio.gather(*[manager.broadcast('x', i) for i in range(500, 1000)])
-            assert await page.data(1000) == [*range(1000)]
-
     async def test_may_look_while_connections_change(self):
         manager, stop, looks = SSEBroadcastManager(), threading.Event(), []
         def look():
@@ -108,25 +98,6 @@ def in_a_fork(f):
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
 @pytest.mark.filterwarnings('ignore:.*multi-threaded.*fork')
 class TestForks:
-    @pytest.mark.parametrize('before', [0, 2])
-    def test_share_the_past_alone(self, before):
-        "As under `gunicorn --preload`: what another process has said since the fork is missing here, and that is a gap"
-        manager = SSEBroadcastManager()
-        for n in range(before): manager.broadcast('n', n).result(BOUND)
-        then = manager.cursor
-        def serve(seen=then):
-            async def session():
-                async with client('stream', manager, last_id=seen) as page:
-                    for n in 'ab': await manager.broadcast('n', n)
-                    await page.read(2)
-                    return page.seen, [e.id for e in page.messages], manager.cursor, [m['data'] for m in manager.get_history()]
-            return asyncio.run(session())
-        forks = [in_a_fork(serve) for _ in range(2)]
-        for seen, ids, cursor, history in forks:
-            assert history == [*range(before), 'a', 'b'] and seen == [['n', 'a'], ['n', 'b']] and ids[-1] == cursor
-        assert len({id for _, ids, *_ in [*forks, serve()] for id in ids}) == 6, 'two messages have one id'
-        assert in_a_fork(lambda: serve(forks[0][2]))[0][0][0] == GAP
-
     async def test_has_neither_connections_nor_their_loop(self):
         manager = SSEBroadcastManager()
         async with following('stream', manager):
@@ -284,49 +255,3 @@ async def test_backlog_is_that_of_the_deepest_queue():
         page.resume()
         await page.read(9)
         assert manager.stats()['backlog'] == deepest() == 0
-
-
-class Keeping(OwnBackend):
-    "Keeps what it carries, as a backend of several processes does, under ids of an epoch and a place"
-    def __init__(self):
-        super().__init__()
-        self.kept, self.epoch, self.origin = [], 'e', 'e:0-0'
-
-    async def start(self, size, deliver, renew, describe):
-        await super().start(size, deliver, renew, describe)
-        self.renew = renew
-        self.begin_anew()
-
-    def record(self, n, data, key): return Record(f'{self.epoch}:{n}-0', dict(type='n', timestamp='', data=data), key)
-    def begin_anew(self): self.renew(f'{self.epoch}:0-0', [self.record(*o) for o in self.kept])
-
-    def keep(self, data, key=None):
-        "What another process has published, and this one has not read yet"
-        self.n += 1
-        self.kept.append((self.n, data, key))
-        return self.record(*self.kept[-1])
-
-    async def publish(self, fields, key=None, timeout=None):
-        got = self.deliver(self.keep(fields['data'], key))
-        return got if isinstance(got, int) else await got
-
-
-@pytest.mark.parametrize('lost', ['nothing', 'epoch', 'newest'])
-async def test_renewals_repeat_nothing_to_hooks(lost):
-    "The past that is known already is not heard again; what this process missed of it is, in order"
-    backend, heard = Keeping(), []
-    manager = SSEBroadcastManager(backend=backend)
-    manager.on_delivery(lambda message: heard.append(message['data']))
-    backend.keep('past')
-    await manager.open()
-    for n in range(3): await manager.broadcast('n', n, key='one that the log drops for the next')
-    assert heard == ['past', 0, 1, 2]
-    if lost != 'nothing': backend.epoch = 'anew'
-    if lost == 'newest': backend.kept.pop()  # As where a replica takes over that lags behind
-    for data in 'missed', 'as well': backend.keep(data)
-    backend.begin_anew()
-    await manager.broadcast('n', 'live')
-    assert heard == ['past', 0, 1, 2, 'missed', 'as well', 'live'] == [m['data'] for m in manager.get_history()]
-    await manager.close()
-    await manager.open()
-    assert heard[-1] == 'live' and len(heard) == 7, 'nor is it where the backend is started anew'
