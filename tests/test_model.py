@@ -476,7 +476,7 @@ class Delivery(RuleBasedStateMachine):
 
 
 examples = int(os.environ.get('MODEL_EXAMPLES', 0))
-Delivery.TestCase.settings = settings(max_examples=examples or 300, stateful_step_count=50, derandomize=not examples, database=None, deadline=None,
+Delivery.TestCase.settings = settings(max_examples=examples or 150, stateful_step_count=50, derandomize=not examples, database=None, deadline=None,
                                       suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large])
 TestDelivery = pytest.mark.timeout(180 if not examples else 3600)(Delivery.TestCase)
 

@@ -15,9 +15,8 @@ from cjm_fasthtml_sse.multiplex.carrier import MAX_UNANSWERED
 from cjm_fasthtml_sse.multiplex.endpoint import PATH
 from cjm_fasthtml_sse.multiplex.protocol import MAX_CHANNELS
 from cjm_fasthtml_sse.visitor import Visitors
-from tests.contract.support import MUX_HEADERS, Exchange
+from tests.contract.support import MUX_HEADERS, Exchange, eventually, turns
 from tests.contract.visitors import Channel, House
-from tests.contract.support import eventually, turns
 from tests.test_multiplex import forge
 
 HERE = Path(__file__).parent
