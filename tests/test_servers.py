@@ -3,10 +3,7 @@ import signal
 import sys
 from pathlib import Path
 
-import httpx
-
 from tests.contract.servers import OTHER_APPS, Stream, free_port, running
-from tests.contract.support import BOUND
 
 
 def test_the_first_app_runs_as_it_stands(tmp_path):
@@ -19,7 +16,7 @@ def test_the_first_app_runs_as_it_stands(tmp_path):
         with Stream(server, '/events') as a, Stream(server, '/events') as b:
             for s in (a, b): s.says('id="todos"')
             assert 'sse-connect="/events"' in server.get('/').text
-            httpx.post(f'{server.url}/add', data=dict(title='tea'), timeout=BOUND)
+            server.post('/add', title='tea')
             for s in (a, b): s.says('>tea</li>')
             assert '>tea</li>' in server.get('/').text
         with Stream(server, '/events', 'before-7') as back: back.until(lambda es: any('>tea</li>' in e.data and 'outerHTML' in e.data for e in es))

@@ -8,6 +8,7 @@ import re
 import resource
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -19,6 +20,9 @@ import httpx
 from tests.contract.support import BOUND, Parser, free_port
 
 APPS, OTHER_APPS = (Path(__file__).parents[i]/'apps' for i in (0, 1))  # Those of the contract, and of all other tests
+
+
+NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # Without one, httpx reads all certificates for each client
 
 
 def uvicorn(app, *args):
@@ -77,7 +81,8 @@ class Server:
         wait_until(up, lambda: f'the server answers:\n{self.output}')
         return self
 
-    def get(self, path, **params): return httpx.get(f'{self.url}{path}', params=params, timeout=BOUND)
+    def get(self, path, **params): return httpx.get(f'{self.url}{path}', params=params, timeout=BOUND, verify=NO_TLS)
+    def post(self, path, **data): return httpx.post(f'{self.url}{path}', data=data, timeout=BOUND, verify=NO_TLS)
 
     def signal(self, sig=signal.SIGTERM): self.process.send_signal(sig)
 
@@ -217,7 +222,7 @@ class Remote:
     async def _forward(self, scope, body, send):
         url = self.url+scope['raw_path'].decode()+'?'+scope['query_string'].decode()
         headers = [(k, v) for k,v in scope['headers'] if k!=b'host']
-        transport = httpx.AsyncHTTPTransport(socket_options=self.options)
+        transport = httpx.AsyncHTTPTransport(verify=NO_TLS, socket_options=self.options)
         with suppress(httpx.HTTPError):  # A server that is killed
             async with httpx.AsyncClient(transport=transport, timeout=BOUND) as client, \
                     client.stream(scope['method'], url, headers=headers, content=body) as response:

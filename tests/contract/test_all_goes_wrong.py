@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.redis, pytest.mark.skipif(not Redis.binary, reason='ne
 
 @pytest.mark.timeout(120)
 def test_nothing_is_lost_or_doubled():
-    report = main(10, seed=1)
+    report = main(6, seed=1, clients=150)
     said = '\n'.join([*report['wrong'], 'The server wrote:', report['output']])
     assert not report['wrong'] and not report['tracebacks'], said
     assert report['gaps']==0, 'the log holds far more than is sent'
