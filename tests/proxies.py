@@ -24,7 +24,7 @@ def program(name):
 
 
 def lacking(*names):
-    "Those of Debian's packages `names` that are not installed"
+    "Those of `names` that are not installed"
     return [o for o in names if not program(o)]
 
 
