@@ -18,18 +18,13 @@ SERVERS = harness.Servers(Path(sys.executable))
 def test_every_server_delivers(server):
     opened,got = harness.measure(sys.executable, server, [['open', 20], ['one_by_one', 5]])
     assert got['deliveries']==20*5
-    assert opened['connect_us']>0 and got['us']>0
-    assert got['ms']==sorted(got['ms']) and got['ms'][0]>0
+    assert min(opened['connect_us'], got['us'], got['ms'][0])>0 and got['ms']==sorted(got['ms'])
 
 
-def test_a_burst_is_counted_to_its_end():
-    *_,got = harness.measure(sys.executable, SERVERS.ours(), [['open', 20], ['burst', 90]])
-    assert got['burst_rate']>0 and got['burst_us']>0
-
-
-def test_a_message_to_one():
-    _,got = harness.measure(sys.executable, SERVERS.ours(WHO='one'), [['open', 20], ['addressed', 40]])
-    assert got['us']>0
+def test_a_burst_and_messages_to_one():
+    *_,burst = harness.measure(sys.executable, SERVERS.ours(), [['open', 20], ['burst', 90]])
+    *_,one = harness.measure(sys.executable, SERVERS.ours(WHO='one'), [['open', 20], ['addressed', 40]])
+    assert min(burst['burst_rate'], burst['burst_us'], one['us'])>0
 
 
 def test_messages_that_do_not_come_are_an_error():
@@ -37,14 +32,11 @@ def test_messages_that_do_not_come_are_an_error():
     with pytest.raises(OSError, match='1 of 20 messages'): harness.measure(sys.executable, one, [['open', 20], ['one_by_one', 1]], patience=1)
 
 
-def test_what_is_missing_is_named_and_left_out():
+def test_what_is_missing_is_named_and_left_out_and_what_does_not_start_says_why():
     def better_sse(): raise OSError('node is not installed')
     servers = harness.Servers(Path(sys.executable))
     assert [s.name for s in servers.those_here(better_sse, servers.floor)]==['uvloop floor']
     assert servers.lacking==['better_sse: node is not installed']
-
-
-def test_a_server_that_does_not_start_says_why():
     with pytest.raises(OSError, match='did not start: .*nowhere'): harness.measure(sys.executable, SERVERS.asgi('typo', 'nowhere:app'), [])
 
 
@@ -65,8 +57,8 @@ def test_rounds_take_turns_and_keep_what_failed():
 def test_where_others_are_ahead_leaves_out_no_figure_of_the_tables_and_no_python():
     page = json.loads((Path(__file__).resolve().parent.parent/'nbs/speed.ipynb').read_text(encoding='utf-8'))
     code = [ast.parse(''.join(c['source'])) for c in page['cells'] if c['cell_type']=='code']
-    calls = [(o.func.id, *map(ast.literal_eval, o.args)) for c in code for o in ast.walk(c)
-             if isinstance(o, ast.Call) and isinstance(o.func, ast.Name) and o.func.id in ('table', 'ahead')]
+    calls = [(ast.unparse(o.func), *map(ast.literal_eval, o.args)) for c in code for o in ast.walk(c)
+             if isinstance(o, ast.Call) and ast.unparse(o.func) in ('table', 'ahead')]
     (_,figures), = [o for o in calls if o[0]=='ahead']
     assert {*figures}=={(section, k) for f,section,*columns in calls if f=='table' and section in ('fanout', 'large') for k in columns[0].values()}
     head,_,*body = tables.ahead(figures).data.split('\n')

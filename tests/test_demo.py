@@ -27,7 +27,7 @@ def demo(tmp_path_factory):
 
 @pytest.fixture
 def http(demo):
-    "The demo without jobs"
+    "The demo, without jobs behind each test"
     yield demo
     for id in re.findall('id="job-(\\w+)"', demo.get('/').text): demo.post('/cancel', params=dict(id=id))
     demo.post('/clear')
