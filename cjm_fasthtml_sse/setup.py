@@ -33,6 +33,7 @@ from starlette.responses import Response
 from .engine.checks import ArgumentError
 from .engine.messages import BackendUnavailable,page_cursors
 from .engine.middleware import leaves_bodies_alone
+from .engine.request import OuterLayer
 from .engine.servers import ServerMonitor,abort_function,watch_signals
 from .engine.wire import SSEError,StreamEnded
 from .headers import PageScripts,current_scope,script_response
@@ -103,13 +104,20 @@ class LifespanMiddleware:
         managers = self.managers.all
         scope['sse_managers'] = [*scope.get('sse_managers', ()), *managers]  # A channel's request has them, too
         cursors = [*page_cursors.get(), *filter(None, (getattr(o, 'cursor', '') for o in managers))]
-        tokens = current_scope.set(scope),page_cursors.set(cursors)
-        try:
-            with self._monitor.during(send) as send: await self.app(scope, receive, send)
-        finally:
-            cursors.clear()
-            current_scope.reset(tokens[0])
-            page_cursors.reset(tokens[1])
+        with self._monitor.during(send) as send:
+            outer = scope['sse.outer'] = OuterLayer(receive, send, LifespanMiddleware.__call__)
+            tokens = current_scope.set(scope),page_cursors.set(cursors)
+            try: await self.app(scope, receive, send)
+            except BaseException:
+                await outer.fail()
+                raise
+            finally:
+                cursors.clear()
+                current_scope.reset(tokens[0])
+                page_cursors.reset(tokens[1])
+                scope.pop('sse.outer', None)
+                del cursors,tokens
+            await outer.run()
 
     def _lifespan(self, receive, send):
         "`receive`, opening the managers at startup and closing them at shutdown"

@@ -4,7 +4,8 @@ A connection sends, and the request behind it waits. There are two kinds:
 
 - `AttachedRequest`: the task in which the server called the app. It waits in `receive` until the browser goes away.
   `connection.end` ends this wait through an `asyncio.timeout(None)`: a timeout that never comes unless it is
-  rescheduled.
+  rescheduled. Where an `OuterLayer` takes the request over, the layers of the app have returned by then, and what they
+  held in memory is free.
 - `DetachedRequest`: a channel of the multiplexer whose request is over. No task waits. What the request's task would
   do at the end is done by a task that is made then.
 
@@ -30,28 +31,42 @@ _log = logging.getLogger(__name__)
 
 class AttachedRequest:
     "The request's own task, which waits until the browser goes away or the stream ends"
-    __slots__ = 'connection','_timeout','_drain_until'
-    def __init__(self, connection):
-        self.connection,self._timeout = connection,None
-        self._drain_until = inf  # Loop time
+    __slots__ = 'connection','context','_finish','_abort','_timeout','_drain_until'
+    def __init__(self,
+        connection,
+        finish,    # Awaited at the end with this request, and with `receive`, `send` and `abort` unless it has failed
+        abort=None # Cuts the connection to the browser
+    ):
+        self.connection,self.context = connection,copy_context()
+        self._finish,self._abort = finish,abort
+        self._timeout,self._drain_until = None,inf  # Loop time
 
     async def run(self, receive, send):
-        "Serve the stream"
+        "Serve the stream, to its end"
         conn,hub = self.connection,self.connection.hub
-        if conn.ended: return
-        conn.start(DefaultSender(conn, send, copy_context()), self)
         # Not all at the same time. A channel has no age: the carrier's connection is what a proxy would cut
         age = hub.loop.call_later(hub.max_age*random.uniform(.8, 1), conn.end) if hub.max_age else None
         try:
-            async with asyncio.timeout(None) as self._timeout:
-                while (await receive())['type']!='http.disconnect': pass
-        except TimeoutError:
-            if not conn.ended: raise
-        finally:
-            if age is not None: age.cancel()
-            self._timeout = None
-            conn.end('disconnected')
-            if not hub.loop.is_closed(): await conn.stop_sending()
+            try:
+                if not conn.ended: conn.start(DefaultSender(conn, send, self.context), self)
+                async with asyncio.timeout(None) as self._timeout:
+                    while not conn.ended and (await receive())['type']!='http.disconnect': pass
+            except TimeoutError:
+                if not conn.ended: raise
+            finally:
+                if age is not None: age.cancel()
+                self._timeout = None
+                conn.end('disconnected')
+                if conn.sender is not None and not hub.loop.is_closed(): await conn.stop_sending()
+        except OSError: pass
+        except BaseException:
+            await self.fail()
+            raise
+        await self._finish(self, receive, send, self._abort)
+
+    async def fail(self):
+        "End the stream without its last bytes: there was an error"
+        await self._finish(self)
 
     def interrupt(self, delay=0.):
         "End what the task waits for, in `delay` seconds"
@@ -87,23 +102,23 @@ def last_bytes(
 # %% ../../nbs/engine/request.ipynb #3171d86f
 class DetachedRequest(AttachedRequest):
     "Stands for the request of a channel, which is over, and does what its task would do at the end"
-    __slots__ = 'channel','finish'
+    __slots__ = 'channel',
     def __init__(self, connection, channel, finish):
-        super().__init__(connection)
-        self.channel,self.finish = channel,finish
+        super().__init__(connection, finish)
+        self.channel = channel
 
     def start(self):
         "Serve the stream"
         conn,channel = self.connection,self.channel
         channel.detach(conn)
         conn.hub.counts['detached'] += 1
-        conn.start(DefaultSender(conn, channel.deliver, copy_context(), channel.deliver_now), self)
+        conn.start(DefaultSender(conn, channel.deliver, self.context, channel.deliver_now), self)
 
     def interrupt(self, delay=0.):
         "End the stream: once, in a task of its own"
         if self._timeout is not None: return super().interrupt(delay)
-        finish,self.finish = self.finish,None
-        if finish is not None: self.connection.hub.spawn(self._end(finish), self.connection.sender.context.copy())
+        finish,self._finish = self._finish,None
+        if finish is not None: self.connection.hub.spawn(self._end(finish), self.context.copy())
 
     async def _end(self, finish):
         try:
@@ -111,3 +126,28 @@ class DetachedRequest(AttachedRequest):
             await finish(self, None, self.channel.deliver)  # The request is over
         except Exception: _log.exception('A stream ended with an error')
         finally: self.channel.end(end=True)
+
+# %% ../../nbs/engine/request.ipynb #14570da4
+class OuterLayer:
+    "The outermost layer of one request, in `scope['sse.outer']`: it goes on with a request that it was given"
+    __slots__ = 'receive','send','call','_request'
+    def __init__(self,
+        receive, send, # As this layer passes them on
+        call           # The function that calls the app, in the task of the request
+    ):
+        self.receive,self.send,self.call,self._request = receive,send,call,None
+
+    def take_over(self,
+        request # Has `run` and `fail`, as `AttachedRequest`
+    ):
+        "Go on with `request` once the layers within have returned"
+        self._request = request
+
+    async def fail(self):
+        "End the request that was taken over, if there is one: a layer within has raised an error"
+        if self._request is not None: await self._request.fail()
+
+    async def run(self):
+        "Go on with the request that was taken over, if there is one"
+        if self._request is not None: await self._request.run(self.receive, self.send)
+

@@ -101,6 +101,30 @@ _log = logging.getLogger(__name__)
 
 async def _nothing(*_): pass
 
+class StreamEnd:
+    "What is done at the end of a stream. The response, and what it holds, need not live as long"
+    __slots__ = 'recheck','background','_closed'
+    def __init__(self, recheck, background): self.recheck,self.background,self._closed = recheck,background,None
+
+    def call_opened(self, response, conn):
+        "Begin the hooks of a stream that was opened; return a future to wait for, or `None`"
+        self._closed = response.closed
+        return response.opened(conn)
+
+    async def __call__(self, request, receive=None, send=None, abort=None):
+        "Unregister the connection, and send the end of the body; without `send`, after an error"
+        conn = request.connection
+        try:
+            conn.end('disconnected')
+            if self.recheck is not None: self.recheck.leave(conn)
+            if self._closed is not None: await self._closed(conn)
+            if send is not None: await request.drain(receive, send, abort)
+        finally: conn.hub.release(conn)
+        if send is not None and self.background is not None: await self.background()
+
+_START_HEADERS = [(k.lower().encode(), v.encode()) for k,v in {**_HEADERS, 'X-Accel-Buffering': 'no',
+    'Content-Type': 'text/event-stream; charset=utf-8'}.items()]
+
 class EventStreamResponse(Response):
     "An endless response that carries what is broadcast"
     media_type = 'text/event-stream'
@@ -119,18 +143,16 @@ class EventStreamResponse(Response):
     ):
         for name,f in dict(render=render, snapshot=snapshot).items():
             if f is not None and not callable(f): raise TypeError(f'`{name}` must be callable, got {f!r}')
-        self.hub,self.refusal,self.ready,self.closed = hub,refusal,ready,closed
-        self.opened: Any = opened
+        self.hub,self.refusal,self.ready,self.opened,self.closed = hub,refusal,ready,opened,closed
         hash(user)
         self.guard: Any = guard
-        self.recheck: Any = None
         self.is_authorised = guard is None  # A route may have asked `authorise` already
         self.lost = False           # `True`: the page names an id that means nothing here
         self.began = hub.users.moment  # At the latest: `setup_sse` notes it as soon as the request comes in
         self._wants = dict(events=patterns(events), render=render, until=patterns(until or (), 'until'),
             snapshot=snapshot, user=user)
         self.status_code,self.background = 200,None
-        self.init_headers({**_HEADERS, 'X-Accel-Buffering': 'no'})
+        self.raw_headers = [*_START_HEADERS]
 
     def admit(self, lost=False):
         "Note that the route has asked `authorise`; `lost`: the page names an id that means nothing here"
@@ -148,23 +170,24 @@ class EventStreamResponse(Response):
         seen = last_event_id(scope)
         page = () if seen or self._wants['snapshot'] else page_ids(scope)  # A snapshot shows more than the page does
         if (refused := await self._get_ready(seen, page)) is not None: return await refused(scope, receive, send)
-        conn,request = self._join(scope, seen, page),None
+        conn,end = self._join(scope, seen, page)
+        request = AttachedRequest(conn, end, scope.get('sse.abort'))
         try:
             await send(self._start_message(conn))
-            self._call_opened(conn)
-            if (channel := scope.get('sse.channel')) is not None and channel.open and not conn.ended:
-                channel.mark_managed()
-                layer = unknown_layer(receive, send, channel.request, channel.request.run)
-                if layer is None: return DetachedRequest(conn, channel, self._end).start()
-                self.hub.counts['attached'] += 1
-                _log.debug('%r stays in its request: not known to leave bodies alone: %s', conn, layer)
-            request = AttachedRequest(conn)
-            await request.run(receive, send)
-        except OSError: pass  # Gone before the stream began
+            if (hooks := end.call_opened(self, conn)) is not None: conn.wait_for(hooks)
+        except OSError: conn.end('disconnected')  # Gone before the stream began
         except BaseException:
-            await self._end(request or AttachedRequest(conn))
+            await request.fail()
             raise
-        await self._end(request or AttachedRequest(conn), receive, send, scope.get('sse.abort'))
+        if (channel := scope.get('sse.channel')) is not None and channel.open and not conn.ended:
+            channel.mark_managed()
+            layer = unknown_layer(receive, send, channel.request, channel.request.run)
+            if layer is None: return DetachedRequest(conn, channel, end).start()
+            self.hub.counts['attached'] += 1
+            _log.debug('%r stays in its request: not known to leave bodies alone: %s', conn, layer)
+        elif (outer := scope.get('sse.outer')) is not None and unknown_layer(receive, send, outer, outer.call) is None:
+            return outer.take_over(request)
+        await request.run(receive, send)
 
     async def _get_ready(self, seen, page):
         "Wait for the backend; a response where no connection may be opened"
@@ -181,27 +204,11 @@ class EventStreamResponse(Response):
         conn = hub.join(last_event_id=seen or hub.replay.id_for_page(page), began=began, carrier=carrier, **self._wants)
         self.began = None  # Held no longer, see `Moment`
         if (reason := direct_reason(scope)) is not None: hub.direct_reasons[reason] += 1
-        if self.guard is not None and not conn.ended: self.recheck = hub.rechecks.add(conn, *self.guard)
-        self.guard = None
-        return conn
-
-    def _call_opened(self, conn):
-        opened,self.opened = self.opened,None  # What it holds, such as the request, need not outlive it
-        if (hooks := opened(conn)) is not None: conn.wait_for(hooks)
+        recheck = hub.rechecks.add(conn, *self.guard) if self.guard is not None and not conn.ended else None
+        return conn,StreamEnd(recheck, self.background)
 
     def _start_message(self, conn=None):
         # A new list: middleware adds a session's cookie to it, in place. Nobody may hold it as long as the stream lasts
         headers = [*self.raw_headers]
         if conn is not None: headers.append((b'sse-stream', stream_header(self.hub, self.lost or conn.begins_with_gap)))
         return dict(type='http.response.start', status=self.status_code, headers=headers)
-
-    async def _end(self, request, receive=None, send=None, abort=None):
-        "Unregister the connection, and send the end of the body; without `send`, after an error"
-        conn = request.connection
-        try:
-            conn.end('disconnected')
-            if self.recheck is not None: self.recheck.leave(conn)
-            if self.opened is None: await self.closed(conn)
-            if send is not None: await request.drain(receive, send, abort)
-        finally: self.hub.release(conn)
-        if send is not None and self.background is not None: await self.background()

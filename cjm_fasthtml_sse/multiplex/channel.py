@@ -17,7 +17,6 @@ __all__ = []
 
 # %% ../../nbs/multiplex/channel.ipynb #9723411d
 import asyncio,json,logging
-from collections import deque
 from contextvars import Context
 from typing import Any
 
@@ -35,7 +34,7 @@ class PacketQueue:
     ):
         self.writer,self.number = writer,number
         self.taken = 0                # Bytes so far
-        self._packets = deque()       # Number and content of each
+        self._packets: Any = ()       # Number and content of each; a list only while there are any
         self.pending_bytes = 0        # With their headers
         self._room: Any = None        # A future, while a sender waits for room
 
@@ -47,6 +46,7 @@ class PacketQueue:
 
     def put(self, number, *contents):
         "Append packets, which the writer takes later"
+        if not self._packets: self._packets = []
         for o in contents:
             self._packets.append((number, o))
             self.pending_bytes += HEADER_BYTES+len(o)
@@ -65,11 +65,13 @@ class PacketQueue:
 
     def take(self, parts):
         "Move the packets of one turn to the list `parts`; returns their bytes"
-        size = 0
-        while self._packets and (not size or size+HEADER_BYTES+len(self._packets[0][1])<=QUANTUM):
-            number,content = self._packets.popleft()
+        size = taken = 0
+        for number,content in self._packets:
+            if size and size+HEADER_BYTES+len(content)>QUANTUM: break
             parts += HEADER.pack(number, len(content)),content
             size += HEADER_BYTES+len(content)
+            taken += 1
+        self._packets = self._packets[taken:] if taken<len(self._packets) else ()
         self.pending_bytes -= size
         self.taken += size
         if self._room is not None and not self.is_full: resolve(self._room)
@@ -82,7 +84,7 @@ class PacketQueue:
 
     def clear(self):
         "Drop what waits"
-        self._packets.clear()
+        self._packets = ()
         self.pending_bytes = 0
 
 def resolve(future):
