@@ -62,8 +62,8 @@ def unknown_layer(
         code = getattr(f.__func__ if ismethod(f) else f, '__code__', None)
         if code not in _known or send is None: return f'send: {_place(code) if code else repr(f)}'
     frame: Any = sys._getframe(1)
-    while frame.f_code in _known: frame = frame.f_back
-    return None if frame.f_code is outermost.__code__ else _place(frame.f_code)
+    while (code := frame.f_code) is not outermost.__code__ and code in _known: frame = frame.f_back
+    return None if code is outermost.__code__ else _place(code)
 
 def _closed_over(f):
     "Return the `send` that the function `f` closes over, or `None`"
