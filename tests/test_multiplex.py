@@ -44,11 +44,10 @@ class TestWaiting:
         async def send(message): await asyncio.sleep(1.5)
         writer = Writer({})
         PacketQueue(writer, 1).send_control()
-        running = asyncio.create_task(writer.run(send))
+        writer.start(send, list)
         await eventually(lambda: writer.blocked, 'it goes on')
         assert writer.blocked==1
-        writer.close()
-        await running
+        writer.stop()
 
     async def test_floods_go_direct(self, monkeypatch):
         "Where other channels are, and the browser does not keep up; a few at a time, until it has closed one"
@@ -72,7 +71,7 @@ class TestWaiting:
         def direct(): return sorted(n for n,o in control.items() if o[-1]==dict(direct='flood', away=True))
         carrier = Carrier('me')
         carrier.handle(opens('/flood'), start)
-        writing = asyncio.create_task(carrier.write(send))
+        carrier.writer.start(send, list)
         await eventually(lambda: size.get(1, 0)>4<<18)
         assert not direct(), 'alone it may'
         carrier.handle(opens('/quiet', *['/flood']*3, first=2), start)
@@ -84,7 +83,7 @@ class TestWaiting:
         await eventually(lambda: len(direct())==MAX_DIRECT+1, 'the next one has its place')
         assert not any(size[n]%8000 for n in direct()), 'no message is cut'
         carrier.close()
-        await writing
+        carrier.writer.stop()
 
 
 class TestRequests:
@@ -148,7 +147,9 @@ class TestCarriers:
         async def breaks(message): raise OSError
         multiplexer, broken, other = Multiplexer(Visitors('test')), Carrier('a'), Carrier('b')
         multiplexer.carriers.update(a=broken, b=other)
+        broken.writer.start(breaks, list)
         broken.heartbeats.send()
-        with pytest.raises(OSError): await broken.write(breaks)
+        await eventually(lambda: not broken.open, 'it has noticed that')
+        with pytest.raises(OSError): await broken.writer.finish()
         await multiplexer.close()
         assert not other.open

@@ -15,6 +15,7 @@ __all__ = []
 
 # %% ../../nbs/multiplex/carrier.ipynb #6edc2946
 import asyncio,secrets
+from contextvars import copy_context
 from functools import partial
 from typing import Any
 
@@ -30,6 +31,8 @@ PUSH_DELAYS = .05,.5    # Seconds of silence behind which a browser that holds b
 
 class Writer:
     "Sends the packets of many queues over one connection, in turns"
+    __slots__ = ('channels','holds_back','open','blocked','_scheduled','_send','_context','_on_close','_task','_news',
+        '_is_aborted')
     def __init__(self,
         channels,         # The carrier's, by number: they share the buffer
         holds_back=False  # Does the browser hold back the end of its input until more comes?
@@ -37,8 +40,20 @@ class Writer:
         self.channels,self.holds_back,self.open = channels,holds_back,True
         self.blocked = 0.           # Seconds for which the connection took nothing
         self._scheduled = {}        # The queues that have packets, in the order of their turns
-        self._news: Any = None      # A future, while there is nothing to send
-        self._deadline: Any = None  # The timeout around `run`
+        self._send: Any = None      # From `start` on
+        self._context: Any = None   # To call it in
+        self._on_close: Any = None
+        self._task: Any = None      # While there is something to send; for good, once sending has failed
+        self._news: Any = None      # A future, while the task waits for more
+        self._is_aborted = False
+
+    def start(self,
+        send,    # Of the response
+        on_close # Called without arguments when the writer is closed, or sending has failed: `finish` has to follow
+    ):
+        "Send from now on what the queues have"
+        self._send,self._context,self._on_close = send,copy_context(),on_close
+        if self._scheduled: self._begin()
 
     @property
     def share(self):
@@ -54,7 +69,12 @@ class Writer:
     def schedule(self, queue):
         "Give `queue` a turn"
         self._scheduled[queue] = None
-        resolve(self._news)
+        if self._task is None: self._begin()
+        else: resolve(self._news)
+
+    def _begin(self):
+        # A task that waited for news would hold 1 KB for each carrier
+        if self._send is not None: self._task = asyncio.Task(self._write(), context=self._context)
 
     def next_write(self):
         "Take the bytes of the next write"
@@ -67,77 +87,107 @@ class Writer:
         for o in again: self._scheduled[o] = None
         return b''.join(parts)
 
-    async def run(self, send):
-        "Send what the queues have, until the writer is closed and nothing waits; `TimeoutError` if that takes too long"
+    async def _write(self):
+        "Send what the queues have, until nothing waits"
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(None if self.open else DRAIN_TIMEOUT) as self._deadline:
-                while self.open or self._scheduled:
-                    if not self._scheduled: await self._wait_for_news(loop)
-                    else:
-                        began = loop.time()
-                        await send({'type': 'http.response.body', 'body': self.next_write(), 'more_body': True})
-                        self.blocked += min(1., loop.time()-began)
-                        if self.holds_back: await self._push(loop, send)
-        finally: self._deadline = None  # It cannot be changed any more
+            while self._scheduled:
+                began = loop.time()
+                await self._send({'type': 'http.response.body', 'body': self.next_write(), 'more_body': True})
+                self.blocked += min(1., loop.time()-began)
+                if self.holds_back: await self._push(loop)
+        except BaseException:
+            self.close()
+            raise  # In `finish`
+        self._task = None
 
-    async def _wait_for_news(self, loop):
-        self._news = loop.create_future()  # Half of what an `asyncio.Event` costs, each time
-        await self._news
-
-    async def _push(self, loop, send):
+    async def _push(self, loop):
         "While there is nothing to send: send empty packets of number 0, for the sake of what came before"
         for secs in PUSH_DELAYS:
             if self._scheduled or not self.open: return
-            timer = loop.call_later(secs, lambda: resolve(self._news))
-            try: await self._wait_for_news(loop)
+            self._news = loop.create_future()
+            timer = loop.call_later(secs, resolve, self._news)
+            try: await self._news
             finally: timer.cancel()
             if self.open and not self._scheduled:
-                await send({'type': 'http.response.body', 'body': bytes(8), 'more_body': True})
+                await self._send({'type': 'http.response.body', 'body': bytes(8), 'more_body': True})
+
+    async def finish(self):
+        "Send what waits; `TimeoutError` if that takes more than `DRAIN_TIMEOUT` seconds, or was aborted"
+        if (task := self._task) is not None:
+            if not self._is_aborted: await asyncio.wait({task}, timeout=DRAIN_TIMEOUT)
+            if task.done(): task.result()
+            else: self._is_aborted = True
+        if self._is_aborted: raise TimeoutError
+
+    def stop(self):
+        "Send nothing more, whatever is under way"
+        self.close()
+        self._send = None
+        if (task := self._task) is not None:
+            task.cancel()
+            task.add_done_callback(_ignore_result)
 
     def drain(self):
-        "Close behind what waits, which has `DRAIN_TIMEOUT` seconds"
+        "Take nothing more, and have what waits sent"
         self.open = False
-        if self._deadline is not None: self._deadline.reschedule(asyncio.get_running_loop().time()+DRAIN_TIMEOUT)
         resolve(self._news)
+        if self._on_close is not None: self._on_close()
 
     def close(self):
-        "Close, and drop what waits"
-        self.open = False
+        "Take nothing more, and drop what waits"
         self._scheduled.clear()
-        resolve(self._news)
+        self.drain()
 
     def abort(self):
-        "Close, and have `run` raise `TimeoutError`, even in a write that does not end"
+        "Close, and have `finish` raise `TimeoutError`, even in a write that does not end"
+        self._is_aborted = True
         self.close()
-        if self._deadline is not None: self._deadline.reschedule(0)
+
+def _ignore_result(task):
+    # An error behind the end of the response is no news
+    if not task.cancelled(): task.exception()
+
 
 # %% ../../nbs/multiplex/carrier.ipynb #e7a02a5f
 HEARTBEAT_SECONDS = 15.    # Between two signs of life
 MAX_UNREAD_HEARTBEATS = 4  # In a row: the browser does not read any more
+BATCH = 500                # Carriers that get a sign of life in one turn of the event loop
 
-class Heartbeats:
+class Heartbeats(PacketQueue):
     "Sends the signs of life of a carrier, and notices that they are not read"
-    def __init__(self, writer): self._queue = PacketQueue(writer, 0)
+    __slots__ = '_unread',
+    def __init__(self, writer):
+        super().__init__(writer, 0)
+        self._unread = 0  # In a row
 
     def send(self):
         "Send a sign of life, unless one waits already"
-        if not self._queue.has_pending: self._queue.send_control()
+        if not self.has_pending: self.send_control()
 
-    async def run(self, on_unread):
-        "Send signs of life until they are not read any more; then call `on_unread`"
-        unread = 0
-        while unread<MAX_UNREAD_HEARTBEATS:
-            unread = unread+1 if self._queue.has_pending else 0
-            self.send()
-            await asyncio.sleep(HEARTBEAT_SECONDS)
-        on_unread()
+    def beat(self) -> bool:  # Do too many wait to be read?
+        "Send the sign of life that is due"
+        self._unread = self._unread+1 if self.has_pending else 0
+        self.send()
+        return self._unread>MAX_UNREAD_HEARTBEATS
+
+async def beat_all(
+    carriers  # By id
+):
+    "Send signs of life while there are carriers, and end those that are not read any more"
+    while carriers:
+        await asyncio.sleep(HEARTBEAT_SECONDS)
+        for i,o in enumerate([*carriers.values()], 1):
+            if o.heartbeats.beat(): o.give_up()
+            if i%BATCH==0: await asyncio.sleep(0)
+
 
 # %% ../../nbs/multiplex/carrier.ipynb #a6ddd433
 MAX_UNANSWERED = 6      # Requests of one carrier without an answer at a time: as many as a browser has connections
 
 class RequestLimiter:
     "Starts requests in order, while fewer than `MAX_UNANSWERED` have no answer"
+    __slots__ = 'unanswered','_waiting'
     def __init__(self):
         self.unanswered = 0
         self._waiting = {}  # By channel, what begins its request
@@ -171,6 +221,7 @@ MAX_DIRECT = 2  # Channels of one carrier that flooded it and have connections o
 
 class Carrier:
     "The connection that the channels of one browser share"
+    __slots__ = 'id','visitor_id','channels','writer','requests','heartbeats','_direct','_had_stream','_moves'
     def __init__(self,
         visitor_id: str,        # Of the visitor that it belongs to
         holds_back: bool=False  # Does the browser hold back the end of its input until more comes?
@@ -179,7 +230,7 @@ class Carrier:
         self.channels: dict[int, Channel] = {}
         self.writer,self.requests = Writer(self.channels, holds_back),RequestLimiter()
         self.heartbeats = Heartbeats(self.writer)
-        self._direct = set()        # Numbers of channels that have connections of their own now
+        self._direct: tuple = ()    # Numbers of channels that have connections of their own now
         self._had_stream = False    # Was any channel answered with a stream?
         self._moves = False         # Is the browser to open its channels anew?
 
@@ -200,7 +251,7 @@ class Carrier:
     ):
         "Close and open what `request` names"
         for n in request.close:
-            self._direct.discard(n)
+            self._direct = tuple(o for o in self._direct if o!=n)
             if n in self.channels: self.channels[n].close()
         # The browser sends requests without end, and does not read the answers
         if self.writer.scheduled_count>2*MAX_CHANNELS: return self.give_up()
@@ -229,19 +280,13 @@ class Carrier:
     def may_go_direct(self, number):
         "Return whether a channel that floods may have a connection of its own, and reserve one for it"
         if len(self._direct)>=MAX_DIRECT or len(self.channels)<2: return False
-        self._direct.add(number)
+        self._direct = *self._direct,number
         return True
 
     def _end_soon_if_unused(self): asyncio.get_running_loop().call_soon(self._end_if_unused)
 
     def _end_if_unused(self):
         if not (self.channels or self.requests.unanswered or self._had_stream): self.end()
-
-    async def write(self, send):
-        "Send packets and signs of life until the carrier ends; `TimeoutError` if the browser does not read"
-        heartbeats = asyncio.create_task(self.heartbeats.run(self.give_up))
-        try: await self.writer.run(send)
-        finally: heartbeats.cancel()
 
     def end(self):
         "End behind what waits: the server stops, or the app refused all channels"
@@ -264,6 +309,6 @@ class Carrier:
         for o in [*self.channels.values()]: o.close()
 
     def give_up(self):
-        "End at once, and have `write` raise `TimeoutError`: the browser does not read"
+        "End at once, and cut the connection: the browser does not read"
         self.writer.abort()
         self.close()

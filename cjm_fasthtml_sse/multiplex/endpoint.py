@@ -19,6 +19,7 @@ __all__ = []
 # %% ../../nbs/multiplex/endpoint.ipynb #73cb42eb
 import asyncio,random
 from contextlib import suppress
+from contextvars import Context
 from typing import Any
 from urllib.parse import quote
 
@@ -28,8 +29,8 @@ from starlette.routing import get_route_path
 
 from ..engine.hints import hint
 from ..engine.middleware import leaves_bodies_alone
-from ..engine.servers import limit_unsent,watch_signals
-from .carrier import Carrier
+from ..engine.servers import cut_connection,limit_unsent,watch_signals
+from .carrier import Carrier,beat_all
 from .channel import QUANTUM
 from .protocol import MAX_CHANNELS,ChannelOpening,ChannelRequest
 from .request import REQUEST_TIMEOUT,channel_scope,check_origin,check_version,read_body,split_url
@@ -41,6 +42,19 @@ MAX_CARRIERS_PER_USER = 1000    # In one process; browsers without a user share 
 
 class Carriers(dict):
     "The carriers of one process, by id"
+    _beating: Any = None  # The task of their heartbeats
+
+    def add(self, carrier):
+        "Register a carrier"
+        self[carrier.id] = carrier
+        if self._beating is None or self._beating.done() or self._beating.get_loop() is not asyncio.get_running_loop():
+            self._beating = asyncio.Task(beat_all(self), context=Context())
+
+    def remove(self, carrier):
+        "Undo `add`"
+        del self[carrier.id]
+        if not self: self._beating.cancel()
+
     def choose(self,
         request: ChannelRequest,
         visitor: Visitor
@@ -70,45 +84,61 @@ _HEADERS = [(b'content-type', b'application/octet-stream'), (b'x-accel-buffering
 
 class CarrierResponse:
     "The response that becomes a carrier"
+    __slots__ = 'carrier','carriers','_abort','_age','_timeout'
     def __init__(self,
         carrier: Carrier,
-        headers: list,  # Of the response, besides its own
-        on_start,       # Called once the beginning was sent: opens the channels
-        max_age=None    # Seconds
-    ): self.carrier,self.headers,self.on_start,self.max_age = carrier,headers,on_start,max_age
+        carriers: Carriers, # Where it is registered until its end
+        max_age=None,       # Seconds
+        abort=None          # Cuts the connection to the browser
+    ):
+        self.carrier,self.carriers,self._abort = carrier,carriers,abort
+        self._timeout: Any = None  # Around `receive`
+        carriers.add(carrier)
+        self._age: Any = None
+        if max_age: self._age = asyncio.get_running_loop().call_later(max_age*random.uniform(.8, 1), carrier.retire)
 
-    async def __call__(self, scope, receive, send):
-        carrier,loop,tasks = self.carrier,asyncio.get_running_loop(),[]
-        age = loop.call_later(self.max_age*random.uniform(.8, 1), carrier.retire) if self.max_age else None
+    async def begin(self,
+        headers,  # Of the response, besides its own
+        receive, send
+    ):
+        "Send the beginning"
+        limit_unsent(receive, QUANTUM)
+        headers = [*headers, (b'sse-carrier', self.carrier.id.encode()), *_HEADERS]
+        await send({'type': 'http.response.start', 'status': 200, 'headers': headers})
+        self.carrier.writer.start(send, self._interrupt)
+
+    async def run(self, receive, send):
+        "Wait until the browser disconnects or the carrier ends, then end the response"
+        carrier = self.carrier
         try:
-            limit_unsent(receive, QUANTUM)
-            headers = [*self.headers, (b'sse-carrier', carrier.id.encode()), *_HEADERS]
-            await send({'type': 'http.response.start', 'status': 200, 'headers': headers})
-            self.on_start()
-            tasks = [asyncio.create_task(o) for o in (carrier.write(send), _until_disconnect(receive))]
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            if not tasks[1].done():
-                await tasks[0]
+            try:
+                async with asyncio.timeout(None) as self._timeout:
+                    while carrier.open and (await receive())['type']!='http.disconnect': pass
+            except TimeoutError:
+                if carrier.open: raise
+            finally: self._timeout = None
+            if not carrier.open:
+                await carrier.writer.finish()
                 await send({'type': 'http.response.body', 'body': carrier.last_packet()})
         except TimeoutError:
-            if abort := scope.get('sse.abort'):
-                abort()
-                # Until the server knows: one that does not would log an unfinished response
-                await asyncio.wait({tasks[1]}, timeout=1)
+            if self._abort is not None: await cut_connection(receive, self._abort)
         except OSError: pass  # The browser has disconnected
-        finally:
-            if age is not None: age.cancel()
-            carrier.close()
-            for o in tasks:
-                o.cancel()
-                o.add_done_callback(_ignore_result)
+        finally: self.close()
 
-async def _until_disconnect(receive):
-    while (await receive())['type']!='http.disconnect': pass
+    async def fail(self):
+        "End without an end of the body: there was an error"
+        self.close()
 
-def _ignore_result(task):
-    # An error behind the end of the response is no news
-    if not task.cancelled(): task.exception()
+    def close(self):
+        "End the carrier, and forget it"
+        if self._age is not None: self._age.cancel()
+        self.carriers.remove(self.carrier)
+        self.carrier.close()
+        self.carrier.writer.stop()
+
+    def _interrupt(self):
+        if self._timeout is None: return
+        with suppress(RuntimeError): self._timeout.reschedule(0)  # It ends already
 
 def holds_back(scope):
     "Return whether the browser holds back the end of its input: WebKit does; Chromium names WebKit, too"
@@ -259,8 +289,7 @@ class Multiplexer:
         def start(channel, opening): return self._start(channel, opening, visitor, scope)
         if carrier is None and request.open:
             carrier = Carrier(visitor.id, holds_back(scope))
-            response = CarrierResponse(carrier, headers, lambda: carrier.handle(request, start), _max_age(scope))
-            return await self._become(carrier, response, scope, receive, send)
+            return await self._become(carrier, headers, lambda: carrier.handle(request, start), scope, receive, send)
         if carrier is not None:
             headers.append((b'sse-carrier', carrier.id.encode()))
             carrier.handle(request, start)
@@ -278,12 +307,19 @@ class Multiplexer:
                 return True
         return False
 
-    async def _become(self, carrier, response, scope, receive, send):
+    async def _become(self, carrier, headers, on_start, scope, receive, send):
+        "Make the response a carrier"
         self.loop = asyncio.get_running_loop()
         watch_signals(self)
-        self.carriers[carrier.id] = carrier
-        try: await response(scope, receive, send)
-        finally: del self.carriers[carrier.id]
+        response = CarrierResponse(carrier, self.carriers, _max_age(scope), scope.get('sse.abort'))
+        try: await response.begin(headers, receive, send)
+        except BaseException as e:
+            response.close()
+            if isinstance(e, OSError): return  # The browser has disconnected
+            raise
+        on_start()
+        if (outer := scope.get('sse.outer')) is not None: outer.take_over(response)
+        else: await response.run(receive, send)
 
     async def open(self): "Do nothing: carriers open by themselves"
 
