@@ -152,13 +152,14 @@ class TestThePump:
             busy.cancel()
 
     async def test_connections_that_end_while_many_are_served(self, manager):
-        pages = [client('stream', manager, user=i >= 518) for i in range(520)]
+        stay, go = Site(manager).app, Site(manager, user='ann').app
+        pages = [listening(stay if i < 518 else go) for i in range(520)]
         for c in pages: await c.__aenter__()
         await all_live(manager, 520)
         for i in range(10):
             sent = manager.broadcast('x', i)
             await asyncio.sleep(0)  # The first ones are served, the rest comes in a later turn
-            if i == 5: await manager.disconnect(True)
+            if i == 5: await manager.disconnect('ann')
             await sent
         for c in pages[:518]: assert await c.data(10) == [*range(10)]
         for c in pages: await c.leave()

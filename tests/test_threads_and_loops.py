@@ -11,7 +11,7 @@ import pytest
 from fasthtml.common import FastHTML, Link
 
 from cjm_fasthtml_sse.core import SSEBroadcastManager, SSEError
-from tests.contract.support import BOUND, OwnBackend, all_live, client, eventually, following, listening, turns, within
+from tests.contract.support import BOUND, OwnBackend, Site, all_live, client, eventually, following, listening, turns, within
 
 
 @contextmanager
@@ -66,12 +66,13 @@ class TestThreads:
             while not stop.is_set():
                 for conn in manager.connections: conn.qsize()
                 looks.append((manager.stats(), manager.present(), manager.connection_count, manager.get_history(3), manager.inspect()))
-        stay = [client('stream', manager, user=f'stays {n}') for n in range(50)]
+        app = Site(manager, user='ann').app
+        stay = [listening(app) for _ in range(50)]
         for c in stay: await c.__aenter__()
         with hasty_threads():
             looking, n = asyncio.create_task(asyncio.to_thread(look)), 0
-            while (n < 20 or len(looks) < 20) and not looking.done():
-                some = [client('stream', manager, user=f'user {i}') for i in range(10)]
+            while (n < 10 or len(looks) < 20) and not looking.done():
+                some = [listening(app) for _ in range(5)]
                 for c in some: await c.__aenter__()
                 queue = await manager.register_connection()
                 await manager.broadcast('n', n)

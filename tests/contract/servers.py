@@ -22,6 +22,7 @@ from tests.contract.support import BOUND, Parser, free_port
 APPS, OTHER_APPS = (Path(__file__).parents[i]/'apps' for i in (0, 1))  # Those of the contract, and of all other tests
 
 
+CROWD = int(os.environ.get('CROWD', 1500))  # Clients that come where thousands do
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # Without one, httpx reads all certificates for each client
 
 

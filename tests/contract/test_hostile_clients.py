@@ -20,12 +20,9 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.contract.servers import Remote, Stream, many_files, running, uvicorn
+from tests.contract.servers import CROWD, Remote, Stream, many_files, running, uvicorn
 from tests.contract.support import BOUND, Parser
 from tests.contract.visitors import Visitor
-
-
-CROWD = int(os.environ.get('CROWD', 1500))
 
 
 class Healthy(threading.Thread):
