@@ -29,19 +29,19 @@ class Readers:
         return len(self.users[i].events) if self.kind == 'streams' else self.users[i].qsize()
 
     async def cost(self, users, n):
-        "Median of the seconds that a message to one of `users` takes until it is there"
+        "Median of the seconds of CPU that a message to one of `users` takes until it is there"
         times = []
         for i in range(n):
             user = users[i%len(users)]
-            before, start = self.got(user), time.perf_counter()
+            before, start = self.got(user), time.thread_time()
             await self.manager.broadcast(f'user:{user}:news', i)
             while self.got(user) == before: await turns(1)
-            times.append(time.perf_counter()-start)
+            times.append(time.thread_time()-start)
             if self.kind == 'queues': self.users[user].get_nowait()
         return statistics.median(times)
 
 
-@pytest.mark.parametrize('kind, many, most', [('streams', 1500, 2), ('queues', 10_000, 3)])
+@pytest.mark.parametrize('kind, many, most', [('streams', 1000, 2), ('queues', 10_000, 3)])
 async def test_a_message_to_one_of_many(kind, many, most):
     few, crowd = [await Readers(SSEBroadcastManager(heartbeat=0), kind).add(n) for n in (10, many)]
     gc.collect()
