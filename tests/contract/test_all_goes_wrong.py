@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.contract.chaos import Client, Stop, judge, main
-from tests.contract.support import Redis
+from tests.contract.support import BOUND, Redis
 
 pytestmark = [pytest.mark.redis, pytest.mark.skipif(not Redis.binary, reason='needs redis-server or valkey-server')]
 
@@ -63,6 +63,6 @@ def test_a_client_ends_with_the_run_whatever_it_reads_in_that_moment(monkeypatch
         for _ in range(turns): await asyncio.sleep(0)  # Somewhere between the arrival and the client's turn
         stop.set()
         life.cancel()
-        done,_ = await asyncio.wait([life], timeout=1)
+        done,_ = await asyncio.wait([life], timeout=BOUND)
         assert done, 'the client reads on'
     asyncio.run(run())

@@ -24,7 +24,7 @@ from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.helpers import setup_sse
 
 from tests.contract.servers import Remote, running, uvicorn
-from tests.contract.support import Exchange, Hooks, eventually, no_task_left
+from tests.contract.support import BOUND, Exchange, Hooks, eventually, no_task_left
 from tests.contract.visitors import House, Visitor
 
 
@@ -486,7 +486,7 @@ class TestEnds:
             await channel.says('hi')
             done.clear()
             await visitor.close(channel)
-            await asyncio.wait_for(done.wait(), 5)
+            await asyncio.wait_for(done.wait(), BOUND)
 
     async def test_a_carrier_of_age_loses_nothing(self):
         "At the smallest age of the app's managers: what waits arrives, a last word says to open the channels anew, and no stream is told to have ended"

@@ -121,10 +121,11 @@ def server(tmp_path_factory):
     with serving(tmp_path_factory.mktemp('hostile')/'log') as server: yield server
 
 
-def send(server, data, secs=.3, until=None):
+def send(server, data, secs=None, until=None):
     "Send bytes, and give what comes back within `secs`, or up to `until`"
+    if secs is None: secs = BOUND if until else .3
     end,got = time.monotonic()+secs,b''
-    with socket.create_connection(('127.0.0.1', server.port), 5) as sock, suppress(OSError):
+    with socket.create_connection(('127.0.0.1', server.port), BOUND) as sock, suppress(OSError):
         sock.settimeout(secs)
         sock.sendall(data)
         while (until is None or until not in got) and (left := end-time.monotonic())>0:
@@ -226,17 +227,17 @@ class TestRequests:
         with unharmed(server):
             for method in ('HEAD', 'POST', 'PUT', 'DELETE', 'OPTIONS', 'TRACE', 'get', 'PRI', 'A'*10_000):
                 send(server, method.encode()+b' /events HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\n\r\na=b&c',
-                     until=b'data:')
-                answer = ask(server, method=method.encode(), secs=2 if method=='HEAD' else .3, until=b'\r\n\r\n')
+                     .3, until=b'data:')
+                answer = ask(server, method=method.encode(), secs=BOUND if method=='HEAD' else .3, until=b'\r\n\r\n')
                 if method=='HEAD':
                     assert answer.startswith(b'HTTP/1.1 200') and b'data:' not in answer and b'text/event-stream' in answer
-            send(server, b'POST /events HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n'+b'5\r\nhello\r\n'*5000+b'0\r\n\r\n', until=b'data:')
+            send(server, b'POST /events HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n'+b'5\r\nhello\r\n'*5000+b'0\r\n\r\n')
 
     @pytest.mark.parametrize('how', ['closed', 'reset', 'half closed'])
     def test_clients_leave_while_the_response_starts(self, server, how):
         with unharmed(server, 600):
             for i in range(600):
-                with socket.create_connection(('127.0.0.1', server.port), 5) as sock:
+                with socket.create_connection(('127.0.0.1', server.port), BOUND) as sock:
                     if how=='reset': sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
                     data = b'GET /events HTTP/1.1\r\nHost: test\r\nLast-Event-ID: 1-1\r\n\r\n'
                     sock.sendall(data[:len(data)-i%4] if i%3==0 else data)
@@ -272,7 +273,7 @@ class TestSockets:
         with unharmed(server, CROWD, mb=mb) as healthy, ExitStack() as stack:
             before = resident(server)
             for i in range(CROWD):
-                stack.enter_context(socket.create_connection(('127.0.0.1', server.port), 10)).sendall(data)
+                stack.enter_context(socket.create_connection(('127.0.0.1', server.port), BOUND)).sendall(data)
             healthy.goes_on()
             assert resident(server)-before<mb and held(server)['files']>CROWD
 

@@ -23,6 +23,7 @@ from starlette.testclient import TestClient
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.helpers import setup_sse, sse_element
 from cjm_fasthtml_sse.htmx import HTMXSSEConnector
+from tests.contract.servers import NO_TLS
 from tests.contract.support import BOUND, GAP, Site, all_live, listening, serve, within
 
 CONNECTED = HTMXSSEConnector.create_sse_element(endpoint='/events')  # Made at import
@@ -283,7 +284,7 @@ async def test_pages_that_load_during_writes(path, events):
                 shown += re.findall('<li>(.*?)</li>', line)
                 if 'the end' in shown: return shown
     async with serve(app) as port, within('all see the end'):
-        async with httpx.AsyncClient(base_url=f'http://127.0.0.1:{port}', timeout=BOUND,
+        async with httpx.AsyncClient(base_url=f'http://127.0.0.1:{port}', timeout=BOUND, verify=NO_TLS,
                 limits=httpx.Limits(max_connections=None)) as web:
             visits = [asyncio.create_task(visit(web, n)) for n in range(30)]
             for n in range(130): (await web.post('/add', params=dict(title=f'todo {n}'))).raise_for_status()

@@ -24,7 +24,8 @@ from cjm_fasthtml_sse.dashboard import setup_dashboard
 from cjm_fasthtml_sse.helpers import insert_htmx_sse_ext, setup_sse
 from cjm_fasthtml_sse.progress import setup_progress
 
-from tests.contract.support import client_src, hello_app, is_served, serve
+from tests.contract.servers import NO_TLS
+from tests.contract.support import BOUND, client_src, hello_app, is_served, serve
 
 
 class TestOnce:
@@ -154,7 +155,7 @@ class TestSetup:
             await send(dict(type='http.response.body', body=b'hello'))
         one = hello_app(client=True, sess_cls=None)
         one.mount('/bare', bare)
-        async with serve(one) as port, httpx.AsyncClient() as web:
+        async with serve(one) as port, httpx.AsyncClient(timeout=BOUND, verify=NO_TLS) as web:
             assert (await web.get(f'http://127.0.0.1:{port}/bare/')).text=='hello'
 
 
@@ -176,7 +177,7 @@ class TestQueuesThatEnd:
         return one
 
     async def read(self, one, **kw):
-        async with serve(one, **kw) as port, httpx.AsyncClient(timeout=10) as web:
+        async with serve(one, **kw) as port, httpx.AsyncClient(timeout=BOUND, verify=NO_TLS) as web:
             return (await web.get(f'http://127.0.0.1:{port}/stream')).text
 
     async def test_without_a_set_up_the_body_is_cut_off(self, caplog):
@@ -215,6 +216,6 @@ class TestQueuesThatEnd:
             outer,path = FastHTML(secret_key='test'),'/sub/stream'
             outer.mount('/sub', one)
             setup_sse(outer)
-        async with serve(outer, http=http) as port, httpx.AsyncClient(timeout=10) as web:
+        async with serve(outer, http=http) as port, httpx.AsyncClient(timeout=BOUND, verify=NO_TLS) as web:
             with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)):
                 await web.get(f'http://127.0.0.1:{port}{path}')
