@@ -46,6 +46,14 @@ function packet(number, body) {
   return bytes;
 }
 
+/** Carriers whose first tab has two channels; `response` answers the first request, when it comes. */
+async function opened(first, response = first.response) {
+  const made = make(({ carriers }) => carriers.length ? attached('A') : response);
+  made.carriers.want('one', [wish(1), wish(2)]);
+  await soon();
+  return made;
+}
+
 const wish = key => ({ key, path: `/${key}`, ticket: 'ticket', ids: ['', ''] });
 const soon = async () => { for (let i = 0; i < 5; i++) await new Promise(setImmediate); };
 const CONTROL = 2 ** 31;
@@ -64,9 +72,7 @@ test('bytes that come in pieces of any size are the same packets', () => {
 
 test('channels of all tabs go on one carrier, and what comes goes to their tabs', async () => {
   const first = carrier('A');
-  const { carriers, sent, log } = make(({ carriers }) => carriers.length ? attached('A') : first.response);
-  carriers.want('one', [wish(1), wish(2)]);
-  await soon();
+  const { carriers, sent, log } = await opened(first);
   carriers.want('two', [wish(1)]);
   await soon();
   const asked = sent.map(o => [o.carriers, o.open.map(([, path]) => path), o.become]);
@@ -87,9 +93,7 @@ test('channels of all tabs go on one carrier, and what comes goes to their tabs'
 
 test('what a tab wants no more is closed with the next request, and the last one ends the carrier', async () => {
   const first = carrier('A');
-  const { carriers, sent } = make(({ carriers }) => carriers.length ? attached('A') : first.response);
-  carriers.want('one', [wish(1), wish(2)]);
-  await soon();
+  const { carriers, sent } = await opened(first);
   first.say(CONTROL);
   carriers.want('one', [wish(2), wish(3)]);
   await soon();
@@ -104,9 +108,7 @@ test('a channel that is closed while it is being opened is closed at the server'
   const first = carrier('A');
   let answer;
   const late = new Promise(resolve => { answer = () => resolve(first.response); });
-  const { carriers, sent } = make(({ carriers }) => carriers.length ? attached('A') : late);
-  carriers.want('one', [wish(1), wish(2)]);
-  await soon();
+  const { carriers, sent } = await opened(first, late);
   carriers.want('one', [wish(2)]);
   answer();
   await soon();
@@ -149,38 +151,23 @@ test('behind many processes one more carrier replaces the oldest, whose channels
   carriers.end();
 });
 
-test('another visitor has none of the former carriers', async () => {
-  const made = [carrier('A'), carrier('B', 'bob')];
-  const { carriers, log } = make(() => made.shift().response);
-  carriers.want('one', [wish(1)]);
-  await soon();
-  carriers.sendRequest(true);
-  await soon();
-  assert.deepEqual(log, [['one', 1, { moved: true }]]);
-  carriers.end();
-});
-
-for (const [name, answers, reason] of [
-  ['another version of the server, at once', [426], 'version'],
-  ['a refusal that comes again', [404, 404], 'status 404'],
-]) test(`no carrier works: ${name}`, async () => {
-  const left = [...answers];
-  const { carriers, log, sent } = make(() => status(left.shift() ?? 404));
-  carriers.owner.giveUp = reason => { log.push(reason); carriers.end(); };
-  carriers.want('one', [wish(1)]);
-  await soon();
-  assert.deepEqual(log, [reason]);
-  assert.equal(sent.length, answers.length);
-});
-
-test('an error of the server keeps its Retry-After; who is let in nowhere needs another ticket', async () => {
-  const answers = [status(503, { 'Retry-After': '7' }), status(403)];
+for (const [name, answers, ...calls] of [
+  ['another visitor has none of the former carriers',
+    [carrier('A').response, carrier('B', 'bob').response], ['one', 1, { moved: true }]],
+  ['an error of the server keeps its Retry-After', [status(503, { 'Retry-After': '7' })], ['one', 1, { lost: 503, retry: '7' }]],
+  ['who is let in nowhere needs another ticket', [status(403)], ['one', 1, { ticket: true }]],
+  ['another version of the server is given up at once', [status(426)], ['giveUp', 'version']],
+  ['a refusal that comes again is given up', [status(404), status(404)], ['giveUp', 'status 404']],
+]) test(name, async () => {
   const { carriers, log } = make(() => answers.shift());
+  const { giveUp } = carriers.owner;
+  carriers.owner.giveUp = reason => { giveUp(reason); carriers.end(); };
   carriers.want('one', [wish(1)]);
   await soon();
-  carriers.want('two', [wish(1)]);
+  if (answers.length) carriers.sendRequest(true);
   await soon();
-  assert.deepEqual(log, [['one', 1, { lost: 503, retry: '7' }], ['two', 1, { ticket: true }]]);
+  assert.deepEqual(log, calls);
+  assert.equal(answers.length, 0);
   carriers.end();
 });
 
