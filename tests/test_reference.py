@@ -15,6 +15,7 @@ import io
 import json
 import re
 import tokenize
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -33,7 +34,8 @@ def directives(source): return dict(re.findall(r'^\s*#\|\s*([\w-]+)\s*:?\s*(.*?)
 @cache
 def pages():
     "Each notebook, and the module that it exports, if any"
-    found = {f: next((m for kind, s in cells(f) if kind == 'code' and (m := directives(s).get('default_exp'))), None) for f in sorted(NBS.rglob('*.ipynb')) if '.ipynb_checkpoints' not in f.parts}
+    def module(f): return next((m for kind, s in cells(f) if kind == 'code' and (m := directives(s).get('default_exp'))), None)
+    found = {f: module(f) for f in sorted(NBS.rglob('*.ipynb')) if '.ipynb_checkpoints' not in f.parts}
     assert len(found) > 20
     return found
 
@@ -57,7 +59,8 @@ def patched(node):
     "Names of the classes that fastcore's `patch` adds a function to"
     for d in node.decorator_list:
         name = getattr(d.func if isinstance(d, ast.Call) else d, 'id', '')
-        if name in ('patch', 'patch_to'): return re.findall(r'\w+', ast.unparse(node.args.args[0].annotation if name == 'patch' else d.args[0]))
+        if name in ('patch', 'patch_to'):
+            return re.findall(r'\w+', ast.unparse(node.args.args[0].annotation if name == 'patch' else d.args[0]))
     return []
 
 
@@ -99,6 +102,8 @@ def comments(module):
     return {t.start[0]: t.string.lstrip('# ') for t in tokenize.generate_tokens(io.StringIO(source(module)).readline) if t.type == tokenize.COMMENT}
 
 
+def commented(module, first, last): return any(comments(module).get(i) for i in range(first, last+1))
+
 def docmented(d):
     "Parameter -> its docment, '' where it has none"
     a, said, res = d.node.args, comments(d.module), {}
@@ -128,14 +133,10 @@ def errors():
 
 def caught(node, name):
     "Does a `try` or a `suppress` in `node` catch `name` itself?"
-    said = [ast.unparse(a) for n in ast.walk(node) if isinstance(n, ast.Call) and ast.unparse(n.func) == 'suppress' for a in n.args]
-    return name in said or any(re.search(rf'\b({name}|SSEError|Exception)\b', ast.unparse(h.type or ast.Name('Exception'))) for t in ast.walk(node) if isinstance(t, ast.Try) for h in t.handlers)
-
-
-@cache
-def raises(d):
-    "Errors of the package that a call raises: in its own body, not in a function that it defines"
-    return frozenset(_raises(d, ()))
+    nodes = [*ast.walk(node)]
+    if name in [ast.unparse(a) for n in of_type(nodes, ast.Call) if ast.unparse(n.func) == 'suppress' for a in n.args]: return True
+    types = [ast.unparse(h.type or ast.Name('Exception')) for t in of_type(nodes, ast.Try) for h in t.handlers]
+    return any(re.search(rf'\b({name}|SSEError|Exception)\b', o) for o in types)
 
 
 def own(node):
@@ -147,85 +148,76 @@ def own(node):
 
 
 @cache
-def scope(module):
-    "Functions and classes of a module, which it may call by their bare names"
-    return {o.node.name: o for o in defs() if not o.cls and o.module == module}
+def named(name, module=None): return next((o for o in defs() if o.name == name and module in (None, o.module)), None)
 
 
-def _raises(d, path):
+def raises(d, path=()):
+    "Errors of the package that a call raises: in its own body, not in a function that it defines"
     if d in path: return
-    top = scope(d.module)
     for n in own(d.node):
         if isinstance(n, ast.Raise) and n.exc:
             name = ast.unparse(n.exc.func if isinstance(n.exc, ast.Call) else n.exc)
             if name in errors() and not (caught(d.node, name)): yield name
         elif isinstance(n, ast.Call):
             called = ast.unparse(n.func)
-            to = top.get(called)
-            if called.startswith('self.'): to = next((o for o in defs() if o.name == f'{d.cls}.{called[5:]}'), None)
-            if to and isinstance(to.node, ast.ClassDef): to = next((o for o in defs() if o.name == f'{to.name}.__init__'), None)
-            if to: yield from (e for e in _raises(to, (*path, d)) if not caught(d.node, e))
+            to = named(f'{d.cls}.{called[5:]}') if called.startswith('self.') else named(called, d.module)
+            if to and isinstance(to.node, ast.ClassDef): to = named(f'{to.name}.__init__')
+            if to: yield from (e for e in raises(to, (*path, d)) if not caught(d.node, e))
 
 
 @cache
-def uses(path):
-    "Names and attributes in the cells of a notebook that are not exported"
-    res = set()
+def lessons(path):
+    "The nodes of the cells of a notebook that are not exported"
+    found = []
     for kind, src in cells(path):
-        d = directives(src)
-        if kind != 'code' or d.keys() & {'export', 'exporti', 'hide'}: continue
-        try: body = ast.parse(src)
-        except SyntaxError: continue
-        if all(isinstance(n, ast.Import|ast.ImportFrom) for n in body.body): continue
-        for n in ast.walk(body):
-            if isinstance(n, ast.Name): res.add(n.id)
-            elif isinstance(n, ast.Attribute): res.add(n.attr)
-    return res
+        if kind != 'code' or directives(src).keys() & {'export', 'exporti', 'hide'}: continue
+        with suppress(SyntaxError): found += ast.walk(ast.parse(src))  # A magic is none
+    return found
 
+def of_type(nodes, kind): return (n for n in nodes if isinstance(n, kind))
+
+@cache
+def uses(path):
+    "Names and attributes in the lessons of a notebook"
+    return {n.id for n in of_type(lessons(path), ast.Name)} | {n.attr for n in of_type(lessons(path), ast.Attribute)}
 
 def private_names(path):
     "Private names that the lessons of a notebook use, but for those that they define themselves"
-    lessons = []
-    for kind, src in cells(path):
-        if kind != 'code' or directives(src).keys() & {'export', 'exporti', 'hide'}: continue
-        try: lessons.append(ast.parse(src))
-        except SyntaxError: continue
-    nodes = [n for body in lessons for n in ast.walk(body)]
-    own = {n.name for n in nodes if is_def(n)} | {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-    used = {n.id for n in nodes if isinstance(n, ast.Name)} - own | {n.attr for n in nodes if isinstance(n, ast.Attribute) and getattr(n.value, 'id', '') != 'self'}
+    nodes = lessons(path)
+    own = {n.name for n in nodes if is_def(n)} | {n.id for n in of_type(nodes, ast.Name) if isinstance(n.ctx, ast.Store)}
+    foreign = {n.attr for n in of_type(nodes, ast.Attribute) if getattr(n.value, 'id', '') != 'self'}
+    used = {n.id for n in of_type(nodes, ast.Name)} - own | foreign
     return sorted(o for o in used if re.match('_[a-z]', o))
 
 
 def lacking():
     "What is missing, one line each"
     for path, module in pages().items():
-        if module in SIX or path.parent.name == 'tutorials': yield from (f'{path.name}: a lesson uses the private name {name}' for name in private_names(path))
+        if module in SIX or path.parent.name == 'tutorials':
+            yield from (f'{path.name}: a lesson uses the private name {name}' for name in private_names(path))
     everywhere = set().union(*map(uses, pages()))
     speaks = {(o.node.name, k) for o in defs() if is_def(o.node) for k, v in docmented(o).items() if v}
     for m, page in modules().items():
         at = f'{page.name}:'
-        names, text = exported(m), source(m).split('\n')
-        tops = {d.node.name: d for d in defs() if d.module == m and not d.cls}
-        for name in names:
+        for name in exported(m):
             if name in imported(m): continue  # Its own page has the lesson
             if name not in uses(page): yield f'{at} no lesson uses {name}'
-            if name in tops: continue
-            for n in tree(m).body:
-                if isinstance(n, ast.Assign|ast.AnnAssign) and re.match(rf'{name}\b', ast.unparse(n)) and not any(comments(m).get(i) for i in range(n.lineno-1, n.end_lineno+1)):
-                    yield f'{at} no comment says what {name} is: {text[n.lineno-1]}'
+            for n in of_type(tree(m).body, ast.Assign|ast.AnnAssign):
+                if re.match(rf'{name}\b', ast.unparse(n)) and not commented(m, n.lineno-1, n.end_lineno):
+                    yield f'{at} no comment says what {name} is'
         for d in defs():
             if d.module != m or not d.public: continue
             doc, private = ast.get_docstring(d.node) or '', d.node.name in ('__init__', '__call__')
             if not doc and not private and not is_setter(d.node): yield f'{at} no docstring: {d.name}'
             if isinstance(d.node, ast.ClassDef):
                 for f in fields(d.node):
-                    if not any(comments(m).get(i) for i in range(f.lineno, f.end_lineno+1)): yield f'{at} no docment: {d.name}.{f.target.id}'
+                    if not commented(m, f.lineno, f.end_lineno): yield f'{at} no docment: {d.name}.{f.target.id}'
                 continue
             said = docmented(d)
             for k, v in said.items():
                 if not v and not (d.cls and (d.node.name, k) in speaks): yield f'{at} no docment: {d.name}({k})'
             about = ' '.join([doc, *said.values(), class_doc(d) if private else ''])
-            for e in sorted(raises(d)):
+            for e in sorted({*raises(d)}):
                 if e not in about: yield f'{at} {d.name} raises {e}, and does not say so'
             if d.cls and not private and d.node.name not in everywhere: yield f'{at} no lesson uses {d.name}'
     page = modules()[errors()['SSEError']]
@@ -234,7 +226,7 @@ def lacking():
         if f'`{e}`' not in prose: yield f'{page.name}: the list of errors lacks {e}'
 
 
-def class_doc(d): return next((ast.get_docstring(o.node) or '' for o in defs() if o.name == d.cls), '')
+def class_doc(d): return (o := named(d.cls)) and ast.get_docstring(o.node) or ''
 
 def is_setter(node): return any(ast.unparse(o).endswith('.setter') for o in node.decorator_list)
 
