@@ -59,6 +59,12 @@ async def managers(redis, n=2, **kw):
 async def one(shared):
     async with managers(shared, 1) as (m,): yield m
 
+@asynccontextmanager
+async def through(proxy, **kw):
+    m = SSEBroadcastManager(backend=RedisBackend(proxy.url, timeout=BOUND, **kw))
+    try: yield m
+    finally: await m.close()
+
 def entries(redis): return [o for _, m in redis.client.xrange('sse') if 'data' in (o := unpack(m[b'm']))]
 def sent(redis): return [o['data'] for o in entries(redis)]
 def connected(redis): return len(redis.client.client_list())-1  # Without the one that asks
@@ -168,11 +174,8 @@ class TestCarrying:
                 self.broken += 1
                 await reader.read(100)
                 writer.close()
-        async with Breaks(shared) as proxy:
-            m = SSEBroadcastManager(backend=RedisBackend(proxy.url, timeout=BOUND))
-            async with following('stream', m) as page:
-                assert proxy.broken and await m.broadcast('n', 1) == 1 and await page.next() == ('n', 1)
-            await m.close()
+        async with Breaks(shared) as proxy, through(proxy) as m, following('stream', m) as page:
+            assert proxy.broken and await m.broadcast('n', 1) == 1 and await page.next() == ('n', 1)
 
     async def test_an_empty_redis(self, shared):
         "Two that begin on it agree on the id of nothing"
@@ -241,22 +244,19 @@ class TestTrimmed:
 
     @pytest.mark.parametrize('way', WAYS)
     async def test_it_is_told(self, shared, way):
-        async with Proxy(shared) as proxy:
-            one, two = [SSEBroadcastManager(backend=RedisBackend(url, max_length=100, timeout=BOUND))
-                        for url in (shared.url(), proxy.url)]
-            async with following('stream', one) as a, following('stream', two) as b:
-                await one.broadcast('n', 0)
-                assert await a.data(1) == await b.data(1) == [0]
-                proxy.holds = True
-                for _ in range(30 if way == 'by_length' else 1):
-                    await asyncio.gather(*[one.broadcast('n', i) for i in range(20)])
-                await asyncio.to_thread(self.WAYS[way], shared.client)
-                proxy.holds = False
-                await eventually(lambda: b.gaps and two.cursor == one.cursor, 'it is told, and both are there')
-                await one.broadcast('end', 0)
-                for c in a, b: await eventually(lambda c=c: ('end', 0) in c.seen, 'the end comes')
-                assert not a.gaps
-            for m in one, two: await m.close()
+        async with (managers(shared, 1, max_length=100) as (one,), Proxy(shared) as proxy, through(proxy) as two,
+                    following('stream', one) as a, following('stream', two) as b):
+            await one.broadcast('n', 0)
+            assert await a.data(1) == await b.data(1) == [0]
+            proxy.holds = True
+            for _ in range(30 if way == 'by_length' else 1):
+                await asyncio.gather(*[one.broadcast('n', i) for i in range(20)])
+            await asyncio.to_thread(self.WAYS[way], shared.client)
+            proxy.holds = False
+            await eventually(lambda: b.gaps and two.cursor == one.cursor, 'it is told, and both are there')
+            await one.broadcast('end', 0)
+            for c in a, b: await eventually(lambda c=c: ('end', 0) in c.seen, 'the end comes')
+            assert not a.gaps
 
     async def test_a_server_that_does_not_count(self, shared):
         "Redis 6 knows no `entries-added`: in doubt it is a gap"
@@ -265,14 +265,11 @@ class TestTrimmed:
                 write = writer.write
                 writer.write = lambda data: write(data.replace(b'entries-added', b'entries-other'))
                 await super()._serve(reader, writer)
-        async with Older(shared) as proxy:
-            m = SSEBroadcastManager(backend=proxy.url)
-            async with following('stream', m) as page:
-                for n in range(150): await m.broadcast('n', n)
-                assert await page.data(150) == [*range(150)] and not page.gaps
-                keep_one(shared.client)
-                await eventually(lambda: page.gaps, 'it is told')
-            await m.close()
+        async with Older(shared) as proxy, through(proxy) as m, following('stream', m) as page:
+            for n in range(150): await m.broadcast('n', n)
+            assert await page.data(150) == [*range(150)] and not page.gaps
+            keep_one(shared.client)
+            await eventually(lambda: page.gaps, 'it is told')
 
 
 class TestWithoutAnEventLoop:
@@ -519,19 +516,17 @@ def says(server, text): wait_until(lambda: text in server.output, lambda: f'{tex
 
 
 class TestServersStart:
-    def test_a_wrong_redis(self, starting):
-        server = starting(REDIS_URL='redis://127.0.0.1:1', PATIENCE='1', TIMEOUT='.3')
-        assert server.ends() and 'could not be reached' in server.output
+    @pytest.mark.parametrize('patience', ['1', '1000'])
+    def test_a_wrong_redis(self, starting, patience):
+        "The start ends when it has waited long enough, or when it is told to"
+        server = starting(REDIS_URL='redis://127.0.0.1:1', PATIENCE=patience, TIMEOUT='.3')
+        says(server, 'could not be reached')
+        if patience == '1000': server.signal()
+        assert server.ends() or patience == '1000'
 
     def test_one_that_refuses_is_not_waited_for(self, own_redis, starting):
         server = starting(REDIS_URL=own_redis('--requirepass', 'right').url(), PATIENCE='1000')
         assert server.ends() and 'Authentication required' in server.output
-
-    def test_ends_when_told(self, starting):
-        server = starting(REDIS_URL='redis://127.0.0.1:1', PATIENCE='1000', TIMEOUT='.3')
-        says(server, 'Trying again')
-        server.signal()
-        server.ends()
 
     def test_a_worker_that_starts_meanwhile(self, own_redis, starting):
         "While Redis is away: it waits until Redis is back, and leaves the others alone"
