@@ -85,7 +85,10 @@ class SSEBroadcastManager:
         max_per_user: int|None=None,
         # Pattern or patterns of private events, `{name}` standing for one segment: `user:{who}:**` goes only to
         # connections whose own pattern names the user
-        private=None
+        private=None,
+        # Whether bytes may go straight to the server's transport where uvicorn runs with httptools, and every layer in
+        # between is known to leave bodies alone; `False`: always through ASGI
+        direct: bool=True
     ):
         check_whole('max_queue_size', max_queue_size)
         if replay_size is None: replay_size = max(1000, 10*max_queue_size)
@@ -94,13 +97,14 @@ class SSEBroadcastManager:
         if max_age is not None: check_seconds('max_age', max_age, positive=True)
         if overflow not in ('evict', 'drop_oldest'): raise ArgumentError(
             f"`overflow` must be 'evict' or 'drop_oldest', got {overflow!r}")
+        if not isinstance(direct, bool): raise ArgumentError(f'`direct` must be True or False, got {direct!r}')
         self.max_queue_size,self.max_age = max_queue_size,max_age
         self.max_connections,self.max_per_user = max_connections,max_per_user
         self.default_timeout = check_seconds('default_timeout', default_timeout)
         self.hook_timeout = check_seconds('hook_timeout', hook_timeout)
         self._hub = hub = Hub(max_queue_size, check_whole('replay_size', replay_size, 1),
             check_seconds('heartbeat', heartbeat), check_whole('retry', retry), self.default_timeout, overflow, private,
-            max_age)
+            max_age, direct)
         self._backend: Any = RedisBackend(backend) if isinstance(backend, str) else backend or MemoryBackend()
         self._admission,self._hooks = Admission(self, hub),Hooks(hub, self.hook_timeout)
         self._connection_hooks = ConnectionHooks(self._hooks, self._admission.is_stopping)
@@ -309,10 +313,12 @@ def stats(self:SSEBroadcastManager) -> dict:
     """Return counters since the start, in messages unless named otherwise: `connections` that are open, `backlog` (the
     messages that wait for the connection with most of them), `broadcasts`, `deliveries`, `coalesced`, `replayed`,
     `evicted` (connections), `gaps`, `errors`, `bytes`; channels without a request of their own, `detached`, and
-    with one, `attached`; `direct`, streams that were opened on connections of their own, a `Counter` by reason"""
+    with one, `attached`; `direct`, streams that were opened on connections of their own, a `Counter` by reason; `paths`, how the bytes of
+    these went to the server: `transport`, or else why through ASGI, a `Counter`"""
     hub = self._hub
     backlog = max(hub.max_queued(), hub.queues.max_queued())
-    return dict(connections=len(self.connections), backlog=backlog, **hub.counts, direct=hub.direct_reasons.copy())
+    return dict(connections=len(self.connections), backlog=backlog, **hub.counts, direct=hub.direct_reasons.copy(),
+        paths=hub.paths.copy())
 
 @patch
 def inspect(self:SSEBroadcastManager) -> dict: # `connections` in order of arrival; `requests` that the server still has

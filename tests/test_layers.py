@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parents[1]/NAME
 # Lowest first: a module imports modules of its own line and of those above it in this list
 LAYERS = [o.split() for o in '''
 engine.wire engine.checks engine.patterns engine.messages engine.hints engine.middleware engine.render engine.servers
+engine.transport
 engine.loop engine.users engine.group
 engine.access engine.sender engine.catch_up engine.connection engine.pump engine.queues
 engine.hub engine.request engine.response

@@ -49,7 +49,7 @@ TRANSITIONS = {
 # %% ../../nbs/engine/connection.ipynb #4c107527
 class Reader:
     "Where one stream stands, what it is doing, and what moves it on"
-    __slots__ = 'hub','group','cursor','state','ended','sender','catch_up','step_began','_direct'
+    __slots__ = 'hub','group','cursor','state','ended','sender','catch_up','step_began','transport_writer','_direct'
     def __init__(self, hub, group, cursor, preamble):
         self.hub,self.group,self.cursor = hub,group,cursor
         # `ended`: 'disconnected' or 'failed'; 'done': the browser stays away; 'closed' or 'evicted': it comes back
@@ -58,6 +58,7 @@ class Reader:
         self.catch_up: Any = CatchUp(self, preamble)
         # `pump.yields` when the present step began: opening, reading the state, rendering, a send
         self.step_began = hub.pump.yields
+        self.transport_writer: Any = None     # Where the direct path is taken
         self._direct: Any = ()                # Frames for this connection alone
 
     @property
@@ -78,6 +79,35 @@ class Reader:
         if frame is None: frame = self.next_frame()
         self.cursor,self.state = frame.seq,SENDING
         self.sender.send(frame)
+
+    @staticmethod
+    def write_all(hub, conns) -> list: # Those that are left for `flush`
+        "`flush` connections to their transports: no call for each, one frame for all who stand at one place"
+        left,group,cursor,frame,count,size = [],None,0,None,0,0
+        for c in conns:
+            w = c.transport_writer
+            if w is None or c.state is not IDLE or c._direct:
+                left.append(c)
+                continue
+            try:
+                if c.cursor!=cursor or c.group is not group:
+                    group,cursor = c.group,c.cursor
+                    frame = group.plain_frame_after(cursor)
+                if (frame is None or w.flow.write_paused or w.cycle.disconnected or w.cycle.response_complete
+                    or w.transport.is_closing()): left.append(c)  # As in `TransportWriter.is_ready`
+                else:
+                    c.cursor = frame.seq
+                    w.transport.write(frame.chunk)
+                    count += frame.count
+                    size += len(frame.body)
+            except Exception as e: c.send_failed(e)  # One must not stop the pass for the others
+        hub.counts['deliveries'] += count
+        hub.counts['bytes'] += size
+        return left
+
+    def use_transport(self, writer):
+        "Take the direct path from now on"
+        if not self.ended: self.transport_writer = writer
 
     def next_frame(self):
         "Make the frame of everything that it lacks; its direct messages are taken"
@@ -221,14 +251,14 @@ class Connection(Reader):
         self.ended = why
         is_served = self.state in (IDLE, SENDING, LAGGING) and self.cursor>=self.group.dropped_seq
         if why=='closed' and is_served and self.has_pending: self.rest = self.next_frame().body
-        self.state = ENDED
+        self.state,self.transport_writer = ENDED,None
         self.hub.leave(self)
         if why=='evicted': self.hub.counts['evicted'] += 1
         self.interrupt()
 
     def loop_lost(self):
         "Take note that the event loop was closed, or is that of another process"
-        self.state,self.ended = ENDED,'disconnected'
+        self.state,self.ended,self.transport_writer = ENDED,'disconnected',None
 
     def interrupt(self, delay=0.):
         "End what its request waits for, in `delay` seconds"

@@ -21,6 +21,7 @@ from typing import Any,NamedTuple
 import asyncio
 
 from .patterns import covers
+from .transport import chunk_of
 from .wire import CLOSE,encode
 
 # %% ../../nbs/engine/group.ipynb #8335297f
@@ -34,6 +35,12 @@ class Frame:
     last: bool = False       # Whether the stream ends after it
     skipped: int = 0         # Messages left out, because newer ones of their `coalesce_key` are in it
     coalesce_key: Any = None # `(type, key)`: of these only the newest is sent
+    chunk: bytes = b''       # The body as a chunk of HTTP, from `as_chunk`
+
+    def as_chunk(self) -> bytes:
+        "Return the body as a chunk of HTTP, which is made once for all who get the frame"
+        if not self.chunk: self.chunk = chunk_of(self.body)
+        return self.chunk
 
 def join_frames(
     frames: list,  # Of one message each, oldest first
@@ -89,6 +96,12 @@ class PendingFrames:
         f = self.joined.get(cursor)
         if f is None: f = self.joined[cursor] = join_frames(self.frames_after(cursor), self.newest_seq)
         return f
+
+    def plain_frame_after(self, cursor) -> Frame|None:
+        "`frame_after` with its chunk; `None` where a connection which stands there needs more than that"
+        if not self.dropped_seq<=cursor<self.newest_seq: return None
+        f = self.frame_after(cursor)
+        return f if f.as_chunk() and not (f.last or f.skipped) else None
 
     def frames_after(self, cursor) -> list:
         "List the frames after `cursor`, oldest first"

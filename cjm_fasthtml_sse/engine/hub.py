@@ -47,7 +47,8 @@ class Hub(LoopOwner):
         timeout=.1,         # Seconds that one send may take while more than `max_queue_size` messages wait behind it
         overflow='evict',   # What becomes of a connection that takes longer; `drop_oldest`: it skips what it missed
         private=None,       # Patterns of events that only those get who name them, as `Private` takes them
-        max_age=None        # Seconds after which a stream ends and its browser comes back; `None`: never
+        max_age=None,       # Seconds after which a stream ends and its browser comes back; `None`: never
+        direct=True         # Whether streams may take the direct path to the server's transport
     ):
         super().__init__()
         self.max_queue_size = max_queue_size
@@ -55,9 +56,10 @@ class Hub(LoopOwner):
         self.heartbeat,self.retry_ms,self.default_timeout,self.overflow = heartbeat,retry_ms,timeout,overflow
         self.private,self.replay = Private(private),ReplayBuffer(replay_size)
         self.replay_batch = min(self.max_pending, 100)  # Messages of a replay that are put into one frame
-        self.max_age = max_age
+        self.max_age,self.direct = max_age,direct
         self.counts = dict.fromkeys(COUNTERS, 0)
         self.direct_reasons: Counter = Counter()  # Why streams were opened on connections of their own, and how often
+        self.paths: Counter = Counter()  # How the bytes of streams went to the server, and how many streams' did
         self.connections: dict = {}   # The open ones
         self.requests: dict = {}      # Connections whose request the server still has -> their carriers, or themselves
         self.groups: dict = {}        # `(events, renderer key, until)` -> group
@@ -128,6 +130,10 @@ class Hub(LoopOwner):
         if made.body is not body or made.seq!=message.seq:
             made = self._latest_frame = Frame(body, message.seq, last=last, coalesce_key=message.coalesce_key)
         return made
+
+    def note_path(self, conn, path):
+        "Count how the bytes of `conn` go to the server; those of a channel go with its carrier"
+        if self.requests.get(conn) is conn: self.paths[path] += 1
 
     def must_wait(self, groups):
         "Tell whether a message for `groups` must wait before it is published"

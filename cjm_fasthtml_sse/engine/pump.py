@@ -3,7 +3,8 @@
 A broadcast gives its message to groups and returns. The *pump* does the rest: it is one task that goes over the
 connections of all groups that have something new, some hundreds in each turn of the event loop, until no group has.
 
-- A connection that is idle is served (`connection.flush`).
+- A connection that is idle is served: all that take the direct path at once (`Connection.write_all`), the others one by
+  one (`connection.flush`).
 - A connection whose send is still under way is passed over. It gets what it missed when that send is through.
 - If its group has dropped some of that by then, it catches up from the replay buffer.
 - If that one send takes longer than `default_timeout`, the browser does not read. The connection is *evicted*: it
@@ -21,7 +22,7 @@ from typing import Any
 
 from fastcore.basics import patch
 
-from .connection import IDLE,LAGGING
+from .connection import IDLE,LAGGING,Connection
 from .group import Frame
 from .wire import HEARTBEAT,encode
 
@@ -77,7 +78,7 @@ class Pump:
             for g in groups: g.begin_pass(now)
             conns,busy_groups = [c for g in groups for c in g.live],set()
             for i in range(0, len(conns), BATCH):
-                for c in conns[i:i+BATCH]:
+                for c in Connection.write_all(self.hub, conns[i:i+BATCH]):
                     try:
                         if c.state is not IDLE: self._note_busy(c, busy_groups)
                         elif c.cursor<c.group.newest_seq: c.flush()

@@ -228,10 +228,10 @@ class Channel(PacketQueue):
         while self.open and self.is_full: await self.wait_for_room()
         self._flood.end_wait(now())
 
-    def deliver_now(self, body):
-        "Queue a piece of the body if the queue has room for it at once; returns whether it had"
-        if not self.open or self.pending_bytes+HEADER_BYTES+len(body)>QUANTUM: return False
-        self.put(self.number, body)
+    def deliver_now(self, frame):
+        "Queue the body of `frame` if the queue has room for it at once; returns whether it had"
+        if not self.open or self.pending_bytes+HEADER_BYTES+len(frame.body)>QUANTUM: return False
+        self.put(self.number, frame.body)
         return True
 
     def mark_managed(self):
