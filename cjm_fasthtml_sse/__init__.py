@@ -32,7 +32,7 @@ Modules:
 - `cjm_fasthtml_sse.engine.response`: What an endpoint returns: headers, hooks, and one stream from its beginning to its end
 - `cjm_fasthtml_sse.engine.sender`: How the bytes of one stream leave: through ASGI, or straight to the transport
 - `cjm_fasthtml_sse.engine.servers`: What this library knows of uvicorn, hypercorn, granian and gunicorn, and of the signals that stop them
-- `cjm_fasthtml_sse.engine.transport`: Past ASGI: bytes of a response straight to the transport of its connection, where the server is uvicorn and nobody in between would miss them
+- `cjm_fasthtml_sse.engine.transport`: Past ASGI: bytes of a response straight to the transport of its connection, where nobody in between would miss them
 - `cjm_fasthtml_sse.engine.users`: Whose the open streams are, who has just left, and the end of all streams of one user
 - `cjm_fasthtml_sse.engine.wire`: The event-stream format: encode one event, parse a stream, refuse what would corrupt it
 - `cjm_fasthtml_sse.guards`: Who may use a route of this library

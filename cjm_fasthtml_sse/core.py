@@ -86,8 +86,8 @@ class SSEBroadcastManager:
         # Pattern or patterns of private events, `{name}` standing for one segment: `user:{who}:**` goes only to
         # connections whose own pattern names the user
         private=None,
-        # Whether bytes may go straight to the server's transport where uvicorn runs with httptools, and every layer in
-        # between is known to leave bodies alone; `False`: always through ASGI
+        # Whether bytes may go straight to the server's transport, where the server and every layer in between are known;
+        # `False`: always through ASGI
         direct: bool=True
     ):
         check_whole('max_queue_size', max_queue_size)

@@ -1,15 +1,16 @@
-"""Past ASGI: bytes of a response straight to the transport of its connection, where the server is uvicorn and nobody in between would miss them
+"""Past ASGI: bytes of a response straight to the transport of its connection, where nobody in between would miss them
 
-Half of what a delivery costs is the way through ASGI: a dict, a chain of `send` wrappers, a coroutine, a task. What
-uvicorn's own `send` does at the end of it is little: it looks whether the connection takes more, frames the body as a
+Half of what a delivery costs is the way through ASGI: a dict, a chain of `send` wrappers, a coroutine, a task. What the
+server's own `send` does at the end of it is little: it looks whether the connection takes more, frames the body as a
 chunk of HTTP/1.1, and writes that to the transport. Where all receive the same, the chunk is made once for all, and
 written by `TransportWriter`: this is the *direct path*.
 
 It is taken only where nothing can tell the difference:
 
 1. Every layer between the response and the server is known to leave bodies alone (`middleware.last_known`).
-2. The server is uvicorn with httptools, its `send` is its own, and the response is chunked and of HTTP/1.1.
-3. This version of uvicorn writes two chunks of a rehearsal as it is expected to (`writes_as_known`).
+2. The request is of a class that is known, its `send` is its own, and the response is chunked and of HTTP/1.1
+   (`servers.chunked_request`).
+3. This version of the server writes two chunks of a rehearsal as it is expected to (`writes_as_known`).
 4. The first piece of the body, sent through ASGI, has come unchanged to the server's own `send`, in the task that
    sent it (`TransportWriter.verify`).
 
@@ -23,10 +24,9 @@ __all__ = []
 # %% ../../nbs/engine/transport.ipynb #6182d7a9
 import asyncio,logging,sys
 from functools import cache
-from typing import Any
 
-from .middleware import last_known,place_of
-from .servers import SERVERS
+from .middleware import last_known
+from .servers import chunked_request,version_of
 
 # %% ../../nbs/engine/transport.ipynb #e744f301
 def chunk_of(
@@ -54,10 +54,10 @@ class ObservedMessage(dict):
 
 # %% ../../nbs/engine/transport.ipynb #589df9e4
 class TransportWriter:
-    "Writes pieces of one response's body to the transport of its connection, as uvicorn's `send` does"
+    "Writes pieces of one response's body to the transport of its connection, as the server's `send` does"
     __slots__ = 'cycle','transport','flow'
     def __init__(self,
-        cycle  # uvicorn's `RequestResponseCycle`, which has begun its response
+        cycle  # From `chunked_request`
     ): self.cycle,self.transport,self.flow = cycle,cycle.transport,cycle.flow
 
     @property
@@ -99,7 +99,7 @@ def _ends_at_once(coro):
     return False
 
 def _rehearse(cls, flow_control):
-    "Send a response with the class `cls`; tell whether it goes as is known of uvicorn"
+    "Send a response with a request of the class `cls`; tell whether it does what it is known for"
     transport,bodies = _Recorder(),(b'a', b'b'*300)
     flow = flow_control(transport)
     scope = dict(type='http', method='GET', http_version='1.1', path='/', raw_path=b'/', query_string=b'', headers=[])
@@ -122,40 +122,22 @@ def _rehearse(cls, flow_control):
 
 @cache
 def writes_as_known(
-    cls,           # Of requests of uvicorn
-    flow_control   # uvicorn's `FlowControl`
+    cls,           # Of a server's requests
+    flow_control   # Of their flow control
 ) -> bool:
-    "Tell whether requests of the class `cls` send as is known of uvicorn; log a warning if they do not"
-    try: known = _rehearse(cls, flow_control)
+    "Tell whether requests of the class `cls` send as it is known of them; log a warning if they do not"
+    try: known,why = _rehearse(cls, flow_control),''
     except Exception as e: known,why = False,f': {e!r}'
-    else: why = ''
-    if not known: _log.warning('uvicorn %s sends otherwise than it is known to%s. Streams are sent through ASGI',
-        getattr(sys.modules.get('uvicorn'), '__version__', '?'), why)
+    if not known: _log.warning('%s sends otherwise than it is known to%s. Streams are sent through ASGI',
+        version_of(cls), why)
     return known
 
 # %% ../../nbs/engine/transport.ipynb #40398e4f
-UVICORN = 'uvicorn.protocols.http.httptools_impl'
-
 def transport_writer(
     send  # As a response has it, once it has sent the beginning
 ) -> tuple: # A `TransportWriter`, or `None`; why there is none
     "Find the transport behind `send`, where the direct path is allowed"
-    last = last_known(send)
-    cycle: Any = getattr(last, '__self__', None)
-    module: Any = sys.modules.get(UVICORN)
-    if module is None or type(cycle) is not getattr(module, 'RequestResponseCycle', None): return None,_server(last)
-    f = getattr(last, '__func__', None)
-    # Compared with the module's own: somebody may have put another function in its place, early or late
-    if f is None or f.__globals__ is not vars(module) or f.__code__.co_qualname!='RequestResponseCycle.send':
-        return None,f'layer {place_of(last)}'
-    if cycle.scope['http_version']!='1.1': return None,f"HTTP/{cycle.scope['http_version']}"
-    if cycle.chunked_encoding is not True: return None,'not chunked'
-    if not writes_as_known(type(cycle), getattr(module, 'FlowControl', None)): return None,'version of uvicorn'
+    cycle,why = chunked_request(last_known(send))
+    if cycle is None: return None,why
+    if not writes_as_known(type(cycle), type(cycle.flow)): return None,f'{version_of(type(cycle))} is not known'
     return TransportWriter(cycle),''
-
-def _server(last):
-    "Name the server, or the layer, whose `send` is `last`"
-    module = type(getattr(last, '__self__', None)).__module__
-    name = module.partition('.')[0]
-    if name not in SERVERS: return f'layer {place_of(last)}'
-    return 'server uvicorn with h11' if 'h11' in module else f'server {name}'

@@ -23,23 +23,25 @@ def worker_name() -> str:
     return f'{socket.gethostname()}:{os.getpid()}'
 
 # %% ../../nbs/manager/cluster.ipynb #b3cca304
+_BY_REASON = 'direct','paths'  # Of the counters, those that are counted by reason
+
 def make_report(
     stats, # As `SSEBroadcastManager.stats` returns them
     users  # User -> connections
 ) -> dict: # JSON can carry it
     "Describe this process to the others"
-    counts,direct = {k: n for k,n in stats.items() if k!='direct'},stats['direct']
-    return dict(v=_VERSION, worker=worker_name(), stats=counts, direct=direct, users=[*users.items()])
+    counts = {k: n for k,n in stats.items() if k not in _BY_REASON}
+    return dict(v=_VERSION, worker=worker_name(), stats=counts, users=[*users.items()], **{k: stats[k] for k in _BY_REASON})
 
 def _read_report(report):
-    "Return the worker, its counters, its users, and its direct openings; an error for what no manager has written"
+    "Return the worker, its users, its counters, and those by reason; an error for what no manager has written"
     if report.get('v', _VERSION)!=_VERSION: raise ValueError(f'version {report["v"]!r} is not known')
-    # Version 0 may lack the worker and the direct openings
+    # An older version may lack the worker and counters by reason
     users,stats = {_hashable(u): n for u,n in report['users']},{**report['stats']}
-    direct = Counter({**report.get('direct', {})})
-    if not all(type(n) is int and n>=0 for n in (*users.values(), *stats.values(), *direct.values())):
+    by_reason = {k: Counter({**report.get(k, {})}) for k in _BY_REASON}
+    if not all(type(n) is int and n>=0 for o in (users, stats, *by_reason.values()) for n in o.values()):
         raise ValueError('these are no counters')
-    return str(report.get('worker', '?')),stats,users,direct
+    return str(report.get('worker', '?')),users,stats,by_reason
 
 def _hashable(user): return tuple(map(_hashable, user)) if isinstance(user, list) else user
 
@@ -51,9 +53,9 @@ class ClusterReader:
         reports  # Of all processes, from the backend
     ) -> dict:   # As `SSEBroadcastManager.cluster_stats` returns them
         "Add up the reports; leave out those that can't be read, and log the first of them"
-        users,stats,each,direct = {},{},[],Counter()
+        users,stats,each,reasons = {},{},[],{k: Counter() for k in _BY_REASON}
         for o in reports:
-            try: worker,theirs,here,their_direct = _read_report(o)
+            try: worker,here,theirs,by_reason = _read_report(o)
             except (TypeError, ValueError, LookupError, AttributeError, RecursionError) as e:
                 if not self._warned: _log.warning(
                     "A report of a process can't be read (%s), it is ignored, as are others like it: %.200r", e, o)
@@ -61,7 +63,7 @@ class ClusterReader:
                 continue
             for u,n in here.items(): users[u] = users.get(u, 0)+n
             for k,n in theirs.items(): stats[k] = max(stats.get(k, 0), n) if k=='backlog' else stats.get(k, 0)+n
-            direct += their_direct
-            each.append(dict(worker=worker, stats={**theirs, 'direct': their_direct}))
-        return dict(workers=len(each), connections=stats.get('connections', 0), users=users,
-            stats={**stats, 'direct': direct}, each=each)
+            for k,n in by_reason.items(): reasons[k] += n
+            each.append(dict(worker=worker, stats=theirs | by_reason))
+        return dict(workers=len(each), connections=stats.get('connections', 0), users=users, stats=stats | reasons,
+            each=each)
