@@ -22,7 +22,7 @@ from contextlib import suppress
 from contextvars import copy_context
 from math import inf
 
-from .sender import DefaultSender
+from .sender import DefaultSender,make_sender
 from .servers import cut_connection
 from .wire import HEARTBEAT,encode
 
@@ -48,7 +48,7 @@ class AttachedRequest:
         age = hub.loop.call_later(hub.max_age*random.uniform(.8, 1), conn.end) if hub.max_age else None
         try:
             try:
-                if not conn.ended: conn.start(DefaultSender(conn, send, self.context), self)
+                if not conn.ended: conn.start(make_sender(conn, send, self.context), self)
                 async with asyncio.timeout(None) as self._timeout:
                     while not conn.ended and (await receive())['type']!='http.disconnect': pass
             except TimeoutError:

@@ -19,7 +19,6 @@ __all__ = []
 
 # %% ../../nbs/engine/sender.ipynb #ecda5742
 import asyncio,sys
-from contextvars import copy_context
 from functools import partial
 from types import CoroutineType
 from typing import Any
@@ -179,11 +178,12 @@ class TransportSender(DefaultSender):
         self.connection.hub.note_path(self.connection, 'transport' if is_direct else 'changed in between')
 
 def make_sender(
-    conn,  # Whose request has a connection of its own
-    send   # As its response has it, once the beginning was sent
+    conn,   # Whose request has a connection of its own
+    send,   # As its response has it, once the beginning was sent
+    context # To call it in
 ): # A `DefaultSender` or a `TransportSender`
-    "Make the sender of `conn`, to be used in the context of the caller"
+    "Make the sender of `conn`"
     writer,why = transport_writer(send) if conn.hub.direct else (None, 'off')
-    if writer is not None: return TransportSender(conn, send, copy_context(), writer)
+    if writer is not None: return TransportSender(conn, send, context, writer)
     conn.hub.note_path(conn, why)
-    return DefaultSender(conn, send, copy_context())
+    return DefaultSender(conn, send, context)
