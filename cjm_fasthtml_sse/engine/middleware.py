@@ -50,14 +50,16 @@ for _f in (
 
 # %% ../../nbs/engine/middleware.ipynb #e7f71a07
 def last_known(
-    send  # As a response gets it
-):        # A `send` of the server; if it is anything else, an unknown layer
+    send,    # As a response gets it
+    end=None # The `send` of a known layer at which to stop
+):           # `end`, or a `send` of the server; if it is anything else, an unknown layer
     "Follow `send` down through all layers that are known to leave bodies alone; return the first that is not"
-    while True:
+    while send!=end:
         if isinstance(send, partial): f,inner = send.func,send.keywords.get('send')
         else: f,inner = send,_closed_over(send)
-        if _code_of(f) not in _known or inner is None: return send
+        if _code_of(f) not in _known or inner is None: break
         send = inner
+    return send
 
 def place_of(
     f  # A function, or anything else that is called
@@ -74,7 +76,7 @@ def unknown_layer(
 ) -> str|None:      # Its name and place; `None`: all are known
     "Find the first layer between this function's caller and `server` that is not known to leave bodies alone"
     if receive!=server.receive: return f'receive: {receive!r}'
-    if (last := last_known(send))!=server.send: return f'send: {place_of(last)}'
+    if (last := last_known(send, server.send))!=server.send: return f'send: {place_of(last)}'
     frame: Any = sys._getframe(1)
     while (code := frame.f_code) is not outermost.__code__ and code in _known: frame = frame.f_back
     return None if code is outermost.__code__ else _place(code)
