@@ -50,7 +50,8 @@ class ObservedMessage(dict):
 
     def was_read_by(self, send, body) -> bool:
         "Tell whether the function `send` has got `body` itself from this message, in the current task"
-        return len(self.read)==3 and all(a is b for a,b in zip(self.read, (send.__code__, asyncio.current_task(), body)))
+        wanted = send.__code__,asyncio.current_task(),body
+        return len(self.read)==3 and all(a is b for a,b in zip(self.read, wanted))
 
 # %% ../../nbs/engine/transport.ipynb #589df9e4
 class TransportWriter:

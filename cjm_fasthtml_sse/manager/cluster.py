@@ -30,8 +30,8 @@ def make_report(
     users  # User -> connections
 ) -> dict: # JSON can carry it
     "Describe this process to the others"
-    counts = {k: n for k,n in stats.items() if k not in _BY_REASON}
-    return dict(v=_VERSION, worker=worker_name(), stats=counts, users=[*users.items()], **{k: stats[k] for k in _BY_REASON})
+    counts,by_reason = {k: n for k,n in stats.items() if k not in _BY_REASON},{k: stats[k] for k in _BY_REASON}
+    return dict(v=_VERSION, worker=worker_name(), stats=counts, users=[*users.items()], **by_reason)
 
 def _read_report(report):
     "Return the worker, its users, its counters, and those by reason; an error for what no manager has written"
