@@ -1,8 +1,8 @@
 """The layers between a response and the server, and whether they leave bodies alone
 
 A stream can be served faster than through all the layers of an app: a channel of the multiplexer is detached from its
-request, and a stream with a connection of its own is written to the server's transport. That is right only where no layer would have done something with the bodies, or
-when the request is over: mask numbers, count bytes, check rights before each part, end what takes too long. Such a
+request, and a stream with a connection of its own is written to the server's transport. That is right only where no
+layer would have done something with the bodies, or when the request is over: mask numbers, count bytes, check rights before each part, end what takes too long. Such a
 layer must never be bypassed. So this module looks at what is between, and a layer that is not known counts as one of
 these."""
 
