@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 
 from cjm_fasthtml_sse.engine.wire import Parser
-from tests.contract.servers import free_port, running
+from tests.contract.servers import NO_TLS, free_port, running
 from tests.contract.support import BOUND
 
 DEPLOY = Path(__file__).resolve().parent.parent/'examples/deploy'
@@ -89,7 +89,7 @@ def trusting(proxy, protocols=()):
 @asynccontextmanager
 async def browsing(server, http2=True, connections=6):
     "A client with as many connections as a browser has"
-    verify = trusting(server) if hasattr(server, 'cert') else True
+    verify = trusting(server) if hasattr(server, 'cert') else NO_TLS
     async with httpx.AsyncClient(base_url=server.url, http1=not http2, http2=http2, verify=verify, timeout=httpx.Timeout(BOUND, pool=2),
                                  limits=httpx.Limits(max_connections=connections), trust_env=False) as client: yield client
 

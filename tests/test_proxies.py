@@ -264,7 +264,7 @@ async def test_two_processes_take_turns_and_nobody_notices(shared, tmp_path, nam
     changes = {old: of_the_page(name).replace('8001', str(ports[1]))}
     with ExitStack() as stack:
         def start(port): return stack.enter_context(serving(tmp_path, PORT=port, REDIS_URL=shared.url()))
-        apps = [start(o) for o in ports]
+        apps = await asyncio.gather(*[asyncio.to_thread(start, o) for o in ports])
         proxy = stack.enter_context(proxying(name, ports[0], tmp_path, changes=changes))
         async with browsing(proxy) as http, browsing(proxy) as other:
             following = asyncio.create_task(me.follow(other))

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from cjm_fasthtml_sse.engine.wire import Parser
-from tests.contract.servers import running, uvicorn
+from tests.contract.servers import NO_TLS, running, uvicorn
 from tests.contract.support import BOUND, eventually
 
 ROOT = Path(__file__).parent.parent
@@ -40,7 +40,7 @@ class App:
     "Somebody who uses one of the apps"
     def __init__(self, name, server):
         self.page, self.stream, self.add, self.data, self.ids = APPS[name]
-        self.http = httpx.AsyncClient(base_url=server.url, timeout=BOUND, follow_redirects=True)
+        self.http = httpx.AsyncClient(base_url=server.url, timeout=BOUND, verify=NO_TLS, follow_redirects=True)
         self.logs_in = name == 'chat'
 
     async def __aenter__(self):

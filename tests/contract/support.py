@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -454,9 +455,12 @@ async def following(sink, manager, *args, **kw):
 # Servers
 
 def free_port():
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return s.getsockname()[1]
+    "A port below those that the system gives to clients: one of these might have it before the server does"
+    while True:
+        port = 20_000 + secrets.randbelow(12_000)
+        with socket.socket() as s, suppress(OSError):
+            s.bind(('127.0.0.1', port))
+            return port
 
 
 @asynccontextmanager
