@@ -35,6 +35,12 @@ def memory(pids):
     return sum(map(rss, pids))
 
 
+def spread(seconds):
+    "Milliseconds after which so many percent of them were over"
+    seconds = sorted(seconds)
+    return [round(seconds[min(len(seconds)-1, int(len(seconds)*p/100))]*1000, 3) for p in PERCENT]
+
+
 class Clients:
     def __init__(self, port, pids, path='/events?n={n}', headers='', poll=False, whole=False, size=200, own_times=True, patience=60):
         self.port,self.pids,self.path,self.headers,self.poll = port,pids,path,headers,poll  # `poll`: a client asks for each message
@@ -140,9 +146,18 @@ class Clients:
             delays += [t-start for t in at]
         own = time.process_time()-own
         self.calm()
-        delays.sort()
-        return dict(deliveries=len(delays), us=(cpu(self.pids)-begin)*1e6/len(delays), client_us=own*1e6/len(delays),
-            ms=[round(delays[min(len(delays)-1, int(len(delays)*p/100))]*1000, 3) for p in PERCENT])
+        return dict(deliveries=len(delays), us=(cpu(self.pids)-begin)*1e6/len(delays), client_us=own*1e6/len(delays), ms=spread(delays))
+
+    def beside(self, times, path):
+        "`one_by_one`, while another process asks for a plain route: how long each of its requests took in ms, too"
+        ours,theirs = socket.socketpair()
+        if not os.fork():
+            theirs.sendall(json.dumps(ask(self.port, path, theirs)).encode())
+            os._exit(0)
+        theirs.close()
+        got = self.one_by_one(times)
+        ours.shutdown(socket.SHUT_WR)
+        return got | dict(route_ms=spread(json.loads(b''.join(iter(lambda: ours.recv(65536), b'')))))
 
     def round(self, at=None):
         self.wanted += len(self.socks)
@@ -178,6 +193,19 @@ class Clients:
         self.until(lambda: self.got>=self.wanted)
         self.calm()
         return dict(us=(cpu(self.pids)-begin)*1e6/times)
+
+
+def ask(port, path, until):
+    "Ask for `path`, which answers `ok`, until `until` has an end: seconds that each request took"
+    took,ready = [],select.poll()
+    ready.register(until, select.POLLIN)
+    with socket.create_connection(('127.0.0.1', port), 10) as sock:
+        while not ready.poll(2):
+            start = time.perf_counter()
+            sock.sendall(f'GET {path} HTTP/1.1\r\nHost: localhost\r\nHX-Request: true\r\n\r\n'.encode())
+            while not sock.recv(65536).endswith(b'ok'): pass
+            took.append(time.perf_counter()-start)
+    return took
 
 
 def main():

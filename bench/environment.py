@@ -1,6 +1,6 @@
-"""What the benchmark needs beside the library, in bench/.env/: a Python with the peers' packages, better-sse from npm, nginx's module nchan
+"""What the benchmark needs beside the library, in bench/.env/: a Python with the peers' packages, better-sse from npm, nginx's module nchan, a floor in C
 
-What is missing on this machine (node, nginx, apt) is named, and the benchmark goes on without it.
+What is missing on this machine (node, nginx, apt, cc) is named, and the benchmark goes on without it.
 """
 import hashlib
 import json
@@ -61,6 +61,13 @@ def nchan():
     return module
 
 
+def floor():
+    "The floor in C, compiled; `OSError` if it can't be"
+    if not (cc := shutil.which('cc')): raise OSError('no C compiler is installed')
+    run(cc, '-O2', '-o', ENV/'floor', HERE/'peers'/'floor.c')
+    return ENV/'floor'
+
+
 def versions(interpreter):
     "Name -> version, of all that is measured and measures"
     names = 'python-fasthtml starlette uvicorn uvloop httptools sse-starlette datastar-py websockets hypercorn granian'.split()
@@ -74,7 +81,7 @@ def versions(interpreter):
 
 if __name__=='__main__':
     print(interpreter := python())
-    for need in (better_sse, nchan):
+    for need in (better_sse, nchan, floor):
         try: print(need())
         except OSError as e: print(f'without {need.__name__}: {e}')
     print(versions(interpreter))

@@ -66,6 +66,8 @@ class Servers:
 
     def floor(self): return Server('uvloop floor', [str(self.python), 'uvloop_floor.py', '{port}'])
 
+    def c_floor(self): return Server('C floor', [str(environment.floor()), '{port}'])
+
     def better_sse(self): return Server('better-sse', ['node', 'better_sse.mjs', '{port}', str(environment.better_sse())])
 
     def nchan(self):
@@ -110,7 +112,8 @@ def running(server):
             if proc.poll() is not None:
                 log.seek(0)
                 raise OSError(f'{server.name} did not start: {log.read()[-500:]}')
-            time.sleep(.2)  # For its workers
+            time.sleep(.2)
+            while server.conf and not children(proc.pid)[1:]: time.sleep(.05)  # nginx listens before it has a worker
             yield port,children(proc.pid)
         finally:
             with suppress(ProcessLookupError): os.killpg(proc.pid, signal.SIGKILL)

@@ -1,11 +1,9 @@
-"""What a channel costs beside a connection of its own: server CPU per delivery, time to the first event, memory
+"""What a stream costs on a connection of its own or as a channel of a carrier, as JSON: µs of the server for a delivery, ms to the first event, KB
 
-    python bench/multiplex.py [--streams 1000] [--each 20] [--rounds 5] [--messages 30]
+    python bench/multiplex.py 20     twenty channels to a carrier; 0: connections of their own
 
-Plain streams and channels take turns, each on a server process of its own, with `--each` channels on a carrier. Of the rounds the median counts. What to trust are the ratios.
-The server is FastHTML on uvicorn, its CPU the clock of its process: user and system.
+The server is FastHTML on uvicorn.
 """
-import argparse
 import json
 import os
 import selectors
@@ -31,7 +29,6 @@ def serve(port):
     import gc
     import uvicorn
     from fasthtml.common import FastHTML, JSONResponse
-    from starlette.responses import StreamingResponse
     from cjm_fasthtml_sse.core import SSEBroadcastManager
     from cjm_fasthtml_sse.helpers import setup_sse
 
@@ -41,13 +38,6 @@ def serve(port):
 
     @app.get('/events')
     def events(req, group: int): return manager.stream(req, render=render, events=['all', f'group:{group}'])
-
-    @app.get('/by_hand')
-    def by_hand():
-        async def frames():
-            yield 'data: hello\n\n'
-            await asyncio.Event().wait()
-        return StreamingResponse(frames(), media_type='text/event-stream')
 
     @app.get('/say')
     async def say(type: str, text: str): return str(await manager.broadcast(type, text))
@@ -66,7 +56,7 @@ class Server:
         with socket.socket() as s:
             s.bind(('127.0.0.1', 0))
             self.port = s.getsockname()[1]
-        self.process = subprocess.Popen([sys.executable, __file__, '--serve', str(self.port)], stdin=subprocess.DEVNULL)
+        self.process = subprocess.Popen([sys.executable, __file__, 'serve', str(self.port)], stdin=subprocess.DEVNULL)
         self.clock = (~self.process.pid << 3) | 2  # As clock_getcpuclockid(3) makes it
         while True:
             try: return socket.create_connection(('127.0.0.1', self.port), 1).close()
@@ -135,22 +125,20 @@ class Reader:
                 self.rest[key.fileobj] = data[-keep:] if data[-keep:]!=self.mark else b''
 
 
-def opened(it, kind, path, n, each):
-    "Sockets with `n` streams open on them, all of which have said something"
-    paths = [path.format(i%5) for i in range(n)]
-    if kind=='plain': each = 1
-    socks = []
-    for at in range(0, n, each):  # One after another: the requests of a thousand channels at once would leave a process that is as large as they were
-        those = paths[at:at+each]
-        socks.append(it.stream(those[0]) if kind=='plain' else it.order([[i+1, p] for i,p in enumerate(those)]))
-        Reader(socks[-1:], b'retry:' if 'events' in path else b'hello').until(len(those))
+def opened(it, each, n):
+    "Sockets with `n` streams open on them, all of which have begun: `each` to a carrier, 0 for none"
+    paths,socks = [f'/events?group={i%5}' for i in range(n)],[]
+    for at in range(0, n, each or 1):  # One after another: the requests of a thousand channels at once would leave a process that is as large as they were
+        those = paths[at:at+(each or 1)]
+        socks.append(it.order([[i+1, p] for i,p in enumerate(those)]) if each else it.stream(those[0]))
+        Reader(socks[-1:], b'retry:').until(len(those))
     return socks
 
 
-def deliveries(kind, type, n, each, messages):
-    "Server CPU for one delivery, in µs"
+def deliveries(each, n, type='all', messages=30):
+    "Microseconds of the server for a delivery"
     with server() as it:
-        reader = Reader(opened(it, kind, '/events?group={}', n, each), MARK)
+        reader = Reader(opened(it, each, n), MARK)
         got = n if type=='all' else n//5
         text = 'x'*198+MARK.decode()
         talk = it.dial()
@@ -165,57 +153,45 @@ def deliveries(kind, type, n, each, messages):
         return (it.cpu()-start)/messages/got*1e6
 
 
-def memory(kind, path, n, each):
+def memory(each, n=1000):
     "KB for a stream"
     with server() as it:
-        opened(it, kind, path, 2*each, each)  # What is imported and made once
+        opened(it, each, 2*(each or 1))  # What is imported and made once
         before = it.memory()
-        keep = opened(it, kind, path, n, each)
+        keep = opened(it, each, n)
         kb = (it.memory()-before)/n
         for s in keep: s.close()
         return kb
 
 
-def first_event(rounds=150):
-    "Milliseconds to the first event: a connection of its own, a channel on a carrier"
-    own,channel = [],[]
+def first_event(each, times=150):
+    "Milliseconds to the first event of one more stream"
+    def read(sock, done):
+        data = b''
+        while not done(data): data += sock.recv(65536)
+        return data
+    took = []
     with server() as it:
         carrier = it.order([[1, '/events?group=0']])
-        data = b''
-        while b'retry:' not in data: data += carrier.recv(65536)
-        id = data.partition(b'sse-carrier: ')[2].partition(b'\r\n')[0].decode()
+        id = read(carrier, lambda data: b'retry:' in data).partition(b'sse-carrier: ')[2].partition(b'\r\n')[0].decode()
         talk = it.dial()
-        for n in range(2, rounds+2):
-            start = time.perf_counter()
-            with it.stream('/events?group=0') as s:
-                data = b''
-                while b'retry:' not in data: data += s.recv(65536)
-                own.append(time.perf_counter()-start)
-            start,wanted,data = time.perf_counter(),struct.pack('>I', n),b''
-            it.order([[n, '/events?group=0']], [id], talk)
-            while wanted not in data or b'retry:' not in data.rpartition(wanted)[2]: data += carrier.recv(65536)
-            channel.append(time.perf_counter()-start)
-            talk.recv(65536)
-    return statistics.median(own)*1e3,statistics.median(channel)*1e3
+        for n in range(2, times+2):
+            start,wanted = time.perf_counter(),struct.pack('>I', n)
+            if each:
+                it.order([[n, '/events?group=0']], [id], talk)
+                read(carrier, lambda data: wanted in data and b'retry:' in data.rpartition(wanted)[2])
+            else:
+                with it.stream('/events?group=0') as s: read(s, lambda data: b'retry:' in data)
+            took.append(time.perf_counter()-start)
+            if each: talk.recv(65536)
+    return statistics.median(took)*1e3
 
 
-def main(n, each, rounds, messages):
-    print(f'{n} streams, {each} to a carrier, Python {sys.version.split()[0]}')
-    print(f'{"":44}{"plain":>9}{"channels":>9}{"ratio":>8}')
-    def line(what, own, channel): print(f'{what:44}{own:9.2f}{channel:9.2f}{channel/own:8.2f}', flush=True)
-    for what,type in (('one in five speaks, µs of CPU a delivery', 'group:3'), ('all speak, µs of CPU a delivery', 'all')):
-        got = dict(plain=[], channels=[])
-        for _ in range(rounds):
-            for kind in got: got[kind].append(deliveries(kind, type, n, each, messages))
-        line(what, *(statistics.median(o) for o in got.values()))
-    line('first event, ms', *first_event())
-    for what,path in (('memory of manager.stream, KB', '/events?group={}'), ('memory of a generator, KB', '/by_hand')):
-        line(what, *(statistics.median([memory(kind, path, n, each) for _ in range(min(rounds, 3))]) for kind in ('plain', 'channels')))
+def main(each):
+    found = dict(us_1000=deliveries(each, 1000), us_5000=deliveries(each, 5000, messages=10), us_fifth=deliveries(each, 1000, 'group:3'), first_ms=first_event(each), kb=memory(each))
+    print(json.dumps(found))
 
 
 if __name__=='__main__':
-    parser = argparse.ArgumentParser(description='What a channel costs beside a connection of its own')
-    for name,value in dict(streams=1000, each=20, rounds=5, messages=30, serve=0).items(): parser.add_argument(f'--{name}', type=int, default=value)
-    args = parser.parse_args()
-    if args.serve: serve(args.serve)
-    else: main(args.streams, args.each, args.rounds, args.messages)
+    if sys.argv[1]=='serve': serve(int(sys.argv[2]))
+    else: main(int(sys.argv[1]))

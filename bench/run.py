@@ -46,6 +46,13 @@ def ladders(servers, n, those, clients, burst=0, **client):
     return harness.rounds(n, {s.name: (lambda s=s: ladder(servers, s, clients, burst, **client)) for s in those})
 
 
+def script(servers, name, *args):
+    "What a file of this folder prints, as JSON"
+    done = subprocess.run([str(servers.python), str(HERE/name), *map(str, args)], capture_output=True, text=True, timeout=200)
+    if done.returncode: raise OSError(done.stderr[-400:])
+    return json.loads(done.stdout)
+
+
 @section
 def fanout(servers, n):
     "One message to all: this library through `manager.stream` on FastHTML, beside peers"
@@ -54,9 +61,26 @@ def fanout(servers, n):
 
 
 @section
-def large(servers, n):
-    "One message to 10,000"
-    return ladders(servers, n, [servers.floor(), *servers.those_here(servers.nchan, servers.better_sse), servers.ours()], {10_000: 6})
+def growth(servers, n):
+    "One message to more and more clients, up to as many as there may be open files"
+    those = [*servers.those_here(servers.c_floor), servers.floor(), *servers.those_here(servers.nchan, servers.better_sse), servers.ours()]
+    return ladders(servers, n, those, {1000: 20, 5000: 6, 10_000: 4, 15_000: 3, min(20_000, harness.raise_limit()-100): 3})
+
+
+@section
+def connecting(servers, n):
+    "What opening a stream costs, beside a route of the same app that answers and waits"
+    def case(**client): return measure(servers.python, servers.ours(), [['open', 1000], ['open', 3000]], **client)[-1]
+    return harness.rounds(n, {'ours': case, 'a route that waits': lambda: case(path='/parked?n={n}')})
+
+
+@section
+def batches(servers, n):
+    "Requests for a plain route while messages go to 10,000, by the number of connections that are served between two looks at the event loop"
+    def case(size):
+        got = measure(servers.python, servers.ours(BATCH=str(size)), [['open', 10_000], ['one_by_one', 10], ['beside', 20, '/plain']])
+        return {f'{k}_{p}': o[PERCENT.index(p)] for k,o in dict(ms=got[1]['ms'], route=got[2]['route_ms']).items() for p in (50, 99)} | dict(us=got[1]['us'])
+    return harness.rounds(n, {f'{size}': (lambda size=size: case(size)) for size in (100, 200, 500, 1000)})
 
 
 @section
@@ -115,11 +139,13 @@ def gc(servers, n):
 @section
 def inside(servers, n):
     "In one process, without sockets: `broadcast` alone with 10,000 streams, none or a tenth of them stalled; one rendering; one encoding"
-    def case():
-        done = subprocess.run([str(servers.python), str(HERE/'inside.py')], capture_output=True, text=True, timeout=200)
-        if done.returncode: raise OSError(done.stderr[-400:])
-        return json.loads(done.stdout)
-    return harness.rounds(n, dict(ours=case))
+    return harness.rounds(n, dict(ours=lambda: script(servers, 'inside.py')))
+
+
+@section
+def channels(servers, n):
+    "Streams on connections of their own, and as channels of carriers"
+    return harness.rounds(n, {name: (lambda each=each: script(servers, 'multiplex.py', each)) for name,each in {'a connection for each': 0, '20 channels to a carrier': 20, '1 channel to a carrier': 1}.items()})
 
 
 def table(found):
@@ -137,7 +163,7 @@ def main(names, n):
     begin = time.monotonic()
     limit = harness.raise_limit()
     servers = harness.Servers()
-    if limit<10_100: print(f'`ulimit -Hn` is {limit}: sections with more clients than that will fail')
+    if limit<15_100: print(f'`ulimit -Hn` is {limit}: sections with more clients than that will fail')
     print(f'{harness.machine()}; {n} rounds', flush=True)
     for name in names:
         print(f'\n== {name}: {SECTIONS[name].__doc__}', flush=True)

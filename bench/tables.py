@@ -37,12 +37,12 @@ def about(section='fanout'):
     return Markdown(f"Measured on {o['date']}, {o['machine']}{busy}. Versions: {versions}.{lacking}")
 
 
-def table(section, columns):
+def table(section, columns, first=''):
     "Medians of the rounds, with the least and the most; `columns` maps titles to figures, or to a figure and what it is multiplied with"
     if (o := results.get(section)) is None: return UNKNOWN
     keys = [(k, 1) if isinstance(k, str) else k for k in columns.values()]
     body = [[called(name), *(spread(row[k], scale) if k in row else '' for k,scale in keys)] for name,row in o['found'].items()]
-    return Markdown(f"{rows(['', *columns], body).data}\n\n{when(o)}.")
+    return Markdown(f"{rows([first, *columns], body).data}\n\n{when(o)}.")
 
 
 def ahead(figures):
@@ -68,11 +68,17 @@ def _better(found, k):
 RATIOS = [  # What, where it stands, ours and what it is compared with
     ('processor time of a delivery, 1,000 clients', 'fanout', ('ours', 'us_1000'), [('uvloop floor', 'us_1000'), ('nchan', 'us_1000'), ('better-sse', 'us_1000'), ('Starlette', 'us_1000'), ('sse-starlette', 'us_1000')]),
     ('processor time of a delivery, 5,000 clients', 'fanout', ('ours', 'us_5000'), [('uvloop floor', 'us_5000'), ('nchan', 'us_5000'), ('better-sse', 'us_5000'), ('Starlette', 'us_5000'), ('sse-starlette', 'us_5000')]),
-    ('processor time of a delivery, 10,000 clients', 'large', ('ours', 'us_10000'), [('uvloop floor', 'us_10000'), ('nchan', 'us_10000'), ('better-sse', 'us_10000')]),
+    *((f'processor time of a delivery, {k:,} clients, growing', 'growth', ('ours', f'us_{k}'), [('C floor', f'us_{k}')]) for k in (1000, 5000, 10_000, 15_000)),
+    ('processor time of a delivery, 10,000 clients', 'growth', ('ours', 'us_10000'), [('uvloop floor', 'us_10000'), ('nchan', 'us_10000'), ('better-sse', 'us_10000')]),
     ('deliveries/s in a burst of 90, 1,000 clients', 'fanout', ('ours', 'burst_rate'), [('uvloop floor', 'burst_rate'), ('nchan', 'burst_rate'), ('better-sse', 'burst_rate')]),
     ('time until 99 % of 5,000 have it', 'fanout', ('ours', 'p99_5000'), [('nchan', 'p99_5000'), ('better-sse', 'p99_5000'), ('Starlette', 'p99_5000')]),
     ('memory of a connection', 'fanout', ('ours', 'kb'), [('nchan', 'kb'), ('better-sse', 'kb'), ('Starlette', 'kb')]),
     ('processor time to connect', 'fanout', ('ours', 'connect_us'), [('better-sse', 'connect_us'), ('Starlette', 'connect_us')]),
+    ('processor time to connect', 'connecting', ('ours', 'connect_us'), [('a route that waits', 'connect_us')]),
+    ('memory of a connection', 'connecting', ('ours', 'kb'), [('a route that waits', 'kb')]),
+    ('1 channel to a carrier, 1,000 streams', 'channels', ('1 channel to a carrier', 'us_1000'), [('a connection for each', 'us_1000')]),
+    ('1 channel to a carrier, 5,000 streams', 'channels', ('1 channel to a carrier', 'us_5000'), [('a connection for each', 'us_5000')]),
+    ('20 channels to a carrier, 1,000 streams', 'channels', ('20 channels to a carrier', 'us_1000'), [('a connection for each', 'us_1000')]),
     ('patterns of its own for each, 1,000 clients', 'groups', ('own', 'us_1000'), [('shared', 'us_1000')]),
     ('patterns of its own for each, 5,000 clients', 'groups', ('own', 'us_5000'), [('shared', 'us_5000')]),
     ('a call of `broadcast`, 1,000 of 10,000 stalled', 'inside', ('ours', 'call_tenth'), [('ours', 'call_none')]),
@@ -107,6 +113,6 @@ def ratios():
 def capacity(share=.25):
     "Broadcasts a second that take `share` of a core, and the memory of the connections"
     if 'fanout' not in results: return UNKNOWN
-    found = {**results.get('large', dict(found=dict(ours={})))['found']['ours'], **results['fanout']['found']['ours']}
+    found = {**results.get('growth', dict(found=dict(ours={})))['found']['ours'], **results['fanout']['found']['ours']}
     ns = [n for n in (100, 1000, 5000, 10_000) if f'us_{n}' in found]
     return rows(['clients', 'broadcasts/s', 'MB of memory'], [[f'{n:,}', number(share*1e6/(n*middle(found[f'us_{n}']))), number(n*middle(found['kb'])/1000)] for n in ns])

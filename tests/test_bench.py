@@ -21,10 +21,12 @@ def test_every_server_delivers(server):
     assert min(opened['connect_us'], got['us'], got['ms'][0])>0 and got['ms']==sorted(got['ms'])
 
 
-def test_a_burst_and_messages_to_one():
+def test_a_burst_messages_to_one_and_requests_beside_messages():
     *_,burst = harness.measure(sys.executable, SERVERS.ours(), [['open', 20], ['burst', 90]])
     *_,one = harness.measure(sys.executable, SERVERS.ours(WHO='one'), [['open', 20], ['addressed', 40]])
     assert min(burst['burst_rate'], burst['burst_us'], one['us'])>0
+    *_,both = harness.measure(sys.executable, SERVERS.ours(), [['open', 20], ['beside', 20, '/plain']])
+    assert both['deliveries']==20*20 and both['route_ms']==sorted(both['route_ms']) and both['route_ms'][0]>0
 
 
 def test_messages_that_do_not_come_are_an_error():
@@ -60,7 +62,7 @@ def test_where_others_are_ahead_leaves_out_no_figure_of_the_tables_and_no_python
     calls = [(ast.unparse(o.func), *map(ast.literal_eval, o.args)) for c in code for o in ast.walk(c)
              if isinstance(o, ast.Call) and ast.unparse(o.func) in ('table', 'ahead')]
     (_,figures), = [o for o in calls if o[0]=='ahead']
-    assert {*figures}=={(section, k) for f,section,*columns in calls if f=='table' and section in ('fanout', 'large') for k in columns[0].values()}
+    assert {*figures}=={(section, k) for f,section,*columns in calls if f=='table' and section in ('fanout', 'growth') for k in columns[0].values()}
     head,_,*body = tables.ahead(figures).data.split('\n')
     assert len(body)==len(figures) and head.count('who is ahead')==len(tables.measured)>1
 
@@ -68,5 +70,5 @@ def test_where_others_are_ahead_leaves_out_no_figure_of_the_tables_and_no_python
 def test_ahead_is_whose_median_is_better(monkeypatch):
     def found(**rows): return dict(fanout=dict(found={n: dict(us=us, burst_rate=rate) for n,(us,rate) in rows.items()}, versions=dict(python='3.0')))
     monkeypatch.setattr(tables, 'measured', [found(ours=([9], [9]), a=([8, 8, 20], [8]), b=([7], [10])), found(ours=([1], [9]), a=([2], [9]))])
-    *_,us,rate = tables.ahead({('fanout', 'us'): 'us', ('fanout', 'burst_rate'): 'rate', ('large', 'us'): 'nowhere'}).data.split('\n')
+    *_,us,rate = tables.ahead({('fanout', 'us'): 'us', ('fanout', 'burst_rate'): 'rate', ('growth', 'us'): 'nowhere'}).data.split('\n')
     assert us=='| us | 1 | nobody | 9 | b 7, a 8 |' and rate=='| rate | 9 | nobody | 9 | b 10 |'

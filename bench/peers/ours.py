@@ -5,7 +5,8 @@ import os
 
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.dispatcher import segment
-from cjm_fasthtml_sse.helpers import oob_update
+from cjm_fasthtml_sse.engine import pump
+from cjm_fasthtml_sse.helpers import oob_update, setup_sse
 from cjm_fasthtml_sse.updater import SSEElementUpdater
 from fasthtml.common import FastHTML
 from starlette.applications import Starlette
@@ -14,6 +15,8 @@ from starlette.routing import Route
 
 app = FastHTML(secret_key='bench')
 sse, updater = SSEBroadcastManager(), SSEElementUpdater()
+setup_sse(app, sse)
+pump.BATCH = int(os.environ.get('BATCH', pump.BATCH))
 WHO = os.environ.get('WHO', 'all')  # `own`: patterns of its own for each connection, and messages to all; `one`: each message is for one connection
 
 
@@ -24,6 +27,22 @@ def tick(text): return oob_update('tick', text)
 @app.get('/events')
 def events(req, n: int):
     return sse.stream(req, render=updater, events='**' if WHO=='all' else ['tick', f'user:{segment(str(n))}:**'])
+
+
+@app.get('/plain')
+async def plain(): return 'ok'
+
+
+class Parked(Response):
+    "What any stream has: the request, its answer's beginning, and a wait for the client to leave"
+    async def __call__(self, scope, receive, send):
+        await send(dict(type='http.response.start', status=200, headers=[(b'content-type', b'text/event-stream')]))
+        await send(dict(type='http.response.body', body=b': ok\n\n', more_body=True))
+        while (await receive())['type']!='http.disconnect': pass
+
+
+@app.get('/parked')
+def parked(req, n: int): return Parked()
 
 
 async def publish(req):
