@@ -230,8 +230,6 @@ async def run(secs, seed, clients=300, rate=200, folder=None):
             gaps=sum(len(c.gaps) for c in crowd), tracebacks=server.output.count('Traceback'), wrong=wrong,
             output=server.output)
     finally:
-        server.signal()
-        with suppress(AssertionError): server.ends(10)
         server.kill()
         store.kill()
 
