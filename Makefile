@@ -38,8 +38,9 @@ webkit: .venv/dev ## What matters most about tabs and connections, in Debian's W
 faults: .venv/dev ## Does the contract suite catch what it must? 75 known faults, one after another: ten minutes
 	@$(BIN)/python tests/faults/run.py
 
-soak: .venv/dev ## 200,000 tabs come and go, and 40,000 over sockets: does anything stay?
+soak: .venv/dev ## 200,000 tabs come and go, and 48,000 over sockets: does anything stay?
 	@SOAK=200000 $(BIN)/python -m pytest tests/test_soak.py -q -s
+	@CROWD=40000 $(BIN)/python -m pytest tests/contract/test_hostile_clients.py -q -k clients_leave --timeout 1800
 
 bench: .venv/dev ## Measure what a broadcast costs, beside peers, and write it into the page "Speed": five minutes
 	@$(PYTHON) bench/run.py

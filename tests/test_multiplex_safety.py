@@ -2,13 +2,11 @@
 import json
 import re
 from pathlib import Path
-from types import SimpleNamespace
 from urllib.parse import unquote
 
 from fasthtml.common import EventStream, Middleware
 from starlette.middleware.gzip import GZipMiddleware
 
-from cjm_fasthtml_sse.engine.servers import limit_unsent
 from cjm_fasthtml_sse.multiplex import carrier as carriers
 from cjm_fasthtml_sse.multiplex import endpoint, request
 from cjm_fasthtml_sse.multiplex.carrier import MAX_UNANSWERED
@@ -149,16 +147,6 @@ async def test_what_waits_for_a_browser_has_a_bound(monkeypatch):
         for o in channels: await o.until(lambda o: len(o.data)==100)
         assert all([d.split()[0] for d in o.data]==[str(i) for i in range(100)] for o in channels)
         house.gate.set()
-
-
-async def test_a_client_that_has_gone_is_no_error():
-    "What uvloop raises for the socket of a connection that is closed"
-    class Gone:
-        def setsockopt(self, *args): raise ValueError('negative file descriptor')
-    class Server:
-        transport = SimpleNamespace(get_extra_info=lambda name: Gone())
-        def receive(self): "As a server gives it"
-    limit_unsent(Server().receive, 1<<14)
 
 
 async def test_who_asks_and_does_not_read_is_cut_off():

@@ -235,8 +235,9 @@ class TestRequests:
 
     @pytest.mark.parametrize('how', ['closed', 'reset', 'half closed'])
     def test_clients_leave_while_the_response_starts(self, server, how):
-        with unharmed(server, 600):
-            for i in range(600):
+        n = CROWD*2//5
+        with unharmed(server, n):
+            for i in range(n):
                 with socket.create_connection(('127.0.0.1', server.port), BOUND) as sock:
                     if how=='reset': sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
                     data = b'GET /events HTTP/1.1\r\nHost: test\r\nLast-Event-ID: 1-1\r\n\r\n'
