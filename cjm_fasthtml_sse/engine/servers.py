@@ -22,6 +22,7 @@ __all__ = []
 import asyncio,multiprocessing,re,signal,socket,sys,threading
 from contextlib import contextmanager,suppress
 from contextvars import Context
+from itertools import islice
 from pathlib import PurePath
 from typing import Any
 from weakref import WeakSet
@@ -71,6 +72,8 @@ def disconnect_notifier(server):
             server.message_event.set()
     return notify
 
+LOOK_AT = 200  # Requests in one look; the others have their turn
+
 class ServerMonitor:
     "Looks every 0.2 s whether the server stops or clients have gone, as long as a request is under way"
     def __init__(self,
@@ -109,11 +112,16 @@ class ServerMonitor:
         return watched
 
     async def _look(self, loop, watched):
+        rest = iter(())
         try:
             while watched:
                 await asyncio.sleep(.2)
-                for _,notify in watched.values(): notify and notify()
-                if any(probe and probe() for probe,_ in watched.values()): await self.on_stop()
+                if not (those := [*islice(rest, LOOK_AT)]):
+                    rest = iter([*watched])
+                    those = [*islice(rest, LOOK_AT)]
+                found = [watched[o] for o in those if o in watched]
+                for _,notify in found: notify and notify()
+                if any(probe and probe() for probe,_ in found): await self.on_stop()
         finally: del self._loops[loop]
 
 def _closes(message): return any(k.lower()==b'connection' for k,_ in message.get('headers', ()))
