@@ -1315,6 +1315,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                           'cjm_fasthtml_sse/engine/transport.py'),
                                                    'cjm_fasthtml_sse.engine.transport.TransportWriter.__init__': ( 'engine/transport.html#transportwriter.__init__',
                                                                                                                    'cjm_fasthtml_sse/engine/transport.py'),
+                                                   'cjm_fasthtml_sse.engine.transport.TransportWriter.is_gone': ( 'engine/transport.html#transportwriter.is_gone',
+                                                                                                                  'cjm_fasthtml_sse/engine/transport.py'),
                                                    'cjm_fasthtml_sse.engine.transport.TransportWriter.is_ready': ( 'engine/transport.html#transportwriter.is_ready',
                                                                                                                    'cjm_fasthtml_sse/engine/transport.py'),
                                                    'cjm_fasthtml_sse.engine.transport.TransportWriter.verify': ( 'engine/transport.html#transportwriter.verify',

@@ -11,7 +11,7 @@ settings.register_profile('patient', deadline=None, suppress_health_check=[Healt
 settings.load_profile('patient')
 
 SERVERS = {'test_' + o for o in '''all_goes_wrong bench demo fanout hostile_clients model orders over_redis people proxies redis servers
-    several_workers silence_is_mended soak stopping_servers testing tools tutorial_races wheel'''.split()}
+    several_workers silence_is_mended soak stopping_servers testing tools transport tutorial_races wheel'''.split()}
 
 
 def tier(item):

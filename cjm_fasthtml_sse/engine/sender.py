@@ -175,6 +175,7 @@ class TransportSender(DefaultSender):
         is_direct = await writer.verify(self.asgi_send, frame.body)
         self.busy = False
         if is_direct: self.connection.use_transport(writer)
+        elif writer.is_gone: return
         self.connection.hub.note_path(self.connection, 'transport' if is_direct else 'changed in between')
 
 def make_sender(

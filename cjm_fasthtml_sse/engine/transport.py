@@ -68,6 +68,11 @@ class TransportWriter:
         return not (self.flow.write_paused or cycle.disconnected or cycle.response_complete
             or self.transport.is_closing())  # uvloop raises where something is written to a transport that is closed
 
+    @property
+    def is_gone(self):
+        "Whether the client has gone: what is sent goes nowhere, and shows nothing"
+        return self.cycle.disconnected
+
     def write(self,
         chunk: bytes  # From `chunk_of`
     ):

@@ -18,7 +18,7 @@ FAULTS: list[Fault] = [
           [('for _,notify in watched.values(): notify and notify()', 'pass'),
            ("            if notify: notify()  # uvloop", "            # uvloop")]),
     Fault("A middleware that masks numbers of cards is bypassed on the common connection", 'engine/middleware.py', CHANNELS,
-          [('if code not in _known or send is None:', 'if send is None:')]),
+          [('if _code_of(f) not in _known or inner is None: break', 'if inner is None: break')]),
     Fault('A cookie that a middleware sets on a channel never reaches the browser', 'multiplex/channel.py', CHANNELS,
           [("**dict(stream=stream) if stream else {})\n        if cookie: self.send_control(cookie=True)",
             "**dict(stream=stream) if stream else {})")]),
