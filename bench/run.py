@@ -93,9 +93,9 @@ def sizes(servers, n):
 
 @section
 def asgi(servers, n):
-    "The same app under uvicorn, hypercorn and granian"
+    "The same app under uvicorn, hypercorn and granian, and without the direct path"
     those = [make(f'{name}, {under}', under=under) for under in ('uvicorn', 'hypercorn', 'granian') for name,make in dict(ours=servers.ours, Starlette=servers.starlette).items()]
-    return ladders(servers, n, those, {1000: 20})
+    return ladders(servers, n, [*those, servers.ours('ours, uvicorn, `direct=False`', DIRECT='no')], {1000: 20})
 
 
 @section

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 app = FastHTML(secret_key='bench')
-sse, updater = SSEBroadcastManager(), SSEElementUpdater()
+sse, updater = SSEBroadcastManager(direct=os.environ.get('DIRECT')!='no'), SSEElementUpdater()
 setup_sse(app, sse)
 pump.BATCH = int(os.environ.get('BATCH', pump.BATCH))
 WHO = os.environ.get('WHO', 'all')  # `own`: patterns of its own for each connection, and messages to all; `one`: each message is for one connection
