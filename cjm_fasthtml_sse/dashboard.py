@@ -84,6 +84,11 @@ _REASONS = {'asked': 'The element says multiplex=False', 'off': 'The app says mu
     'flood': 'It says more than its browser takes', 'encoded': 'The app compresses it',
     'no ticket': 'It comes without one', 'ticket refused': 'Time and again',
     'other client': 'Not the client of this library'}
+_PATHS = {'transport': 'Straight to the transport', 'off': 'The manager says direct=False',
+    'changed in between': 'Not what was sent came to the server', 'not chunked': 'The response has a length',
+    'server': 'Only uvicorn with httptools is known', 'layer': 'Not known to leave bodies alone'}
+
+def _path(reason): return _PATHS.get(reason) or _PATHS.get(reason.partition(' ')[0], 'Through ASGI')
 
 class DashboardView:
     "Draws what an `Observer` has seen, in parts that are swapped out of band"
@@ -115,15 +120,21 @@ class DashboardView:
             yield Div(Dt(label), Dd(text(last[key]), Small(grown)), cls='alarm' if key=='errors' and new else None)
 
     def direct(self):
-        "Draw the streams that were opened on connections of their own; nothing where there are none"
-        here,everywhere = self.observer.samples[-1].stats['direct'],Counter()
-        for o in self.observer.workers or (): everywhere += o['stats'].get('direct', Counter())
+        "Draw the streams that were opened on connections of their own: why, and how their bytes go to the server"
+        yield from self._by_reason('direct', ('Reason', 'Why'), lambda r: (r, _REASONS.get(r, '')),
+            'Streams that took a connection of their own, by reason')
+        yield from self._by_reason('paths', ('Path', 'Why'), lambda r: (_code(_short(r)), _path(r)),
+            'How the bytes of these streams go to the server')
+
+    def _by_reason(self, key, head, describe, caption):
+        "Draw a counter by reason; nothing where it is empty"
+        here,everywhere = self.observer.samples[-1].stats[key],Counter()
+        for o in self.observer.workers or (): everywhere += o['stats'].get(key, Counter())
         if not (here or everywhere): return
         several = self.observer.has_others
-        rows = [(r, _REASONS.get(r, ''), figure(here[r]), *[figure(max(here[r], everywhere[r]))]*several)
+        rows = [(*describe(r), figure(here[r]), *[figure(max(here[r], everywhere[r]))]*several)
             for r,_ in (here|everywhere).most_common()]
-        head = ('Reason', 'Why', 'Here') + ('All processes',)*several
-        yield table(head, rows, 'Streams that took a connection of their own, by reason', {2: 'n', 3: 'n'})
+        yield table((*head, 'Here') + ('All processes',)*several, rows, caption, {2: 'n', 3: 'n'})
 
     def types(self):
         "Draw the messages of each event type"
