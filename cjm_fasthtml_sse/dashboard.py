@@ -86,7 +86,7 @@ _REASONS = {'asked': 'The element says multiplex=False', 'off': 'The app says mu
     'other client': 'Not the client of this library'}
 _PATHS = {'transport': 'Straight to the transport', 'off': 'The manager says direct=False',
     'changed in between': 'Not what was sent came to the server', 'not chunked': 'The response has a length',
-    'server': 'Only uvicorn with httptools is known', 'layer': 'Not known to leave bodies alone'}
+    'server': 'Another server than the direct path knows', 'layer': 'Not known to leave bodies alone'}
 
 def _path(reason): return _PATHS.get(reason) or _PATHS.get(reason.partition(' ')[0], 'Through ASGI')
 
