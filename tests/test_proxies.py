@@ -16,7 +16,7 @@ import pytest
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from proxies import DEPLOY, browsing, lacking, listening, proxying, replaced, serving, trusting
-from tests.contract.servers import Remote, free_port, running, uvicorn
+from tests.contract.servers import Remote, free_port, running, uvicorn, wait_until
 from tests.contract.support import BOUND, eventually, within
 from tests.contract.visitors import Visitor
 
@@ -25,28 +25,36 @@ needs = {o: needing(o) for o in ('nginx', 'caddy')}
 both = pytest.mark.parametrize('name', [pytest.param(o, marks=m) for o,m in needs.items()])
 
 
+@pytest.fixture(scope='module')
+def shared_app(tmp_path_factory):
+    with serving(tmp_path_factory.mktemp('app')) as server: yield server
+
 @pytest.fixture
-def app(tmp_path):
-    with serving(tmp_path) as server: yield server
+def app(shared_app):
+    "The app, without connections; its items are those of all tests"
+    wait_until(lambda: not shared_app.get('/health').json()['connections'], 'no connections')
+    return shared_app
 
 @pytest.fixture
 def proxy(app, name, tmp_path):
     with proxying(name, app.port, tmp_path) as server: yield server
 
+@pytest.fixture(scope='module')
+def house(tmp_path_factory):
+    "The app of the contract, with all kinds of streams"
+    log = tmp_path_factory.mktemp('house')/'log'
+    with running(uvicorn('main:app', '--proxy-headers'), log) as server: yield server
 
-def item(n): return lambda e: f'item {n}<' in e.data
 
-def add(client, n): return client.post('/add', data=dict(text=f'item {n}'))
+numbers = itertools.count()
 
-async def in_step(client, stream, n):
-    "Add `n` items, each one only when the one before has come; seconds that each took"
-    took = []
-    for i in range(n):
-        start = time.perf_counter()
-        assert (await add(client, i)).text=='1'
-        async with within(f'item {i}'): await stream.until(item(i))
-        took.append(time.perf_counter()-start)
-    return took
+async def add(client, *streams):
+    "Add an item, and wait until all `streams` show it; how many connections got it"
+    text = f'item {next(numbers)}.'
+    got = (await client.post('/add', data=dict(text=text))).text
+    async with within(text):
+        for o in streams: await o.until(lambda e: text in e.data)
+    return int(got)
 
 async def connections(server, n):
     "Wait until the app has `n` connections"
@@ -61,7 +69,11 @@ async def test_each_event_comes_at_once(proxy, name):
         async with browsing(proxy, http2=version=='HTTP/2') as client, listening(client) as stream:
             head = stream.response
             assert (head.http_version, head.headers.get('content-encoding'))==(version, None)
-            took = [1000*o for o in await in_step(client, stream, 50)]
+            took = []
+            for _ in range(50):
+                start = time.perf_counter()
+                assert await add(client, stream)==1
+                took.append(1000*(time.perf_counter()-start))
         print(f'{name}, {version}: {statistics.median(took):.1f} ms from POST to event, at most {max(took):.0f}')
 
 
@@ -80,8 +92,7 @@ async def test_many_streams_need_one_connection(proxy):
     "HTTP/2; over HTTP/1.1 the seventh request would wait"
     async with browsing(proxy, connections=1) as client, AsyncExitStack() as stack:
         streams = [await stack.enter_async_context(listening(client)) for _ in range(80)]
-        assert (await add(client, 1)).text=='80'
-        for s in streams: await s.until(item(1))
+        assert await add(client, *streams)==80
     async with browsing(proxy, http2=False) as client, AsyncExitStack() as stack:
         for _ in range(6): await stack.enter_async_context(listening(client))
         with pytest.raises(httpx.PoolTimeout): await client.get('/health')
@@ -100,22 +111,21 @@ class Through(Remote):
             await send(dict(type='http.response.body', body=b''))
 
 @asynccontextmanager
-async def visiting(name, folder, http2, **changes):
-    "A visitor of the contract's app through a proxy, and the client that takes the requests there"
-    with running(uvicorn('main:app', '--proxy-headers'), folder/'app.log') as app, \
-            proxying(name, app.port, folder, **changes) as proxy:
+async def visiting(house, name, folder, http2, **changes):
+    "A visitor of the house through a proxy, and the client that takes the requests there"
+    with proxying(name, house.port, folder, **changes) as proxy:
         async with browsing(proxy, http2) as client, Visitor(Through(client), Origin=proxy.url) as visitor:
             yield visitor, client
-        async with browsing(app, http2=False) as direct, within('all streams end'):
+        async with browsing(house, http2=False) as direct, within('all streams end'):
             while (await direct.get('/held')).json()['connections']: await asyncio.sleep(.02)
 
 http = pytest.mark.parametrize('http2', [False, True], ids=['HTTP/1.1', 'HTTP/2'])
 
 @both
 @http
-async def test_all_streams_of_a_browser_on_one_connection(tmp_path, name, http2):
+async def test_all_streams_of_a_browser_on_one_connection(house, tmp_path, name, http2):
     "The multiplexer, on a port that is not 443: what it is asked by is the name and the port that the browser knows"
-    async with visiting(name, tmp_path, http2) as (visitor, client):
+    async with visiting(house, name, tmp_path, http2) as (visitor, client):
         channels = await visitor.open(*['/events', '/late']*3)
         assert len(visitor.carriers)==1
         for o in channels: await o.begins()
@@ -127,11 +137,11 @@ async def test_all_streams_of_a_browser_on_one_connection(tmp_path, name, http2)
 
 @needs['nginx']
 @http
-async def test_nginx_as_it_comes_and_its_rules_by_path(tmp_path, http2):
+async def test_nginx_as_it_comes_and_its_rules_by_path(house, tmp_path, http2):
     "It tells the app another `Host`, and the carrier works all the same. What it denies is denied to channels"
     changes = {'proxy_set_header Host $http_host;': '',
                'location / {': 'location = /late { deny all; }\n        location / {'}
-    async with visiting('nginx', tmp_path, http2, changes=changes) as (visitor, client):
+    async with visiting(house, 'nginx', tmp_path, http2, changes=changes) as (visitor, client):
         fine = await visitor.opens('/events')
         assert (await visitor.opens('/late')).words==[dict(ticket=True)]
         assert visitor.tickets['/late']=='' and (await client.get('/late')).status_code==403
@@ -171,36 +181,36 @@ async def test_heartbeats_keep_a_stream_alive_for_longer_than_the_timeout(tmp_pa
 
 
 @needs['nginx']
-async def test_a_proxy_that_ignores_what_the_stream_asks_for_holds_it_back(app, tmp_path):
+async def test_a_proxy_that_ignores_what_the_stream_asks_for_holds_it_back(tmp_path):
     "What the test of each event would see, were the configuration wrong"
     changes = {'proxy_buffering on;': 'proxy_buffering on; proxy_ignore_headers X-Accel-Buffering;'}
-    with proxying('nginx', app.port, tmp_path, changes=changes) as proxy:
+    with serving(tmp_path) as app, proxying('nginx', app.port, tmp_path, changes=changes) as proxy:
         async with browsing(app, http2=False) as direct, browsing(proxy) as client:
             task = asyncio.create_task(client.get('/events'))
             await connections(app, 1)
-            for i in range(5): await add(direct, i)
+            for _ in range(5): await add(direct)
             done,_ = await asyncio.wait({task}, timeout=.5)
             assert not done
             app.signal()
-            text = (await asyncio.wait_for(task, BOUND)).text
-            assert 'item 0<' in text and 'item 4<' in text
+            assert (await asyncio.wait_for(task, BOUND)).text.count('beforeend')==5
 
 
 @both
-async def test_a_deploy_behind_the_proxy(app, proxy, tmp_path):
+async def test_a_deploy_behind_the_proxy(tmp_path, name):
     "Each stream says when to come back, the proxy says 502, and whoever comes back gets the state"
-    async with browsing(proxy) as client:
-        async with listening(client) as stream:
-            await in_step(client, stream, 3)
-            app.signal(signal.SIGTERM)
-            async with within('the stream ends'):
-                while (e := await stream.next()) is not None: last = e
-        assert last.event=='sse:heartbeat' and last.retry
-        assert app.ends() in (0, -signal.SIGTERM), app.output
-        assert (await client.get('/health')).status_code==502
-        with serving(tmp_path, PORT=app.port):
-            async with listening(client, **{'Last-Event-ID': last.id}) as stream, within('the state'):
-                assert 'id="items"' in (await stream.until(lambda e: e.data)).data
+    with serving(tmp_path) as app, proxying(name, app.port, tmp_path) as proxy:
+        async with browsing(proxy) as client:
+            async with listening(client) as stream:
+                for _ in range(3): await add(client, stream)
+                app.signal(signal.SIGTERM)
+                async with within('the stream ends'):
+                    while (e := await stream.next()) is not None: last = e
+            assert last.event=='sse:heartbeat' and last.retry
+            assert app.ends() in (0, -signal.SIGTERM), app.output
+            assert (await client.get('/health')).status_code==502
+            with serving(tmp_path, PORT=app.port):
+                async with listening(client, **{'Last-Event-ID': last.id}) as stream, within('the state'):
+                    assert 'id="items"' in (await stream.until(lambda e: e.data)).data
 
 
 @both
@@ -209,7 +219,7 @@ async def test_a_proxy_that_is_stopped_does_not_wait_for_streams(app, tmp_path, 
     line = dict(nginx='worker_shutdown_timeout', caddy='grace_period')[name]
     with proxying(name, app.port, tmp_path, changes={f'{line} 10s': f'{line} 1s'}) as proxy:
         async with browsing(proxy, http2=False) as client, listening(client) as stream:
-            await in_step(client, stream, 1)
+            await add(client, stream)
             if name=='caddy': proxy.signal(signal.SIGTERM)
             else: subprocess.run([*proxy.cmd, '-s', 'reload'], check=True, timeout=BOUND, cwd=proxy.folder)
             async with within('the stream ends'):
@@ -232,7 +242,7 @@ class Client:
 
     async def use(self, http):
         for n in itertools.count():
-            added = (await http.post('/add', data=dict(text=f'item {n}<'))).status_code==200
+            added = (await http.post('/add', data=dict(text=f'item {n}'))).status_code==200
             (self.added if added else self.refused).append(n)
             self.pages.append((await http.get('/')).status_code)
 
