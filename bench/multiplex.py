@@ -125,70 +125,63 @@ class Reader:
                 self.rest[key.fileobj] = data[-keep:] if data[-keep:]!=self.mark else b''
 
 
-def opened(it, each, n):
-    "Sockets with `n` streams open on them, all of which have begun: `each` to a carrier, 0 for none"
+def opened(it, each, n, at_once=1):
+    "Sockets with `n` streams open on them, all of which have begun: `each` to a carrier, 0 for none; `at_once` sockets are opened at a time"
     paths,socks = [f'/events?group={i%5}' for i in range(n)],[]
-    for at in range(0, n, each or 1):  # One after another: the requests of a thousand channels at once would leave a process that is as large as they were
+    for at in range(0, n, each or 1):
         those = paths[at:at+(each or 1)]
         socks.append(it.order([[i+1, p] for i,p in enumerate(those)]) if each else it.stream(those[0]))
-        Reader(socks[-1:], b'retry:').until(len(those))
+        if len(socks)%at_once==0: Reader(socks[-at_once:], b'retry:').until(at_once*len(those))
     return socks
 
 
-def deliveries(each, n, type='all', messages=30):
-    "Microseconds of the server for a delivery"
-    with server() as it:
-        reader = Reader(opened(it, each, n), MARK)
-        got = n if type=='all' else n//5
-        text = 'x'*198+MARK.decode()
-        talk = it.dial()
-        def say():
-            before = reader.count
-            talk.sendall(f'GET /say?type={type}&text={text} HTTP/1.1\r\nHost: b\r\n\r\n'.encode())
-            reader.until(before+got)
-            talk.recv(65536)
-        for _ in range(5): say()
-        start = it.cpu()
-        for _ in range(messages): say()
-        return (it.cpu()-start)/messages/got*1e6
+def deliveries(it, reader, got, type='all', messages=20):
+    "Microseconds of the server for each of the `got` deliveries of a message"
+    text = 'x'*198+MARK.decode()
+    talk = it.dial()
+    def say():
+        before = reader.count
+        talk.sendall(f'GET /say?type={type}&text={text} HTTP/1.1\r\nHost: b\r\n\r\n'.encode())
+        reader.until(before+got)
+        talk.recv(65536)
+    for _ in range(5): say()
+    start = it.cpu()
+    for _ in range(messages): say()
+    return (it.cpu()-start)/messages/got*1e6
 
 
-def memory(each, n=1000):
-    "KB for a stream"
-    with server() as it:
-        opened(it, each, 2*(each or 1))  # What is imported and made once
-        before = it.memory()
-        keep = opened(it, each, n)
-        kb = (it.memory()-before)/n
-        for s in keep: s.close()
-        return kb
-
-
-def first_event(each, times=150):
+def first_event(it, each, times=150):
     "Milliseconds to the first event of one more stream"
     def read(sock, done):
         data = b''
         while not done(data): data += sock.recv(65536)
         return data
-    took = []
-    with server() as it:
-        carrier = it.order([[1, '/events?group=0']])
-        id = read(carrier, lambda data: b'retry:' in data).partition(b'sse-carrier: ')[2].partition(b'\r\n')[0].decode()
-        talk = it.dial()
-        for n in range(2, times+2):
-            start,wanted = time.perf_counter(),struct.pack('>I', n)
-            if each:
-                it.order([[n, '/events?group=0']], [id], talk)
-                read(carrier, lambda data: wanted in data and b'retry:' in data.rpartition(wanted)[2])
-            else:
-                with it.stream('/events?group=0') as s: read(s, lambda data: b'retry:' in data)
-            took.append(time.perf_counter()-start)
-            if each: talk.recv(65536)
+    carrier,took = it.order([[1, '/events?group=0']]),[]
+    id = read(carrier, lambda data: b'retry:' in data).partition(b'sse-carrier: ')[2].partition(b'\r\n')[0].decode()
+    talk = it.dial()
+    for n in range(2, times+2):
+        start,wanted = time.perf_counter(),struct.pack('>I', n)
+        if each:
+            it.order([[n, '/events?group=0']], [id], talk)
+            read(carrier, lambda data: wanted in data and b'retry:' in data.rpartition(wanted)[2])
+        else:
+            with it.stream('/events?group=0') as s: read(s, lambda data: b'retry:' in data)
+        took.append(time.perf_counter()-start)
+        if each: talk.recv(65536)
+    carrier.close()
     return statistics.median(took)*1e3
 
 
 def main(each):
-    found = dict(us_1000=deliveries(each, 1000), us_5000=deliveries(each, 5000, messages=10), us_fifth=deliveries(each, 1000, 'group:3'), first_ms=first_event(each), kb=memory(each))
+    with server() as it:
+        found = dict(first_ms=first_event(it, each))
+        before = it.memory()
+        socks = opened(it, each, 1000)  # One after another: the requests of a thousand channels at once would leave a process that is as large as they were
+        found |= dict(kb=(it.memory()-before)/1000)
+        reader = Reader(socks, MARK)
+        found |= dict(us_1000=deliveries(it, reader, 1000), us_fifth=deliveries(it, reader, 200, 'group:3'))
+        reader = Reader(socks+opened(it, each, 4000, 50), MARK)
+        found |= dict(us_5000=deliveries(it, reader, 5000, messages=6))
     print(json.dumps(found))
 
 
