@@ -70,8 +70,9 @@ def growth(servers, n):
 @section
 def connecting(servers, n):
     "What opening a stream costs, beside a route of the same app that answers and waits"
-    def case(**client): return measure(servers.python, servers.ours(), [['open', 1000], ['open', 3000]], **client)[-1]
-    return harness.rounds(n, {'ours': case, 'a route that waits': lambda: case(path='/parked?n={n}')})
+    def case(path='/events?n={n}', **env): return measure(servers.python, servers.ours(**env), [['open', 1000], ['open', 3000]], path=path)[-1]
+    waits = '/parked?n={n}'
+    return harness.rounds(n, {'ours': case, 'a route that waits': lambda: case(waits), 'the same, without page headers': lambda: case(waits, HEADERS='no')})
 
 
 @section

@@ -75,7 +75,7 @@ RATIOS = [  # What, where it stands, ours and what it is compared with
     ('memory of a connection', 'fanout', ('ours', 'kb'), [('nchan', 'kb'), ('better-sse', 'kb'), ('Starlette', 'kb')]),
     ('processor time to connect', 'fanout', ('ours', 'connect_us'), [('better-sse', 'connect_us'), ('Starlette', 'connect_us')]),
     ('processor time to connect', 'connecting', ('ours', 'connect_us'), [('a route that waits', 'connect_us')]),
-    ('memory of a connection', 'connecting', ('ours', 'kb'), [('a route that waits', 'kb')]),
+    ('memory of a connection', 'connecting', ('ours', 'kb'), [('a route that waits', 'kb'), ('the same, without page headers', 'kb')]),
     ('1 channel to a carrier, 1,000 streams', 'channels', ('1 channel to a carrier', 'us_1000'), [('a connection for each', 'us_1000')]),
     ('1 channel to a carrier, 5,000 streams', 'channels', ('1 channel to a carrier', 'us_5000'), [('a connection for each', 'us_5000')]),
     ('20 channels to a carrier, 1,000 streams', 'channels', ('20 channels to a carrier', 'us_1000'), [('a connection for each', 'us_1000')]),

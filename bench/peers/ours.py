@@ -13,7 +13,7 @@ from starlette.applications import Starlette
 from starlette.responses import Response
 from starlette.routing import Route
 
-app = FastHTML(secret_key='bench')
+app = FastHTML(secret_key='bench', default_hdrs=os.environ.get('HEADERS')!='no')
 sse, updater = SSEBroadcastManager(direct=os.environ.get('DIRECT')!='no'), SSEElementUpdater()
 setup_sse(app, sse)
 pump.BATCH = int(os.environ.get('BATCH', pump.BATCH))
