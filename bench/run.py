@@ -76,6 +76,12 @@ def connecting(servers, n):
 
 
 @section
+def memory(servers, n):
+    "Where the memory of an open stream is, and of a route that answers and waits: KB by the package whose code took it"
+    return harness.rounds(n, {'ours': lambda: script(servers, 'memory.py', '/events?n=1'), 'a route that waits': lambda: script(servers, 'memory.py', '/parked?n=1')})
+
+
+@section
 def batches(servers, n):
     "Requests for a plain route while messages go to 10,000, by the number of connections that are served between two looks at the event loop"
     def case(size):
