@@ -83,21 +83,22 @@ class Reader:
     @staticmethod
     def write_all(hub, conns) -> list: # Those that are left for `flush`
         "`flush` connections to their transports: no call for each, one frame for all who stand at one place"
-        left,group,cursor,frame,count,size = [],None,0,None,0,0
+        left,group,cursor,number,frame,chunk,count,size = [],None,0,0,None,b'',0,0
         for c in conns:
             w = c.transport_writer
             if w is None or c.state is not IDLE or c._direct:
                 left.append(c)
                 continue
             try:
-                if c.cursor!=cursor or c.group is not group:
-                    group,cursor = c.group,c.cursor
+                if c.cursor!=cursor or c.group is not group or w.number!=number:
+                    group,cursor,number = c.group,c.cursor,w.number
                     frame = group.plain_frame_after(cursor)
-                if (frame is None or w.flow.write_paused or w.cycle.disconnected or w.cycle.response_complete
+                    chunk = b'' if frame is None else frame.as_chunk(number)
+                if (not chunk or w.flow.write_paused or w.cycle.disconnected or w.cycle.response_complete
                     or w.transport.is_closing()): left.append(c)  # As in `TransportWriter.is_ready`
                 else:
                     c.cursor = frame.seq
-                    w.transport.write(frame.chunk)
+                    w.transport.write(chunk)
                     count += frame.count
                     size += len(frame.body)
             except Exception as e: c.send_failed(e)  # One must not stop the pass for the others

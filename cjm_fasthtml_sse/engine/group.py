@@ -25,6 +25,8 @@ from .transport import chunk_of
 from .wire import CLOSE,encode
 
 # %% ../../nbs/engine/group.ipynb #8335297f
+MAX_CHUNKS = 100  # That a frame keeps
+
 # Read for each connection: a slot is read in a third of the time that a named tuple takes
 @dataclass(slots=True, eq=False)
 class Frame:
@@ -35,12 +37,16 @@ class Frame:
     last: bool = False       # Whether the stream ends after it
     skipped: int = 0         # Messages left out, because newer ones of their `coalesce_key` are in it
     coalesce_key: Any = None # `(type, key)`: of these only the newest is sent
-    chunk: bytes = b''       # The body as a chunk of HTTP, from `as_chunk`
+    chunks: Any = None       # Number of a channel -> the body as a chunk of HTTP, from `as_chunk`
 
-    def as_chunk(self) -> bytes:
-        "Return the body as a chunk of HTTP, which is made once for all who get the frame"
-        if not self.chunk: self.chunk = chunk_of(self.body)
-        return self.chunk
+    def as_chunk(self, number=0) -> bytes:
+        "Return the body as a chunk of HTTP, made once for all who get the frame in a channel of this number, or in none"
+        if self.chunks is None: self.chunks = {}
+        chunk = self.chunks.get(number)
+        if chunk is None:
+            if len(self.chunks)>=MAX_CHUNKS: self.chunks.clear()
+            chunk = self.chunks[number] = chunk_of(self.body, number)
+        return chunk
 
 def join_frames(
     frames: list,  # Of one message each, oldest first
@@ -98,10 +104,10 @@ class PendingFrames:
         return f
 
     def plain_frame_after(self, cursor) -> Frame|None:
-        "`frame_after` with its chunk; `None` where a connection which stands there needs more than that"
+        "`frame_after`; `None` where a connection which stands there needs more than that"
         if not self.dropped_seq<=cursor<self.newest_seq: return None
         f = self.frame_after(cursor)
-        return f if f.as_chunk() and not (f.last or f.skipped) else None
+        return f if f.body and not (f.last or f.skipped) else None
 
     def frames_after(self, cursor) -> list:
         "List the frames after `cursor`, oldest first"

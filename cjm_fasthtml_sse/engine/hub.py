@@ -132,8 +132,8 @@ class Hub(LoopOwner):
         return made
 
     def note_path(self, conn, path):
-        "Count how the bytes of `conn` go to the server; those of a channel go with its carrier"
-        if self.requests.get(conn) is conn: self.paths[path] += 1
+        "Count how the bytes of `conn` go to the server; for those of a channel, `path` begins with `channel: `"
+        self.paths[path if self.requests.get(conn) is conn else f'channel: {path}'] += 1
 
     def must_wait(self, groups):
         "Tell whether a message for `groups` must wait before it is published"

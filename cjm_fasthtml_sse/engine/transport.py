@@ -22,18 +22,27 @@ In all other cases bytes go through ASGI, as ever."""
 __all__ = []
 
 # %% ../../nbs/engine/transport.ipynb #6182d7a9
-import asyncio,logging,sys
+import asyncio,logging,struct,sys
 from functools import cache
 
 from .middleware import last_known
 from .servers import chunked_request,version_of
 
 # %% ../../nbs/engine/transport.ipynb #e744f301
+PACKET_HEADER = struct.Struct('>II')  # Number of a channel, bytes of its content: see `multiplex.protocol`
+QUANTUM = 1<<14                       # Bytes of one channel in one write
+
 def chunk_of(
-    body: bytes
+    body: bytes,
+    number=0  # Of the channel that it is for, which gets it in a packet
 ) -> bytes:
-    "Frame `body` as a chunk of HTTP/1.1; an empty one gives nothing"
-    return b'%x\r\n%s\r\n' % (len(body), body) if body else b''
+    "Frame `body` as a chunk of HTTP/1.1; one that is empty, or too long for one write of a channel, gives nothing"
+    size = len(body)
+    if not size: return b''
+    if not number: return b'%x\r\n%s\r\n' % (size, body)
+    if size>QUANTUM-PACKET_HEADER.size: return b''
+    return b'%x\r\n%s%s\r\n' % (PACKET_HEADER.size+size, PACKET_HEADER.pack(number, size), body)
+
 
 # %% ../../nbs/engine/transport.ipynb #a0a2a5b8
 class ObservedMessage(dict):
@@ -56,10 +65,12 @@ class ObservedMessage(dict):
 # %% ../../nbs/engine/transport.ipynb #589df9e4
 class TransportWriter:
     "Writes pieces of one response's body to the transport of its connection, as the server's `send` does"
-    __slots__ = 'cycle','transport','flow'
+    __slots__ = 'cycle','transport','flow','number'
     def __init__(self,
-        cycle  # From `chunked_request`
-    ): self.cycle,self.transport,self.flow = cycle,cycle.transport,cycle.flow
+        cycle,     # From `chunked_request`
+        flow=None, # Has `write_paused`, as the server's flow control; `None`: that itself
+        number=0   # Of the channel that it writes for
+    ): self.cycle,self.transport,self.flow,self.number = cycle,cycle.transport,flow or cycle.flow,number
 
     @property
     def is_ready(self):

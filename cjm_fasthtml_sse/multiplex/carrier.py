@@ -19,6 +19,7 @@ from contextvars import copy_context
 from functools import partial
 from typing import Any
 
+from ..engine.transport import transport_writer
 from .channel import QUANTUM,Channel,PacketQueue,resolve
 from .protocol import MAX_CHANNELS,control_packet
 
@@ -31,14 +32,16 @@ PUSH_DELAYS = .05,.5    # Seconds of silence behind which a browser that holds b
 
 class Writer:
     "Sends the packets of many queues over one connection, in turns"
-    __slots__ = ('channels','holds_back','open','blocked','_scheduled','_send','_context','_on_close','_task','_news',
-        '_is_aborted')
+    __slots__ = ('channels','holds_back','open','blocked','direct_cycle','_unverified','_scheduled','_send','_context',
+        '_on_close','_task','_news','_is_aborted')
     def __init__(self,
         channels,         # The carrier's, by number: they share the buffer
         holds_back=False  # Does the browser hold back the end of its input until more comes?
     ):
         self.channels,self.holds_back,self.open = channels,holds_back,True
         self.blocked = 0.           # Seconds for which the connection took nothing
+        self.direct_cycle: Any = None # The server's request, where channels may write to its transport: see `transport`
+        self._unverified: Any = None  # What would write, until something was sent
         self._scheduled = {}        # The queues that have packets, in the order of their turns
         self._send: Any = None      # From `start` on
         self._context: Any = None   # To call it in
@@ -53,12 +56,19 @@ class Writer:
     ):
         "Send from now on what the queues have"
         self._send,self._context,self._on_close = send,copy_context(),on_close
+        # Behind what is written directly there would be no push
+        if not self.holds_back: self._unverified,_ = transport_writer(send)
         if self._scheduled: self._begin()
 
     @property
     def share(self):
         "Bytes that may wait in each channel"
         return min(CHANNEL_BUFFER, max(QUANTUM, CARRIER_BUFFER//max(1, len(self.channels))))
+
+    @property
+    def write_paused(self):
+        "Whether a channel has to queue what it has: the connection takes nothing more, or something waits already"
+        return self._task is not None or self.direct_cycle.flow.write_paused
 
     @property
     def scheduled_count(self): return len(self._scheduled)
@@ -93,13 +103,18 @@ class Writer:
         try:
             while self._scheduled:
                 began = loop.time()
-                await self._send({'type': 'http.response.body', 'body': self.next_write(), 'more_body': True})
+                await self._send_next()
                 self.blocked += min(1., loop.time()-began)
                 if self.holds_back: await self._push(loop)
         except BaseException:
             self.close()
             raise  # In `finish`
         self._task = None
+
+    async def _send_next(self):
+        body,(writer,self._unverified) = self.next_write(),(self._unverified, None)
+        if writer is None: await self._send({'type': 'http.response.body', 'body': body, 'more_body': True})
+        elif await writer.verify(self._send, body): self.direct_cycle = writer.cycle
 
     async def _push(self, loop):
         "While there is nothing to send: send empty packets of number 0, for the sake of what came before"

@@ -20,11 +20,10 @@ import asyncio,json,logging
 from contextvars import Context
 from typing import Any
 
+from ..engine.transport import QUANTUM,TransportWriter
 from .protocol import CONTROL,HEADER,HEADER_BYTES
 
 # %% ../../nbs/multiplex/channel.ipynb #93631625
-QUANTUM = 1<<14       # Bytes of one channel in one write
-
 class PacketQueue:
     "Packets that wait for the carrier's connection"
     __slots__ = 'writer','number','taken','_packets','pending_bytes','_room'
@@ -229,10 +228,22 @@ class Channel(PacketQueue):
         self._flood.end_wait(now())
 
     def deliver_now(self, frame):
-        "Queue the body of `frame` if the queue has room for it at once; returns whether it had"
-        if not self.open or self.pending_bytes+HEADER_BYTES+len(frame.body)>QUANTUM: return False
-        self.put(self.number, frame.body)
+        "Write the body of `frame` to the transport, or else queue it if there is room at once; returns whether it did"
+        size = HEADER_BYTES+len(frame.body)
+        if not self.open or self.pending_bytes+size>QUANTUM: return False
+        if (writer := self._transport_writer()) is not None and writer.is_ready and (chunk := frame.as_chunk(self.number)):
+            writer.write(chunk)
+            self.taken += size
+        else: self.put(self.number, frame.body)
         return True
+
+    def _transport_writer(self):
+        "Return what takes the direct path, `None` where it may not be taken; from then on the pump writes by itself"
+        conn = self._connection
+        if conn.transport_writer is None and (cycle := self.writer.direct_cycle) is not None and conn.hub.direct:
+            conn.use_transport(TransportWriter(cycle, self.writer, self.number))
+            conn.hub.note_path(conn, 'transport')
+        return conn.transport_writer
 
     def mark_managed(self):
         "Note that a manager serves the stream"

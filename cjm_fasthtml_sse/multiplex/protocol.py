@@ -13,14 +13,16 @@ which opens and closes channels."""
 __all__ = []
 
 # %% ../../nbs/multiplex/protocol.ipynb #8c3f79fa
-import json,struct
+import json
 from typing import NamedTuple
 
 from starlette.exceptions import HTTPException
 
+from ..engine.transport import PACKET_HEADER as HEADER
+
+
 # %% ../../nbs/multiplex/protocol.ipynb #d29762c6
 CONTROL = 1<<31       # Added to the number of a channel: the content is a control message, in JSON
-HEADER = struct.Struct('>II')
 HEADER_BYTES = HEADER.size
 
 def packet(
