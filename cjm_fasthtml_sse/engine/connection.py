@@ -49,7 +49,8 @@ TRANSITIONS = {
 # %% ../../nbs/engine/connection.ipynb #4c107527
 class Reader:
     "Where one stream stands, what it is doing, and what moves it on"
-    __slots__ = 'hub','group','cursor','state','ended','sender','catch_up','step_began','transport_writer','_direct'
+    __slots__ = ('hub','group','cursor','state','ended','sender','catch_up','step_began','transport_writer','number',
+        '_direct')
     def __init__(self, hub, group, cursor, preamble):
         self.hub,self.group,self.cursor = hub,group,cursor
         # `ended`: 'disconnected' or 'failed'; 'done': the browser stays away; 'closed' or 'evicted': it comes back
@@ -59,6 +60,7 @@ class Reader:
         # `pump.yields` when the present step began: opening, reading the state, rendering, a send
         self.step_began = hub.pump.yields
         self.transport_writer: Any = None     # Where the direct path is taken
+        self.number = 0                       # Of the channel whose packets are written there; 0: none
         self._direct: Any = ()                # Frames for this connection alone
 
     @property
@@ -90,11 +92,11 @@ class Reader:
                 left.append(c)
                 continue
             try:
-                if c.cursor!=cursor or c.group is not group or w.number!=number:
-                    group,cursor,number = c.group,c.cursor,w.number
+                if c.cursor!=cursor or c.group is not group or c.number!=number:
+                    group,cursor,number = c.group,c.cursor,c.number
                     frame = group.plain_frame_after(cursor)
                     chunk = b'' if frame is None else frame.as_chunk(number)
-                if (not chunk or w.flow.write_paused or w.cycle.disconnected or w.cycle.response_complete
+                if (not chunk or w.is_held or w.flow.write_paused or w.cycle.disconnected or w.cycle.response_complete
                     or w.transport.is_closing()): left.append(c)  # As in `TransportWriter.is_ready`
                 else:
                     c.cursor = frame.seq
@@ -106,9 +108,9 @@ class Reader:
         hub.counts['bytes'] += size
         return left
 
-    def use_transport(self, writer):
-        "Take the direct path from now on"
-        if not self.ended: self.transport_writer = writer
+    def use_transport(self, writer, number=0):
+        "Take the direct path from now on; for a channel in packets with its `number`"
+        if not self.ended: self.transport_writer,self.number = writer,number
 
     def next_frame(self):
         "Make the frame of everything that it lacks; its direct messages are taken"

@@ -65,18 +65,22 @@ class ObservedMessage(dict):
 # %% ../../nbs/engine/transport.ipynb #589df9e4
 class TransportWriter:
     "Writes pieces of one response's body to the transport of its connection, as the server's `send` does"
-    __slots__ = 'cycle','transport','flow','number'
+    __slots__ = 'cycle','transport','flow','is_held'
     def __init__(self,
-        cycle,     # From `chunked_request`
-        flow=None, # Has `write_paused`, as the server's flow control; `None`: that itself
-        number=0   # Of the channel that it writes for
-    ): self.cycle,self.transport,self.flow,self.number = cycle,cycle.transport,flow or cycle.flow,number
+        cycle  # From `chunked_request`
+    ):
+        self.cycle,self.transport,self.flow = cycle,cycle.transport,cycle.flow
+        self.is_held = False  # Whether something waits that must not be overtaken
+
+    def hold(self, hold=True):
+        "Be ready no more; with `False`, be ready again"
+        self.is_held = hold
 
     @property
     def is_ready(self):
         "Whether bytes may be written now; else `send` is to be used, which waits or drops them"
         cycle = self.cycle
-        return not (self.flow.write_paused or cycle.disconnected or cycle.response_complete
+        return not (self.is_held or self.flow.write_paused or cycle.disconnected or cycle.response_complete
             or self.transport.is_closing())  # uvloop raises where something is written to a transport that is closed
 
     @property

@@ -32,7 +32,7 @@ PUSH_DELAYS = .05,.5    # Seconds of silence behind which a browser that holds b
 
 class Writer:
     "Sends the packets of many queues over one connection, in turns"
-    __slots__ = ('channels','holds_back','open','blocked','direct_cycle','_unverified','_scheduled','_send','_context',
+    __slots__ = ('channels','holds_back','open','blocked','transport_writer','_unverified','_scheduled','_send','_context',
         '_on_close','_task','_news','_is_aborted')
     def __init__(self,
         channels,         # The carrier's, by number: they share the buffer
@@ -40,8 +40,8 @@ class Writer:
     ):
         self.channels,self.holds_back,self.open = channels,holds_back,True
         self.blocked = 0.           # Seconds for which the connection took nothing
-        self.direct_cycle: Any = None # The server's request, where channels may write to its transport: see `transport`
-        self._unverified: Any = None  # What would write, until something was sent
+        self.transport_writer: Any = None  # Where channels may take the direct path, see `engine.transport`
+        self._unverified: Any = None       # The same, until something was sent
         self._scheduled = {}        # The queues that have packets, in the order of their turns
         self._send: Any = None      # From `start` on
         self._context: Any = None   # To call it in
@@ -66,11 +66,6 @@ class Writer:
         return min(CHANNEL_BUFFER, max(QUANTUM, CARRIER_BUFFER//max(1, len(self.channels))))
 
     @property
-    def write_paused(self):
-        "Whether a channel has to queue what it has: the connection takes nothing more, or something waits already"
-        return self._task is not None or self.direct_cycle.flow.write_paused
-
-    @property
     def scheduled_count(self): return len(self._scheduled)
 
     @property
@@ -84,7 +79,13 @@ class Writer:
 
     def _begin(self):
         # A task that waited for news would hold 1 KB for each carrier
-        if self._send is not None: self._task = asyncio.Task(self._write(), context=self._context)
+        if self._send is None: return
+        self._hold_direct(True)
+        self._task = asyncio.Task(self._write(), context=self._context)
+
+    def _hold_direct(self, hold):
+        # What is written directly must not overtake what waits here
+        if self.transport_writer is not None: self.transport_writer.hold(hold)
 
     def next_write(self):
         "Take the bytes of the next write"
@@ -110,11 +111,14 @@ class Writer:
             self.close()
             raise  # In `finish`
         self._task = None
+        self._hold_direct(False)
 
     async def _send_next(self):
         body,(writer,self._unverified) = self.next_write(),(self._unverified, None)
         if writer is None: await self._send({'type': 'http.response.body', 'body': body, 'more_body': True})
-        elif await writer.verify(self._send, body): self.direct_cycle = writer.cycle
+        elif await writer.verify(self._send, body):
+            self.transport_writer = writer
+            self._hold_direct(True)  # Until this task is over
 
     async def _push(self, loop):
         "While there is nothing to send: send empty packets of number 0, for the sake of what came before"

@@ -20,7 +20,7 @@ import asyncio,json,logging
 from contextvars import Context
 from typing import Any
 
-from ..engine.transport import QUANTUM,TransportWriter
+from ..engine.transport import QUANTUM
 from .protocol import CONTROL,HEADER,HEADER_BYTES
 
 # %% ../../nbs/multiplex/channel.ipynb #93631625
@@ -240,8 +240,8 @@ class Channel(PacketQueue):
     def _transport_writer(self):
         "Return what takes the direct path, `None` where it may not be taken; from then on the pump writes by itself"
         conn = self._connection
-        if conn.transport_writer is None and (cycle := self.writer.direct_cycle) is not None and conn.hub.direct:
-            conn.use_transport(TransportWriter(cycle, self.writer, self.number))
+        if conn.transport_writer is None and (writer := self.writer.transport_writer) is not None and conn.hub.direct:
+            conn.use_transport(writer, self.number)
             conn.hub.note_path(conn, 'transport')
         return conn.transport_writer
 
