@@ -1,0 +1,112 @@
+"Streams and carriers that wait: what they hold in memory, and how a channel's bytes go to the server"
+import pytest
+from fasthtml.common import FastHTML
+from starlette.responses import Response
+
+from cjm_fasthtml_sse.core import SSEBroadcastManager
+from cjm_fasthtml_sse.helpers import setup_sse
+from tests.contract.support import eventually
+from tests.protocol import GET, Server, opens
+
+
+class Parked(Response):
+    "The least that a stream can be: one piece of a body, then it waits"
+    async def __call__(self, scope, receive, send):
+        headers = [(b'content-type', b'text/event-stream')]
+        await send({'type': 'http.response.start', 'status': 200, 'headers': headers})
+        await send({'type': 'http.response.body', 'body': b'retry: 3\n\n', 'more_body': True})
+        while (await receive())['type'] != 'http.disconnect': pass
+
+
+def app_with(response, **kw):
+    app = FastHTML(secret_key='test', **kw)
+    @app.get('/events')
+    def events(req): return response(req)
+    return app
+
+
+def data_of(message): return message['data']
+
+
+def ours(**kw):
+    manager = SSEBroadcastManager(heartbeat=0, **kw)
+    app = app_with(lambda req: manager.stream(req, render=data_of))
+    setup_sse(app, manager)
+    return app, manager
+
+
+class TestMemory:
+    async def test_streams_hold_less_than_a_parked_response(self):
+        "The layers of the app have returned, and the carrier needs none; each channel more costs little"
+        async with Server(app_with(lambda req: Parked(), default_hdrs=False)) as server:
+            parked = await server.bytes_for_each(GET)
+        async with Server(ours()[0]) as server:
+            stream, one, many = [await server.bytes_for_each(*o) for o in ((GET,), (opens(),), (opens(21), 21))]
+        print(f'parked {parked:.0f}, stream {stream:.0f}, carrier {one:.0f}, each further channel {(many-one)/20:.0f}')
+        assert stream < parked
+        assert one < parked
+        assert (many-one)/20 < 2000
+
+    async def test_unknown_middleware_keeps_its_request(self):
+        "It may do something when the layers within have returned"
+        app, inside = ours()[0], []
+        class Watching:
+            def __init__(self, app): self.app = app
+            async def __call__(self, scope, receive, send):
+                inside.append(scope['path'])
+                try: await self.app(scope, receive, send)
+                finally: inside.remove(scope['path'])
+        app.add_middleware(Watching)
+        async with Server(app) as server:
+            await server.request(GET)
+            assert inside == ['/events']
+        assert not inside
+
+
+class TestChannelsOnTheDirectPath:
+    async def test_carriers_share_one_chunk(self):
+        "Packet header and body are joined once, where the numbers of the channels agree"
+        app, manager = ours()
+        async with Server(app) as server:
+            transports = [(await server.request(opens(2), 2)).transport for _ in range(3)]
+            for text in 'ab':
+                await manager.broadcast('said', text)
+                await eventually(lambda text=text: all(f'data: {text}'.encode() in o.channel(2) for o in transports))
+            assert manager.stats()['paths'] == {'channel: transport': 6}
+            assert all(a is b is c for a, b, c in zip(*(o.written[-2:] for o in transports), strict=True))
+            assert all(o.channel(1) == o.channel(2) for o in transports)
+
+    @pytest.mark.parametrize('size', [10, 40_000])
+    async def test_nothing_overtakes_what_waits(self, size):
+        "While the connection takes nothing, and behind a message that is too long for one write"
+        app, manager = ours()
+        async with Server(app) as server:
+            protocol = await server.request(opens())
+            await manager.broadcast('said', 'first')
+            await eventually(lambda: manager.stats()['paths'])
+            for i in range(40):
+                if i == 10: protocol.flow.pause_writing()
+                if i == 30: protocol.flow.resume_writing()
+                await manager.broadcast('said', f'<{i}>'+'x'*(size if i % 7 == 3 else 10))
+            await eventually(lambda: b'<39>' in protocol.transport.channel(1), 'all has come')
+            text = protocol.transport.channel(1)
+            places = [text.index(b'<%d>' % i) for i in range(40)]
+            assert places == sorted(places)
+            assert text.count(b'x') == sum(size if i % 7 == 3 else 10 for i in range(40))
+
+    @pytest.mark.parametrize('why', ['off', 'Safari', 'mask'])
+    async def test_where_it_may_not_be_taken(self, why):
+        "Turned off; a browser that needs a push behind each write; a layer around the app that changes bodies"
+        app, manager = ours(**dict(direct=False) if why == 'off' else {})
+        async def masked(scope, receive, send):
+            async def mask(message):
+                if 'body' in message: message['body'] = message['body'].replace(b'secret', b'******')
+                await send(message)
+            await app(scope, receive, mask)
+        safari = 'User-Agent: AppleWebKit/605.1.15 Version/26.0 Safari/605.1.15\r\n' if why == 'Safari' else ''
+        async with Server(masked if why == 'mask' else app) as server:
+            transport = (await server.request(opens(headers=safari))).transport
+            for _ in range(2): await manager.broadcast('said', 'secret')
+            text = b'******' if why == 'mask' else b'secret'
+            await eventually(lambda: transport.channel(1).count(b'data: '+text) == 2)
+            assert not manager.stats()['paths']
