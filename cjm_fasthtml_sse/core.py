@@ -314,7 +314,8 @@ def stats(self:SSEBroadcastManager) -> dict:
     messages that wait for the connection with most of them), `broadcasts`, `deliveries`, `coalesced`, `replayed`,
     `evicted` (connections), `gaps`, `errors`, `bytes`; channels without a request of their own, `detached`, and
     with one, `attached`; `direct`, streams that were opened on connections of their own, a `Counter` by reason;
-    `paths`, how the bytes of these went to the server: `transport`, or else why through ASGI, a `Counter`"""
+    `paths`, how the bytes of these went to the server: `transport`, or else why through ASGI, a `Counter`; in it
+    `channel: transport`, channels whose bytes went there"""
     hub = self._hub
     backlog = max(hub.max_queued(), hub.queues.max_queued())
     return dict(connections=len(self.connections), backlog=backlog, **hub.counts, direct=hub.direct_reasons.copy(),
