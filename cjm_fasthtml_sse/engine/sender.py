@@ -108,10 +108,11 @@ class TaskSender(Sender):
 # %% ../../nbs/engine/sender.ipynb #44d38230
 async def _awaited(awaitable): return await awaitable
 
-_Task: Any = asyncio.Task  # Python 3.11 knows no `eager_start`
+_Task: Any = asyncio.Task
+_EAGER: Any = dict(eager_start=True) if sys.version_info>=(3, 12) else {}
 
 class EagerSender(Sender):
-    "Sends each frame in an eager task; Python 3.12 and later"
+    "Sends each frame in a task of its own; an eager one from Python 3.12 on"
     __slots__ = ()
 
     def send(self, frame):
@@ -122,7 +123,7 @@ class EagerSender(Sender):
         try: coro = self.asgi_send({'type': 'http.response.body', 'body': frame.body, 'more_body': True})
         except Exception as e: return conn.send_failed(e)
         if type(coro) is not CoroutineType: coro = _awaited(coro)  # As servers that are not written in Python give it
-        task = _Task(coro, loop=conn.hub.loop, eager_start=True, context=self.context)
+        task = _Task(coro, loop=conn.hub.loop, context=self.context, **_EAGER)
         if task.done(): return self._report(frame, task)
         self.task = task
         self._begin()
@@ -151,7 +152,7 @@ class EagerSender(Sender):
 DefaultSender: Any = EagerSender if sys.version_info>=(3, 12) else TaskSender
 
 # %% ../../nbs/engine/sender.ipynb #0a2f1504
-class TransportSender(DefaultSender):
+class TransportSender(EagerSender):
     "Writes frames to the server's transport, once the first one has shown that nothing in between would miss them"
     __slots__ = ('_unverified',)
     def __init__(self, connection, asgi_send, context, writer):
