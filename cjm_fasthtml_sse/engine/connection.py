@@ -85,7 +85,8 @@ class Reader:
     @staticmethod
     def write_all(hub, conns) -> list: # Those that are left for `flush`
         "`flush` connections to their transports: no call for each, one frame for all who stand at one place"
-        left,group,cursor,number,frame,chunk,count,size = [],None,0,0,None,b'',0,0
+        frame: Any = None
+        left,group,cursor,number,chunk,count,size = [],None,0,0,b'',0,0
         for c in conns:
             w = c.transport_writer
             if w is None or c.state is not IDLE or c._direct:

@@ -40,7 +40,7 @@ class Frame:
     chunks: Any = None       # Number of a channel -> the body as a chunk of HTTP, from `as_chunk`
 
     def as_chunk(self, number=0) -> bytes:
-        "Return the body as a chunk of HTTP, made once for all who get the frame in a channel of this number, or in none"
+        "Return the body as a chunk of HTTP, made once for all whose channels have this number; 0: no channel"
         if self.chunks is None: self.chunks = {}
         chunk = self.chunks.get(number)
         if chunk is None:

@@ -32,8 +32,8 @@ PUSH_DELAYS = .05,.5    # Seconds of silence behind which a browser that holds b
 
 class Writer:
     "Sends the packets of many queues over one connection, in turns"
-    __slots__ = ('channels','holds_back','open','blocked','transport_writer','_unverified','_scheduled','_send','_context',
-        '_on_close','_task','_news','_is_aborted')
+    __slots__ = ('channels','holds_back','open','blocked','transport_writer','_unverified','_scheduled','_send',
+        '_context','_on_close','_task','_news','_is_aborted')
     def __init__(self,
         channels,         # The carrier's, by number: they share the buffer
         holds_back=False  # Does the browser hold back the end of its input until more comes?

@@ -231,7 +231,8 @@ class Channel(PacketQueue):
         "Write the body of `frame` to the transport, or else queue it if there is room at once; returns whether it did"
         size = HEADER_BYTES+len(frame.body)
         if not self.open or self.pending_bytes+size>QUANTUM: return False
-        if (writer := self._transport_writer()) is not None and writer.is_ready and (chunk := frame.as_chunk(self.number)):
+        writer = self._transport_writer()
+        if writer is not None and writer.is_ready and (chunk := frame.as_chunk(self.number)):
             writer.write(chunk)
             self.taken += size
         else: self.put(self.number, frame.body)
