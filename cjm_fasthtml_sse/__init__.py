@@ -11,6 +11,7 @@ Modules:
 - `cjm_fasthtml_sse.backends.redis_reports`: What each process reports of itself, for all others to read
 - `cjm_fasthtml_sse.backends.redis_writer`: How records get into the stream, and what is known of each when something goes wrong
 - `cjm_fasthtml_sse.common`: All that an app uses, in one import
+- `cjm_fasthtml_sse.compress`: Events compressed once for all browsers that ask for it
 - `cjm_fasthtml_sse.core`: The broadcast manager: an app opens streams with it, and broadcasts to them
 - `cjm_fasthtml_sse.dashboard`: The live dashboard: what a manager does, in a page that updates itself
 - `cjm_fasthtml_sse.dispatcher`: Call the handlers whose pattern matches an event, in order of priority, after filters, transformers and middleware

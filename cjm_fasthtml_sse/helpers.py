@@ -32,10 +32,12 @@ def setup_sse(
     nonce=None,    # For a content security policy that wants one: a string, or a function called for each page
     morph=False,   # Add what morph swaps need; htmx 4 needs nothing
     visitor=None,  # A plain function of the request that tells visitors apart; else `session['auth']`, or the browser
-    multiplex=True # Streams that share a connection: all of a browser; `'tab'`: those of a tab; `False`: none
+    multiplex=True,# Streams that share a connection: all of a browser; `'tab'`: those of a tab; `False`: none
+    compress=None  # Sample events, as renderers return them: others are compressed with them. Browsers can read them
 ) -> SSEBroadcastManager: # The app's manager
     "Make `app` ready for event streams; `ArgumentError` for a wrong argument, or with several managers and none given"
-    managers = prepare(app, manager, nonce=nonce, morph=morph, visitor=visitor, multiplex=multiplex).managers
+    managers = prepare(app, manager, nonce=nonce, morph=morph, visitor=visitor, multiplex=multiplex,
+        compress=compress).managers
     if manager is not None: return manager
     if len(managers.given) > 1:
         raise ArgumentError(f'This app has {len(managers.given)} managers: say which one, `setup_sse(app, manager)`')

@@ -36,6 +36,7 @@ from .engine.middleware import leaves_bodies_alone
 from .engine.request import OuterLayer
 from .engine.servers import ServerMonitor,abort_function,watch_signals
 from .engine.wire import SSEError,StreamEnded
+from .compress import Compressor,Dictionary,compressed
 from .headers import PageScripts,current_scope,script_response
 from .multiplex.endpoint import Multiplexer
 from .visitor import Visitors,is_stream
@@ -90,21 +91,27 @@ class AppManagers:
             except Exception: _log.exception('closing %r failed', manager)
 
 # %% ../nbs/setup.ipynb #8f9c6139
+def hubs_of(managers) -> list:
+    "List the hubs of an app's managers"
+    return [o._hub for o in managers.all if hasattr(o, '_hub')]
+
 class LifespanMiddleware:
     "Opens and closes the managers with the app, serves our scripts, and notes in each request what its streams need"
-    def __init__(self, app, managers):
+    def __init__(self, app, managers, compressor=None):
         self.app,self.managers,self._monitor = app,managers,ServerMonitor(managers.close)
+        self.compressor: Compressor|None = compressor
 
     @leaves_bodies_alone
     async def __call__(self, scope, receive, send):
         if scope['type'] == 'lifespan': return await self.app(scope, self._lifespan(receive, send), send)
         if scope['type'] != 'http': return await self.app(scope, receive, send)
-        if script := script_response(scope): return await script(scope, receive, send)
+        if file := script_response(scope) or self._dictionary(scope): return await file(scope, receive, send)
         if (abort := abort_function(send)) is not None: scope['sse.abort'] = abort
         managers = self.managers.all
         scope['sse_managers'] = [*scope.get('sse_managers', ()), *managers]  # A channel's request has them, too
         cursors = [*page_cursors.get(), *filter(None, (getattr(o, 'cursor', '') for o in managers))]
         with self._monitor.during(send) as send:
+            send = self._compressed(scope, send)
             outer = scope['sse.outer'] = OuterLayer(receive, send, LifespanMiddleware.__call__)
             tokens = current_scope.set(scope),page_cursors.set(cursors)
             try: await self.app(scope, receive, send)
@@ -118,6 +125,15 @@ class LifespanMiddleware:
                 scope.pop('sse.outer', None)
                 del cursors,tokens
             await outer.run()
+
+    def _dictionary(self, scope):
+        if self.compressor is None: return None
+        scope['sse.dictionary'] = self.compressor.dictionary.url(scope)
+        return self.compressor.dictionary.response(scope, self.compressor.match)
+
+    def _compressed(self, scope, send):
+        if self.compressor is None: return send
+        return compressed(self.compressor, scope, send, hubs_of(self.managers))
 
     def _lifespan(self, receive, send):
         "`receive`, opening the managers at startup and closing them at shutdown"
@@ -166,8 +182,7 @@ class MomentMiddleware:
 
     def __call__(self, scope, receive, send):
         if scope['type'] == 'http':
-            hubs = [o._hub for o in self.managers.all if hasattr(o, '_hub')]
-            scope['sse.began'] = scope.get('sse.began', {}) | {o: o.users.moment for o in hubs}
+            scope['sse.began'] = scope.get('sse.began', {}) | {o: o.users.moment for o in hubs_of(self.managers)}
         return self.app(scope, receive, send)
 
 class AppSetup:
@@ -176,9 +191,11 @@ class AppSetup:
         self.app,self.visitors = app,Visitors(app.secret_key)
         self.multiplexer = Multiplexer(self.visitors)
         self.managers = AppManagers(self.multiplexer)  # It carries the last events of the others
+        self.dictionary: Dictionary|None = None
 
-    def configure(self, visitor=None, multiplex=True):
+    def configure(self, visitor=None, multiplex=True, compress=None):
         "Note what a call says; `None` and `True` leave it as an earlier call said"
+        if compress is not None: self.dictionary = Dictionary(compress)
         if visitor is not None: self.visitors.identify_by(visitor)
         if not multiplex: self.multiplexer.disable()
 
@@ -189,7 +206,10 @@ class AppSetup:
         app.user_middleware.append(inner)
         try: inside = MomentMiddleware(build_stack(app), self.managers)
         finally: app.user_middleware.remove(inner)
-        return LifespanMiddleware(self.multiplexer.around(inside), self.managers)
+        # Browsers name the dictionary with each request that it matches
+        match = self.multiplexer.path if self.multiplexer.enabled else '/*'
+        compressor = self.dictionary and Compressor(self.dictionary, match)
+        return LifespanMiddleware(self.multiplexer.around(inside), self.managers, compressor)
 
     def _add_route(self):
         "Add a route with Beforeware and all: behind it the visitor is known. To other requests it answers 404"
@@ -233,7 +253,9 @@ def insert_scripts(hdrs, nonce=None, morph=False, multiplex=True) -> PageScripts
     return scripts
 
 # %% ../nbs/setup.ipynb #9d540644
-def prepare(app, manager=None, *, own=False, nonce=None, morph=False, visitor=None, multiplex=True) -> AppSetup:
+def prepare(
+    app, manager=None, *, own=False, nonce=None, morph=False, visitor=None, multiplex=True, compress=None
+) -> AppSetup:
     "Prepare `app` for event streams; `own`: the manager is this library's; `ArgumentError` for a wrong argument"
     if not (isinstance(getattr(app, 'hdrs', None), list) and hasattr(app, 'router')):
         raise ArgumentError(f'`app` must be a FastHTML app, got {app!r}')
@@ -243,6 +265,6 @@ def prepare(app, manager=None, *, own=False, nonce=None, morph=False, visitor=No
         raise ArgumentError(f'`visitor` must be a plain function of the request, not awaited, got {visitor!r}')
     insert_scripts(app.hdrs, nonce, morph, multiplex)
     setup = app_setup(app)
-    setup.configure(visitor, multiplex)
+    setup.configure(visitor, multiplex, compress)
     if manager is not None: setup.managers.add(manager, own=own)
     return setup

@@ -27,7 +27,7 @@ core
 visitor
 multiplex.protocol multiplex.request multiplex.channel multiplex.carrier multiplex.endpoint
 dispatcher updater htmx
-headers guards
+compress headers guards
 setup
 helpers job charts
 progress dashboard testing

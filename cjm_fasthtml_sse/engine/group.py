@@ -159,6 +159,7 @@ class Group(PendingFrames):
     def frame(self, message, body):
         "Make the frame of `message`, rendered as `body`; `None` where there is nothing to send"
         last = bool(self.until) and self.ends(message['type'])
+        self.hub.note_public(message, body)
         if last: body += encode(event=CLOSE, id=message.id).encode()
         if not body: return None
         return self.hub.share_frame(message, body, last)

@@ -67,6 +67,7 @@ class Hub(LoopOwner):
         self.snapshots,self.renderers = SnapshotReads(self),Renderers(self.counts)
         self.pump,self.heartbeats = Pump(self),Heartbeats(self)
         self._latest_frame = Frame(b'', 0)    # The latest frame, which groups share
+        self._public_to: dict = {}    # Functions that get the bytes of public events, in order
         self._patterns = PatternIndex(callables=False)  # Pattern -> groups
         self._routes: dict = {}       # Event type -> groups, as they were found
         self._idle: Any = None        # A future, done when the last request is over
@@ -134,6 +135,15 @@ class Hub(LoopOwner):
     def note_path(self, conn, path):
         "Count how the bytes of `conn` go to the server; for those of a channel, `path` begins with `channel: `"
         self.paths[path if self.requests.get(conn) is conn else f'channel: {path}'] += 1
+
+    def pass_public_to(self, f):
+        "Call `f` from now on with the event bytes of each message that is not private, before they are sent"
+        self._public_to[f] = None
+
+    def note_public(self, message, body):
+        "Pass on `body`, the event bytes of `message`, unless the message is private"
+        if self._public_to and body and not self.private.depth(message['type']):
+            for f in self._public_to: f(body)
 
     def must_wait(self, groups):
         "Tell whether a message for `groups` must wait before it is published"
