@@ -20,7 +20,7 @@ This is a layer around the app, outside of all middleware: the app, and what is 
 # %% auto #0
 __all__ = ['zstd']
 
-# %% ../nbs/compress.ipynb #2cd57491
+# %% ../nbs/compress.ipynb #6dc8e97d
 import struct
 from base64 import b64encode
 from hashlib import sha256
@@ -44,7 +44,7 @@ except ImportError:
     try: from backports import zstd
     except ImportError: pass
 
-# %% ../nbs/compress.ipynb #0d52835d
+# %% ../nbs/compress.ipynb #c9805227
 def sample_event(
     sample  # Element, HTML, or a message as a dict with `type` and `data`
 ) -> bytes:
@@ -96,7 +96,7 @@ class Dictionary:
         return Response(self.content, media_type='text/javascript',
             headers={'Use-As-Dictionary': use, 'Cache-Control': 'public, max-age=31536000, immutable'})
 
-# %% ../nbs/compress.ipynb #b0e52384
+# %% ../nbs/compress.ipynb #0d09e992
 CACHE_BYTES = 1<<23  # Of public events whose frames are kept, with those of their frames
 _OWN = b'event: sse:'  # How the events of this library begin, such as heartbeats
 
@@ -113,8 +113,9 @@ def _plain_frame(content):
     return magic+head+(n<<3|1).to_bytes(3, 'little')+content
 
 def split_events(body) -> list:
-    "Split a body after each event; one that does not end with an event stays whole"
-    return [o+b'\n\n' for o in body[:-2].split(b'\n\n')] if body.endswith(b'\n\n') else [body]
+    "Split a body after each event; what is behind the last one may be the beginning of an event"
+    *events,rest = body.split(b'\n\n')
+    return [o+b'\n\n' for o in events]+[rest]*bool(rest)
 
 def split_packets(body):
     "Split what a carrier sends into headers of packets, events, and control messages"
@@ -170,7 +171,7 @@ class Compressor:
             self._keep(part, frame)
         return frame
 
-# %% ../nbs/compress.ipynb #4acd0d0f
+# %% ../nbs/compress.ipynb #6919733b
 def _has_streams(message):
     "Tell which parts the body of a response has: those of a stream of a manager, of a carrier, or `None`"
     names = {k.lower() for k,_ in message.get('headers', ())}
@@ -178,9 +179,10 @@ def _has_streams(message):
     return split_events if b'sse-stream' in names and is_stream(message) else \
         split_packets if b'sse-carrier' in names else None
 
-def _with_headers(message, *more):
-    headers = [(k, v) for k,v in message['headers'] if (k.lower(), v)!=(b'content-encoding', b'identity')]
-    return {**message, 'headers': [*headers, (b'vary', b'Accept-Encoding, Available-Dictionary'), *more]}
+def _with_headers(message, encoding=None):
+    headers = [*message['headers'], (b'vary', b'Accept-Encoding, Available-Dictionary')]
+    if encoding: headers = [o for o in headers if o[0].lower()!=b'content-encoding']+[(b'content-encoding', encoding)]
+    return {**message, 'headers': headers}
 
 @leaves_bodies_alone
 def varying(send):
@@ -201,7 +203,7 @@ def compressing(
         if message['type']=='http.response.start':
             names = {(k.lower(), v) for k,v in message.get('headers', ()) if k.lower()==b'content-encoding'}
             if names<={(b'content-encoding', b'identity')} and (split := _has_streams(message)):
-                begin,message = compressor.dictionary.preamble,_with_headers(message, (b'content-encoding', b'dcz'))
+                begin,message = compressor.dictionary.preamble,_with_headers(message, b'dcz')
         elif split and message['type']=='http.response.body' and (body := bytes(message.get('body', b''))):
             message = {**message, 'body': begin+compressor.encode(split(body))}
             begin = b''
