@@ -20,7 +20,7 @@ This is a layer around the app, outside of all middleware: the app, and what is 
 # %% auto #0
 __all__ = ['zstd']
 
-# %% ../nbs/compress.ipynb #6dc8e97d
+# %% ../nbs/compress.ipynb #08233118
 import struct
 from base64 import b64encode
 from hashlib import sha256
@@ -35,7 +35,7 @@ from .engine.middleware import leaves_bodies_alone
 from .engine.render import is_element,to_html,to_json
 from .engine.wire import check_message_type,encode
 from .multiplex.channel import QUANTUM
-from .multiplex.protocol import CONTROL,HEADER,HEADER_BYTES
+from .multiplex.protocol import HEADER,HEADER_BYTES
 from .visitor import is_stream
 
 zstd: Any = None
@@ -44,7 +44,7 @@ except ImportError:
     try: from backports import zstd
     except ImportError: pass
 
-# %% ../nbs/compress.ipynb #c9805227
+# %% ../nbs/compress.ipynb #727851c8
 def sample_event(
     sample  # Element, HTML, or a message as a dict with `type` and `data`
 ) -> bytes:
@@ -96,7 +96,7 @@ class Dictionary:
         return Response(self.content, media_type='text/javascript',
             headers={'Use-As-Dictionary': use, 'Cache-Control': 'public, max-age=31536000, immutable'})
 
-# %% ../nbs/compress.ipynb #0d09e992
+# %% ../nbs/compress.ipynb #3665a867
 CACHE_BYTES = 1<<23  # Of public events whose frames are kept, with those of their frames
 _OWN = b'event: sse:'  # How the events of this library begin, such as heartbeats
 
@@ -118,14 +118,12 @@ def split_events(body) -> list:
     return [o+b'\n\n' for o in events]+[rest]*bool(rest)
 
 def split_packets(body):
-    "Split what a carrier sends into headers of packets, events, and control messages"
+    "Split what a carrier sends into headers and contents of packets"
     at = 0
     while at<len(body):
-        number,size = HEADER.unpack_from(body, at) if at+HEADER_BYTES<=len(body) else (0, 0)
+        size = HEADER.unpack_from(body, at)[1] if at+HEADER_BYTES<=len(body) else 0
         yield body[at:at+HEADER_BYTES]
-        content = body[at+HEADER_BYTES:at+HEADER_BYTES+size]
-        if number<CONTROL and content: yield from (content,) if size==QUANTUM else split_events(content)
-        else: yield content
+        yield body[at+HEADER_BYTES:at+HEADER_BYTES+size]
         at += HEADER_BYTES+size
 
 class Compressor:
@@ -152,9 +150,9 @@ class Compressor:
             self._size -= len(old)+len(self._frames.pop(old) or b'')
 
     def encode(self, parts) -> bytes:
-        "Join `parts` as zstd frames: of each public event its own, of all others frames without compression"
+        "Join `parts`, each of one event or several, as zstd frames: of each public event its own, of all others frames without compression"
         frames,plain = [],[]
-        for part in parts:
+        for part in [o for part in parts for o in ([part] if part in self._frames else split_events(part))]:
             if (frame := self._frame(part)) is None: plain.append(part)
             else:
                 if plain: frames.append(plain_frames(b''.join(plain)))
@@ -171,13 +169,13 @@ class Compressor:
             self._keep(part, frame)
         return frame
 
-# %% ../nbs/compress.ipynb #6919733b
+# %% ../nbs/compress.ipynb #bb360881
 def _has_streams(message):
     "Tell which parts the body of a response has: those of a stream of a manager, of a carrier, or `None`"
     names = {k.lower() for k,_ in message.get('headers', ())}
     if message['status']!=200: return None
-    return split_events if b'sse-stream' in names and is_stream(message) else \
-        split_packets if b'sse-carrier' in names else None
+    if b'sse-carrier' in names: return split_packets
+    return split_events if b'sse-stream' in names and is_stream(message) else None
 
 def _with_headers(message, encoding=None):
     headers = [*message['headers'], (b'vary', b'Accept-Encoding, Available-Dictionary')]
