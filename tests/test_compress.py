@@ -1,6 +1,7 @@
 "Compression with a dictionary: the same events arrive, public ones in frames that are made once"
-import asyncio
 import re
+import sys
+from contextlib import ExitStack
 
 import pytest
 from fasthtml.common import FastHTML, P
@@ -10,9 +11,11 @@ from cjm_fasthtml_sse.compress import Compressor, Dictionary
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.engine.checks import ArgumentError
 from cjm_fasthtml_sse.helpers import setup_sse
+from tests.contract.servers import running
 from tests.contract.support import Exchange, Parser, eventually
 from tests.contract.visitors import House, Visitor
-from tests.decoding import MAGIC, Decoding
+from tests.decoding import MAGIC, Decoder, Decoding
+from tests.proxies import browsing, lacking, listening, proxying
 
 
 def row(n): return f'<tr id="job-{n}" hx-swap-oob="true" class="border-b hover:bg-gray-50"><td>Job {n}</td></tr>'
@@ -203,3 +206,28 @@ class TestDictionary:
 
 
 def test_the_magic_number(): assert Dictionary([row(1)]).preamble.startswith(MAGIC)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize('proxy', ['', *(pytest.param(o, marks=pytest.mark.skipif(bool(lacking(o, 'openssl')), reason=f'needs {o} and openssl')) for o in ('nginx', 'caddy'))])
+async def test_over_the_wire(proxy, tmp_path):
+    "Through proxies that compress other things: what the browser asks for arrives at the app, and frames come back one by one, unchanged"
+    with ExitStack() as stack:
+        server = stack.enter_context(running([sys.executable, '-m', 'uvicorn', 'compressed:app', '--port', '{port}'], tmp_path/'log'))
+        if proxy: server = stack.enter_context(proxying(proxy, server.port, tmp_path))
+        async with browsing(server, http2=bool(proxy)) as client:
+            path = re.search('/_sse/dictionary-[0-9a-f]+', (await client.get('/')).text)[0]
+            dictionary = await client.get(path)
+            assert dictionary.headers['use-as-dictionary'] == 'match="/*", match-dest=("")'
+            headers = {k.decode(): v.decode() for k, v in Decoding(None, path, dictionary.content).headers}
+            async with listening(client, **headers) as stream:
+                assert stream.response.headers['content-encoding'] == 'dcz'
+                decode, pieces, text, size = Decoder(dictionary.content), stream.response.aiter_raw(), b'', 0
+                text += decode(await anext(pieces))
+                for n in range(10):
+                    await client.post('/say', data=dict(n=n))
+                    while f'Number {n} of many'.encode() not in text:
+                        piece = await anext(pieces)
+                        size += len(piece)
+                        text += decode(piece)
+                assert size < 10*45, 'events of 62 bytes'
