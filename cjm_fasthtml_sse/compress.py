@@ -20,7 +20,7 @@ This is a layer around the app, outside of all middleware: the app, and what is 
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/compress.ipynb #9f5d537c
+# %% ../nbs/compress.ipynb #a6d78fdd
 import struct
 from base64 import b64encode
 from hashlib import sha256
@@ -38,14 +38,14 @@ from .multiplex.channel import QUANTUM
 from .multiplex.protocol import HEADER,HEADER_BYTES
 from .visitor import is_stream
 
-# %% ../nbs/compress.ipynb #182c7a35
+# %% ../nbs/compress.ipynb #a631485f
 zstd: Any = None  # Where there is none
 try: from compression import zstd  # Python 3.14
 except ImportError:
     try: from backports import zstd
     except ImportError: pass
 
-# %% ../nbs/compress.ipynb #418ace50
+# %% ../nbs/compress.ipynb #7a4277fb
 def sample_event(
     sample  # Element, HTML, or a message as a dict with `type` and `data`
 ) -> bytes:
@@ -97,7 +97,7 @@ class Dictionary:
         return Response(self.content, media_type='text/javascript',
             headers={'Use-As-Dictionary': use, 'Cache-Control': 'public, max-age=31536000, immutable'})
 
-# %% ../nbs/compress.ipynb #bb82fc9d
+# %% ../nbs/compress.ipynb #14416648
 CACHE_BYTES = 1<<23  # Of public events whose frames are kept, with those of their frames
 _OWN = b'event: sse:'  # How the events of this library begin, such as heartbeats
 
@@ -151,26 +151,26 @@ class Compressor:
             self._size -= len(old)+len(self._frames.pop(old) or b'')
 
     def encode(self, parts) -> bytes:
-        "Join `parts`, each of one event or several, as zstd frames: of each public event its own, of all others frames without compression"
+        "Join `parts` as zstd frames: of each public event its own, of all else frames without compression"
         frames,plain = [],[]
-        for part in [o for part in parts for o in ([part] if part in self._frames else split_events(part))]:
-            if (frame := self._frame(part)) is None: plain.append(part)
-            else:
-                if plain: frames.append(plain_frames(b''.join(plain)))
-                frames.append(frame)
-                plain = []
+        for part in parts:
+            for o in ((part,) if part in self._frames else split_events(part)):
+                if frame := self._frames.get(o) or self._frame(o):
+                    if plain: frames.append(plain_frames(b''.join(plain)))
+                    frames.append(frame)
+                    plain = []
+                else: plain.append(o)
         if plain: frames.append(plain_frames(b''.join(plain)))
         return b''.join(frames)
 
     def _frame(self, part):
-        frame = self._frames.get(part)
-        if frame is None and (part in self._frames or part.startswith(_OWN)):
-            frame = self.dictionary.compress(part)
-            self._size -= len(part) if part in self._frames else 0
-            self._keep(part, frame)
+        if part not in self._frames and not part.startswith(_OWN): return None
+        frame = self.dictionary.compress(part)
+        if part in self._frames: self._size -= len(part)
+        self._keep(part, frame)
         return frame
 
-# %% ../nbs/compress.ipynb #c4f8ab94
+# %% ../nbs/compress.ipynb #43db3a1f
 def _has_streams(message):
     "Tell which parts the body of a response has: those of a stream of a manager, of a carrier, or `None`"
     names = {k.lower() for k,_ in message.get('headers', ())}
