@@ -20,10 +20,12 @@ This is a layer around the app, outside of all middleware: the app, and what is 
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/compress.ipynb #a6d78fdd
+# %% ../nbs/compress.ipynb #c01751b3
 import struct
 from base64 import b64encode
+from contextlib import suppress
 from hashlib import sha256
+from importlib import import_module
 from typing import Any
 from urllib.parse import quote
 
@@ -38,14 +40,12 @@ from .multiplex.channel import QUANTUM
 from .multiplex.protocol import HEADER,HEADER_BYTES
 from .visitor import is_stream
 
-# %% ../nbs/compress.ipynb #a631485f
+# %% ../nbs/compress.ipynb #076f4888
 zstd: Any = None  # Where there is none
-try: from compression import zstd  # Python 3.14
-except ImportError:
-    try: from backports import zstd
-    except ImportError: pass
+for _name in ('backports.zstd', 'compression.zstd'):  # The same; the second one is part of Python 3.14
+    with suppress(ImportError): zstd = import_module(_name)
 
-# %% ../nbs/compress.ipynb #7a4277fb
+# %% ../nbs/compress.ipynb #8b2e6ff3
 def sample_event(
     sample  # Element, HTML, or a message as a dict with `type` and `data`
 ) -> bytes:
@@ -97,7 +97,7 @@ class Dictionary:
         return Response(self.content, media_type='text/javascript',
             headers={'Use-As-Dictionary': use, 'Cache-Control': 'public, max-age=31536000, immutable'})
 
-# %% ../nbs/compress.ipynb #14416648
+# %% ../nbs/compress.ipynb #44988d15
 CACHE_BYTES = 1<<23  # Of public events whose frames are kept, with those of their frames
 _OWN = b'event: sse:'  # How the events of this library begin, such as heartbeats
 
@@ -170,7 +170,7 @@ class Compressor:
         self._keep(part, frame)
         return frame
 
-# %% ../nbs/compress.ipynb #43db3a1f
+# %% ../nbs/compress.ipynb #9b2c7afb
 def _has_streams(message):
     "Tell which parts the body of a response has: those of a stream of a manager, of a carrier, or `None`"
     names = {k.lower() for k,_ in message.get('headers', ())}
