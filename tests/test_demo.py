@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.contract.servers import running
+from tests.contract.servers import running, wait_until
 from tests.contract.support import BOUND
 
 DEMO = Path(__file__).parents[1]/'demo/main.py'
@@ -29,8 +29,11 @@ def demo(tmp_path_factory):
 def http(demo):
     "The demo, without jobs behind each test"
     yield demo
-    for id in re.findall('id="job-(\\w+)"', demo.get('/').text): demo.post('/cancel', params=dict(id=id))
-    demo.post('/clear')
+    def is_clear():
+        demo.post('/clear')
+        for id in (left := re.findall('id="job-(\\w+)"', demo.get('/').text)): demo.post('/cancel', params=dict(id=id))
+        return not left
+    wait_until(is_clear, 'all jobs are cancelled and gone')
 
 def start(http, **headers): return http.post('/start', data=dict(folder='long'), headers=headers)
 def rows(http, state): return len(re.findall(f'class="{state}"', http.get('/').text))

@@ -78,7 +78,7 @@ class Place: row: int; col: int
 
 class TestWhatCrosses:
     @given(plain)
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     def test_plain_data(self, data):
         "It arrives as it was, whatever its keys"
         got = unpack(pack(data).encode())

@@ -13,22 +13,6 @@ async function elected(n, seed, recorder) {
   return [world, ...tabs];
 }
 
-test('requests reach the leader, and messages a tab', async () => {
-  const [world, a, b] = await elected(2);
-  b.election.request('one');
-  await world.run(100);
-  b.election.request('two');
-  await world.run(100);
-  const { me } = b.election;
-  assert.deepEqual(a.log.slice(1), [['requested', me, 'one'], ['requested', me, 'two']]);
-  a.election.send(me, 'hello', 5);
-  await world.run(100);
-  assert.deepEqual(b.log.slice(1), [['received', 'hello']]);
-  a.election.request('me');
-  a.election.send(a.election.me, 'too');
-  assert.deepEqual(a.log.slice(3), [['requested', a.election.me, 'me'], ['received', 'too']]);
-});
-
 for (const how of ['crash', 'leave']) test(`takeover: ${how}`, async () => {
   const [world, a, b, c] = await elected(3);
   const { me } = a.election;
@@ -152,35 +136,6 @@ test('a hidden tab takes nothing until it is shown', async () => {
   assert(world.now - now < 1600);
 });
 
-test('a leader that ran no script for a while asks before it delivers', async () => {
-  const [world, a, b] = await elected(2);
-  const confirm = async () => {
-    let res;
-    a.election.confirmLead().then(o => { res = o; });
-    await world.until(() => res !== undefined);
-    return res;
-  };
-  assert.equal(await confirm(), true);
-  await world.run(5000);
-  assert.equal(await confirm(), true);
-  assert.deepEqual(what(a), ['lead']);
-  a.freeze();
-  b.election.request('x');
-  await world.until(() => b.leads);
-  // It wakes, and this comes before the browser has told it anything
-  const { backlog } = a;
-  a.backlog = [];
-  a.thaw();
-  assert(a.leads);
-  assert.equal(await confirm(), false);
-  assert.equal(what(a)[1], 'lost');
-  a.backlog = backlog;
-  a.frozen = true;
-  a.thaw();
-  await world.run(1000);
-  assert.deepEqual(what(a), ['lead', 'lost', 'follow']);
-});
-
 test('where the next in line is frozen, another one leads unasked, and it goes on as a follower', async () => {
   const [world, a, b, c] = await elected(3);
   await world.run(100);
@@ -243,23 +198,6 @@ test('a request that the leader did not see comes again, the newest alone', asyn
   await world.run(5000);
   assert.deepEqual(a.log.slice(1).map(o => o[2]), ['d', 'e']);
   assert(a.leads);
-});
-
-for (const [how, drop] of [['one', 1], ['the last', 3]]) test(`messages that are lost are missed: ${how}`, async () => {
-  const [world, a, b, me] = await known();
-  let left = drop;
-  b.drop = ({ what }) => what === 'data' && left-- > 0;
-  for (let i = 0; i < 3; i++) a.election.send(me, i);
-  await world.run(100);
-  await beat(world, a);
-  assert.deepEqual(b.log.slice(-1), [['follow', a.election.me]]);
-  assert.deepEqual(a.log.at(-1), ['left', me]);
-  assert.notEqual(b.election.me, me);
-  b.election.request('y');
-  await world.run(100);
-  a.election.send(b.election.me, 'again');
-  await world.run(100);
-  assert.deepEqual(b.log.at(-1), ['received', 'again']);
 });
 
 for (const how of ['frozen', 'debugger']) test(`a tab that takes nothing is sent little: ${how}`, async () => {
@@ -340,14 +278,4 @@ test('a long task at the start is no lock without an answer', async () => {
   a.thaw();
   await world.run(1000);
   assert.deepEqual(what(a), ['lead']);
-});
-
-test('another protocol elects another leader', async () => {
-  const [world, a, b] = await elected(2);
-  const old = world.tab('test');
-  old.election.name = 'sse2:test';
-  old.election.join();
-  await world.run(5000);
-  assert(a.leads && old.leads);
-  assert.deepEqual([what(a), what(b), what(old)], [['lead'], ['follow'], ['lead']]);
 });
