@@ -20,7 +20,6 @@ __all__ = []
 # %% ../../nbs/engine/sender.ipynb #ecda5742
 import asyncio,sys
 from functools import partial
-from types import CoroutineType
 from typing import Any
 
 from .loop import being_cancelled
@@ -106,8 +105,6 @@ class TaskSender(Sender):
                     conn.sent(o)
 
 # %% ../../nbs/engine/sender.ipynb #44d38230
-async def _awaited(awaitable): return await awaitable
-
 _Task: Any = asyncio.Task
 _EAGER: Any = dict(eager_start=True) if sys.version_info>=(3, 12) else {}
 
@@ -119,15 +116,15 @@ class EagerSender(Sender):
         "Hand `frame` over"
         conn = self.connection
         if self.send_now is not None and self.send_now(frame): return conn.sent(frame)
-        # A dict of its own, as middleware may change it
-        try: coro = self.asgi_send({'type': 'http.response.body', 'body': frame.body, 'more_body': True})
-        except Exception as e: return conn.send_failed(e)
-        if type(coro) is not CoroutineType: coro = _awaited(coro)  # As servers that are not written in Python give it
-        task = _Task(coro, loop=conn.hub.loop, context=self.context, **_EAGER)
+        task = _Task(self._call(frame), loop=conn.hub.loop, context=self.context, **_EAGER)
         if task.done(): return self._report(frame, task)
         self.task = task
         self._begin()
         task.add_done_callback(partial(self._finish, frame))
+
+    async def _call(self, frame):
+        # Within the task, as `send` may be a plain function. A dict of its own, as middleware may change it
+        await self.asgi_send({'type': 'http.response.body', 'body': frame.body, 'more_body': True})
 
     def _finish(self, frame, task):
         self.busy = False
