@@ -105,6 +105,7 @@ def plain_frames(
     content: bytes
 ) -> bytes:
     "Put `content` into zstd frames as it is"
+    if len(content)<=1<<16: return _plain_frame(content)
     return b''.join(_plain_frame(content[i:i+(1<<16)]) for i in range(0, len(content), 1<<16))
 
 def _plain_frame(content):
@@ -152,18 +153,22 @@ class Compressor:
 
     def encode(self, parts) -> bytes:
         "Join `parts` as zstd frames: of each public event its own, of all else frames without compression"
-        frames,plain = [],[]
+        frames,plain = [],b''
         for part in parts:
-            for o in ((part,) if part in self._frames else split_events(part)):
-                if frame := self._frames.get(o) or self._frame(o):
-                    if plain: frames.append(plain_frames(b''.join(plain)))
-                    frames.append(frame)
-                    plain = []
-                else: plain.append(o)
-        if plain: frames.append(plain_frames(b''.join(plain)))
+            known = self._frames.get(part)  # Mostly the header of a packet, or one event that has its frame already
+            if not known and len(part)<=HEADER_BYTES: plain += part
+            else:
+                for o in (part,) if known or part in self._frames else split_events(part):
+                    if frame := known or self._frame(o):
+                        if plain: frames.append(plain_frames(plain))
+                        frames.append(frame)
+                        plain = b''
+                    else: plain += o
+        if plain: frames.append(plain_frames(plain))
         return b''.join(frames)
 
     def _frame(self, part):
+        if frame := self._frames.get(part): return frame
         if part not in self._frames and not part.startswith(_OWN): return None
         frame = self.dictionary.compress(part)
         if part in self._frames: self._size -= len(part)
