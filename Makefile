@@ -46,7 +46,7 @@ bench: .venv/dev ## Measure what a broadcast costs, beside peers, and write it i
 	@$(PYTHON) bench/run.py
 	@$(BIN)/python bench/pages.py
 
-bench-all: .venv/dev ## The whole table: 10,000 clients, sizes, servers, the garbage collector, the page "Comparison": twenty minutes
+bench-all: .venv/dev ## The whole table: 20,000 clients, sizes, servers, the garbage collector, the page "Comparison": forty minutes
 	@$(PYTHON) bench/run.py all
 	@$(PYTHON) bench/compare.py
 	@$(BIN)/python bench/pages.py

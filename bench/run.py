@@ -1,7 +1,7 @@
 """What a broadcast costs, beside peers, in one run: prints tables, writes results/python3.x.json, draws the pictures of the page "Speed"
 
     python bench/run.py                   the essential comparison, under five minutes; `make bench` does it
-    python bench/run.py all               everything, under twenty; `make bench-all`
+    python bench/run.py all               everything, in about forty; `make bench-all`
     python bench/run.py sizes gc          some sections
 
 The interpreter that runs this is the one that is measured: `make bench PYTHON=python3.13`. Packages of the peers go into bench/.env/, on the first run.
