@@ -4,13 +4,15 @@ import re
 import tracemalloc
 import weakref
 
+from fasthtml.common import FastHTML
 from hypothesis import given, settings, strategies as st
 from starlette.requests import Request
 
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.dispatcher import matches
 from cjm_fasthtml_sse.engine.patterns import Private, covers
-from tests.contract.support import Site, following, listening
+from cjm_fasthtml_sse.helpers import setup_sse
+from tests.contract.support import Site, following, listening, turns
 
 segs = st.sampled_from(['user', 'ann', 'bob', 'mail', '', 'a*', '*', '**'])
 patterns = st.lists(segs, min_size=1, max_size=4).map(':'.join).filter(bool)
@@ -51,14 +53,15 @@ async def test_disconnects_are_remembered_no_longer_than_needed():
 async def test_only_guarded_streams_keep_their_request():
     manager, kept = SSEBroadcastManager(), []
     def serving(**kw):
-        async def app(scope, receive, send):
-            req = Request(scope, receive)
+        app = FastHTML(secret_key='test')
+        setup_sse(app, manager)
+        @app.get('/events')
+        def events(req):
             kept.append(weakref.ref(req))
-            response = manager.stream(req, **kw)
-            del req
-            await response(scope, receive, send)
+            return manager.stream(req, **kw)
         return app
-    async with listening(serving(), '/'), listening(serving(authorise=lambda req: True), '/'):
+    async with listening(serving()), listening(serving(authorise=lambda req: True)):
+        await turns()
         gc.collect()
         assert [o() is not None for o in kept] == [False, True]
     gc.collect()
