@@ -27,6 +27,12 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: 'browser' in item.path.parts)
 
 
+def pytest_collection_finish(session):
+    "What was imported stays: tests that collect garbage need not look through it each time"
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def loggers_as_they_were():
     "What a test, or a server in its process, did to the loggers must not reach the next test"
