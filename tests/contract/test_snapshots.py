@@ -128,7 +128,7 @@ class TestChangesMeanwhile:
         def snapshot(): return [Li(i) for i in items]
         def render(m): return Li(m['data']) if m['type']=='added' else None
         async def write():
-            while len(items)<400:
+            while len(items)<250:
                 items.append(len(items))
                 await manager.broadcast('added', items[-1])
                 if rnd.random()<.3: await turns(rnd.randrange(5))
@@ -137,9 +137,9 @@ class TestChangesMeanwhile:
             own = snapshot if shared else lambda: snapshot()
             async with tab(manager, render=render, snapshot=own, until='end') as page: await page.ends()
             return [int(i) for e in page.messages for i in re.findall(r'<li>(\d+)</li>', e.data)]
-        visits = [asyncio.create_task(visit()) for _ in range(60)]
+        visits = [asyncio.create_task(visit()) for _ in range(30)]
         await asyncio.gather(*[write() for _ in range(writers)])
-        await eventually(lambda: manager.connection_count==60, 'all are open')
+        await eventually(lambda: manager.connection_count==30, 'all are open')
         await manager.broadcast('end', None)
         for got in await asyncio.gather(*visits): assert got==[*range(len(items))]
 
