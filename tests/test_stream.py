@@ -110,6 +110,17 @@ class TestStates:
             for i in range(6): await manager.broadcast('x', i)
             async with client('stream', manager, snapshot=state) as page: assert await page.next() == ('message', 'state 2')
 
+    async def test_leaving_is_no_error_of_the_state(self, caplog):
+        manager, ended = SSEBroadcastManager(heartbeat=.02), []
+        async def state():
+            try: await asyncio.Event().wait()
+            finally: ended.append(1)
+        async with client('stream', manager, snapshot=state) as page:
+            await eventually(lambda: page.events, 'it is read, with heartbeats meanwhile')
+            page.exchange.fails = OSError('gone')  # As a server of ASGI 2.4 says it
+            await eventually(lambda: ended and not manager.connection_count, 'the state is ended, and the stream')
+        assert manager.stats()['errors'] == 0 and not caplog.records
+
     async def test_heartbeats_while_one_catches_up(self):
         manager, go = SSEBroadcastManager(heartbeat=.03), asyncio.Event()
         async def slow(*args):
