@@ -12,7 +12,8 @@ FAULTS = [
         ('id = hub.replay.id(seq) if not group.renders else None',
          'id = hub.replay.id(seq)'),)),
     Fault('the disconnect hooks hear of a connection of which the connect hooks never heard', 'engine/response.py', 'test_eight_promises.py', (
-        ('            if self.opened is None: await self.closed(conn)\n', '            await self.closed(conn)\n'),)),
+        ('        return conn,StreamEnd(recheck, self.background)',
+         '        end = StreamEnd(recheck, self.background)\n        end._closed = self.closed\n        return conn,end'),)),
     Fault('a slow client that wants little is told a gap where nothing that it wants was missed', 'engine/connection.py', 'test_eight_promises.py', (
         ('self.state,self.cursor = LAGGING,self.group.frames_after(self.cursor)[0].seq-1',
          'self.state = LAGGING'),)),
