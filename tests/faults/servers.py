@@ -23,7 +23,7 @@ FAULTS: list[Fault] = [
           [('w.is_held or w.flow.write_paused or', 'w.is_held or')]),
     Fault('A client that has left while another of its requests waits is an error in the log', 'engine/connection.py', 'test_hostile_clients.py',
           [('or w.transport.is_closing()): left', '): left')]),
-    Fault('A message that goes straight to the transport is not a chunk of HTTP', 'engine/connection.py', 'test_hostile_clients.py',
+    Fault('A message that goes straight to the transport is not a chunk of HTTP', 'engine/connection.py', 'test_several_workers.py',
           [('w.transport.write(chunk)', 'w.transport.write(frame.body)')]),
     Fault('A cookie that a middleware sets on a channel never reaches the browser', 'multiplex/channel.py', CHANNELS,
           [("**dict(stream=stream) if stream else {})\n        if cookie: self.send_control(cookie=True)",
