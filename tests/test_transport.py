@@ -362,7 +362,7 @@ class Both:
 
     def check(self, ended):
         direct, asgi = [m.stats() for m in self.managers]
-        assert {*direct['paths']}=={'transport'} and {*asgi['paths']}=={'off'} and not direct['errors'] and not asgi['errors']
+        assert ({*direct['paths']}, {*asgi['paths']}, direct['errors'], asgi['errors'])==({'transport'}, {'off'}, 0, 0)
         for number in self.browsers:
             ways = [[(e.id.rpartition('-')[2], e.data) for e in self.heard[number, i] if e.event=='said'] for i in (0, 1)]
             for got in ways:

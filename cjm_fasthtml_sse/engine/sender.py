@@ -184,5 +184,5 @@ def make_sender(
     "Make the sender of `conn`"
     writer,why = transport_writer(send) if conn.hub.direct else (None, 'off')
     if writer is not None: return TransportSender(conn, send, context, writer)
-    conn.hub.note_path(conn, why)
+    if why: conn.hub.note_path(conn, why)
     return DefaultSender(conn, send, context)

@@ -151,7 +151,7 @@ _REQUESTS = 'uvicorn.protocols.http.httptools_impl'
 
 def chunked_request(
     send  # Of a server; anything else is a layer
-) -> tuple:  # The request, or `None`; why there is none
+) -> tuple:  # The request, or `None`; why there is none, '' where the client has gone
     "Find the request of uvicorn with httptools behind its own `send`, in a chunked response of HTTP/1.1"
     request: Any = getattr(send, '__self__', None)
     module: Any = sys.modules.get(_REQUESTS)
@@ -160,6 +160,7 @@ def chunked_request(
     # Somebody may have put another function in its place, in the class too
     own = f is not None and f.__globals__ is vars(module) and f.__code__.co_qualname=='RequestResponseCycle.send'
     if not own: return None,f'layer {place_of(send)}'
+    if request.disconnected: return None,''  # Its response may not even have begun
     if (version := request.scope['http_version'])!='1.1': return None,f'HTTP/{version}'
     return (request, '') if request.chunked_encoding is True else (None, 'not chunked')
 

@@ -156,7 +156,7 @@ def writes_as_known(
 # %% ../../nbs/engine/transport.ipynb #40398e4f
 def transport_writer(
     send  # As a response has it, once it has sent the beginning
-) -> tuple: # A `TransportWriter`, or `None`; why there is none
+) -> tuple: # A `TransportWriter`, or `None`; why there is none, '' where the client has gone
     "Find the transport behind `send`, where the direct path is allowed"
     cycle,why = chunked_request(last_known(send))
     if cycle is None: return None,why
