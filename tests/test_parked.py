@@ -68,14 +68,25 @@ class TestChannelsOnTheDirectPath:
         "Packet header and body are joined once, where the numbers of the channels agree"
         app, manager = ours()
         async with Server(app) as server:
-            transports = [(await server.request(opens(2), 2)).transport for _ in range(3)]
+            transports = [(await server.request(opens())).transport for _ in range(3)]
             for text in 'ab':
                 await manager.broadcast('said', text)
-                await eventually(lambda text=text: all(f'data: {text}'.encode() in o.channel(2) for o in transports))
-            assert manager.stats()['paths'] == {'channel: transport': 6}
-            last = [sorted(o.written[-2:]) for o in transports]  # In the order in which the channels have opened
-            assert all(a is b is c for a, b, c in zip(*last, strict=True))
-            assert all(o.channel(1) == o.channel(2) for o in transports)
+                await eventually(lambda text=text: all(f'data: {text}'.encode() in o.channel(1) for o in transports))
+            assert manager.stats()['paths'] == {'channel: transport': 3}
+            a, b, c = (o.written[-1] for o in transports)
+            assert a is b is c
+
+    async def test_many_channels_share_one_write(self):
+        "What all channels of a carrier get at once costs two writes: of the first, and of all others"
+        app, manager = ours()
+        async with Server(app) as server:
+            transport = (await server.request(opens(20), 20)).transport
+            for text in 'ab':
+                before = len(transport.written)
+                await manager.broadcast('said', text)
+                await eventually(lambda text=text: transport.body().count(f'data: {text}'.encode()) == 20)
+            assert len(transport.written) == before+2
+            assert len({transport.channel(n+1) for n in range(20)}) == 1
 
     @pytest.mark.parametrize('size', [10, 40_000])
     async def test_nothing_overtakes_what_waits(self, size):

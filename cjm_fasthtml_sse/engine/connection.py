@@ -86,7 +86,7 @@ class Reader:
     def write_all(hub, conns) -> list: # Those that are left for `flush`
         "`flush` connections to their transports: no call for each, one frame for all who stand at one place"
         frame: Any = None
-        left,group,cursor,number,chunk,count,size = [],None,0,0,b'',0,0
+        left,group,cursor,number,chunk,count,size,carriers = [],None,0,0,b'',0,0,set()
         for c in conns:
             w = c.transport_writer
             if w is None or c.state is not IDLE or c._direct:
@@ -98,8 +98,10 @@ class Reader:
                     frame = group.plain_frame_after(cursor)
                     chunk = b'' if frame is None else frame.as_chunk(number)
                 if (not chunk or w.is_held or w.flow.write_paused or w.cycle.disconnected or w.cycle.response_complete
-                    or w.transport.is_closing()): left.append(c)  # As in `TransportWriter.is_ready`
+                    or w.transport.is_closing()  # As in `TransportWriter.is_ready`
+                    or number and w in carriers): left.append(c)
                 else:
+                    if number: carriers.add(w)  # What its other channels have leaves in one write
                     c.cursor = frame.seq
                     w.transport.write(chunk)
                     count += frame.count

@@ -232,7 +232,8 @@ class Channel(PacketQueue):
         size = HEADER_BYTES+len(frame.body)
         if not self.open or self.pending_bytes+size>QUANTUM: return False
         writer = self._transport_writer()
-        if writer is not None and writer.is_ready and (chunk := frame.as_chunk(self.number)):
+        is_alone = len(self.carrier.channels)==1  # What several have leaves in one write
+        if writer is not None and is_alone and writer.is_ready and (chunk := frame.as_chunk(self.number)):
             writer.write(chunk)
             self.taken += size
         else: self.put(self.number, frame.body)
