@@ -33,7 +33,7 @@ tabs: .venv/dev ## Whatever may happen to tabs and connections: 20 random runs i
 	@TABS_RUNS=5 TABS_BROWSER=firefox $(BIN)/python -m pytest tests/browser/test_tabs_random.py -q
 
 webkit: .venv/dev ## What matters most about tabs and connections, in Debian's WebKitGTK: a minute or two
-	@$(BIN)/python tests/webkit.py
+	@$(BIN)/python -m pytest tests/webkit.py -q
 
 faults: .venv/dev ## Does the contract suite catch what it must? 75 known faults, one after another: ten minutes
 	@$(BIN)/python tests/faults/run.py

@@ -10,27 +10,27 @@ A page that complains in its console, or that doesn't show what its tutorial say
 import base64
 import json
 import os
-import shutil
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from playwright.sync_api import TimeoutError, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[2]
 NBS = ROOT/'nbs'
-sys.path.insert(0, str(ROOT/'tools'))
+sys.path[:0] = [str(ROOT), str(ROOT/'tools'), str(ROOT/'tests/contract/browser')]
 import assets  # noqa: E402
+from browsers import chromium  # noqa: E402
+from tests.contract.servers import running  # noqa: E402
+from tests.contract.support import Redis  # noqa: E402
 
-FLAGS = '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'.split()
-FILES = {'npm/htmx.org@2': 'htmx.org/dist/htmx.js', 'npm/htmx.org@4.0.0/dist/htmx.': 'htmx4-0/dist/htmx.min.js', 'npm/htmx.org@4.0.0/dist/ext/hx-sse.': 'htmx4-0/dist/ext/hx-sse.min.js',
-         'npm/idiomorph@': 'idiomorph/dist/idiomorph.min.js', 'npm/htmx-ext-sse@': 'htmx-ext-sse/dist/sse.min.js', 'npm/@anyblades/pico@': '@anyblades/pico/css/pico.min.css'}
-WALKS = {}  # Tutorial -> what is done with its app
+# Where an address of a CDN leads to; of the others the tutorials make no use
+FILES = {'npm/htmx.org@2': 'htmx.org/dist/htmx.js', 'npm/htmx.org@4.0.0/dist/htmx.': 'htmx4-0/dist/htmx.min.js',
+         'npm/htmx.org@4.0.0/dist/ext/hx-sse.': 'htmx4-0/dist/ext/hx-sse.min.js', 'npm/idiomorph@': 'idiomorph/dist/idiomorph.min.js',
+         'npm/htmx-ext-sse@': 'htmx-ext-sse/dist/sse.min.js', 'npm/@anyblades/pico@': '@anyblades/pico/css/pico.min.css'}
+WALKS = {}  # Tutorial: what is done with its app
 
 
 def walk(f):
@@ -46,68 +46,39 @@ def apps_of(name):
     return apps
 
 
-def free_port():
-    with socket.create_server(('127.0.0.1', 0)) as s: return s.getsockname()[1]
+@contextmanager
+def a_folder():
+    with tempfile.TemporaryDirectory() as folder: yield Path(folder)
 
 
 @contextmanager
-def running(code, **env):
-    "Run `code` as main.py in an empty folder; gives the address"
-    port = free_port()
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder)/'main.py').write_text(code, encoding='utf-8')
-        with serving(port, 'main.py', cwd=folder, PORT=str(port), **env) as url: yield url
+def a_tutorial(code, **env):
+    "Run `code` as main.py in an empty folder"
+    with a_folder() as folder:
+        (folder/'main.py').write_text(code, encoding='utf-8')
+        with running([sys.executable, 'main.py'], folder/'log', cwd=folder, env=env) as server: yield server
 
 
 @contextmanager
-def the_demo(code=None, **env):
-    "Run the demo on some folders; gives the address"
-    port = free_port()
-    with tempfile.TemporaryDirectory() as tmp:
-        root = Path(tmp)/'files'
+def the_demo(code=None):
+    "Run the demo on some folders"
+    with a_folder() as folder:
+        root = folder/'files'
         for name, n, size in ('photos', 70, 1_400_000), ('invoices', 1000, 60_000), ('music', 20, 4_000_000), ('letters', 40, 20_000):
             (root/name).mkdir(parents=True)
             for i in range(1, n + 1): (root/name/f'{name.rstrip("s")}-{i:03}').write_bytes(os.urandom(1000)*(size//1000))
         for i in range(3): (root/'letters'/f'lost-{i}').symlink_to('/nowhere')  # What can't be read is shown too
-        with serving(port, ROOT/'demo'/'main.py', '--root', root, '--rate', '12', '--port', str(port), cwd=tmp, **env) as url: yield url
-
-
-@contextmanager
-def serving(port, *cmd, cwd, **env):
-    "Run a Python program until it is no longer needed; gives the address"
-    with tempfile.TemporaryFile('w+') as log:
-        proc = subprocess.Popen([sys.executable, *cmd], cwd=cwd, env={**os.environ, **env}, stdout=log, stderr=log, start_new_session=True)
-        try:
-            for _ in range(300):
-                with suppress(OSError):
-                    socket.create_connection(('127.0.0.1', port), 1).close()
-                    break
-                time.sleep(.05)
-            yield f'http://localhost:{port}'
-        finally:
-            os.killpg(proc.pid, signal.SIGINT)
-            try: proc.wait(10)
-            except subprocess.TimeoutExpired: os.killpg(proc.pid, signal.SIGKILL)
-            log.seek(0)
-            said = log.read()
-            if any(o in said for o in ('Traceback', 'ERROR', 'WARNING:  ')): print(said[-3000:])
+        command = [sys.executable, ROOT/'demo/main.py', '--root', root, '--rate', '12', '--port', '{port}']
+        with running(command, folder/'log', cwd=folder) as server: yield server
 
 
 @contextmanager
 def a_redis():
     "A Redis, and the setting by which an app finds it"
-    port = free_port()
-    server = subprocess.Popen(['redis-server', '--port', str(port), '--bind', '127.0.0.1', '--save', '', '--dir', '/'], stdout=subprocess.DEVNULL)
-    try:
-        for _ in range(100):
-            with suppress(OSError):
-                socket.create_connection(('127.0.0.1', port), 1).close()
-                break
-            time.sleep(.05)
-        yield dict(REDIS_URL=f'redis://127.0.0.1:{port}')
-    finally:
-        server.kill()
-        server.wait(10)
+    with a_folder() as folder:
+        redis = Redis(folder).start()
+        try: yield dict(REDIS_URL=redis.url())
+        finally: redis.kill()
 
 
 class Tabs:
@@ -137,6 +108,15 @@ class Tabs:
             if time.monotonic() > until: raise TimeoutError(f'{path} has no connection')
             page.wait_for_timeout(20)
         return page
+
+    def send(self, page, text, name='text'):
+        "Type into a field, and Enter"
+        page.fill(f'[name={name}]', text)
+        page.press(f'[name={name}]', 'Enter')
+
+    def show(self, selector, *pages):
+        "Wait until each page shows it"
+        for o in pages: o.wait_for_selector(selector)
 
     def picture(self, name, **tabs):
         "Put tabs side by side, each with its title, into nbs/images/"
@@ -244,14 +224,14 @@ def film(tabs):
             tab.keyboard.type(folder[i])
             if i % 2: shoot()
         point(tab, 'form button')
-        for o in one, two: o.wait_for_selector(f'#jobs > li:first-child:has-text("{folder}")')
+        tabs.show(f'#jobs > li:first-child:has-text("{folder}")', one, two)
     roll(.4)
     start(one, 'photos')
     roll(1)
     start(two, 'invoices')
     roll(1.5)
     point(one, '#jobs > li:first-child button')
-    for o in one, two: o.wait_for_selector('#jobs > li.cancelled')
+    tabs.show('#jobs > li.cancelled', one, two)
     one.mouse.move(-50, 0)
     while not one.query_selector('#jobs > li.finished') or not two.query_selector('#jobs > li.finished'): shoot()
     roll(1)
@@ -277,9 +257,8 @@ film.size, film.scale, film.app = dict(width=525, height=725), 1, the_demo
 def first_app(tabs):
     one, two = tabs.open(), tabs.open()
     for what, where in ('Milk', one), ('Bread', two), ('Call Grandma', one):
-        where.fill('[name=title]', what)
-        where.press('[name=title]', 'Enter')
-        for tab in one, two: tab.wait_for_selector(f'#todos > li:text-is("{what}")')
+        tabs.send(where, what, 'title')
+        tabs.show(f'#todos > li:text-is("{what}")', one, two)
     tabs.picture('tutorial-first-app', Tab_1=one, Tab_2=two)
     one.reload()
     one.wait_for_selector('#todos > li:nth-child(3)')
@@ -292,7 +271,7 @@ def job_board(tabs):
     def start(tab, name, rows, broken=''):
         for k, v in dict(name=name, rows=rows, broken=broken).items(): tab.fill(f'[name={k}]', str(v))
         tab.click('button')
-        for o in one, two: o.wait_for_selector(f'#jobs > li:has-text("{name}")')
+        tabs.show(f'#jobs > li:has-text("{name}")', one, two)
     def shows(tab, text, n=1): tab.wait_for_function('([text, n]) => [...document.querySelectorAll("#jobs > li")].filter(o => o.innerText.includes(text)).length === n', arg=[text, n])
     start(one, 'Prices', 30)
     start(two, 'Customers', 400, 10)
@@ -327,12 +306,11 @@ def chat(tabs):
         page.wait_for_function('cjmSSE.sources.length && cjmSSE.sources.every(s => s.state === "active")')
         return page
     def say(page, text, *readers):
-        page.fill('[name=text]', text)
-        page.press('[name=text]', 'Enter')
-        for o in readers: o.wait_for_selector(f'#talk > li:has-text("{text.rpartition("@Ben ")[2]}")')
+        tabs.send(page, text)
+        tabs.show(f'#talk > li:has-text("{text.rpartition("@Ben ")[2]}")', *readers)
     ann, ben, carl = enter('Ann'), enter('Ben'), enter('Carl', 'coffee break')
     again = tabs.open('/room/lobby')
-    for page in ann, ben, carl: page.wait_for_selector('#online:text-is("Ann, Ben, Carl")')
+    tabs.show('#online:text-is("Ann, Ben, Carl")', ann, ben, carl)
     say(ann, 'Good morning!', ann, again, ben)
     say(ben, 'Morning. Is there cake?', ann, ben)
     say(carl, 'Is anybody here?', carl)
@@ -350,15 +328,14 @@ chat.size = dict(width=440, height=440)
 @walk
 def tabs(tabs):
     def says(streams, direct, *pages):
-        for o in pages:
-            for name, n in dict(streams=streams, direct=direct).items(): o.wait_for_selector(f'#{name}:text-is("{n}")')
+        for name, n in dict(streams=streams, direct=direct).items(): tabs.show(f'#{name}:text-is("{n}")', *pages)
     one = tabs.open()
     says(1, 0, one)
     two = tabs.open()
     says(2, 0, one, two)
     own = tabs.open('/?multiplex=False')
     says(3, 1, one, two, own)
-    for o in one, two, own: o.wait_for_selector('#connection-status:has-text("Connected")')
+    tabs.show('#connection-status:has-text("Connected")', one, two, own)
     tabs.picture('tutorial-tabs', Tab_1=one, Tab_2=two, Tab_3=own)
     one.close()
     more = [tabs.open() for _ in range(11)]
@@ -381,20 +358,18 @@ def from_hand_written(tabs):
     one, two = tabs.open(), tabs.open()
     for tab, drink, n in (one, 'tea', 1), (two, 'coffee', 1), (two, 'tea', 2), (one, 'tea', 3):
         tab.click(f'button:text-is("{drink}")')
-        for o in one, two: o.wait_for_selector(f'#{drink}:text-is("{n}")')
+        tabs.show(f'#{drink}:text-is("{n}")', one, two)
     tabs.picture('tutorial-from-hand-written', Tab_1=one, Tab_2=two)
 
 
 @walk
 def testing(tabs):
-    tabs.open().fill('[name=name]', 'Ann')
-    one = tabs.context.pages[0]
-    one.press('[name=name]', 'Enter')
+    one = tabs.open()
+    tabs.send(one, 'Ann', 'name')
     one.wait_for_selector('#todos', state='attached')
     two = tabs.open()
-    two.fill('[name=title]', 'Milk')
-    two.press('[name=title]', 'Enter')
-    for o in one, two: o.wait_for_selector('#todos > li:has-text("Milk by Ann")')
+    tabs.send(two, 'Milk', 'title')
+    tabs.show('#todos > li:has-text("Milk by Ann")', one, two)
 
 
 @walk
@@ -409,10 +384,9 @@ def security(tabs):
         while page.evaluate('cjmSSE.state') != 'active': page.wait_for_timeout(20)
     ann, ben = pages.values()
     def say(page, text, to, *readers):
-        page.fill('[name=text]', text)
         page.fill('[name=to]', to)
-        page.press('[name=text]', 'Enter')
-        for o in readers: o.wait_for_selector(f'#notes > li:has-text("{text}")')
+        tabs.send(page, text)
+        tabs.show(f'#notes > li:has-text("{text}")', *readers)
     say(ann, 'Good morning', '', ann, ben)
     say(ben, '<script>alert(1)</script>', '', ann, ben)
     say(ben, 'Sorry. Lunch?', 'Ann', ann)
@@ -429,15 +403,12 @@ security.size = dict(width=440, height=400)
 @walk
 def redis(tabs):
     from cjm_fasthtml_sse.backends.redis import Publisher
-    with running(tabs.code, **tabs.env) as other, Publisher(tabs.env['REDIS_URL']) as script:
-        one, two = tabs.open(), tabs.open(other)
-        def says(n): [tab.wait_for_selector(f'#notes > li:nth-child({n})') for tab in (one, two)]
-        for n, tab in (1, one), (2, two):
-            tab.fill('[name=text]', ('The kettle is on', 'There is cake')[n-1])
-            tab.press('[name=text]', 'Enter')
-            says(n)
-        script.broadcast('note:added', dict(id='report', text='The report is ready', by='cron'))
-        says(3)
+    with a_tutorial(tabs.code, **tabs.env) as other, Publisher(tabs.env['REDIS_URL']) as script:
+        one, two = tabs.open(), tabs.open(other.url)
+        for n, (tab, text) in enumerate([(one, 'The kettle is on'), (two, 'There is cake'), (None, '')], 1):
+            if tab: tabs.send(tab, text)
+            else: script.broadcast('note:added', dict(id='report', text='The report is ready', by='cron'))
+            tabs.show(f'#notes > li:nth-child({n})', one, two)
         assert len({tab.inner_text('main > p') for tab in (one, two)}) == 2 and one.inner_text('#notes') == two.inner_text('#notes')
         tabs.picture('tutorial-redis', Process_1=one, Process_2=two)
 
@@ -448,12 +419,11 @@ redis.size, redis.around = dict(width=460, height=330), a_redis
 def htmx4(tabs):
     old, new = tabs.open('/2/'), tabs.open('/4/')
     assert [o.evaluate('htmx.version')[0] for o in (old, new)] == ['2', '4']
-    for tab in old, new: tab.wait_for_selector('#connection-status:has-text("Connected")')
+    tabs.show('#connection-status:has-text("Connected")', old, new)
     def holds(tab, name, value): tab.wait_for_function('([name, value]) => document.getElementById(name).value === value', arg=[name, value])
     def say(tab, text):
-        tab.fill('[name=text]', text)
-        tab.press('[name=text]', 'Enter')
-        for o in old, new: o.wait_for_selector(f'#talk > li:text-is("{text}")')
+        tabs.send(tab, text)
+        tabs.show(f'#talk > li:text-is("{text}")', old, new)
         tab.wait_for_function('document.querySelector("[name=text]").value === ""')
     say(old, 'Is there cake?')
     say(new, 'There is')
@@ -475,18 +445,17 @@ def main(names):
     if unknown := set(names) - WALKS.keys(): sys.exit(f"no pictures of {', '.join(unknown)}. There are: {', '.join(WALKS)}")
     if not assets.fetch(dev=True): sys.exit('npm is needed, to fetch htmx')
     bad = []
-    with sync_playwright() as pw:
-        browser = pw.chromium.launch(executable_path=shutil.which('chromium'), args=FLAGS)
+    with sync_playwright() as playwright, chromium(playwright) as browser:
         for name, f in WALKS.items():
             if names and name not in names: continue
             app = getattr(f, 'app', None)
             for code in [None] if app else apps_of(name):
-                with getattr(f, 'around', lambda: nullcontext({}))() as env, (app or running)(code, **env) as url:
-                    tabs = Tabs(browser, url, getattr(f, 'size', dict(width=460, height=300)), code, env, getattr(f, 'scale', 2))
+                with getattr(f, 'around', lambda: nullcontext({}))() as env, (app or a_tutorial)(code, **env) as server:
+                    tabs = Tabs(browser, server.url, getattr(f, 'size', dict(width=460, height=300)), code, env, getattr(f, 'scale', 2))
                     f(tabs)
-                    bad += [f'{name}: {o}' for o in tabs.complaints]
+                    said = [o for o in server.output.split('\n') if any(word in o for word in ('Traceback', 'ERROR', 'WARNING:  '))]
+                    bad += [f'{name}: {o}' for o in tabs.complaints + said]
                     for c in browser.contexts: c.close()
-        browser.close()
     print(*bad, sep='\n')
     return bool(bad)
 

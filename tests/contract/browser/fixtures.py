@@ -3,6 +3,7 @@ import sys
 import time
 from contextlib import ExitStack, closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from bidi import Firefox
@@ -44,15 +45,29 @@ def browser(request, browsers):
     return browsers(getattr(request, 'param', 'chromium'))
 
 
+@pytest.fixture(scope='session')
+def pumps(): return {}
+
+
 @pytest.fixture
-def page(browser):
-    """A page of its own browser context. What goes wrong in it fails the test, unless the test clears `page.errors`.
-    So does a direct stream in any page of the context, unless its reason is in `page.direct`"""
+def pump(browser, pumps):
+    "Events of all pages reach their handlers for so many milliseconds, whether the test has a page or not"
+    if browser not in pumps: pumps[browser] = browser.new_context().new_page()
+    return pumps[browser].wait_for_timeout
+
+
+@pytest.fixture
+def page(request, browser, pump):
+    """A page of its own browser context; a test of `tabs`, which has its own pages, gets what goes with it alone. What goes
+    wrong in it fails the test, unless the test clears `page.errors`. So does a direct stream in any page of the context,
+    unless its reason is in `page.direct`"""
     with new_context(browser) as context:
-        page = context.new_page()
+        if 'tabs' in request.fixturenames: page = SimpleNamespace(context=context, wait_for_timeout=pump)
+        else: page = context.new_page()
         page.errors,page.console,page.direct = [],[],context.direct
-        page.on('pageerror', lambda e: page.errors.append(str(e)))
-        page.on('console', lambda m: page.console.append((m.type, m.text)))
+        if 'tabs' not in request.fixturenames:
+            page.on('pageerror', lambda e: page.errors.append(str(e)))
+            page.on('console', lambda m: page.console.append((m.type, m.text)))
         yield page
         errors = list(page.errors)
     assert not errors
