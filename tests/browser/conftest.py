@@ -4,4 +4,4 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]/'contract/browser'))
 from fixtures import (  # noqa: E402, F401
-    browser, browsers, loop, make_site, page, proxy, site, state, tabs, until)
+    browser, browsers, loop, make_site, page, proxy, pump, pumps, site, state, tabs, until)

@@ -63,12 +63,12 @@ def carriers(server, until, n):
 
 
 def test_killed_server(tabs, serve, until):
-    "21 streams in each of seven tabs are one connection under htmx 4, and again after the server was killed"
+    "Eleven streams in each of seven tabs are one connection under htmx 4, and again after the server was killed"
     port = free_port()
     for n in range(2):
-        with serve(21, port=port, HTMX='4') as server:
+        with serve(11, port=port, HTMX='4') as server:
             if not n: tabs.open(server.url, 7)
-            tabs.active(21)
+            tabs.active(11)
             carriers(server, until, 1)
             until(lambda: shown(server, tabs, f'said {n}'), 'all show what is sent')
             assert tabs.all(ANSWERED.replace('/pages/none', '/counted'))==[200]*7, 'none waits for a connection'
@@ -160,15 +160,17 @@ def test_client_of_another_version(tabs, site, until):
     tabs.context.direct.add('step')
     board = Board(site)
     def older(route):
-        page = route.fetch()
-        route.fulfill(response=page, body=page.text().replace('const VERSION = 2;', 'const VERSION = 1;'))
-    for n in range(2):
-        if n: tabs.context.route('**/board', older)
-        tabs.open(board.url)
+        script = route.fetch()
+        route.fulfill(response=script, body=script.text().replace('const VERSION = 2;', 'const VERSION = 1;'))
+    tabs.open(board.url)
+    tabs.open('about:blank').route('**/_sse/client-*', older)
+    tabs[1].goto(board.url)
+    for page in tabs:
         tabs.active(3)
         board.say()
-    until(lambda: site.connections==4, lambda: f'one connection for three streams, and three for three, not {site.served.open}')
-    tabs[0].reload()
+        board.complete(tabs)
+        until(lambda: site.connections==4, lambda: f'one for three streams, and three for three, not {site.served.open}')
+        page.reload()
     tabs.active(3)
     board.say()
     board.complete(tabs)

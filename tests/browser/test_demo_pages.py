@@ -138,6 +138,7 @@ def test_restart(tab, server, serve):
         expect(t.page.locator('#connection-status')).to_have_text(re.compile('Reconnecting'))
     with serve(server.port):
         for t in (a, b):
+            t.page.evaluate("dispatchEvent(new Event('online'))")  # Not to wait for some seconds
             t.is_('active')
             expect(t.rows()).to_have_count(0)
             expect(t.page.locator('#totals')).to_have_text(re.compile(r'Running0.*Files read0'))

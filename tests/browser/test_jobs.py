@@ -1,9 +1,8 @@
 "Tracked jobs in a page, which is nothing but `setup_progress`, the two elements, and `track`"
 import threading
 
-import pytest
-from fasthtml.common import Button, Div
-from handmade import HTMX2, HTMX4
+from fasthtml.common import Div
+from handmade import HTMX4
 from playwright.sync_api import expect
 
 from cjm_fasthtml_sse.core import SSEBroadcastManager
@@ -33,19 +32,11 @@ class Work(threading.Thread):
         self.join(30)
 
 
-@pytest.fixture
-def manager(): return SSEBroadcastManager(retry=100)
-
-
-@pytest.fixture
-def site(make_site, page, manager, request):
-    yield make_site(lambda app: setup_progress(app, manager, authorise=True), request.param())
-    assert not [t for k,t in page.console if k in ('warning', 'error') and 'Failed to load resource' not in t]
-
-
-@pytest.mark.parametrize('site', [HTMX4], indirect=True)
-def test_bar_moves(page, site, manager, until, job_id='a/b:c d*é'):
-    "Of a job with an odd name, also in a tab that is opened late, or loaded when all is over; a new job of that name begins anew"
+def test_bar_moves(page, make_site, until):
+    """Of a job with an odd name, also in a tab that is opened late, or loaded when all is over. A new job of that name
+    begins anew"""
+    manager,job_id = SSEBroadcastManager(retry=100),'a/b:c d*é'
+    site = make_site(lambda app: setup_progress(app, manager, authorise=True), HTMX4())
     site.pages['p'] = lambda: Div(progress(job_id), status(job_id, role='status'), id='all')
     page.add_init_script(SEEN)
     page.goto(site.url('p'))
@@ -77,20 +68,4 @@ def test_bar_moves(page, site, manager, until, job_id='a/b:c d*é'):
     expect(late.get_by_role('status')).to_have_text('Running')
     again.done()
     over(late)
-
-
-@pytest.mark.parametrize('site', [HTMX2], indirect=True)
-def test_button_starts_a_job_anew(page, site, manager, until):
-    works = []
-    def start():
-        works.append(Work(manager, 'j', 1))
-        return Div(progress('j'), status('j'))
-    site.app.get('/start')(start)
-    site.pages['p'] = lambda: Div(Button('Start', hx_get='/start', hx_target='#job'), Div(id='job'))
-    page.goto(site.url('p'))
-    for n in range(3):
-        page.get_by_role('button').click()
-        expect(page.locator('#job')).to_contain_text('Running')
-        works[n].done()
-        expect(page.locator('#job')).to_contain_text('Completed')
-        until(lambda: manager.connection_count == 0)
+    assert not [t for k,t in page.console if k in ('warning', 'error') and 'Failed to load resource' not in t]

@@ -21,7 +21,7 @@ from playwright.sync_api import Error
 KNOBS = {o: os.environ.get(f'TABS_{o}') for o in ('SEED', 'SECONDS', 'BROWSER', 'RUNS')}
 # The suite runs the same worlds each time; who asks for runs gets new ones
 SEED = int(KNOBS['SEED'] or (random.SystemRandom().randrange(10**6) if KNOBS['RUNS'] else 1117))
-SECONDS = float(KNOBS['SECONDS'] or (10 if KNOBS['RUNS'] else 5))
+SECONDS = float(KNOBS['SECONDS'] or (10 if KNOBS['RUNS'] else 4))
 
 
 def pytest_generate_tests(metafunc):

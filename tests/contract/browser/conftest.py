@@ -2,7 +2,7 @@
 from zlib import crc32
 
 from fixtures import (  # noqa: F401
-    browser, browsers, loop, make_site, page, proxy, site, state, tabs, until)
+    browser, browsers, loop, make_site, page, proxy, pump, pumps, site, state, tabs, until)
 
 # Of these, which share all but a few lines of the client, each test has one
 TWINS = ('4.0.0', '4.0.1'), ('alone-htmx2', 'alone-htmx4'), ('tab-htmx2', 'tab-htmx4')

@@ -29,7 +29,6 @@ def message(text): return f'data: <i>{text}</i>\n\n'
 
 
 class TestOneConnection:
-    @each_browser
     def test_twelve_tabs(self, tabs, board, until):
         tabs.open(board.url, 12)
         tabs.active(3)
@@ -285,7 +284,6 @@ class TestStreamsOfOlderApps:
 
 
 class TestReconnecting:
-    @each_browser
     def test_the_server_restarts(self, tabs, board, until):
         "Each tab says so and comes back, and what was sent meanwhile comes too"
         tabs.open(board.url, 6)

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 
 import pytest
 from boards import SHOWN, log
-from browsers import each_browser
 from fasthtml.common import Button, Div, P, RedirectResponse, Response, Titled
 from handmade import MAJORS
 
@@ -86,7 +85,6 @@ def app(site): return App(site)
 def heard(page): return [o.split()[0] for o in page.evaluate(SHOWN, 'mine')]
 
 
-@each_browser
 def test_another_user_by_a_page(tabs, app, until):
     "In another tab: what the former user's stream says reaches none of the new user's pages"
     tabs.open(f'{app.url}login/ann', 3)

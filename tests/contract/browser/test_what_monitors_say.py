@@ -280,7 +280,7 @@ class TestSilence:
         "What was not heard meanwhile says nothing: silence that comes later is noticed as soon as before"
         page.clock.install()
         site.heartbeat['events'] = .6
-        site.pages['p'] = watched(heartbeat_timeout=5000)
+        site.pages['p'] = watched(heartbeat_timeout=3000)
         page.goto(proxy.url('p'))
         state('active')
         beats(page, 2)
