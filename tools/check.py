@@ -70,11 +70,10 @@ def system():
     path = f"{ENV['PATH']}:/usr/sbin:/sbin"  # Servers are not on everybody's PATH
     missing = [package for cmd, package in DEBIAN.items() if not shutil.which(cmd, path=path)]
     needed = [o for o in missing if o != 'chromium-headless-shell' or not shutil.which('chromium')]  # which is slower
-    root,ok = shutil.which('apt-get') and not os.geteuid(),(0,) if needed else (0, 100)  # 100: it can't be had
-    if needed and not root: raise Failed(f"not found. As root: apt-get install {' '.join(needed)}")
-    if not missing or not root: return
-    run('apt-get', 'update', '-qq', secs=180, ok=ok, quiet=True)
-    run('apt-get', 'install', '-y', '-qq', '--no-install-recommends', *missing, secs=1500, ok=ok, quiet=True)
+    if missing and shutil.which('apt-get') and not os.geteuid():
+        run('apt-get', 'update', '-qq', secs=180, ok=(0, 100), quiet=True)
+        run('apt-get', 'install', '-y', '-qq', '--no-install-recommends', *missing, secs=1500, ok=(0,) if needed else (0, 100), quiet=True)
+    elif needed: raise Failed(f"not found. As root: apt-get install {' '.join(needed)}")
 
 
 @check
