@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT/'cjm_fasthtml_sse'
 BIN = Path(sys.executable).parent
 ENV = {**os.environ, 'PATH': f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}", 'PYTHONUNBUFFERED': '1', 'DEBIAN_FRONTEND': 'noninteractive'}
-DEBIAN = {'chromium-headless-shell': 'chromium-headless-shell', 'firefox-esr': 'firefox-esr', 'redis-server': 'redis-server', 'node': 'nodejs', 'npm': 'npm',
+DEBIAN = {'chromium': 'chromium', 'chromium-headless-shell': 'chromium-headless-shell', 'firefox-esr': 'firefox-esr', 'redis-server': 'redis-server', 'node': 'nodejs', 'npm': 'npm',
           'nginx': 'nginx', 'caddy': 'caddy', 'openssl': 'openssl'}  # command: its package
 PARTS = [['tests/contract/browser'], ['tests/contract', '--ignore=tests/contract/browser'], ['tests', '--ignore=tests/contract', '--ignore=tests/browser'], ['tests/browser']]
 CHECKS = {}
@@ -68,7 +68,7 @@ def run(*cmd, secs=120, cwd=ROOT, ok=(0,), quiet=False, **env):
 def system():
     "Programs from Debian that the tests drive; what is not there is installed, which takes root"
     missing = [o for cmd, o in DEBIAN.items() if not shutil.which(cmd, path=f"{ENV['PATH']}:/usr/sbin:/sbin")]  # Servers are often there
-    needed = [o for o in missing if 'headless' not in o or not shutil.which('chromium')]  # Chromium does it, too, and is slower
+    needed = [o for o in missing if 'headless' not in o]  # Chromium does it, too, and is slower
     if missing and shutil.which('apt-get') and not os.geteuid():
         run('apt-get', 'update', '-qq', secs=180, ok=(0, 100), quiet=True)
         run('apt-get', 'install', '-y', '-qq', '--no-install-recommends', *missing, secs=1500, ok=(0,) if needed else (0, 100), quiet=True)

@@ -17,10 +17,9 @@ each_browser = pytest.mark.parametrize('browser', ['chromium', 'firefox'], indir
 
 
 @contextmanager
-def chromium(playwright, *flags):
-    # The same browser without windows opens pages in a third of the time
-    path = shutil.which('chromium-headless-shell') or shutil.which('chromium')
-    assert path, 'These tests need Chromium: apt-get install chromium-headless-shell'
+def chromium(playwright, *flags, name='chromium'):
+    path = shutil.which(name) or shutil.which('chromium')
+    assert path, 'These tests need Chromium: apt-get install chromium chromium-headless-shell'
     # Playwright switches the back/forward cache off; users have it on
     ours = ['--disable-back-forward-cache']
     browser = playwright.chromium.launch(executable_path=path, args=[*FLAGS, *flags], ignore_default_args=ours)

@@ -33,7 +33,7 @@ def browsers(playwright):
         def browser(name):
             if name=='firefox' and name in started and not started[name].alive: del started[name]
             if name not in started:
-                new = closing(Firefox()) if name=='firefox' else chromium(playwright)
+                new = closing(Firefox()) if name=='firefox' else chromium(playwright, name=name)
                 started[name] = stack.enter_context(new)
             return started[name]
         yield browser
@@ -41,8 +41,10 @@ def browsers(playwright):
 
 @pytest.fixture
 def browser(request, browsers):
-    "Chromium, or what the test's mark `each_browser` says"
-    return browsers(getattr(request, 'param', 'chromium'))
+    """Chromium or Firefox, as the test's mark `each_browser` says. A test without it has Chromium without windows, which opens
+    pages in a third of the time, where it is installed; but Back loads pages anew there, so that tests of Back have Chromium"""
+    goes_back = 'go_back' in request.function.__code__.co_names
+    return browsers(getattr(request, 'param', 'chromium' if goes_back else 'chromium-headless-shell'))
 
 
 @pytest.fixture(scope='session')
