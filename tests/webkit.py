@@ -130,15 +130,15 @@ def page(browser):
 
 class Scripts:
     "The browser's scripts, as a page has them when it is drawn"
-    def __init__(self, browser): self.browser = browser
-    def __ft__(self): return Script(';\n'.join(self.browser.scripts))
+    def __init__(self, scripts): self.scripts = scripts
+    def __ft__(self): return Script(';\n'.join(self.scripts))
 
 
 @pytest.fixture
 def make_site(loop, browser):  # noqa: F811
     sites = []
     def make(setup=setup_sse, hdrs=None):
-        sites.append(fixtures.Site(loop, [Scripts(browser), *(hdrs or HTMX2())]))
+        sites.append(fixtures.Site(loop, [Scripts(browser.scripts), *(hdrs or HTMX2())]))
         if setup: setup(sites[-1].app)
         return sites[-1].start()
     yield make
