@@ -6,37 +6,43 @@ Whoever comes back hears what was missed, or is told of the gap: behind a restar
 import os
 import signal
 import sys
+from contextlib import contextmanager
 
 import httpx
 import pytest
 
 from tests.contract.servers import Remote, Stream, running, uvicorn, wait_until
-from tests.contract.support import eventually
+from tests.contract.support import eventually, within
 from tests.contract.visitors import Visitor
 
 TWO = uvicorn('main:app', '--workers', '2')
 
 
+@contextmanager
+def two_workers(log, **env):
+    "A server of which both workers answer: they start one after the other"
+    with running(TWO, log, env=env) as server:
+        wait_until(lambda: len({server.get('/stats').json()['pid'] for _ in range(8)})==2, 'both workers answer')
+        yield server
+
+
 @pytest.fixture
 def two(tmp_path):
-    with running(TWO, tmp_path/'log', env={'RETRY': '200'}) as server: yield server
+    with two_workers(tmp_path/'log', RETRY='200') as server: yield server
 
 
 async def on_both(visitor, path, carriers=2):
     "Channels to `path`, until the visitor has so many carriers: which worker gets an order is chance"
     channels = []
-    while len(visitor.carriers)<carriers:
-        assert len(channels)<200
-        channels.append(await visitor.opens(path))
+    async with within('each worker gets an order'):
+        while len(visitor.carriers)<carriers: channels.append(await visitor.opens(path))
     return channels
 
 
 async def say_on_both(visitor, text, channels):
     "Say something until all have heard it: which worker says it is chance"
-    for _ in range(200):
-        await visitor.ask(f'/say?text={text}')
-        if all(any(text in d for d in o.data) for o in channels): break
-    for o in channels: await o.says(text)
+    async with within('all hear it'):
+        while not all(any(text in d for d in o.data) for o in channels): await visitor.ask(f'/say?text={text}')
 
 
 class TestOnTheirOwn:
@@ -96,7 +102,7 @@ class TestOnTheirOwn:
 class TestWithRedis:
     async def test_a_broadcast_reaches_channels_of_both(self, tmp_path, redis_server):
         "And wherever one comes back, it has missed nothing"
-        with running(TWO, tmp_path/'log', env={'BACKEND': redis_server.url(1901)}) as server:
+        with two_workers(tmp_path/'log', BACKEND=redis_server.url(1901)) as server:
             async with Visitor(Remote(server)) as visitor:
                 channels = await on_both(visitor, '/events')
                 said = [f'"to all {i}"' for i in range(5)]
