@@ -1,4 +1,6 @@
 "Streams and carriers that wait: what they hold in memory, and how a channel's bytes go to the server"
+import asyncio
+
 import pytest
 from fasthtml.common import FastHTML
 from starlette.responses import Response
@@ -100,9 +102,15 @@ class TestChannelsOnTheDirectPath:
                 if i == 10: protocol.flow.pause_writing()
                 if i == 30: protocol.flow.resume_writing()
                 await manager.broadcast('said', f'<{i}>'+'x'*(size if i % 7 == 3 else 10))
-            await eventually(lambda: b'<39>' in protocol.transport.channel(1), 'all has come')
+            [stream] = manager.connections
+            protocol.flow.pause_writing()
+            await manager.broadcast('said', '<40>')
+            for _ in range(10): await asyncio.sleep(0)  # It is in the server's `send` now
+            protocol.flow.resume_writing()
+            stream.put_nowait(dict(type='said', data='<41>'))
+            await eventually(lambda: b'<41>' in protocol.transport.channel(1), 'all has come')
             text = protocol.transport.channel(1)
-            places = [text.index(b'<%d>' % i) for i in range(40)]
+            places = [text.index(b'<%d>' % i) for i in range(42)]
             assert places == sorted(places)
             assert text.count(b'x') == sum(size if i % 7 == 3 else 10 for i in range(40))
 
