@@ -5,7 +5,7 @@ ASGI. An app without it is built as ever. From the outside to the inside:
 
 | layer | what it does |
 |---|---|
-| `LifespanMiddleware` | opens and closes the managers; serves our scripts; notes what only the server knows |
+| `LifespanMiddleware` | opens and closes the managers; serves our scripts; holds the requests of open streams |
 | the multiplexer | carries many streams on one connection, see `multiplex.endpoint` |
 | `MomentMiddleware` | notes when a request begins, that of a channel too |
 | the app's own middleware | |
