@@ -22,11 +22,11 @@ from typing import Any
 
 from fastcore.basics import patch
 
-from .catch_up import CatchUp
-from .group import Frame,join_frames
-from .loop import being_cancelled
-from .messages import Message
-from .wire import SSEError,check_message_type
+from cjm_fasthtml_sse.engine.catch_up import CatchUp
+from cjm_fasthtml_sse.engine.group import Frame,join_frames
+from cjm_fasthtml_sse.engine.loop import being_cancelled
+from cjm_fasthtml_sse.engine.messages import Message
+from cjm_fasthtml_sse.engine.wire import SSEError,check_message_type
 
 # %% ../../nbs/engine/connection.ipynb #5992c581
 _log = logging.getLogger(__name__)
@@ -81,35 +81,6 @@ class Reader:
         if frame is None: frame = self.next_frame()
         self.cursor,self.state = frame.seq,SENDING
         self.sender.send(frame)
-
-    @staticmethod
-    def write_all(hub, conns) -> list: # Those that are left for `flush`
-        "`flush` connections to their transports: no call for each, one frame for all who stand at one place"
-        frame: Any = None
-        left,group,cursor,number,chunk,count,size,carriers = [],None,0,0,b'',0,0,set()
-        for c in conns:
-            w = c.transport_writer
-            if w is None or c.state is not IDLE or c._direct:
-                left.append(c)
-                continue
-            try:
-                if c.cursor!=cursor or c.group is not group or c.number!=number:
-                    group,cursor,number = c.group,c.cursor,c.number
-                    frame = group.plain_frame_after(cursor)
-                    chunk = b'' if frame is None else frame.as_chunk(number)
-                if (not chunk or w.is_held or w.flow.write_paused or w.cycle.disconnected or w.cycle.response_complete
-                    or w.transport.is_closing()  # As in `TransportWriter.is_ready`
-                    or number and w in carriers): left.append(c)
-                else:
-                    if number: carriers.add(w)  # What its other channels have leaves in one write
-                    c.cursor = frame.seq
-                    w.transport.write(chunk)
-                    count += frame.count
-                    size += len(frame.body)
-            except Exception as e: c.send_failed(e)  # One must not stop the pass for the others
-        hub.counts['deliveries'] += count
-        hub.counts['bytes'] += size
-        return left
 
     def use_transport(self, writer, number=0):
         "Take the direct path from now on; for a channel in packets with its `number`"
@@ -188,6 +159,39 @@ class Reader:
         self.state,self.catch_up = IDLE,None
         self.hub.pump.went_live(self)
         self.group.went_live(self)
+
+# %% ../../nbs/engine/connection.ipynb #38ee5429
+@patch(cls_method=True)
+def write_all(cls:Reader,
+    hub,
+    conns  # Of that hub
+) -> list: # Those that are left for `flush`
+    "`flush` connections to their transports: no call for each, one frame for all who stand at one place"
+    frame: Any = None
+    left,group,cursor,number,chunk,count,size,carriers = [],None,0,0,b'',0,0,set()
+    for c in conns:
+        w = c.transport_writer
+        if w is None or c.state is not IDLE or c._direct:
+            left.append(c)
+            continue
+        try:
+            if c.cursor!=cursor or c.group is not group or c.number!=number:
+                group,cursor,number = c.group,c.cursor,c.number
+                frame = group.plain_frame_after(cursor)
+                chunk = b'' if frame is None else frame.as_chunk(number)
+            if (not chunk or w.is_held or w.flow.write_paused or w.cycle.disconnected or w.cycle.response_complete
+                or w.transport.is_closing()  # As in `TransportWriter.is_ready`
+                or number and w in carriers): left.append(c)
+            else:
+                if number: carriers.add(w)  # What its other channels have leaves in one write
+                c.cursor = frame.seq
+                w.transport.write(chunk)
+                count += frame.count
+                size += len(frame.body)
+        except Exception as e: c.send_failed(e)  # One must not stop the pass for the others
+    hub.counts['deliveries'] += count
+    hub.counts['bytes'] += size
+    return left
 
 # %% ../../nbs/engine/connection.ipynb #3eb8b225
 class Connection(Reader):

@@ -125,13 +125,6 @@ class Hub(LoopOwner):
         self._quiet_until = now+QUIET_SECS
         _log.error('A stream was refused: %s', error)
 
-    def share_frame(self, message, body, last):
-        "Make the frame of `message`; where everybody has a group of his own, their frames are nevertheless one"
-        made = self._latest_frame
-        if made.body is not body or made.seq!=message.seq:
-            made = self._latest_frame = Frame(body, message.seq, last=last, coalesce_key=message.coalesce_key)
-        return made
-
     def note_path(self, conn, path):
         "Count how the bytes of `conn` go to the server; for those of a channel, `path` begins with `channel: `"
         self.paths[path if self.requests.get(conn) is conn else f'channel: {path}'] += 1
@@ -144,18 +137,6 @@ class Hub(LoopOwner):
         "Pass on `body`, the event bytes of `message`, unless the message is private"
         if self._public_to and body and not self.private.depth(message['type']):
             for f in self._public_to: f(body)
-
-    def must_wait(self, groups):
-        "Tell whether a message for `groups` must wait before it is published"
-        return self.publish_lock.busy or any(g.is_backlogged for g in groups)
-
-    def has_lagging_reader(self, groups):
-        "Tell whether `wait_for_capacity` would wait"
-        return self.pump.has_lagging_reader(groups)
-
-    def wait_for_capacity(self, groups):
-        "Wait so that broadcasts don't outrun readers that are well, see `Pump`"
-        return self.pump.wait_for_capacity(groups)
 
 # %% ../../nbs/engine/hub.ipynb #77ee2a33
 @patch
@@ -269,6 +250,29 @@ def max_queued(self:Hub) -> int:
             waiting += len(found)-bisect_right(found, c.cursor)
         if waiting>most: most = waiting
     return most
+
+@patch
+def share_frame(self:Hub, message, body, last):
+    "Make the frame of `message`; where everybody has a group of his own, their frames are nevertheless one"
+    made = self._latest_frame
+    if made.body is not body or made.seq!=message.seq:
+        made = self._latest_frame = Frame(body, message.seq, last=last, coalesce_key=message.coalesce_key)
+    return made
+
+@patch
+def must_wait(self:Hub, groups):
+    "Tell whether a message for `groups` must wait before it is published"
+    return self.publish_lock.busy or any(g.is_backlogged for g in groups)
+
+@patch
+def has_lagging_reader(self:Hub, groups):
+    "Tell whether `wait_for_capacity` would wait"
+    return self.pump.has_lagging_reader(groups)
+
+@patch
+def wait_for_capacity(self:Hub, groups):
+    "Wait so that broadcasts don't outrun readers that are well, see `Pump`"
+    return self.pump.wait_for_capacity(groups)
 
 # %% ../../nbs/engine/hub.ipynb #c9940a04
 @patch

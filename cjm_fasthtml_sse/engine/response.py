@@ -17,11 +17,11 @@ from typing import Any
 from starlette.datastructures import QueryParams
 from starlette.responses import Response
 
-from .access import not_ready,require_authorised
-from .messages import BackendError,epoch_of
-from .middleware import leaves_bodies_alone,unknown_layer
-from .patterns import check_pattern
-from .request import AttachedRequest,DetachedRequest
+from cjm_fasthtml_sse.engine.access import not_ready,require_authorised
+from cjm_fasthtml_sse.engine.messages import BackendError,epoch_of
+from cjm_fasthtml_sse.engine.middleware import leaves_bodies_alone,unknown_layer
+from cjm_fasthtml_sse.engine.patterns import check_pattern
+from cjm_fasthtml_sse.engine.request import AttachedRequest,DetachedRequest
 
 # %% ../../nbs/engine/response.ipynb #30a2c46a
 def patterns(
@@ -84,23 +84,7 @@ def drop_page_headers(
         request.hdrs = request.ftrs = []
         request.htmlkw = request.bodykw = {}
 
-# %% ../../nbs/engine/response.ipynb #344e5f1f
-_PLAIN = re.compile(r'[\w.~+/=-]{1,100}', re.ASCII)
-
-def stream_header(
-    hub,
-    gap      # Has the browser missed something for good?
-) -> bytes:  # Value of the header `SSE-Stream`
-    "Describe a stream to the browser that opens it"
-    epoch = epoch_of(hub.replay.cursor)
-    known = f';epoch={epoch}' if _PLAIN.fullmatch(epoch) else ''  # A backend may have ids of any kind
-    return (f'v=1;heartbeat={hub.heartbeat:g}{known}' + ';gap=1'*gap).encode()
-
-# %% ../../nbs/engine/response.ipynb #423bf4e2
-_log = logging.getLogger(__name__)
-
-async def _nothing(*_): pass
-
+# %% ../../nbs/engine/response.ipynb #3f441480
 class StreamEnd:
     "What is done at the end of a stream. The response, and what it holds, need not live as long"
     __slots__ = 'recheck','background','_closed'
@@ -121,6 +105,23 @@ class StreamEnd:
             if send is not None: await request.drain(receive, send, abort)
         finally: conn.hub.release(conn)
         if send is not None and self.background is not None: await self.background()
+
+# %% ../../nbs/engine/response.ipynb #344e5f1f
+_PLAIN = re.compile(r'[\w.~+/=-]{1,100}', re.ASCII)
+
+def stream_header(
+    hub,
+    gap      # Has the browser missed something for good?
+) -> bytes:  # Value of the header `SSE-Stream`
+    "Describe a stream to the browser that opens it"
+    epoch = epoch_of(hub.replay.cursor)
+    known = f';epoch={epoch}' if _PLAIN.fullmatch(epoch) else ''  # A backend may have ids of any kind
+    return (f'v=1;heartbeat={hub.heartbeat:g}{known}' + ';gap=1'*gap).encode()
+
+# %% ../../nbs/engine/response.ipynb #423bf4e2
+_log = logging.getLogger(__name__)
+
+async def _nothing(*_): pass
 
 _START_HEADERS = [(k.lower().encode(), v.encode()) for k,v in {**_HEADERS, 'X-Accel-Buffering': 'no',
     'Content-Type': 'text/event-stream; charset=utf-8'}.items()]

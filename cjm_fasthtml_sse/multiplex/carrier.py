@@ -19,30 +19,64 @@ from contextvars import copy_context
 from functools import partial
 from typing import Any
 
-from ..engine.transport import transport_writer
-from .channel import QUANTUM,Channel,PacketQueue,resolve
-from .protocol import MAX_CHANNELS,control_packet
+from cjm_fasthtml_sse.engine.transport import transport_writer
+from cjm_fasthtml_sse.multiplex.channel import QUANTUM,Channel,PacketQueue,resolve
+from cjm_fasthtml_sse.multiplex.protocol import MAX_CHANNELS,control_packet
 
 # %% ../../nbs/multiplex/carrier.ipynb #1909a0b7
 MAX_WRITE = 1<<18       # Bytes in one write, about
 CHANNEL_BUFFER = 1<<16  # Bytes that may wait in one channel before its stream has to wait, at most
 CARRIER_BUFFER = 1<<24  # Bytes that may wait in all channels of one carrier
+class QueueTurns:
+    "The queues of one connection that have packets, in the order of their turns"
+    __slots__ = 'channels','_scheduled'
+    def __init__(self,
+        channels  # The carrier's, by number: they share the buffer
+    ): self.channels,self._scheduled = channels,{}
+
+    @property
+    def share(self):
+        "Bytes that may wait in each channel"
+        return min(CHANNEL_BUFFER, max(QUANTUM, CARRIER_BUFFER//max(1, len(self.channels))))
+
+    @property
+    def scheduled_count(self): return len(self._scheduled)
+
+    @property
+    def pending_bytes(self): return sum(o.pending_bytes for o in self._scheduled)
+
+    def schedule(self, queue):
+        "Give `queue` a turn"
+        self._scheduled[queue] = None
+
+    def next_write(self):
+        "Take the bytes of the next write"
+        scheduled,self._scheduled,parts,again,size = self._scheduled,{},[],[],0
+        for o in scheduled:
+            if size>=MAX_WRITE: self._scheduled[o] = None  # The first ones of the write after this one
+            else:
+                size += o.take(parts)
+                if o.has_pending: again.append(o)
+        for o in again: self._scheduled[o] = None
+        return b''.join(parts)
+
+# %% ../../nbs/multiplex/carrier.ipynb #4a03ecb8
 DRAIN_TIMEOUT = 1.      # Seconds for what waits when the server stops
 PUSH_DELAYS = .05,.5    # Seconds of silence behind which a browser that holds back its input gets a push
 
-class Writer:
+class Writer(QueueTurns):
     "Sends the packets of many queues over one connection, in turns"
-    __slots__ = ('channels','holds_back','open','blocked','transport_writer','_unverified','_scheduled','_send',
-        '_context','_on_close','_task','_news','_is_aborted')
+    __slots__ = ('holds_back','open','blocked','transport_writer','_unverified','_send','_context','_on_close','_task',
+        '_news','_is_aborted')
     def __init__(self,
         channels,         # The carrier's, by number: they share the buffer
         holds_back=False  # Does the browser hold back the end of its input until more comes?
     ):
-        self.channels,self.holds_back,self.open = channels,holds_back,True
+        super().__init__(channels)
+        self.holds_back,self.open = holds_back,True
         self.blocked = 0.           # Seconds for which the connection took nothing
         self.transport_writer: Any = None  # Where channels may take the direct path, see `engine.transport`
         self._unverified: Any = None       # The same, until something was sent
-        self._scheduled = {}        # The queues that have packets, in the order of their turns
         self._send: Any = None      # From `start` on
         self._context: Any = None   # To call it in
         self._on_close: Any = None
@@ -60,19 +94,8 @@ class Writer:
         if not self.holds_back: self._unverified,_ = transport_writer(send)
         if self._scheduled: self._begin()
 
-    @property
-    def share(self):
-        "Bytes that may wait in each channel"
-        return min(CHANNEL_BUFFER, max(QUANTUM, CARRIER_BUFFER//max(1, len(self.channels))))
-
-    @property
-    def scheduled_count(self): return len(self._scheduled)
-
-    @property
-    def pending_bytes(self): return sum(o.pending_bytes for o in self._scheduled)
-
     def schedule(self, queue):
-        "Give `queue` a turn"
+        "Give `queue` a turn, and send"
         self._scheduled[queue] = None
         if self._task is None: self._begin()
         else: resolve(self._news)
@@ -86,17 +109,6 @@ class Writer:
     def _hold_direct(self, hold):
         # What is written directly must not overtake what waits here
         if self.transport_writer is not None: self.transport_writer.hold(hold)
-
-    def next_write(self):
-        "Take the bytes of the next write"
-        scheduled,self._scheduled,parts,again,size = self._scheduled,{},[],[],0
-        for o in scheduled:
-            if size>=MAX_WRITE: self._scheduled[o] = None  # The first ones of the write after this one
-            else:
-                size += o.take(parts)
-                if o.has_pending: again.append(o)
-        for o in again: self._scheduled[o] = None
-        return b''.join(parts)
 
     async def _write(self):
         "Send what the queues have, until nothing waits"
@@ -145,7 +157,7 @@ class Writer:
         self._send = None
         if (task := self._task) is not None:
             task.cancel()
-            task.add_done_callback(_ignore_result)
+            task.add_done_callback(lambda t: t.cancelled() or t.exception())  # An error behind the end is no news
 
     def drain(self):
         "Take nothing more, and have what waits sent"
@@ -162,11 +174,6 @@ class Writer:
         "Close, and have `finish` raise `TimeoutError`, even in a write that does not end"
         self._is_aborted = True
         self.close()
-
-def _ignore_result(task):
-    # An error behind the end of the response is no news
-    if not task.cancelled(): task.exception()
-
 
 # %% ../../nbs/multiplex/carrier.ipynb #e7a02a5f
 HEARTBEAT_SECONDS = 15.    # Between two signs of life
