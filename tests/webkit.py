@@ -26,8 +26,8 @@ import test_every_tab as every_tab  # noqa: E402
 from boards import Board  # noqa: E402
 from fixtures import loop, site, tabs, until  # noqa: E402, F401
 from handmade import HTMX2, HTMX4  # noqa: E402
+import test_pages_without_help as without_help  # noqa: E402
 from test_every_tab import board  # noqa: E402, F401
-from test_pages_without_help import TestTabsOnTheirOwn  # noqa: E402
 
 from cjm_fasthtml_sse.helpers import setup_sse  # noqa: E402
 from tests.contract.servers import BOUND, running  # noqa: E402
@@ -163,7 +163,7 @@ def test_htmx_4(tabs, make_site, until):  # noqa: F811
 
 def test_no_locks(tabs, site, until):  # noqa: F811
     "As in older Safaris: each tab has a carrier of its own"
-    TestTabsOnTheirOwn().test_what_a_browser_lacks(tabs, site, until, 'no locks')
+    without_help.TestTabsOnTheirOwn().test_what_a_browser_lacks(tabs, site, until, 'no locks')
 
 
 def test_leading_tab_closes(tabs, board, until):  # noqa: F811
