@@ -167,28 +167,34 @@ def write_all(cls:Reader,
     conns  # Of that hub
 ) -> list: # Those that are left for `flush`
     "`flush` connections to their transports: no call for each, one frame for all who stand at one place"
+    # First all looks, then all writes: a write leaves the processor's caches to the system's network
     frame: Any = None
-    left,group,cursor,number,chunk,count,size,carriers = [],None,0,0,b'',0,0,set()
+    left,ready,transports,chunks,carriers = [],[],[],[],set()
+    group,cursor,number,chunk,count,size = None,0,0,b'',0,0
     for c in conns:
         w = c.transport_writer
         if w is None or c.state is not IDLE or c._direct:
             left.append(c)
             continue
-        try:
-            if c.cursor!=cursor or c.group is not group or c.number!=number:
-                group,cursor,number = c.group,c.cursor,c.number
-                frame = group.plain_frame_after(cursor)
-                chunk = b'' if frame is None else frame.as_chunk(number)
-            if (not chunk or w.is_held or w.flow.write_paused or w.cycle.disconnected or w.cycle.response_complete
-                or w.transport.is_closing()  # As in `TransportWriter.is_ready`
-                or number and w in carriers): left.append(c)
-            else:
-                if number: carriers.add(w)  # What its other channels have leaves in one write
-                c.cursor = frame.seq
-                w.transport.write(chunk)
-                count += frame.count
-                size += len(frame.body)
-        except Exception as e: c.send_failed(e)  # One must not stop the pass for the others
+        if c.cursor!=cursor or c.group is not group or c.number!=number:
+            group,cursor,number = c.group,c.cursor,c.number
+            frame = group.plain_frame_after(cursor)
+            chunk = b'' if frame is None else frame.as_chunk(number)
+        if (not chunk or w.is_held or w.flow.write_paused or w.cycle.disconnected or w.cycle.response_complete
+            or w.transport.is_closing()  # As in `TransportWriter.is_ready`
+            or number and w in carriers):
+            left.append(c)
+            continue
+        if number: carriers.add(w)  # What its other channels have leaves in one write
+        c.cursor = frame.seq
+        ready.append(c)
+        transports.append(w.transport)
+        chunks.append(chunk)
+        count += frame.count
+        size += len(frame.body)
+    for i,(transport,chunk) in enumerate(zip(transports, chunks)):
+        try: transport.write(chunk)
+        except Exception as e: ready[i].send_failed(e)  # One must not stop the pass for the others
     hub.counts['deliveries'] += count
     hub.counts['bytes'] += size
     return left
