@@ -4,12 +4,21 @@ Modules:
 
 - `cjm_fasthtml_sse.backends.base`: What a backend promises, and the suite that checks it
 - `cjm_fasthtml_sse.backends.packing`: How data and elements are written for other processes, and read there
+- `cjm_fasthtml_sse.backends.records`: What the backends between processes share: settings, how a record is written, what is known of one on its way
 - `cjm_fasthtml_sse.backends.redis`: Broadcasts between processes over a Redis or Valkey stream: nothing lost, one order, one id everywhere
 - `cjm_fasthtml_sse.backends.redis_connection`: One connection to Redis, and what happens to it when something goes wrong
 - `cjm_fasthtml_sse.backends.redis_entries`: What stands in Redis: the entries of the stream, their ids and their version
 - `cjm_fasthtml_sse.backends.redis_reader`: How a process reads the stream, and how it notices that something is lost
 - `cjm_fasthtml_sse.backends.redis_reports`: What each process reports of itself, for all others to read
 - `cjm_fasthtml_sse.backends.redis_writer`: How records get into the stream, and what is known of each when something goes wrong
+- `cjm_fasthtml_sse.backends.session`: What a backend between processes has on one event loop: its tasks, and how far this process has read the log
+- `cjm_fasthtml_sse.backends.sqlite`: Broadcasts between processes of one machine, and across restarts, through an SQLite file
+- `cjm_fasthtml_sse.backends.sqlite_driver`: The two SQLite libraries that a Python process may have, and why a file may be opened with one of them only
+- `cjm_fasthtml_sse.backends.sqlite_file`: The file of a log: its address, what is checked before it is used, and how a file that was replaced is noticed
+- `cjm_fasthtml_sse.backends.sqlite_log`: What stands in the SQLite file: the log of messages, the commands, the reports of the processes
+- `cjm_fasthtml_sse.backends.sqlite_reader`: How a process reads the log in the file, and how it notices that something is lost
+- `cjm_fasthtml_sse.backends.sqlite_thread`: The one thread of a process that touches the file
+- `cjm_fasthtml_sse.backends.sqlite_writer`: How a process writes into the file: all broadcasts that wait in one transaction, and what is due now and then
 - `cjm_fasthtml_sse.common`: All that an app uses, in one import
 - `cjm_fasthtml_sse.compress`: Events compressed once for all browsers that ask for it
 - `cjm_fasthtml_sse.core`: The broadcast manager: an app opens streams with it, and broadcasts to them

@@ -35,6 +35,7 @@ from fastcore.basics import patch
 
 from .backends.memory import MemoryBackend
 from .backends.redis import RedisBackend
+from .backends.sqlite import SQLiteBackend
 from .manager.admission import Admission,QueueOpener,TooManyConnections
 from .manager.broadcast import Broadcast,mark_coroutine_function
 from .manager.cluster import ClusterReader,make_report
@@ -77,8 +78,8 @@ class SSEBroadcastManager:
         # If more than `max_queue_size` messages wait for a stream: `evict` ends it, and its browser reconnects and
         # gets a replay; `drop_oldest` skips messages
         overflow: str='evict',
-        # Carries broadcasts between processes: `redis://host:6379/0` or another address of a Redis or Valkey, or a
-        # `Backend`; `None`: this process only
+        # Carries broadcasts between processes: an SQLite file, as `sqlite:///app.db` or a `Path`; a Redis or Valkey, as
+        # `redis://host:6379/0`; or a `Backend`. `None`: this process only
         backend=None,
         # Browsers of one user at most, in this process, if `stream` gets a `user`; one more is answered 503. All
         # streams that share one connection count once; each stream with a connection of its own counts once
@@ -105,7 +106,7 @@ class SSEBroadcastManager:
         self._hub = hub = Hub(max_queue_size, check_whole('replay_size', replay_size, 1),
             check_seconds('heartbeat', heartbeat), check_whole('retry', retry), self.default_timeout, overflow, private,
             max_age, direct)
-        self._backend: Any = RedisBackend(backend) if isinstance(backend, str) else backend or MemoryBackend()
+        self._backend: Any = _make_backend(backend)
         self._admission,self._hooks = Admission(self, hub),Hooks(hub, self.hook_timeout)
         self._connection_hooks = ConnectionHooks(self._hooks, self._admission.is_stopping)
         # Nothing waits for the hooks of a queue that stayed full
@@ -154,6 +155,11 @@ class SSEBroadcastManager:
     def _reset_after_fork(self):
         "Forget connections and broadcasts in a forked process: they belong to the parent"
         for o in (self._hub, self._delivery, self._pending, self._outbox, self._lifecycle): o.reset_after_fork()
+
+def _make_backend(backend):
+    if isinstance(backend, os.PathLike) or isinstance(backend, str) and backend.startswith('sqlite:'):
+        return SQLiteBackend(backend)
+    return RedisBackend(backend) if isinstance(backend, str) else backend or MemoryBackend()
 
 _managers: WeakSet = WeakSet()
 

@@ -20,8 +20,12 @@ engine.loop engine.users engine.group
 engine.access engine.sender engine.catch_up engine.connection engine.pump engine.queues
 engine.hub engine.request engine.response
 backends.base backends.memory backends.packing
+backends.records backends.session
 backends.redis_connection backends.redis_entries backends.redis_reports
 backends.redis_writer backends.redis_reader backends.redis
+backends.sqlite_driver backends.sqlite_file backends.sqlite_log
+backends.sqlite_writer backends.sqlite_reader
+backends.sqlite_thread backends.sqlite
 manager.admission manager.hooks manager.broadcast manager.cluster manager.delivery manager.outbox manager.presence
 core
 visitor

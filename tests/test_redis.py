@@ -219,6 +219,16 @@ class TestCarrying:
 def keep_one(redis):
     redis.xadd('sse', dict(m=json.dumps(dict(type='n', data='y'))), maxlen=1, approximate=False)
 
+class TestLostCommands:
+    async def test_streams_of_users_end(self, shared):
+        "With what Redis lost, a `disconnect` may be lost: routes decide anew who may listen"
+        async with managers(shared) as (one, two), following('stream', one, user='ann') as ann, following('stream', two) as nobody:
+            await one.broadcast('n', 0)
+            await asyncio.to_thread(shared.client.flushall)
+            await ann.ends()
+            assert await nobody.read(2) == [('n', 0), (GAP, None)] and not nobody.over
+
+
 class TestTrimmed:
     "However few entries are left for a worker that was slow: those that it missed are a gap; for the others there is none"
     WAYS = dict(by_hand=lambda c: c.xtrim('sse', maxlen=5, approximate=False), by_a_smaller_publisher=keep_one,

@@ -36,8 +36,9 @@ class Backend(Protocol):
         deliver: Callable[[Record], Awaitable[Any]], # Await it with each record, in order. It returns how many
                                                      # connections got it, or an awaitable of that number: the next
                                                      # record does not wait for that one
-        renew: Callable[[str, list], None], # Call it when the past is known, and again whenever records were lost:
-                                            # with the new `origin`, and up to `size` records that follow it
+        renew: Callable[..., None], # Call it when the past is known, and again whenever records were lost: with the
+                                    # new `origin`, and up to `size` records that follow it. After a loss, streams of
+                                    # users end, as a `disconnect` may be lost; unless `commands_lost=False`
         describe: Callable[[], dict] # Returns the report of this process, for `poll_workers`; JSON can carry it
     ): "Begin to deliver on the running event loop; `BackendUnavailable` if it may succeed later, else `BackendError`"
 
@@ -147,23 +148,28 @@ async def _check_alone(a, timeout):
 
 async def _check_together(a, b, timeout):
     send,n = a.backend.publish,len(a.got)
-    _equal('a process that starts reads the records of the past', [r[:3] for r in b.past], [r[:3] for r in a.got])
+    def messages(records): return [r[:3] for r in records if 'type' in r.fields]  # A command of the past is done with
+    _equal('a process that starts reads the messages of the past', messages(b.past), messages(a.got))
     await asyncio.gather(*[p.backend.publish(dict(type=p.name, data=i)) for i in range(20) for p in (a, b)])
     both = [(await p.received(size, timeout))[-40:] for p,size in ((a, n+40), (b, 40))]
     _equal('both processes get the same records in the same order, under the same ids', *both)
     for p in (a, b): _equal('the order of each process is kept', _data(b.got, p.name), [*range(20)])
+    for fields in (dict(type='n', data=7), dict(command='disconnect', value='bob', v=1), dict(type='n', data=8)):
+        await send(fields)
+    order = [r.fields.get('data') for r in (await b.received(43, timeout))[40:]]
+    _equal('a command keeps its place among the messages', order, [7, None, 8])
     _equal('`publish` counts the connections of its own process', await b.backend.publish(dict(type='n', data=0)), 2)
     await send(dict(type='n', data=1))
     await b.backend.wait_for(a.got[-1].id)
     _equal('`wait_for` waits for what another process has delivered', b.got[-1].id, a.got[-1].id)
     await send(dict(type='n', data=2), None, 3.)
-    there = (await b.received(43, timeout))[42]
+    there = (await b.received(46, timeout))[45]
     _equal('`timeout` is for the process that published', (a.got[-1].timeout, there.timeout), (3., None))
     async with _within(timeout, '`poll_workers` returns the reports of all processes'):
         while sorted(o['name'] for o in await a.backend.poll_workers())!=['a', 'bb']: await asyncio.sleep(.05)
     if (from_thread := getattr(b.backend, 'send', None)) is not None:
         await asyncio.to_thread(from_thread, dict(type='n', data=3))
-        for p,size in ((a, n+44), (b, 44)):
+        for p,size in ((a, n+47), (b, 47)):
             _equal('`send` publishes', _data(await p.received(size, timeout), 'n')[-1], 3)
     await b.backend.publish(dict(type='fails', data=0))
     _equal('delivery goes on after an error in `deliver`', await b.backend.publish(dict(type='n', data=4)), 2)

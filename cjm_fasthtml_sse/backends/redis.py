@@ -19,20 +19,19 @@ __all__ = ['Publisher', 'RedisBackend']
 # %% ../../nbs/backends/redis.ipynb #5299b193
 import asyncio,re
 from contextlib import asynccontextmanager,suppress
-from contextvars import Context
-from datetime import datetime,timezone
 from typing import Any
 
+from .records import PublisherBase,log_settings
 from .redis_connection import BlockingConnection,Connector,RedisAddress,RedisConnection
-from .redis_entries import id_numbers,publish_command,stream_settings
+from .redis_entries import id_numbers,publish_command
 from .redis_reader import StreamReader
 from .redis_reports import WorkerReports
 from .redis_writer import StreamWriter
+from .session import LogBackend,LogSession
 from ..engine.messages import BackendError
-from ..engine.wire import check_message_type
 
 # %% ../../nbs/backends/redis.ipynb #a5beb0c3
-class Publisher:
+class Publisher(PublisherBase):
     "Broadcasts from a program without an event loop; may be used from several threads, and after a fork"
     def __init__(self,
         url: str,               # As for `RedisBackend`
@@ -41,20 +40,8 @@ class Publisher:
         max_length: int=10_000, # As for `RedisBackend`
         timeout: float=2.       # Seconds for a broadcast, with the time that those of other threads take before
     ):
-        self._settings = stream_settings(name, max_length, 1., timeout)
+        self._settings = log_settings(name, max_length, 1., timeout)
         self._connection = BlockingConnection(RedisAddress(url))
-
-    def __enter__(self): return self
-    def __exit__(self, *exc): self.close()
-
-    def broadcast(self,
-        event_type: str,   # As for the manager's `broadcast`
-        data,              # As for the manager's `broadcast`; what JSON can carry, and elements
-        key=None           # As for the manager's `broadcast`
-    ):
-        "Send an event to all connections everywhere; `DataError`, `FieldError`, or `BackendError` if it may not arrive"
-        now = datetime.now(timezone.utc).isoformat()
-        self.send(dict(type=check_message_type(event_type), timestamp=now, data=data), key)
 
     def send(self,
         fields,   # As for `Backend.publish`
@@ -68,37 +55,18 @@ class Publisher:
         self._connection.close()
 
 # %% ../../nbs/backends/redis.ipynb #655129da
-WAIT_LIMIT = 1.  # Seconds for which a browser that comes from a quicker process is made to wait, at most
-
-class RedisSession:
+class RedisSession(LogSession):
     "What a `RedisBackend` has on one event loop, from `start` to `stop`"
     def __init__(self, address, settings, size, deliver, renew, describe):
-        self.loop,self.settings,self.is_started = asyncio.get_running_loop(),settings,False
         connector = Connector(address, settings.timeout)
         self._reading,self._writing = [RedisConnection(connector, settings.timeout) for _ in range(2)]
-        self._tasks: set = set()
+        self.settings,self.is_started,self.where = settings,False,self._writing.where
         self._read_task: Any = None
-        self._newest_task: Any = None
         self.reports = WorkerReports(settings.name, describe)
-        self.writer = StreamWriter(self._writing, settings, self.reports.token, self._spawn)
+        self.writer = StreamWriter(self._writing, settings, self.reports.token, self.spawn)
         self.reader = StreamReader(self._reading, settings, self.writer.pending, self.reports.write_commands,
-            self._spawn, size, deliver, renew)
-
-    def _spawn(self, coro):
-        self._tasks.add(t := self.loop.create_task(coro, context=Context()))  # Not in the context of whoever broadcasts
-        t.add_done_callback(self._tasks.discard)
-        return t
-
-    async def run(self, coro):
-        "Run `coro` as a task, and return its result; `BackendError` where `stop` has ended it"
-        return await self._result(self._spawn(coro))
-
-    async def _result(self, task):
-        "Wait for a task that others may wait for, too"
-        try: await asyncio.wait({task})
-        finally: task.add_done_callback(lambda t: t.cancelled() or t.exception())
-        if task.cancelled(): raise BackendError('The Redis backend was stopped')
-        return task.result()
+            self.spawn, size, deliver, renew)
+        super().__init__(self.reader.position)
 
     async def begin(self):
         "Reach Redis, read the past, and read on"
@@ -116,7 +84,7 @@ class RedisSession:
 
     def ensure_reading(self):
         "Start the reader if it does not run: somebody may have cancelled it"
-        if self._read_task is None or self._read_task.done(): self._read_task = self._spawn(self._read())
+        if self._read_task is None or self._read_task.done(): self._read_task = self.spawn(self._read())
 
     async def _read(self):
         try: await self.reader.run(on_error=self._writing.suspect)
@@ -137,42 +105,19 @@ class RedisSession:
     async def collect_reports(self):
         async with self.question() as connection: return await self.reports.collect(connection)
 
-    async def wait_for(self, epoch, numbers):
-        "Wait until the reader has come to an entry; `BackendError` if it is in Redis, and does not come in time"
-        position = self.reader.position
-        if not position.lacks(epoch, numbers): return
-        self.ensure_reading()
-        if numbers>await self._newest(): return  # Nobody has such an entry
-        with suppress(TimeoutError):
-            async with asyncio.timeout(WAIT_LIMIT):
-                while position.lacks(epoch, numbers): await position.wait_move()
-        # To tell a gap would be wrong: nothing is lost, this process is late
-        if position.lacks(epoch, numbers):
-            raise BackendError(f'{self._writing.where} has entries that this process has not read yet')
-
-    async def _newest(self):
-        "Return the id of the newest entry in Redis; those who ask before the question is sent share the answer"
-        if self._newest_task is None: self._newest_task = self._spawn(self._ask_newest())
-        return await self._result(self._newest_task)
-
-    async def _ask_newest(self):
-        try:
-            async with self.question() as connection:
-                self._newest_task = None  # Whoever asks from now on may know of something newer
-                newest, = await connection.query(('XREVRANGE', self.settings.name, '+', '-', 'COUNT', 1))
-        finally: self._newest_task = None
+    async def query_newest(self, sent):
+        async with self.question() as connection:
+            sent()
+            newest, = await connection.query(('XREVRANGE', self.settings.name, '+', '-', 'COUNT', 1))
         return id_numbers(newest[0][0].decode()) if newest else (0, 0)
+
+    async def publish(self, fields, key, queue_timeout): return await self.writer.publish(fields, key, queue_timeout)
 
     async def stop(self):
         "Fail what is under way, end the tasks, remove the report, and close the connections"
         self.writer.stop()
-        tasks = [*self._tasks]
-        if self.loop.is_closed(): return
-        if self.loop is not asyncio.get_running_loop():  # The backend goes on elsewhere
-            for t in tasks: self.loop.call_soon_threadsafe(t.cancel)
-            return
-        for t in tasks: t.cancel()
-        if tasks: await asyncio.wait(tasks, timeout=1)
+        if (ending := self.end_tasks()) is None: return
+        await ending
         if self.is_started and not self.reader.is_cut_off:
             with suppress(BackendError, TimeoutError):  # Else the report expires
                 async with asyncio.timeout(.3), self._writing.lock:
@@ -181,7 +126,7 @@ class RedisSession:
         for connection in (self._reading, self._writing): await connection.close()
 
 # %% ../../nbs/backends/redis.ipynb #f71abd5c
-class RedisBackend:
+class RedisBackend(LogBackend):
     "Carries broadcasts to all processes through a stream of a Redis or Valkey"
     def __init__(self,
         url: str,               # Such as `redis://user:password@host:6379/0` or `unix:///path`; `rediss://` has TLS
@@ -192,10 +137,8 @@ class RedisBackend:
         timeout: float=2.       # Seconds for a broadcast, and for a start
     ):
         self._address,self._url = RedisAddress(url),url
-        self.settings = stream_settings(name, max_length, max_age, timeout)
-        self.origin: str|None = None
-        self._session: RedisSession|None = None
-        self._publisher: Publisher|None = None
+        self.settings = log_settings(name, max_length, max_age, timeout)
+        super().__init__()
 
     def __repr__(self): return f'<RedisBackend {self.settings.name!r} at {self._address}>'  # Without the password
 
@@ -205,45 +148,12 @@ class RedisBackend:
         database = self._address.database
         return None if database is None else (*database, self.settings.name)
 
-    async def start(self, size, deliver, renew, describe=dict):
-        "Reach Redis, read the past, and begin to deliver; `BackendError` if that can't be"
-        s = self._session
-        if s is not None and s.is_started and s.loop is asyncio.get_running_loop():
-            raise BackendError('This backend serves another manager; each needs one of its own')
-        await self.stop()
-        def renewed(origin, records):
-            self.origin = origin
-            renew(origin, records)
-        s = self._session = RedisSession(self._address, self.settings, size, deliver, renewed, describe)
-        try: await s.run(s.begin())
-        except BaseException:
-            if self._session is s: await self.stop()
-            raise
+    def _make_session(self, size, deliver, renew, describe):
+        return RedisSession(self._address, self.settings, size, deliver, renew, describe)
 
-    def _started(self) -> RedisSession:
-        if self._session is None or not self._session.is_started:
-            raise BackendError('The Redis backend has not been started')
-        return self._session
-
-    def check(self,
-        fields,   # As for `Backend.publish`
-        key=None  # As for `Backend.publish`
-    ):
-        "Raise `DataError` for what can't be written"
-        publish_command(self.settings, fields, key)
-
-    async def publish(self, fields, key=None, timeout=None):
-        "Carry a record to all processes; `DataError` for what can't be written, `BackendError` if it may not arrive"
-        s = self._started()
-        s.ensure_reading()
-        return await s.writer.publish(fields, key, timeout)
-
-    def send(self, fields, key=None):
-        "Publish a record from a thread without an event loop, whether the backend has been started or not"
-        if self._publisher is None:
-            name,max_length,_,timeout = self.settings
-            self._publisher = Publisher(self._url, name, max_length=max_length, timeout=timeout)
-        self._publisher.send(fields, key)
+    def _make_publisher(self):
+        name,max_length,_,timeout = self.settings
+        return Publisher(self._url, name, max_length=max_length, timeout=timeout)
 
     async def wait_for(self, last_event_id):
         "Wait a second at most until `last_event_id` was delivered here; `BackendError` if only Redis has it by then"
@@ -259,9 +169,3 @@ class RedisBackend:
         "Collect the reports of all processes; `BackendError` if Redis does not answer"
         s = self._started()
         return await s.run(s.collect_reports())
-
-    async def stop(self):
-        "Stop delivering, and leave no task and no connection"
-        session,publisher,self._session,self._publisher = self._session,self._publisher,None,None
-        if publisher is not None: await asyncio.to_thread(publisher.close)
-        if session is not None: await session.stop()

@@ -31,27 +31,10 @@ __all__ = []
 
 # %% ../../nbs/backends/redis_entries.ipynb #4b0d345c
 import logging
-from datetime import datetime,timezone
 from typing import Any,NamedTuple
 
-from .packing import pack,unpack
-from ..engine.checks import ArgumentError,check_seconds,check_whole
-from ..engine.wire import check_message_type
-
-# %% ../../nbs/backends/redis_entries.ipynb #67e3ce6a
-class StreamSettings(NamedTuple):
-    "The settings of a stream, checked by `stream_settings`"
-    name: str
-    max_length: int   # Entries
-    max_age: float    # Seconds
-    timeout: float    # Seconds
-
-def stream_settings(name, max_length, max_age, timeout) -> StreamSettings:
-    "Check the settings; `ArgumentError` says what arrived"
-    if not isinstance(name, str) or not name: raise ArgumentError(f'`name` must be a non-empty string, got {name!r}')
-    check_whole('max_length', max_length, 1)
-    for k,x in dict(max_age=max_age, timeout=timeout).items(): check_seconds(k, x, positive=True)
-    return StreamSettings(name, max_length, max_age, timeout)
+from .packing import unpack
+from .records import pack_record,read_record
 
 # %% ../../nbs/backends/redis_entries.ipynb #94b9b222
 def id_numbers(
@@ -69,17 +52,15 @@ def id_before(id: str) -> str:
 ENTRY_VERSION = 1  # Not written: one more field costs 13 of the 75 µs that a broadcast takes, in redis-py's parser
 
 def publish_command(
-    settings,     # `StreamSettings`
+    settings,     # `LogSettings`
     fields,       # As for `Backend.publish`
     key=None,     # As for `Backend.publish`
     sender=''     # Who writes it; '' if nobody waits for it
 ) -> tuple:
     "Return the Redis command that publishes a record; `DataError` for what can't be written"
-    message = pack(fields['data']) if 'data' in fields else None  # By itself, so that an error names the place
-    rest = pack({k: v for k,v in fields.items() if k!='data'}, 'message')
-    text = rest if message is None else f'{rest[:-1]}{"," if len(rest)>2 else ""}"data":{message}}}'
+    text,key = pack_record(fields, key)
     return ('XADD', settings.name, 'MAXLEN', '~', settings.max_length, '*', 'm', text,
-        *(() if key is None else ('k', pack(key, 'key'))), *(('p', sender) if sender else ()))
+        *(() if key is None else ('k', key)), *(('p', sender) if sender else ()))
 
 # %% ../../nbs/backends/redis_entries.ipynb #217a1fe7
 _log = logging.getLogger(__name__)
@@ -102,24 +83,10 @@ def read_entry(
     try:
         if b'v' in found and (version := int(found[b'v']))>ENTRY_VERSION:
             return Entry(id, {}, lost_version=_skip_version(version, found.get(b'm', b'')))
-        fields = unpack(found[b'm'])
-        if not isinstance(fields, dict): raise TypeError(f'a message is an object, got {fields!r}')
-        key = _hashable(unpack(found[b'k'])) if b'k' in found else None
-        hash(key)
-        if 'type' in fields:
-            check_message_type(fields['type'])
-            if 'timestamp' not in fields:
-                fields['timestamp'] = datetime.fromtimestamp(id_numbers(id)[0]/1000, timezone.utc).isoformat()
-            fields.setdefault('data', None)
-        return Entry(id, fields, key, sender)
-    except (KeyError, ValueError, TypeError, OverflowError, RecursionError) as e:
+        return Entry(id, *read_record(found[b'm'], found.get(b'k'), id_numbers(id)[0]), sender)
+    except (KeyError, ValueError, TypeError) as e:
         _log.warning('Entry %s of the stream is skipped, as it makes no sense: %s: %s', id, type(e).__name__, e)
         return Entry(id, {}, None, sender)
-
-def _hashable(o):
-    "Make a key that was a tuple or a dataclass hashable again, the same in every process"
-    if isinstance(o, list): return tuple(map(_hashable, o))
-    return tuple((k, _hashable(o[k])) for k in sorted(o)) if isinstance(o, dict) else o
 
 _skipped_versions: set = set()  # That the log has a line about
 

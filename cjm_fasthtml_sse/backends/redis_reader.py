@@ -28,10 +28,10 @@ __all__ = []
 import asyncio,logging,random,secrets,time
 from inspect import isawaitable
 from math import inf,nan
-from typing import Any
 
 from .base import Record
 from .redis_entries import id_before,id_numbers,read_entry
+from .session import ReadPosition
 from ..engine.messages import BackendError
 
 # %% ../../nbs/backends/redis_reader.ipynb #ebabc483
@@ -49,30 +49,21 @@ def stream_info(
     "Return what Redis says of a stream under `name`"
     return dict(zip(info[::2], info[1::2])).get(name.encode(), default)
 
-class StreamPosition:
+class StreamPosition(ReadPosition):
     "Where a process stands in the stream, and whether the stream still continues there"
     def __init__(self, connection, name):
+        super().__init__()
         self._connection,self._name = connection,name
-        self.epoch,self.last = '',''  # The id of the entry that was read last
-        self._count = nan             # Its number among all entries ever added; `nan` where Redis does not count
-        self._moved: Any = None       # Future, if somebody waits for the next move
+        self.last = ''     # The id of the entry that was read last
+        self._count = nan  # Its number among all entries ever added; `nan` where Redis does not count
 
     def advance(self, id):
         "Stand at the next entry"
-        self._move(self.epoch, id, self._count+1)
+        self._stand(self.epoch, id, self._count+1)
 
-    def _move(self, epoch, last, count):
-        self.epoch,self.last,self._count = epoch,last,count
-        if self._moved is not None and not self._moved.done(): self._moved.set_result(None)
-
-    async def wait_move(self):
-        "Wait until the position is another one"
-        if self._moved is None or self._moved.done(): self._moved = asyncio.get_running_loop().create_future()
-        await asyncio.shield(self._moved)
-
-    def lacks(self, epoch, numbers):
-        "Tell whether the entry with the id `numbers` is still to be read"
-        return epoch==self.epoch and numbers>id_numbers(self.last)
+    def _stand(self, epoch, last, count):
+        self.last,self._count = last,count
+        self.move(epoch, id_numbers(last))
 
     async def load(self, size) -> list:
         "Stand at the newest entry, and return up to `size` newest ones and the one before: (id, pairs), oldest first"
@@ -91,7 +82,7 @@ class StreamPosition:
             page, = await query(('XREVRANGE', name, f'({page[-1][0].decode()}', '-', 'COUNT', PAGE))
             entries += page
         found = [(id.decode(), pairs) for id,pairs in reversed(entries[:size+1])]
-        self._move(epoch, found[-1][0], stream_info(info, 'entries-added', nan))
+        self._stand(epoch, found[-1][0], stream_info(info, 'entries-added', nan))
         return found
 
     async def has_lost(self,
@@ -124,7 +115,7 @@ class StreamReader:
     "Reads the stream, and delivers its records in order"
     def __init__(self,
         connection,  # A `RedisConnection` that nobody else uses
-        settings,    # `StreamSettings`
+        settings,    # `LogSettings`
         pending,     # Sender of an entry -> `PendingPublish` of this process
         reports,     # Called every few seconds for the commands that write the report of this process
         spawn,       # Starts a task
@@ -205,7 +196,7 @@ class StreamReader:
 
     def _tell_gap(self, id):
         "Tell all browsers that something is missing up to `id`"
-        self._renew(f'{self.position.epoch}:{id}', [])
+        self._renew(f'{self.position.epoch}:{id}', [], commands_lost=False)
 
     async def _verify(self):
         "Check that the stream is what it was, else load the past anew; the id of the newest entry"

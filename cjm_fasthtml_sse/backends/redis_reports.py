@@ -14,6 +14,8 @@ __all__ = []
 # %% ../../nbs/backends/redis_reports.ipynb #c17525f7
 import json,secrets
 
+from .records import read_report
+
 # %% ../../nbs/backends/redis_reports.ipynb #41e71856
 REPORT_TTL = 10  # Seconds after which a process that writes no report is counted no more
 
@@ -46,8 +48,5 @@ class WorkerReports:
         found = await connection.call(*[('GET', self._key.encode()+t) for t in tokens]) if tokens else []
         if expired := [t for t,report in zip(tokens, found) if report is None]:
             await connection.query(('SREM', self._set, *expired))
-        return [_read_report(o) for o in (own, *found) if o is not None]
+        return [read_report(o) for o in (own, *found) if o is not None]
 
-def _read_report(text):
-    try: return json.loads(text)
-    except (TypeError, ValueError, RecursionError): return None

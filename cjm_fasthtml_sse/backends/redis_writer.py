@@ -23,58 +23,12 @@ __all__ = []
 # %% ../../nbs/backends/redis_writer.ipynb #4aa5a929
 import asyncio
 from collections import deque
-from inspect import isawaitable
 from itertools import count
 from typing import Any
 
+from .records import PendingPublish,State
 from .redis_entries import publish_command
 from ..engine.messages import BackendError,BackendUnavailable
-
-# %% ../../nbs/backends/redis_writer.ipynb #e63e9c57
-class State:
-    "What is known of a record: plain texts, as an `Enum` takes its time in Python 3.11"
-    WAITING,SENT,ACCEPTED,REFUSED,UNKNOWN,ABANDONED = 'waiting','sent','accepted','refused','unknown','abandoned'
-
-class PendingPublish:
-    "A record on its way to Redis, and back through the reader of this process"
-    __slots__ = 'command','queue_timeout','deadline','state','answer','delivery'
-    def __init__(self, command, queue_timeout, deadline, loop):
-        self.command,self.queue_timeout,self.deadline,self.state = command,queue_timeout,deadline,State.WAITING
-        self.answer = loop.create_future()    # `None`, or why it failed
-        self.delivery = loop.create_future()  # How many connections got it, or an awaitable of that
-
-    def mark_sent(self): self.state = State.SENT
-
-    def settle(self, state, why=None):
-        "Note what became of it in Redis"
-        self.state = state
-        if not self.answer.done(): self.answer.set_result(why)
-
-    def note_delivery(self, count):
-        "Note that the reader has delivered it"
-        if not self.delivery.done(): self.delivery.set_result(count)
-
-    def stop(self):
-        "Note that nothing more will happen to it"
-        states = {State.WAITING: State.REFUSED, State.ACCEPTED: State.ACCEPTED}
-        self.settle(states.get(self.state, State.UNKNOWN), 'The backend was stopped')
-
-    async def result(self, timeout):
-        "Wait until the deadline for how many connections got it; the `BackendError` says whether it was sent"
-        def left(): return self.deadline-self.delivery.get_loop().time()
-        try:
-            await asyncio.wait({self.answer, self.delivery}, timeout=left(), return_when=asyncio.FIRST_COMPLETED)
-            if not self.delivery.done() and self.state not in (State.REFUSED, State.UNKNOWN):
-                await asyncio.wait({self.delivery}, timeout=left())
-            if self.delivery.done():
-                count = self.delivery.result()
-                return await asyncio.shield(count) if isawaitable(count) else count
-            if self.state is State.ACCEPTED: return 0
-            why = self.answer.result() if self.answer.done() else f'No answer from Redis in {timeout} s'
-            sent = self.state not in (State.WAITING, State.REFUSED)
-            raise BackendError(f"{why}. The broadcast {'may or may not have arrived' if sent else 'was not sent'}")
-        finally:
-            if self.state is State.WAITING: self.state = State.ABANDONED
 
 # %% ../../nbs/backends/redis_writer.ipynb #ad5f59ea
 BATCH = 100  # Records that are sent in one go
@@ -83,7 +37,7 @@ class StreamWriter:
     "Writes records into the stream, in the order of the calls"
     def __init__(self,
         connection,  # A `RedisConnection`; others may use it, too
-        settings,    # `StreamSettings`
+        settings,    # `LogSettings`
         token,       # Names this process
         spawn        # Starts a task
     ):
@@ -100,7 +54,7 @@ class StreamWriter:
         p = self.pending[sender] = PendingPublish(command, queue_timeout, loop.time()+timeout, loop)
         self._queue.append(p)
         if self._task is None or self._task.done(): self._task = self._spawn(self._write())
-        try: return await p.result(timeout)
+        try: return await p.result(timeout, 'Redis')
         finally: self.pending.pop(sender, None)
 
     async def _write(self):
@@ -115,7 +69,7 @@ class StreamWriter:
                 async with connection.lock:
                     await connection.ensure_connected(queue[0].deadline)
                     batch = self._next_batch()
-                    if batch: answers = await connection.call(*[p.command for p in batch])
+                    if batch: answers = await connection.call(*[p.record for p in batch])
             except BackendError as e:
                 if not batch: self._refuse(e)
                 for p in batch: p.settle(State.SENT, e)
@@ -127,8 +81,7 @@ class StreamWriter:
     def _next_batch(self):
         batch: list = []
         while self._queue and len(batch)<BATCH:
-            if (p := self._queue.popleft()).state is State.WAITING: batch.append(p)
-        for p in batch: p.mark_sent()
+            if (p := self._queue.popleft()).take(): batch.append(p)
         return batch
 
     def _refuse(self, error):

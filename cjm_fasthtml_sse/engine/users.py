@@ -101,6 +101,10 @@ class Users:
         for c in theirs: c.end('closed')
         return len(theirs)+sum(o.disconnect(user) for o in self._linked)
 
+    def disconnect_all(self):
+        "End the streams of all users, as nobody knows any more whom another process has disconnected"
+        self.disconnect(_EVERY_USER)
+
     def link(self, users):
         "Have `disconnect` end the streams of `users`, another `Users`, too"
         self._linked.append(users)
@@ -120,7 +124,10 @@ def was_disconnected(
         began = began.next
     return False
 
-def _is_user(user, named): return user is not None and (user==named or _through_json(user)==named)
+_EVERY_USER = object()
+
+def _is_user(user, named):
+    return user is not None and (named is _EVERY_USER or user==named or _through_json(user)==named)
 
 def _through_json(user):
     "Return `user` as another process gets it; `None` where JSON can't carry it"

@@ -171,8 +171,7 @@ class BackendLifecycle:
             if 0<=self.hub.loop.time()-self._failed[0]<_RETRY_AFTER: raise self._failed[1](self._failed[2])
             if type(self.backend) is MemoryBackend: warn_of_several_processes()
             self._take_address()
-            deliver,renew = self.delivery.deliver,self.delivery.renew
-            try: await self.backend.start(self.hub.replay.size, deliver, renew, self.describe)
+            try: await self.backend.start(self.hub.replay.size, self.delivery.deliver, self._renew, self.describe)
             except BackendError as e:
                 self._leave_address()
                 kind = BackendUnavailable if isinstance(e, BackendUnavailable) else BackendError
@@ -180,14 +179,19 @@ class BackendLifecycle:
                 raise
             self.loop = self.hub.loop
 
+    def _renew(self, origin, records, commands_lost=True):
+        self.delivery.renew(origin, records)
+        # A user who was disconnected elsewhere may still listen here: browsers come back, and routes decide anew
+        if commands_lost and self.loop is self.hub.loop: self.hub.users.disconnect_all()
+
     def _take_address(self):
         if (address := getattr(self.backend, 'address', None)) is None: return
         other = _open_at.setdefault(address, self)
         if other is not self and not other.hub.loop.is_closed(): raise BackendError(
             f'Another manager of this process is open on {self.backend!r}, '
             'so each would receive what the other broadcasts. '
-            "Use that one, or give this one a name of its own: "
-            "SSEBroadcastManager(backend=RedisBackend('redis://...', name='...'))")
+            'Use that one, or give this one a name of its own: '
+            f"SSEBroadcastManager(backend={type(self.backend).__name__}('...', name='...'))")
         _open_at[address] = self
 
     def _leave_address(self):
@@ -198,4 +202,4 @@ def warn_of_several_processes():
     "Warn once where several processes serve the app and nothing carries broadcasts between them"
     if (n := processes())>1: _log.warning('%d processes serve this app and nothing carries broadcasts between them: '
         'each reaches its own tabs only. Give the manager a backend, such as '
-        "SSEBroadcastManager(backend='redis://localhost'), or serve with one process", n)
+        "SSEBroadcastManager(backend='sqlite:///sse.db') or 'redis://localhost', or serve with one process", n)

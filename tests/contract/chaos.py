@@ -1,10 +1,10 @@
-"""A chaos run: two workers, one Redis, hundreds of clients, and everything that can go wrong to them
+"""A chaos run: two workers, one Redis or SQLite file, hundreds of clients, and everything that can go wrong to them
 
-    python tests/contract/chaos.py --seconds 120 --seed 1
+    python tests/contract/chaos.py --seconds 120 --seed 1 [--sqlite]
 
 Clients connect over real sockets, read slowly, stall, die, and come back with the last id they saw. Meanwhile messages are
-broadcast; a worker is killed; Redis is restarted with what it has saved; both workers are restarted one after the other. In
-the end each client's record is compared with what somebody hears who comes back to the beginning: nothing lost, nothing
+broadcast; a worker is killed; Redis is restarted with what it has saved, or the file is locked; both workers are restarted
+one after the other. In the end each client's record is compared with what somebody hears who comes back to the beginning: nothing lost, nothing
 twice, nothing out of order, every gap told, and none told where the log holds what was missed. What is drawn by chance is
 drawn from the seed.
 """
@@ -26,9 +26,29 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.contract.servers import Server, Stream, uvicorn  # noqa: E402
 from tests.contract.support import Redis  # noqa: E402
+from tests.contract.test_over_sqlite import Shell  # noqa: E402
 
 BLOCK = re.compile(rb'(?:event: (\S+)\n)?(?:id: (\S+)\n)?(?:retry: (\d+)\n)?data: (.*)')
 LOG = 10_000  # Messages that are kept for those who come back: far more than anybody misses here
+
+
+class File:
+    "An SQLite file in the place of a Redis: while that would be away, another program holds the lock"
+    def __init__(self, folder): self.path,self.shell = folder/'app.db',None
+    def url(self): return f'sqlite:///{self.path}'
+
+    def start(self):
+        if self.shell: self.shell.__exit__()
+        self.shell = None
+        return self
+
+    def kill(self, sig=None):
+        self.start()
+        self.shell = Shell(self.path).__enter__()
+        self.shell.sql('begin immediate')
+
+    def is_whole(self):
+        with Shell(self.path) as shell: return shell.sql('pragma integrity_check')==[['ok']]
 
 
 class Client:
@@ -195,10 +215,10 @@ def judge(clients, truth, acknowledged, log=LOG):
     return found
 
 
-async def run(secs, seed, clients=300, rate=200, folder=None):
+async def run(secs, seed, clients=300, rate=200, sqlite=False, folder=None):
     "The report, with what is wrong under `faults`"
     rnd,tally,stop = random.Random(seed),Counter(),Stop()
-    store = Redis(Path(folder), *Redis.durable).start()
+    store = (File(Path(folder)) if sqlite else Redis(Path(folder), *Redis.durable)).start()
     server = Server(uvicorn('chaos:app', '--workers', '2', '--log-level', 'warning'), Path(folder)/'server.log',
                     env={'REDIS_URL': store.url(), 'LOG': str(LOG)})
     port = server.wait_until_up().port
@@ -224,6 +244,7 @@ async def run(secs, seed, clients=300, rate=200, folder=None):
         stop.set()
         for t in lives: t.cancel()
         await asyncio.wait(lives)
+        if sqlite and not store.is_whole(): raise AssertionError('the file is damaged')
         wrong = judge(crowd, truth, acknowledged)+['the witness was told of a gap']*bool(witness.gaps)+[f'client {i} broke: {t.exception()!r}' for i,t in enumerate(lives) if not t.cancelled() and t.exception()]
         return dict(seconds=round(time.monotonic()-start, 1), seed=seed, clients=clients, **tally, log=len(truth),
                     deliveries=sum(len(c.seen) for c in crowd),
@@ -231,7 +252,8 @@ async def run(secs, seed, clients=300, rate=200, folder=None):
             output=server.output)
     finally:
         server.kill()
-        store.kill()
+        if sqlite: store.start()
+        else: store.kill()
 
 
 def main(secs, seed, **kw):
@@ -246,8 +268,9 @@ if __name__=='__main__':
     p.add_argument('--seed', type=int, default=1)
     p.add_argument('--clients', type=int, default=300)
     p.add_argument('--rate', type=float, default=200)
+    p.add_argument('--sqlite', action='store_true')
     a = p.parse_args()
-    report = main(a.seconds, a.seed, clients=a.clients, rate=a.rate)
+    report = main(a.seconds, a.seed, clients=a.clients, rate=a.rate, sqlite=a.sqlite)
     output = report.pop('output')
     wrong = report.pop('wrong')
     for k,v in report.items(): print(f'{k:14}{v}')

@@ -16,10 +16,12 @@ def pytest_collection_modifyitems(items):
     items[:] = [o for o in items if makes_sense(o)]
 
 
-@pytest.fixture(params=['memory', pytest.param('redis', marks=pytest.mark.redis)])
+@pytest.fixture(params=['memory', 'sqlite', pytest.param('redis', marks=pytest.mark.redis)])
 def backend(request):
-    "For `SSEBroadcastManager(backend=backend)`: none, or a database of a real Redis that nobody has used"
-    return None if request.param == 'memory' else request.getfixturevalue('redis_server').url(next(_databases))
+    "For `SSEBroadcastManager(backend=backend)`: none, a file, or a database of a real Redis, that nobody has used"
+    if request.param == 'memory': return None
+    if request.param == 'sqlite': return f"sqlite:///{request.getfixturevalue('tmp_path')}/app.db"
+    return request.getfixturevalue('redis_server').url(next(_databases))
 
 
 @pytest.fixture(params=SINKS)

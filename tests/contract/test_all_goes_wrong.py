@@ -1,4 +1,4 @@
-"""Two workers on one Redis, 300 clients that stall, die and come back; a worker is killed, Redis restarted, the workers replaced
+"""Two workers on one Redis or SQLite file, 300 clients that stall, die and come back; a worker is killed, Redis restarted, the workers replaced
 
 Nobody loses a message that the log holds, hears one twice or out of order, or is told of a gap that is none; what was acknowledged is in
 the log. `make chaos` is the long run. The tests behind it show that its judge sees what it should.
@@ -17,8 +17,9 @@ pytestmark = [pytest.mark.redis, pytest.mark.skipif(not Redis.binary, reason='ne
 
 
 @pytest.mark.timeout(120)
-def test_nothing_is_lost_or_doubled():
-    report = main(6, seed=1, clients=150)
+@pytest.mark.parametrize('sqlite', [False, True], ids=['redis', 'sqlite'])
+def test_nothing_is_lost_or_doubled(sqlite):
+    report = main(6, seed=1, clients=150, sqlite=sqlite)
     said = '\n'.join([*report['wrong'], 'The server wrote:', report['output']])
     assert not report['wrong'] and not report['tracebacks'], said
     assert report['gaps']==0, 'the log holds far more than is sent'

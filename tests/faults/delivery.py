@@ -56,6 +56,16 @@ FAULTS = [
     Fault('a broadcast whose connection to Redis broke is sent a second time', 'backends/redis_writer.py', 'test_over_redis.py', (
         ('                for p in batch: p.settle(State.SENT, e)\n',
          '                for p in reversed(batch):\n                    p.state = State.WAITING\n                    queue.appendleft(p)\n'),)),
-    Fault('a browser that comes to a process which lags behind is told a gap where nothing is lost', 'backends/redis.py', 'test_over_redis.py', (
-        ('        if not position.lacks(epoch, numbers): return\n', '        return\n'),)),
+    Fault('a browser that comes to a process which lags behind is told a gap where nothing is lost', 'backends/session.py', 'test_over_redis.py', (
+        ('        if not position.lacks(epoch, place): return\n', '        return\n'),)),
+    Fault('somebody who was disconnected still gets what was broadcast afterwards', 'backends/sqlite_log.py', 'test_over_sqlite.py', (
+        ('return sorted(messages+commands, key=lambda row: row.after or row.seq) if commands else messages', 'return messages+commands'),)),
+    Fault('what a restored backup has lost is lost in silence', 'backends/sqlite_log.py', 'test_over_sqlite.py', (
+        ('if seq and (not rows or rows[0][:2]!=(seq, ms)): return None', 'if seq and not rows: return rows'),)),
+    Fault('a file that took the place of another one is not read', 'backends/sqlite_thread.py', 'test_over_sqlite.py', (
+        ('return not self.is_stale and self._file.identity()==self.identity', 'return not self.is_stale'),)),
+    Fault('a broadcast that failed as the file was locked is sent afterwards', 'backends/records.py', 'test_over_sqlite.py', (
+        ('if self.state is not State.WAITING: return False', 'pass'),)),
+    Fault('a user whose disconnection is lost goes on listening', 'manager/delivery.py', 'test_over_sqlite.py', (
+        ('if commands_lost and self.loop is self.hub.loop: self.hub.users.disconnect_all()', 'pass'),)),
 ]

@@ -1,0 +1,321 @@
+"""The SQLite backend where the contract leaves off: both libraries, what may be wrong with a file, scripts, servers
+
+What happens to a file that is locked or lost is in `contract/test_over_sqlite.py`, with what these tests need, too.
+"""
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+
+import httpx
+import pytest
+
+from cjm_fasthtml_sse.backends import sqlite, sqlite_file
+from cjm_fasthtml_sse.backends.base import check_backend
+from cjm_fasthtml_sse.backends.sqlite import Publisher
+from cjm_fasthtml_sse.core import BackendError, SSEBroadcastManager
+from tests.contract.servers import Stream, running, uvicorn, wait_until
+from tests.contract.support import BOUND, GAP, eventually, following, no_task_left, within
+from tests.contract.test_over_sqlite import Played, Shell, _library, _path, in_thread, managers, needs_apsw  # noqa: F401 - two are fixtures
+
+HERE = Path(__file__).parent
+needs_root = pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid() != 0, reason='needs root, to mount')
+forks = [pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork'), pytest.mark.filterwarnings('ignore:.*multi-threaded.*fork')]
+
+class TestCarrying:
+    async def test_the_check_of_all_backends(self, path, library):
+        async with no_task_left(): await check_backend(lambda: Played(path, library=library))
+        assert not [t for t in threading.enumerate() if str(path) in t.name]
+
+    async def test_rows_of_any_program(self, path, library):
+        "Plain SQL is enough; what makes no sense is skipped, and a rollback is not seen"
+        async with managers(path, library=library) as (one, two), following('queue', one) as a, following('stream', two) as b:
+            with Shell(path) as shell:
+                for text in ("json_object('type', 'n', 'data', 1)", "'nonsense'", "json_object('type', 'n')"):
+                    shell.sql(f'insert into sse_log(fields) values ({text})')
+                shell.sql('begin immediate')
+                shell.sql("insert into sse_log(fields) values (json_object('type', 'n', 'data', 'rolled back'))")
+                shell.sql('rollback')
+                await one.broadcast('n', 'end')
+                for c in a, b: assert await c.data(3) == [1, None, 'end']
+                assert shell.sql("insert into sse_log(fields) values (x'00')").startswith('IntegrityError')
+
+    async def test_a_commit_of_many(self, path):
+        "It is read in pages, and nothing is lost on the way to anybody"
+        async with managers(path, max_length=100) as (one, two), following('queue', one) as a, following('stream', two) as b:
+            with Shell(path) as shell: await in_thread(shell.run, 'burst(5000)')
+            for c in a, b: assert await c.data(5000) == [*range(5000)] and not c.gaps
+
+    async def test_a_burst_larger_than_the_log(self, path):
+        async with managers(path, max_length=10) as (one, two), following('queue', one) as a, following('stream', two) as b:
+            counts = await asyncio.gather(*[one.broadcast('n', n) for n in range(3000)])
+            for c in a, b: assert await c.data(3000) == [*range(3000)] and not c.gaps
+            assert {*counts} == {1}
+
+    async def test_length_and_age_are_bounded(self, path, monkeypatch):
+        from cjm_fasthtml_sse.backends import sqlite_writer
+        monkeypatch.setattr(sqlite_writer, 'REFRESH', .05)
+        async with managers(path, 1, max_length=50) as (m,):
+            await asyncio.gather(*[m.broadcast('n', n) for n in range(1000)])
+            with Shell(path) as shell:
+                async with within('what is too much is trimmed'):
+                    while shell.sql('select count(*) from sse_log') != [[50]]: await asyncio.sleep(.02)
+                shell.sql('update sse_log set ms=ms-100000')
+        async with managers(path, 1, max_age=60.) as (m,):
+            await m.open()
+            with Shell(path) as shell:
+                async with within('what is too old is trimmed, and the newest stays'):
+                    while shell.sql('select seq from sse_log') != [[1000]]: await asyncio.sleep(.02)
+
+    async def test_a_thread_ends_with_its_event_loop(self, path):
+        "Also where nobody closes the manager"
+        def threads(): return [t for t in threading.enumerate() if str(path) in t.name]
+        async def lost():
+            await SSEBroadcastManager(backend=path).broadcast('n', 1)
+            assert threads()
+        await in_thread(lambda: asyncio.run(lost()))
+        await eventually(lambda: not threads())
+
+    async def test_reports_that_no_worker_has_written(self, path, caplog):
+        "Anybody may write into the table. What makes no sense is said once, and nobody fails over it"
+        async with managers(path) as (one, two):
+            for m in one, two: await m.open()
+            with Shell(path) as shell:
+                for i, text in enumerate(['', '{', 'null', '[]', '{}', '{"users": 7, "stats": {}}', '['*10_000]):
+                    shell.sql(f"insert into sse_worker values('x{i}', strftime('%s', 'now'), '{text}')")
+            async with within('both are counted'):
+                while (await one.cluster_stats())['workers'] != 2: await asyncio.sleep(.02)
+        assert len([r for r in caplog.records if 'is ignored' in r.message]) == 1
+
+
+class TestSafety:
+    async def test_too_many_wait(self, path, monkeypatch):
+        "Then a broadcast fails at once: their number and their size are bounded"
+        monkeypatch.setattr(sqlite, 'MAX_WAITING', 10)
+        async with managers(path, 1, timeout=BOUND) as (m,):
+            await m.open()
+            with Shell(path) as shell:
+                shell.sql('begin immediate')
+                sent = [m.broadcast('n', n) for n in range(10)]
+                with pytest.raises(BackendError, match='10 broadcasts.*wait already'): await m.broadcast('n', 10)
+                shell.sql('commit')
+                assert await asyncio.gather(*sent) == [0]*10
+                monkeypatch.setattr(sqlite, 'MAX_WAITING_BYTES', 1000)
+                with pytest.raises(BackendError, match='wait already'): await m.broadcast('n', 'x'*2000)
+
+    TWO = '''
+import asyncio, os, sys
+from pathlib import Path
+first, second, path = sys.argv[1:]
+def open_with(library):
+    if library == 'sqlite3': c = __import__('sqlite3').connect(path)
+    else: c = __import__('apsw').Connection(path)
+    c.execute('select count(*) from sse_log').fetchall()
+    return c
+from cjm_fasthtml_sse.core import SSEBroadcastManager, BackendError
+from cjm_fasthtml_sse.backends.sqlite import Publisher, SQLiteBackend
+from cjm_fasthtml_sse.backends import sqlite, sqlite_writer
+sqlite.REPORT_INTERVAL = sqlite_writer.REFRESH = .05
+async def main():
+    if first != 'backend': held = open_with(first)
+    m = SSEBroadcastManager(backend=SQLiteBackend(Path(path), library='sqlite3' if first == 'backend' else None))
+    await m.broadcast('n', 1)
+    if second == 'none': return print('well with', m._backend._file.driver.name)
+    held = open_with(second)
+    try:
+        for _ in range(200): await m.broadcast('n', 2); await asyncio.sleep(.02)
+        print('unseen')
+    except BackendError as e: print(e)
+    os._exit(0)
+asyncio.run(main())
+'''
+
+    @pytest.mark.skipif(sys.platform != 'linux', reason='counts descriptors')
+    @needs_apsw
+    @pytest.mark.parametrize('first,second,wanted', [('sqlite3', 'none', 'well with sqlite3'), ('apsw', 'none', 'well with apsw'),
+        ('sqlite3', 'apsw', 'two copies'), ('apsw', 'sqlite3', 'two copies'), ('backend', 'apsw', "with 'sqlite3' by the backend, and with 'apsw'")])
+    def test_two_copies_of_sqlite(self, path, first, second, wanted):
+        "The backend takes the library that has the file open; a second one is an error that names both"
+        Publisher(path).send(dict(type='n', timestamp='', data=0))
+        done = subprocess.run([sys.executable, '-c', self.TWO, first, second, path], capture_output=True, text=True, timeout=BOUND)
+        assert wanted in done.stdout and (second == 'none' or "library='" in done.stdout), done
+
+    async def test_tables_of_a_newer_version(self, path):
+        async with managers(path, 1) as (m,):
+            await m.open()
+            with Shell(path) as shell: shell.sql('update sse_meta set version=2')
+            assert await m.broadcast('n', 1) == 0  # Versions only add: whoever runs goes on
+        with pytest.raises(BackendError, match='have version 2.*up to version 1'): await SSEBroadcastManager(backend=path).open()
+
+    @pytest.mark.parametrize('what', ['a folder', 'another file', 'no folder'])
+    async def test_what_is_no_database(self, tmp_path, what):
+        path = tmp_path/'x'/'y' if what == 'no folder' else tmp_path/'x'
+        if what == 'a folder': path.mkdir()
+        elif what == 'another file': path.write_text('Dear SQLite, '*100)
+        async with no_task_left():
+            for _ in range(2):
+                with pytest.raises(BackendError, match='unable to open|not a database'): await SSEBroadcastManager(backend=path).open()
+                with pytest.raises(BackendError, match='was not sent'): await in_thread(Publisher(path).broadcast, 'n', 1)
+
+    @needs_root
+    async def test_read_only(self, path, tmp_path):
+        "Whoever may not write is told so by each broadcast"
+        async with managers(path, 1) as (m,): await m.broadcast('n', 1)
+        code = ('import asyncio, os, sqlite3, sys\nfrom cjm_fasthtml_sse.core import SSEBroadcastManager\nos.setgid(65534), os.setuid(65534)\n'
+                'async def main(): await SSEBroadcastManager(backend=sys.argv[1]).broadcast("n", 2)\nasyncio.run(main())')
+        for o in [tmp_path, *tmp_path.parents][:3]: o.chmod(0o755)
+        done = await in_thread(lambda: subprocess.run([sys.executable, '-c', code, f'sqlite:///{path}'], capture_output=True, text=True))
+        assert 'BackendError' in done.stderr and ('readonly' in done.stderr or 'unable to open' in done.stderr), done.stderr
+
+    @needs_root
+    async def test_a_full_disk(self, tmp_path):
+        "Broadcasts fail and say why; once there is room they arrive"
+        disk = tmp_path/'disk'
+        disk.mkdir()
+        if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', disk], capture_output=True).returncode: pytest.skip('needs mount')
+        try:
+            async with managers(disk/'app.db', 1) as (m,), following('stream', m) as c:
+                await m.broadcast('n', 0)
+                (disk/'other').write_bytes(b'x'*2**19)
+                with pytest.raises(BackendError, match='full.*was not sent'):
+                    for _ in range(200): await m.broadcast('big', 'x'*10_000)
+                with pytest.raises(BackendError, match='full|.'): await m.broadcast('big', 'x'*300_000)
+                (disk/'other').unlink()
+                async with within('it goes on'):
+                    while True:
+                        with suppress(BackendError):
+                            await m.broadcast('n', 1)
+                            break
+                await eventually(lambda: ('n', 1) in c.seen)
+                assert not c.gaps
+            with Shell(disk/'app.db') as shell: assert shell.sql('pragma integrity_check') == [['ok']]
+        finally: subprocess.run(['umount', '-l', disk], check=True)
+
+    @pytest.mark.parametrize('bad', ['sqlite://', 'sqlite:///', 'sqlite:///:memory:', 'sqlite:///file::memory:', 'sqlite:///x?mode=memory',
+        'sqlite://app.db', Path(':memory:')], ids=str)
+    def test_addresses_that_several_processes_can_not_share(self, bad):
+        with pytest.raises(ValueError, match='sqlite:///app.db|no options'): SSEBroadcastManager(backend=bad)
+
+    async def test_a_relative_path(self, tmp_path, monkeypatch):
+        "It is made absolute when the manager is made"
+        monkeypatch.chdir(tmp_path)
+        m = SSEBroadcastManager(backend='sqlite:///app.db')
+        monkeypatch.chdir('/')
+        await m.open()
+        await m.close()
+        assert (tmp_path/'app.db').exists()
+
+    async def test_a_wal_that_grows(self, path, monkeypatch, caplog):
+        "A connection that keeps reading pins it: that is said once"
+        monkeypatch.setattr(sqlite_file, 'LARGE_WAL', 50_000)
+        async with managers(path, 1) as (m,):
+            await m.broadcast('n', 0)
+            with Shell(path) as shell:
+                shell.sql('begin'), shell.sql('select count(*) from sse_log')
+                async with within('it is said'):
+                    while not (said := [r for r in caplog.records if 'keeps a transaction open' in r.message]):
+                        await asyncio.gather(*[m.broadcast('n', 'x'*500) for _ in range(300)])
+                shell.sql('commit')
+            assert len(said) == 1
+
+
+class TestWithoutAnEventLoop:
+    def test_a_publisher_is_light(self, path):
+        code = ('import sys\nfrom cjm_fasthtml_sse.backends.sqlite import Publisher\n'
+                'with Publisher(sys.argv[1]) as p:\n    for n in range(2): p.broadcast("n", n)\n'
+                'assert not {"fasthtml", "redis", "cjm_fasthtml_sse.core"} & {*sys.modules}')
+        subprocess.run([sys.executable, '-c', code, f'sqlite:///{path}'], check=True, timeout=BOUND)
+        with Shell(path) as shell: assert shell.sql("select json_extract(fields, '$.data') from sse_log") == [[0], [1]]
+
+    def test_many_threads(self, path, library):
+        with Publisher(path, timeout=BOUND, library=library) as p, ThreadPoolExecutor(10) as pool:
+            list(pool.map(lambda n: p.broadcast('n', n), range(100)))
+        with Shell(path) as shell:
+            assert sorted(shell.sql("select json_extract(fields, '$.data') from sse_log")) == [[n] for n in range(100)]
+
+    def test_it_survives_a_fork(self, path, library):
+        p = Publisher(path, timeout=BOUND, library=library)
+        p.broadcast('n', 'parent')
+        stop = threading.Event()
+        def busy():
+            while not stop.is_set(): p.broadcast('busy', 0)
+        thread = threading.Thread(target=busy)
+        thread.start()
+        for _ in range(5):
+            if not (pid := os.fork()):
+                signal.alarm(int(BOUND))  # It ends in any case
+                try:
+                    p.broadcast('n', 'child')
+                    os._exit(0)
+                finally: os._exit(1)
+            assert os.waitpid(pid, 0)[1] == 0
+        stop.set()
+        thread.join(BOUND)
+        p.broadcast('n', 'parent again')
+        p.close()
+        with Shell(path) as shell:
+            found = shell.sql("select json_extract(fields, '$.data') from sse_log where json_extract(fields, '$.type')='n'")
+            assert [o for o, in found] == ['parent', *['child']*5, 'parent again']
+    for mark in forks: test_it_survives_a_fork = mark(test_it_survives_a_fork)
+
+    def test_a_manager_that_was_forked(self, path):
+        "A process that is forked off while the manager runs publishes over a connection of its own"
+        async def main():
+            async with managers(path, 1) as (m,), following('queue', m) as c:
+                await m.broadcast('n', 'parent')
+                if not (pid := os.fork()):
+                    signal.alarm(int(BOUND))
+                    try:
+                        asyncio._set_running_loop(None)
+                        assert m.broadcast('n', 'child').result(BOUND) == 0
+                        os._exit(0)
+                    finally: os._exit(1)
+                assert (await in_thread(os.waitpid, pid, 0))[1] == 0
+                assert await c.data(2) == ['parent', 'child']
+        asyncio.run(main())
+    for mark in forks: test_a_manager_that_was_forked = mark(test_a_manager_that_was_forked)
+
+
+def said(stream): return [json.loads(e.data) for e in stream.events if e.event == 'said']
+
+
+class TestServers:
+    @pytest.mark.parametrize('fastlite', ['', pytest.param('1', marks=pytest.mark.skipif(not find_spec('fastlite'), reason='needs fastlite'))],
+                             ids=['sqlite3', 'fastlite'])
+    def test_two_workers(self, path, tmp_path, fastlite):
+        "On one file: they see the same, in plain routes too; one is killed, both start anew, and browsers go on where they were"
+        start = dict(cmd=uvicorn('one_file:app', '--workers', '2'), log=tmp_path/'log', cwd=HERE/'apps', env=dict(DB=str(path), FASTLITE=fastlite))
+        with running(**start) as app:
+            def here(): return {app.get('/here').json()['pid'] for _ in range(30)}
+            wait_until(lambda: len(here()) == 2, 'both answer')
+            with Stream(app, '/events?user=ann') as a, Stream(app, '/events?user=bob') as b:
+                for s in a, b: s.begun()
+                for n in range(5): app.get('/say', text=f'n{n}')
+                assert app.get('/say_from_a_thread', text='n5').status_code == 200
+                subprocess.run([sys.executable, '-c', 'import sys\nfrom cjm_fasthtml_sse.backends.sqlite import Publisher\n'
+                    'with Publisher(sys.argv[1]) as p: p.broadcast("said", "n6")', f'sqlite:///{path}'], check=True, timeout=BOUND)
+                for s in a, b:
+                    s.says('n6')
+                    assert said(s) == [f'n{n}' for n in range(7)]
+                wait_until(lambda: app.get('/everywhere').json()['users'] == dict(ann=1, bob=1), 'all say what they have')
+                app.get('/log_out', user='ann')
+                a.until_end()
+                last = b.events[-1].id
+            os.kill(max(here()), signal.SIGKILL)
+            def goes_on():
+                with suppress(httpx.HTTPError): return app.get('/say', text='n7').status_code == 200
+            wait_until(goes_on, 'the other goes on')
+            wait_until(lambda: len(here()) == 2, 'uvicorn starts another one')
+        with running(**start) as app:
+            app.get('/say', text='end')
+            with Stream(app, last_event_id=last) as c:
+                c.says('end')
+                assert [*dict.fromkeys(said(c))] == ['n7', 'end'] and not [e for e in c.events if e.event == GAP]
+            assert 'Traceback' not in app.output
