@@ -47,9 +47,9 @@ class Timing:
         "Look often from now on"
         self._active_until = time.monotonic()+ACTIVE_SECS
 
-    def note_failure(self):
+    def note_failure(self, secs=FAILED_PAUSE):
         "Do nothing for a moment"
-        self._retry_at = time.monotonic()+FAILED_PAUSE
+        self._retry_at = time.monotonic()+secs
 
     @property
     def has_failed(self) -> bool:
@@ -258,7 +258,7 @@ class LogThread:
 
     def _note_trouble(self, e):
         if isinstance(e, BackendError): raise e  # Two copies of SQLite, or tables of a newer version
-        if self._file.is_busy(e): return
+        if self._file.is_busy(e): return self._timing.note_failure(LOCKED_PAUSE)
         if not isinstance(e, self._file.driver.Error): _log.exception('The thread of %s goes on after', self._file)
         elif str(e)!=self._trouble: _log.error('%s. The next try follows soon', self._file.error(e))
         self._trouble = str(e)

@@ -1,6 +1,6 @@
 """A chaos run: two workers, one Redis or SQLite file, hundreds of clients, and everything that can go wrong to them
 
-    python tests/contract/chaos.py --seconds 120 --seed 1 [--sqlite]
+    python tests/contract/chaos.py --seconds 120 --seed 1 [--sqlite [--fastlite]]
 
 Clients connect over real sockets, read slowly, stall, die, and come back with the last id they saw. Meanwhile messages are
 broadcast; a worker is killed; Redis is restarted with what it has saved, or the file is locked; both workers are restarted
@@ -215,12 +215,12 @@ def judge(clients, truth, acknowledged, log=LOG):
     return found
 
 
-async def run(secs, seed, clients=300, rate=200, sqlite=False, folder=None):
+async def run(secs, seed, clients=300, rate=200, sqlite=False, fastlite=False, folder=None):
     "The report, with what is wrong under `faults`"
     rnd,tally,stop = random.Random(seed),Counter(),Stop()
     store = (File(Path(folder)) if sqlite else Redis(Path(folder), *Redis.durable)).start()
     server = Server(uvicorn('chaos:app', '--workers', '2', '--log-level', 'warning'), Path(folder)/'server.log',
-                    env={'REDIS_URL': store.url(), 'LOG': str(LOG)})
+                    env={'REDIS_URL': store.url(), 'LOG': str(LOG), 'FASTLITE': str(store.path) if fastlite else ''})
     port = server.wait_until_up().port
     try:
         witness = Witness(server, min((await workers(port)).values(), key=place))
@@ -269,8 +269,9 @@ if __name__=='__main__':
     p.add_argument('--clients', type=int, default=300)
     p.add_argument('--rate', type=float, default=200)
     p.add_argument('--sqlite', action='store_true')
+    p.add_argument('--fastlite', action='store_true', help='with --sqlite: the app writes into the file, too')
     a = p.parse_args()
-    report = main(a.seconds, a.seed, clients=a.clients, rate=a.rate, sqlite=a.sqlite)
+    report = main(a.seconds, a.seed, clients=a.clients, rate=a.rate, sqlite=a.sqlite, fastlite=a.fastlite)
     output = report.pop('output')
     wrong = report.pop('wrong')
     for k,v in report.items(): print(f'{k:14}{v}')

@@ -5,6 +5,7 @@ the log. `make chaos` is the long run. The tests behind it show that its judge s
 """
 import asyncio
 from collections import Counter
+from importlib.util import find_spec
 from random import Random
 from types import SimpleNamespace
 
@@ -17,9 +18,10 @@ pytestmark = [pytest.mark.redis, pytest.mark.skipif(not Redis.binary, reason='ne
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize('sqlite', [False, True], ids=['redis', 'sqlite'])
-def test_nothing_is_lost_or_doubled(sqlite):
-    report = main(6, seed=1, clients=150, sqlite=sqlite)
+@pytest.mark.parametrize('store', [dict(), dict(sqlite=True), pytest.param(dict(sqlite=True, fastlite=True),
+    marks=pytest.mark.skipif(not find_spec('fastlite'), reason='needs fastlite'))], ids=['redis', 'sqlite', 'fastlite'])
+def test_nothing_is_lost_or_doubled(store):
+    report = main(6, seed=1, clients=150, **store)
     said = '\n'.join([*report['wrong'], 'The server wrote:', report['output']])
     assert not report['wrong'] and not report['tracebacks'], said
     assert report['gaps']==0, 'the log holds far more than is sent'

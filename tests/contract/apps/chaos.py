@@ -1,4 +1,8 @@
-"The app of the chaos run: `REDIS_URL` names what its workers share, `LOG` says how many messages each keeps"
+"""The app of the chaos run: `REDIS_URL` names what its workers share, `LOG` says how many messages each keeps
+
+With `FASTLITE`, which is a path, it writes into the same SQLite file by fastlite, as apps do.
+"""
+import asyncio
 import os
 from fasthtml.common import *
 from starlette.responses import PlainTextResponse
@@ -12,9 +16,19 @@ setup_sse(app, manager)
 @rt
 def events(req): return manager.stream(req)
 
+if path := os.environ.get('FASTLITE'):
+    from fastlite import database
+    db = database(path)
+    numbers = db.t.number
+    numbers.create(n=int, pk='n', if_not_exists=True)
+    writing = asyncio.Lock()  # Threads share one connection
+
 @rt
 async def say(n: int):
-    try: await manager.broadcast('n', dict(n=n, text='x'*150))
+    try:
+        if path:
+            async with writing: await asyncio.to_thread(numbers.insert, n=n)
+        await manager.broadcast('n', dict(n=n, text='x'*150))
     except Exception as e: return PlainTextResponse(repr(e), 503)
     return PlainTextResponse('ok')
 
