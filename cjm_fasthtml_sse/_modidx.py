@@ -1648,6 +1648,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                     'cjm_fasthtml_sse/engine/sender.py'),
                                                 'cjm_fasthtml_sse.engine.sender.Sender._begin': ( 'engine/sender.html#sender._begin',
                                                                                                   'cjm_fasthtml_sse/engine/sender.py'),
+                                                'cjm_fasthtml_sse.engine.sender.Sender._sends_now': ( 'engine/sender.html#sender._sends_now',
+                                                                                                      'cjm_fasthtml_sse/engine/sender.py'),
                                                 'cjm_fasthtml_sse.engine.sender.Sender.stop': ( 'engine/sender.html#sender.stop',
                                                                                                 'cjm_fasthtml_sse/engine/sender.py'),
                                                 'cjm_fasthtml_sse.engine.sender.Sender.write': ( 'engine/sender.html#sender.write',

@@ -12,6 +12,8 @@ frames, one for each event. All other browsers get what they always got.
 
 Only what a broadcast sends to everybody is compressed. The length of a compressed text says something about it. So
 private events, direct messages, snapshots, and streams that an app writes by hand go into frames without compression.
+An event that a renderer draws anew for each user counts as public unless it is private: name it so if it holds what
+only that user may know.
 
 This is a layer around the app, outside of all middleware: the app, and what is around it, see events as they are."""
 
@@ -142,7 +144,8 @@ class Compressor:
         if event in self._frames: return
         self._keep(event)
         if len(event)>QUANTUM:  # As a channel slices it
-            for i in range(0, len(event), QUANTUM): self._keep(event[i:i+QUANTUM])
+            for i in range(0, len(event), QUANTUM):
+                if (piece := event[i:i+QUANTUM]) not in self._frames: self._keep(piece)
 
     def _keep(self, event, frame=None):
         self._size += len(event)+len(frame or b'')

@@ -114,17 +114,18 @@ class LifespanMiddleware:
             send = self._compressed(scope, send)
             outer = scope['sse.outer'] = OuterLayer(receive, send, LifespanMiddleware.__call__)
             tokens = current_scope.set(scope),page_cursors.set(cursors)
-            try: await self.app(scope, receive, send)
-            except BaseException:
-                await outer.fail()
-                raise
+            try:
+                try: await self.app(scope, receive, send)
+                except BaseException:
+                    await outer.fail()
+                    raise
+                finally:
+                    cursors.clear()
+                    scope.pop('sse.outer', None)
+                await outer.run()
             finally:
-                cursors.clear()
                 current_scope.reset(tokens[0])
                 page_cursors.reset(tokens[1])
-                scope.pop('sse.outer', None)
-                del cursors,tokens
-            await outer.run()
 
     def _dictionary(self, scope):
         if self.compressor is None: return None

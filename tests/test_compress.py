@@ -204,6 +204,16 @@ class TestDictionary:
             assert compressor.encode([event]) == compressor.encode([event])
         assert sum(len(k)+len(v or b'') for k, v in compressor._frames.items()) == compressor._size <= 5000
 
+    def test_events_of_which_all_but_the_end_stays(self):
+        "Their slices are the same each time, and count once"
+        compressor = Compressor(Dictionary([row(1)]))
+        table = ''.join(str(row(i)) for i in range(800))
+        for n in range(500):
+            event = f'id: {n:04}\ndata: {table}{n:04}\n\n'.encode()
+            compressor.note(event)
+            assert len(compressor.encode([event])) < len(event)
+        assert sum(len(k)+len(v or b'') for k, v in compressor._frames.items()) == compressor._size
+
 
 def test_the_magic_number(): assert Dictionary([row(1)]).preamble.startswith(MAGIC)
 

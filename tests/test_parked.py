@@ -3,10 +3,14 @@ import asyncio
 
 import pytest
 from fasthtml.common import FastHTML
+from starlette.background import BackgroundTask
 from starlette.responses import Response
 
 from cjm_fasthtml_sse.core import SSEBroadcastManager
+from cjm_fasthtml_sse.headers import current_scope
 from cjm_fasthtml_sse.helpers import setup_sse
+from cjm_fasthtml_sse.multiplex.carrier import Carrier
+from cjm_fasthtml_sse.multiplex.endpoint import Carriers
 from tests.contract.support import eventually
 from tests.protocol import GET, Server, opens
 
@@ -63,6 +67,49 @@ class TestMemory:
             await server.request(GET)
             assert inside == ['/events']
         assert not inside
+
+    @pytest.mark.parametrize('known', [True, False])
+    async def test_hooks_at_the_end_know_the_request(self, known):
+        "Whichever layer waits: an address that they draw has the prefix of the app"
+        app, manager = ours()
+        class Unknown:
+            def __init__(self, app): self.app = app
+            async def __call__(self, *args): await self.app(*args)
+        if not known: app.add_middleware(Unknown)
+        seen = []
+        @manager.on_disconnect
+        def left(_): seen.append(current_scope.get().get('path'))
+        async with Server(app) as server: await server.request(GET)
+        await eventually(lambda: seen)
+        assert seen == ['/events']
+
+    @pytest.mark.parametrize('known', [True, False])
+    async def test_errors_of_a_background_task_reach_the_app(self, known):
+        told = []
+        async def tell(req, e):
+            told.append(str(e))
+            return Response(status_code=500)
+        manager = SSEBroadcastManager(heartbeat=0)
+        def stream(req):
+            response = manager.stream(req)
+            def fail(): raise ValueError('wrong')
+            response.background = BackgroundTask(fail)
+            return response
+        app = app_with(stream, exception_handlers={Exception: tell})
+        if known: setup_sse(app, manager)
+        async with Server(app) as server: await server.request(GET)
+        await eventually(lambda: told)
+        assert told == ['wrong']
+
+    async def test_a_carrier_that_comes_as_the_last_one_goes_has_heartbeats(self, monkeypatch):
+        monkeypatch.setattr('cjm_fasthtml_sse.multiplex.carrier.HEARTBEAT_SECONDS', .01)
+        carriers, old, new = Carriers(), Carrier('a'), Carrier('b')
+        carriers.add(old)
+        await asyncio.sleep(0)
+        carriers.remove(old)
+        carriers.add(new)
+        await eventually(lambda: new.heartbeats.has_pending)
+        carriers.remove(new)
 
 
 class TestChannelsOnTheDirectPath:

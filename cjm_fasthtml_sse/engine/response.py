@@ -186,8 +186,9 @@ class EventStreamResponse(Response):
             if layer is None: return DetachedRequest(conn, channel, end).start()
             self.hub.counts['attached'] += 1
             _log.debug('%r stays in its request: not known to leave bodies alone: %s', conn, layer)
-        elif (outer := scope.get('sse.outer')) is not None and unknown_layer(receive, send, outer, outer.call) is None:
-            return outer.take_over(request)
+        # An error of a background task is for the layers within
+        elif self.background is None and (outer := scope.get('sse.outer')) is not None \
+            and unknown_layer(receive, send, outer, outer.call) is None: return outer.take_over(request)
         await request.run(receive, send)
 
     async def _get_ready(self, seen, page):

@@ -45,6 +45,13 @@ class Sender:
         self.serial += 1
         self.connection.begin_step()
 
+    def _sends_now(self, frame):
+        try:
+            if self.send_now is None or not self.send_now(frame): return False
+        except Exception as e: self.connection.send_failed(e)
+        else: self.connection.sent(frame)
+        return True
+
     async def write(self, frame):
         "Send `frame`; called from within `run`"
         self._begin()
@@ -72,7 +79,7 @@ class TaskSender(Sender):
     def send(self, frame):
         "Hand `frame` over"
         conn = self.connection
-        if self.send_now is not None and self.send_now(frame): return conn.sent(frame)
+        if self._sends_now(frame): return
         self.busy = True
         self.serial += 1
         conn.begin_step()
@@ -115,7 +122,7 @@ class EagerSender(Sender):
     def send(self, frame):
         "Hand `frame` over"
         conn = self.connection
-        if self.send_now is not None and self.send_now(frame): return conn.sent(frame)
+        if self._sends_now(frame): return
         task = _Task(self._call(frame), loop=conn.hub.loop, context=self.context, **_EAGER)
         if task.done(): return self._report(frame, task)
         self.task = task

@@ -53,7 +53,9 @@ class Carriers(dict):
     def remove(self, carrier):
         "Undo `add`"
         del self[carrier.id]
-        if not self: self._beating.cancel()
+        if not self:
+            self._beating.cancel()
+            self._beating = None
 
     def choose(self,
         request: ChannelRequest,
@@ -312,12 +314,13 @@ class Multiplexer:
         self.loop = asyncio.get_running_loop()
         watch_signals(self)
         response = CarrierResponse(carrier, self.carriers, _max_age(scope), scope.get('sse.abort'))
-        try: await response.begin(headers, receive, send)
+        try:
+            await response.begin(headers, receive, send)
+            on_start()
         except BaseException as e:
             response.close()
             if isinstance(e, OSError): return  # The browser has disconnected
             raise
-        on_start()
         if (outer := scope.get('sse.outer')) is not None: outer.take_over(response)
         else: await response.run(receive, send)
 
