@@ -25,7 +25,7 @@ def called(name): return name.replace('ours', '**this library**')
 
 def rows(head, body): return Markdown('\n'.join('| '+' | '.join(o)+' |' for o in (head, ['---']*len(head), *body)))
 
-def when(o): return f"{o['rounds']} rounds, {o['date']}, Python {o['versions']['python']}"
+def when(o): return f"{o['rounds']} round{'s'*(o['rounds']>1)}, {o['date']}, Python {o['versions']['python']}"
 
 
 def about(section='fanout'):
