@@ -180,8 +180,9 @@ def write_all(cls:Reader,
             group,cursor,number = c.group,c.cursor,c.number
             frame = group.plain_frame_after(cursor)
             chunk = b'' if frame is None else frame.as_chunk(number)
-        if (not chunk or w.is_held or w.flow.write_paused or w.cycle.disconnected or w.cycle.response_complete
-            or w.transport.is_closing()  # As in `TransportWriter.is_ready`
+        # Less than `TransportWriter.is_ready` looks at, as each object costs a miss of the cache: the transport of a
+        # client that has gone closes, and a response that is complete belongs to a connection that has ended
+        if (not chunk or w.is_held or w.flow.write_paused or w.transport.is_closing()
             or number and w in carriers):
             left.append(c)
             continue

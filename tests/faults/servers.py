@@ -22,7 +22,7 @@ FAULTS: list[Fault] = [
     Fault('What is said to a client that does not read piles up in the server, and it is never evicted', 'engine/connection.py', 'test_hostile_clients.py',
           [('w.is_held or w.flow.write_paused or', 'w.is_held or')]),
     Fault('A client that has left while another of its requests waits is an error in the log', 'engine/connection.py', 'test_hostile_clients.py',
-          [('or w.transport.is_closing()  # As', '# As')]),
+          [('or w.flow.write_paused or w.transport.is_closing()', 'or w.flow.write_paused')]),
     Fault('A message that goes straight to the transport is not a chunk of HTTP', 'engine/connection.py', 'test_several_workers.py',
           [('chunks.append(chunk)', 'chunks.append(frame.body)')]),
     Fault('A cookie that a middleware sets on a channel never reaches the browser', 'multiplex/channel.py', CHANNELS,
