@@ -19,7 +19,8 @@ import pytest
 
 from cjm_fasthtml_sse.backends import sqlite, sqlite_file
 from cjm_fasthtml_sse.backends.base import check_backend
-from cjm_fasthtml_sse.backends.sqlite import Publisher
+from cjm_fasthtml_sse.backends.sqlite import Publisher, SQLiteBackend
+from cjm_fasthtml_sse.backends.sqlite_driver import Handle
 from cjm_fasthtml_sse.core import BackendError, SSEBroadcastManager
 from tests.contract.servers import Stream, running, uvicorn, wait_until
 from tests.contract.support import BOUND, GAP, eventually, following, no_task_left, within
@@ -147,6 +148,67 @@ asyncio.run(main())
         done = subprocess.run([sys.executable, '-c', self.TWO, first, second, path], capture_output=True, text=True, timeout=BOUND)
         assert wanted in done.stdout and (second == 'none' or "library='" in done.stdout), done
 
+    LATER = '''
+import asyncio, sys
+from pathlib import Path
+from cjm_fasthtml_sse.backends import sqlite_driver
+from cjm_fasthtml_sse.backends.sqlite import SQLiteBackend
+from cjm_fasthtml_sse.core import SSEBroadcastManager
+async def main():
+    sqlite_driver.count_copies = lambda *args: 0  # As where there is no /proc
+    backends = [SQLiteBackend(Path(sys.argv[1]), name) for name in ('sse', 'more')]
+    one, two = [SSEBroadcastManager(backend=b) for b in backends]
+    await one.open()
+    import apsw
+    await two.open()
+    for b in backends: await asyncio.to_thread(b.send, dict(type='n', data=1))
+    print('with apsw:', len(apsw.connections()))
+    for m in one, two: await m.close()
+asyncio.run(main())
+'''
+
+    @needs_apsw
+    def test_a_library_that_is_imported_later(self, path):
+        "All connections of the package take the library that the first one took"
+        done = subprocess.run([sys.executable, '-c', self.LATER, path], capture_output=True, text=True, timeout=BOUND)
+        assert done.stdout == 'with apsw: 0\n', done
+
+    @needs_apsw
+    def test_another_library_is_refused(self, path):
+        "Before it touches the file"
+        with Publisher(path, library='sqlite3') as one, Publisher(path, library='apsw') as two:
+            one.broadcast('n', 1)
+            with pytest.raises(BackendError, match='two copies'): two.broadcast('n', 2)
+            one.close()
+            two.broadcast('n', 3)
+
+    @needs_apsw
+    def test_hooks_of_apsw(self, path, monkeypatch):
+        "What they set for all connections does not make ours wait"
+        import apsw
+        monkeypatch.setattr(apsw, 'connection_hooks', [lambda c: c.set_busy_timeout(9000)])
+        handle = sqlite_file.LogFile(path, library='apsw').connect()
+        assert handle.connection.execute('pragma busy_timeout').fetchall() == [(0,)]
+        handle.close()
+
+    @pytest.mark.parametrize('renamed', [False, True])
+    async def test_replaced_while_others_have_it_open(self, path, tmp_path, renamed):
+        "`FILE-shm` is opened once more then, by the same copy of SQLite"
+        async with managers(path, 1) as (m,), following('stream', m) as c:
+            await m.broadcast('n', 0)
+            assert await c.next() == ('n', 0)
+            with Publisher(path) as script:
+                await in_thread(script.broadcast, 'n', 1)
+                assert await c.next() == ('n', 1)
+                with Shell(path) as shell:
+                    shell.sql('pragma wal_checkpoint(truncate)'), shell.sql(f"vacuum into '{tmp_path}/new'")
+                    if renamed: shell.run(f"os.rename(path, '{tmp_path}/old')")
+                    shell.run(f"os.rename('{tmp_path}/new', path)")
+                assert await c.next() == (GAP, None)
+                assert await m.broadcast('n', 2) == 1
+                await in_thread(script.broadcast, 'n', 3)
+                assert await c.data(2) == [2, 3]
+
     async def test_tables_of_a_newer_version(self, path):
         async with managers(path, 1) as (m,):
             await m.open()
@@ -239,6 +301,49 @@ class TestWithoutAnEventLoop:
             list(pool.map(lambda n: p.broadcast('n', n), range(100)))
         with Shell(path) as shell:
             assert sorted(shell.sql("select json_extract(fields, '$.data') from sse_log")) == [[n] for n in range(100)]
+
+    def test_a_deleted_file(self, path, tmp_path):
+        "It is not made again, neither by a script nor by a backend"
+        async def main():
+            backend, script = SQLiteBackend(path), Publisher(tmp_path/'script.db')
+            m = SSEBroadcastManager(backend=backend)
+            await m.open()
+            await in_thread(script.broadcast, 'n', 1)
+            for o in tmp_path.glob('*.db*'): o.unlink()
+            for send in script.send, backend.send:
+                with pytest.raises(BackendError, match='was not sent'): await in_thread(send, dict(type='n', data=2))
+            assert not [*tmp_path.glob('*.db')]
+            await m.close()
+            script.close()
+        asyncio.run(main())
+
+    def test_the_wal_of_a_script_is_bounded(self, path):
+        "Also if no backend runs"
+        with Publisher(path, timeout=BOUND) as p:
+            for _ in range(60): p.broadcast('n', 'x'*200_000)
+            assert Path(f'{path}-wal').stat().st_size < 8e6
+
+    def test_closed_while_others_publish(self, path, library):
+        with Publisher(path, timeout=BOUND, library=library) as p, ThreadPoolExecutor(5) as pool:
+            sent = [pool.submit(p.broadcast, 'n', n) for n in range(200)]
+            while not all(o.done() for o in sent): p.close()
+            for o in sent: o.result()
+
+    def test_two_forks_at_once(self, path):
+        "The second one waits for the first, and no connection stays locked"
+        with Publisher(path, timeout=BOUND) as p:
+            p.broadcast('n', 1)
+            held, second = threading.Event(), threading.Thread(target=lambda: (held.set(), Handle.hold_all(), Handle.release_all()))
+            Handle.hold_all()
+            second.start()
+            assert held.wait(BOUND)
+            second.join(.1)
+            Handle.release_all()
+            second.join(BOUND)
+            sender = threading.Thread(target=p.broadcast, args=('n', 2), daemon=True)
+            sender.start()
+            sender.join(BOUND)
+            assert not sender.is_alive()
 
     def test_it_survives_a_fork(self, path, library):
         p = Publisher(path, timeout=BOUND, library=library)

@@ -26,8 +26,8 @@ __all__ = ['Publisher', 'SQLiteBackend']
 
 # %% ../../nbs/backends/sqlite.ipynb #2a0c487e
 import asyncio,json,logging,re,secrets,time
+from contextlib import suppress
 from inspect import isawaitable
-from pathlib import Path
 from typing import Any
 
 from .records import PendingPublish,PublisherBase,log_settings,pack_record,read_report
@@ -50,7 +50,8 @@ class Publisher(PublisherBase):
         synchronous: str='normal', # As for `SQLiteBackend`
         library: str|None=None     # As for `SQLiteBackend`
     ):
-        self._file,self._tables = LogFile(address, synchronous, library),LogTables(name)
+        self._file = address if isinstance(address, LogFile) else LogFile(address, synchronous, library)
+        self._tables = LogTables(name)
         self._timeout = log_settings(name, 1, 1., timeout).timeout
         self._opened: list = []  # Pairs of a handle and the identity of its file; a fork has closed some
 
@@ -73,23 +74,33 @@ class Publisher(PublisherBase):
                 raise BackendError(f'{why}. The broadcast was not sent') from e
 
     def _write(self, text, key, is_command):
-        handle = self._handle()
-        with handle.lock, transaction(handle.connection):
-            if is_command: self._tables.append_command(handle.connection, text)
-            else: self._tables.append(handle.connection, text, key)
+        while True:
+            handle = self._handle()
+            with handle.lock:
+                if handle.is_closed: continue  # By another thread
+                with transaction(handle.connection):
+                    if is_command: self._tables.append_command(handle.connection, text)
+                    else: self._tables.append(handle.connection, text, key)
+                return
 
     def _handle(self):
-        for handle,identity in self._opened:
+        for handle,identity in [*self._opened]:
             if not handle.is_closed and identity==self._file.identity(): return handle
         self.close()
-        handle = self._file.connect()
-        self._opened.append((handle, self._file.identity()))
-        with handle.lock: self._tables.ensure(handle.connection)
+        identity = self._file.identity()
+        handle = self._file.connect(create=not self._file.was_opened, checkpoints=True)
+        try:
+            with handle.lock: self._tables.ensure(handle.connection)
+        except BaseException:
+            handle.close()
+            raise
+        self._opened.append((handle, identity or self._file.identity()))
         return handle
 
     def close(self):
         "Close the connection; the next broadcast makes another"
-        while self._opened: self._opened.pop()[0].close()
+        with suppress(IndexError):
+            while True: self._opened.pop()[0].close()
 
 # %% ../../nbs/backends/sqlite.ipynb #ee7f67b4
 _log = logging.getLogger(__name__)
@@ -239,8 +250,7 @@ class SQLiteBackend(LogBackend):
         return SQLiteSession(self._file, self._tables, self.settings, size, deliver, renew, describe)
 
     def _make_publisher(self):
-        return Publisher(Path(self._file.path), self.settings.name, timeout=self.settings.timeout,
-            synchronous=self._file.synchronous, library=self._file.library)
+        return Publisher(self._file, self.settings.name, timeout=self.settings.timeout)
 
     async def wait_for(self, last_event_id):
         "Wait a second at most until `last_event_id` was delivered here; `BackendError` if only the file has it by then"

@@ -16,7 +16,7 @@ __all__ = []
 import ctypes,logging,os,sys
 from typing import Any
 
-from .sqlite_driver import BUSY,LOCKED,Handle,check_copies,check_library,choose_driver
+from .sqlite_driver import BUSY,LOCKED,Handle,check_copies,check_library,choose_driver,registry
 from ..engine.checks import ArgumentError
 from ..engine.messages import BackendError
 
@@ -89,6 +89,7 @@ class LogFile:
             f"`synchronous` must be 'normal' or 'full', got {synchronous!r}")
         self.path,self.synchronous,self.library = parse_address(address),synchronous,check_library(library)
         self.driver: Any = None   # From the first connection on
+        self.was_opened = False   # Whether it was there once: it is not made again then
 
     def __str__(self): return self.path
 
@@ -111,23 +112,28 @@ class LogFile:
         "Return an error of the library as one of ours"
         return e if isinstance(e, BackendError) else BackendError(f'{self.path}: {e}')
 
-    def connect(self, create=True) -> Handle:
-        "Open the file, and make it where `create`; an error of the library, or `BackendError`"
-        if self.driver is None:
-            self.driver = choose_driver(self.path, self.library)
+    def connect(self,
+        create=True,     # Whether to make the file if there is none
+        checkpoints=False # Whether commits move what stands in `FILE-wal` into the file, from 1000 pages on
+    ) -> Handle:
+        "Open the file; an error of the library, or `BackendError`"
+        with registry:
+            self.driver = choose_driver(self.path, self.library, self.driver)
             check_environment(self.path, self.driver)
-        handle = Handle(self.driver.connect(self.path, create))
+            handle = Handle(self.driver, self.path, create)
         try:
+            handle.connection.execute('pragma busy_timeout=0')  # A hook of apsw may have set another one
             (mode,), = handle.connection.execute('pragma journal_mode=wal').fetchall()
             if mode!='wal': raise BackendError(f'{self.path} can not be in WAL mode, it stays in mode {mode!r}')
-            # One process checkpoints, when it has the time
             handle.connection.execute(f'pragma synchronous={self.synchronous}')
-            handle.connection.execute('pragma wal_autocheckpoint=0')
+            # Of backends one process checkpoints, when it has the time
+            handle.connection.execute(f'pragma wal_autocheckpoint={1000 if checkpoints else 0}')
             handle.connection.execute('select count(*) from sqlite_master').fetchall()
         except BaseException:
             handle.close()
             raise
         self.check(handle)
+        self.was_opened = True
         return handle
 
     def check(self, handle):
