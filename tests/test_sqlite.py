@@ -6,21 +6,25 @@ import asyncio
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
 import httpx
 import pytest
 
-from cjm_fasthtml_sse.backends import sqlite, sqlite_file
+from cjm_fasthtml_sse.backends import sqlite, sqlite_file, sqlite_log, sqlite_writer
 from cjm_fasthtml_sse.backends.base import check_backend
 from cjm_fasthtml_sse.backends.sqlite import Publisher, SQLiteBackend
 from cjm_fasthtml_sse.backends.sqlite_driver import Handle
+from cjm_fasthtml_sse.backends.sqlite_log import LogTables, Position
+from cjm_fasthtml_sse.backends.sqlite_reader import LogReader
+from cjm_fasthtml_sse.backends.sqlite_thread import LogThread
 from cjm_fasthtml_sse.core import BackendError, SSEBroadcastManager
 from tests.contract.servers import Stream, running, uvicorn, wait_until
 from tests.contract.support import BOUND, GAP, eventually, following, no_task_left, within
@@ -286,6 +290,161 @@ asyncio.run(main())
                         await asyncio.gather(*[m.broadcast('n', 'x'*500) for _ in range(300)])
                 shell.sql('commit')
             assert len(said) == 1
+
+
+class TestOddRows:
+    "What plain SQL may write, and what is large: nobody stops over it"
+    @pytest.fixture
+    def db(self):
+        db = sqlite3.connect(':memory:', isolation_level=None)
+        LogTables().create(db)
+        with closing(db): yield db
+
+    async def test_rows_that_json_does_not_carry(self, path, library, caplog):
+        "They are skipped with a line in the log, and after a restart, too"
+        async with managers(path, library=library) as (one, two), following('queue', one) as a, following('stream', two) as b:
+            with Shell(path) as shell:
+                assert shell.sql("insert into sse_log(fields, key) values ('{}', x'6b')").startswith('IntegrityError')
+                shell.sql('pragma ignore_check_constraints=1')
+                shell.sql("insert into sse_log(fields, key) values (json_object('type', 'n', 'data', 0), x'6b')")
+                shell.sql("insert into sse_log(fields) values (cast(x'7b22ff227d' as text))")
+            await one.broadcast('n', 1)
+            for c in a, b: assert await c.data(1) == [1] and not c.gaps
+        assert len([r for r in caplog.records if 'makes no sense' in r.message]) >= 4
+        async with managers(path, 1, library=library) as (m,), following('queue', m) as c:
+            await m.broadcast('n', 2)
+            assert (await c.data(1))[-1] == 2
+        with Shell(path) as shell: shell.sql('delete from sse_log')  # The check of the file names those rows
+
+    def test_pages_are_bounded_by_bytes(self, db, monkeypatch):
+        monkeypatch.setattr(sqlite_log, 'PAGE_BYTES', 1000)
+        tables, at, sizes = LogTables(), Position(), []
+        for n in 10, 400, 600, 600, 3000, 3000, 10: tables.append(db, 'x'*n)
+        while rows := tables.read(db, at):
+            sizes.append([len(r.text) for r in rows])
+            for r in rows: at = at.after(r)
+        assert sizes == [[10, 400, 600], [600, 3000], [3000], [10]]
+        origin, newest, end = tables.past(db, 5)
+        assert ([len(r.text) for r in newest], origin.seq, end) == ([3000, 10], 5, at)
+        pages, lost = [], []
+        reader = LogReader('it', tables, 9, pages.append, lost.extend)
+        reader.load(db)
+        for n in 3000, 3000: tables.append(db, 'x'*n)
+        for _ in range(3):
+            reader.reached(pages[-1].end)
+            reader.look(db)
+        assert [len(p.entries) for p in pages] == [2, 1, 1]
+
+    def test_commands_come_in_their_order(self, db):
+        "Also the one before the first message, and where plain SQL has mixed their places"
+        tables = LogTables()
+        for after in 0, 2, 1: db.execute("insert into sse_command(fields, after) values ('{}', ?)", (after,))
+        for _ in range(3): tables.append(db, '{}')
+        assert [(r.is_command, r.seq) for r in tables.read(db, Position())] == [
+            (True, 1), (False, 1), (False, 2), (True, 2), (True, 3), (False, 3)]
+
+    async def test_names_that_differ_in_case(self, path):
+        "They are the same tables for SQLite"
+        assert LogTables('SSE').name == 'sse'
+        assert SQLiteBackend(path, 'SSE').address == SQLiteBackend(path, 'sse').address
+
+
+class TestChores:
+    "The trimming, the report and the checkpoints never hold up messages"
+    async def test_a_checkpoint_that_fails(self, path, monkeypatch):
+        "It is not tried again at once"
+        tried = []
+        def fail(self, handle):
+            tried.append(1)
+            raise sqlite3.OperationalError('database or disk is full')
+        monkeypatch.setattr(sqlite_file.LogFile, 'checkpoint', fail)
+        async with managers(path, 1, library='sqlite3') as (m,), following('queue', m) as c:
+            for n in range(5): await m.broadcast('n', n)
+            assert await c.data(5) == [*range(5)] and len(tried) == 1
+
+    def test_it_is_read_where_the_work_fails(self, path, monkeypatch):
+        looks = []
+        monkeypatch.setattr(LogReader, 'look', lambda self, connection: looks.append(1))
+        monkeypatch.setattr(sqlite_file.LogFile, 'checkpoint', lambda self, handle: 1/0)
+        loop = asyncio.new_event_loop()
+        file, settings = sqlite_file.LogFile(path), SQLiteBackend(path).settings
+        thread = LogThread(file, LogTables(), settings, 'it', 9, loop, print, print)
+        thread._open.begin(1., lambda: False)
+        thread.put('{}')
+        thread._chores.note(sqlite_writer.CHECKPOINT_ROWS)
+        thread._turn()
+        thread._open.end(lambda connection: None)
+        loop.close()
+        assert looks == [1]
+
+    async def test_a_chore_that_fails(self, path, monkeypatch, caplog):
+        "The broadcasts of its transaction are written"
+        monkeypatch.setattr(sqlite_writer, 'REFRESH', .01)
+        monkeypatch.setattr(LogTables, 'trim', lambda *args: 1/0)
+        async with managers(path, 1) as (m,), following('queue', m) as c:
+            async with within('it has failed'):
+                while 'ZeroDivisionError' not in caplog.text: await m.broadcast('n', 1)
+            assert await m.broadcast('n', 2) == 1
+            await eventually(lambda: ('n', 2) in c.seen)
+
+    async def test_an_age_without_end(self, path, monkeypatch, caplog):
+        monkeypatch.setattr(sqlite_writer, 'REFRESH', .01)
+        async with managers(path, 1, max_age=float(sys.maxsize)) as (m,):
+            for n in range(30): await m.broadcast('n', n)
+        assert 'OverflowError' not in caplog.text
+
+    async def test_what_is_locked_for_long(self, path):
+        "Broadcasts that were given up leave the memory"
+        async with managers(path, 1, timeout=.05) as (m,):
+            await m.open()
+            waiting = m._backend._session._thread._writer
+            with Shell(path) as shell:
+                shell.sql('begin immediate')
+                for _ in range(3):
+                    found = await asyncio.gather(*[m.broadcast('n', n) for n in range(9)], return_exceptions=True)
+                    assert {*map(type, found)} == {BackendError}
+                await eventually(lambda: not waiting.is_waiting)
+                shell.sql('rollback')
+
+    async def test_questions_without_a_file(self, path):
+        "They fail at once"
+        async with managers(path, 1, timeout=BOUND) as (m,):
+            await m.open()
+            for o in '', '-wal', '-shm': os.remove(f'{path}{o}')
+            with pytest.raises(BackendError, match='was deleted'): await asyncio.wait_for(m.cluster_stats(), BOUND/2)
+
+    def test_whoever_hangs_reports_no_more(self, path, monkeypatch):
+        "Its thread does not renew the report for ever, so another process leads"
+        chores = sqlite_writer.Chores(None, LogTables(), SQLiteBackend(path).settings, 'it')
+        db = sqlite3.connect(':memory:', isolation_level=None)
+        LogTables().create(db)
+        chores.set_report('{}')
+        chores.write(db, Position())
+        monkeypatch.setattr(sqlite_writer, 'REFRESH', 0.)
+        assert chores.report_is_due()
+        monkeypatch.setattr(sqlite_writer, 'REPORT_TTL', 0.)
+        assert not chores.report_is_due()
+        db.close()
+
+    @pytest.mark.parametrize('times', [1, 2])
+    async def test_a_renewal_that_fails(self, path, times, caplog):
+        "The start fails with that error; later on it goes on"
+        async def deliver(record): got.append(record)
+        def renew(origin, records, **kw):
+            calls.append(origin)
+            if len(calls) == times: raise RuntimeError('renew')
+        got, calls, b = [], [], SQLiteBackend(path, timeout=BOUND)
+        try:
+            if times == 1:
+                with pytest.raises(RuntimeError, match='renew'): await asyncio.wait_for(b.start(9, deliver, renew), BOUND)
+                return
+            await b.start(9, deliver, renew)
+            await b.publish(dict(type='n', data=1), None)
+            with Shell(path) as shell: shell.sql('delete from sse_log'), shell.sql("insert into sse_log(seq, fields) values (9, '{}')")
+            await eventually(lambda: len(calls) == 2)
+            await b.publish(dict(type='n', data=2), None)
+            assert got[-1].fields['data'] == 2
+        finally: await b.stop()
 
 
 class TestWithoutAnEventLoop:

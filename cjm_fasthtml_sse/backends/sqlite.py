@@ -134,7 +134,10 @@ class SQLiteSession(LogSession):
     def _take_page(self, page):
         if self._error is not None: return
         if page.origin is None: return self.spawn(self._deliver_page(page))
-        self._renew(page.origin, [o for o,_,_ in page.entries if o is not None])
+        try: self._renew(page.origin, [o for o,_,_ in page.entries if o is not None])
+        except Exception as e:
+            if not self._opened.done(): return self._fail(e)
+            _log.exception('The past could not be loaded anew')
         self.position.move(page.epoch, (page.end.seq,))
         self._thread.put(page.end)
         if not self._opened.done(): self._opened.set_result(None)
@@ -237,7 +240,7 @@ class SQLiteBackend(LogBackend):
     ):
         super().__init__()
         self._file,self._tables = LogFile(address, synchronous, library),LogTables(name)
-        self.settings = log_settings(name, max_length, max_age, timeout)
+        self.settings = log_settings(self._tables.name, max_length, max_age, timeout)
 
     @property
     def address(self):

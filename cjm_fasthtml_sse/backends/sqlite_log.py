@@ -40,6 +40,7 @@ from ..engine.messages import BackendError
 NOW_MS = "cast(round((julianday('now')-2440587.5)*86400000) as integer)"  # Milliseconds since 1970, in SQL
 VERSION = 1        # Of the tables
 PAGE = 500         # Messages that are read at once
+PAGE_BYTES = 8*2**20 # Their text, and one message more
 TRIM_CHUNK = 5000  # Rows that are deleted at once
 COMMAND_AGE = 3600 # Seconds for which commands are kept
 REPORT_TTL = 12.   # Seconds after which a process that does not renew its report is counted no more
@@ -60,8 +61,8 @@ class Row(NamedTuple):
     "A message or a command, as it stands in the file"
     seq: int
     ms: int
-    text: str             # Its fields
-    key: str|None = None
+    text: str|bytes       # Its fields; `bytes` where they may be no text
+    key: str|bytes|None = None
     after: int|None = None # `None`: it is a message
 
     @property
@@ -76,10 +77,18 @@ _SCHEMA = """
 create table if not exists sse_meta(one integer primary key check(one=1), version integer not null,
     epoch text not null);
 create table if not exists sse_log(seq integer primary key, ms integer not null default ({now}),
-    fields text not null check(typeof(fields)='text'), key text);
+    fields text not null check(typeof(fields)='text'),
+    key text check(key is null or typeof(key)='text'));
 create table if not exists sse_command(seq integer primary key, ms integer not null default ({now}),
-    fields text not null, after integer not null);
+    fields text not null, after integer not null check(typeof(after)='integer'));
 create table if not exists sse_worker(token text primary key, at real not null, report text not null)"""
+
+# The rows behind one, in the order of `{ahead}`: a number of them at most, and of bytes, not counting the last row
+_PAGE = """sse_log where seq in (with recursive page(seq, n, size) as (values(?, 0, 0) union all
+    select log.seq, n+1, size+length(cast(fields as blob)) from page join sse_log as log on log.seq=({ahead})
+    where n<? and size<?) select seq from page)"""
+_LATER = _PAGE.replace('{ahead}', 'select min(seq) from sse_log where seq>page.seq')
+_EARLIER = _PAGE.replace('{ahead}', 'select max(seq) from sse_log where seq<page.seq')
 
 def _all(name, connection, sql, args=()):
     "Run SQL with the names of the tables of one log, and `{now}` for the time in milliseconds; return all rows"
@@ -116,12 +125,19 @@ class LogTables:
         if not isinstance(name, str) or not re.fullmatch(r'[A-Za-z][A-Za-z0-9_]{0,39}', name) \
             or name.lower().startswith('sqlite'): raise ArgumentError(
                 f'`name` must be a word of letters, digits and `_`, as the names of tables begin with it, got {name!r}')
-        self.name,self.workers = name,ReportTable(name)
+        self.name = name.lower()  # As SQLite takes both for the same
+        self.workers = ReportTable(self.name)
 
-    def _rows(self, connection, columns, source, args):
+    def _rows(self, connection, source, args, key='key'):
+        columns = f'seq, ms, fields, {key}'
         sql = f'select json_group_array(json_array({columns})) from (select {columns} from {source})'
-        (found,), = _all(self.name, connection, sql, args)
-        return sorted((Row(*o) for o in json.loads(found)), key=lambda row: row.seq)
+        try:
+            (found,), = _all(self.name, connection, sql, args)
+            rows = json.loads(found)
+        except Exception:  # Also bytes that are no UTF-8, which JSON does not carry; another error comes again
+            columns = f'seq, ms, cast(fields as blob), {key.replace("key", "cast(key as blob)")}'
+            rows = _all(self.name, connection, f'select {columns} from {source}', args)
+        return sorted((Row(*o) for o in rows), key=lambda row: row.seq)
 
     def epoch(self, connection) -> str: # '' where there are no tables
         "Return the epoch; `BackendError` for tables of a newer version"
@@ -174,27 +190,26 @@ class LogTables:
         limit=PAGE     # Messages at most
     ) -> list|None:    # Rows in order; `None`: the file does not go on from there, or rows were deleted unread
         "Read what comes after a position"
-        found = self._rows(connection, 'seq, ms, fields, key', 'sse_log where seq>=? order by seq limit ?',
-            (at.seq, limit+1))
+        found = self._rows(connection, _LATER, (at.seq, limit, PAGE_BYTES))
         messages = _continue(found, at.seq, at.ms)
         if messages is None: return None
         upto = messages[-1].seq if messages else at.seq
-        found = self._rows(connection, 'seq, ms, fields, null, after', 'sse_command where seq=? or seq>? and after<=?',
-            (at.command, at.command, upto))
+        found = self._rows(connection, 'sse_command where seq=? or seq>? and after<=?', (at.command, at.command, upto),
+            'null, after')
         commands = _continue(found, at.command, at.command_ms)
         if commands is None: return None
-        return sorted(messages+commands, key=lambda row: row.after or row.seq) if commands else messages
+        return _merge(messages, commands) if commands else messages
 
     def past(self,
         connection,
         size  # Messages at most
     ) -> tuple: # What comes before them, as a `Row`; the messages in order; the `Position` behind all
         "Read the newest messages, to begin behind them"
-        found = self._rows(connection, 'seq, ms, fields, key', 'sse_log order by seq desc limit ?', (size+1,))
+        found = self._rows(connection, _EARLIER, (2**63-1, size+1, PAGE_BYTES))
         origin = Row(found[0].seq-1, found[0].ms, '') if found and found[0].seq>1 else Row(0, 0, '')
         if len(found)>size: origin = found.pop(0)
         at = Position().after(found[-1]) if found else Position().after(origin)
-        for o in self._rows(connection, 'seq, ms, fields, null, after', 'sse_command order by seq desc limit 1', ()):
+        for o in self._rows(connection, 'sse_command order by seq desc limit 1', (), 'null, after'):
             at = at.after(o)
         return origin,found,at
 
@@ -213,7 +228,7 @@ class LogTables:
         (first,newest), = _all(self.name, connection, ends)
         if first is None or first>=read: return False
         young = _all(self.name, connection, f'select seq from {table} where seq<? and ms>=? order by seq limit 1',
-            (read, int(1000*(time.time()-max_age))))
+            (read, int(1000*max(0, time.time()-max_age))))
         end = min(max(newest-keep+1, young[0][0] if young else read), read, first+TRIM_CHUNK)
         if end>first: _all(self.name, connection, f'delete from {table} where seq<?', (end,))
         return end==first+TRIM_CHUNK
@@ -223,3 +238,11 @@ def _continue(rows, seq, ms):
     if seq and (not rows or rows[0][:2]!=(seq, ms)): return None
     rows = rows[1:] if seq else rows
     return None if rows and rows[-1].seq-seq!=len(rows) else rows
+
+def _merge(messages, commands):
+    "Return both in order: each command comes behind the message `after` which it was written"
+    res = []
+    for message in messages:
+        while commands and commands[0].after<message.seq: res.append(commands.pop(0))
+        res.append(message)
+    return res+commands

@@ -24,7 +24,7 @@ from typing import Any,NamedTuple
 
 from .base import Record
 from .records import read_record
-from .sqlite_log import PAGE,Position
+from .sqlite_log import Position
 
 # %% ../../nbs/backends/sqlite_reader.ipynb #9c7bbc02
 _log = logging.getLogger(__name__)
@@ -95,8 +95,9 @@ class LogReader:
             _log.warning('%s has lost messages, or dropped them before they were read here: all tabs are told of a gap',
                 self._name)
             return self.load(connection)
-        self._version,self._behind = version,len(rows)>=PAGE
+        self._version = version
         if rows: self._pass_on(rows)
+        self._behind = bool(rows) and self._tables.newest(connection)>self._page_end.seq
         return len(rows)
 
     def load(self, connection) -> int: # Rows that were read

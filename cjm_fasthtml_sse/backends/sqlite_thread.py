@@ -207,12 +207,19 @@ class LogThread:
         try:
             if has_work and not self._is_usable(): return
             with self._open.handle.lock:
-                if has_work: self._work()
-                read = self._reader.look(self._open.handle.connection)
-            if read is None: return
-            self._chores.note(read)
-            if read: self._timing.note_news()
+                try:
+                    if has_work: self._work()
+                except BackendError: raise  # The file must not be touched any more
+                except Exception:
+                    self._look()            # What cannot be written holds up nothing that can be read
+                    raise
+                self._look()
         except Exception as e: self._note_trouble(e)
+
+    def _look(self):
+        if (read := self._reader.look(self._open.handle.connection)) is None: return
+        self._chores.note(read)
+        if read: self._timing.note_news()
 
     def _work(self):
         self._write()
@@ -251,6 +258,7 @@ class LogThread:
     def _note_deleted(self):
         why = f'{self._file} was deleted'
         self._writer.refuse(why)
+        self._answer(BackendError(why))
         if why!=self._trouble: _log.error('%s. Broadcasts fail until there is a file', why)
         self._trouble = why
         self._timing.note_failure()
@@ -275,12 +283,13 @@ class LogThread:
         self._tables.ensure(connection)
         self._reader.load(connection)
 
-    def _answer(self):
+    def _answer(self, error=None):
         questions,self._questions = self._questions,[]
         for question,future in questions:
-            try: result,error = question(self._open.handle.connection),None
-            except self._file.driver.Error as e: result,error = None,self._file.error(e)
-            self._post(_resolve, future, result, error)
+            result = None
+            try: result = None if error else question(self._open.handle.connection)
+            except self._file.driver.Error as e: self._post(_resolve, future, None, self._file.error(e))
+            else: self._post(_resolve, future, result, error)
 
 def _settle(pendings, state, why):
     for p in pendings: p.settle(state, why)

@@ -13,7 +13,7 @@ table of reports, the trimming and the checkpoints."""
 __all__ = []
 
 # %% ../../nbs/backends/sqlite_writer.ipynb #bae7ff1d
-import time
+import logging,time
 from collections import deque
 from itertools import groupby
 from math import inf
@@ -21,9 +21,10 @@ from operator import itemgetter
 
 from .records import State
 from .sqlite_driver import transaction
-from .sqlite_log import Position
+from .sqlite_log import REPORT_TTL,Position
 
 # %% ../../nbs/backends/sqlite_writer.ipynb #90448739
+_log = logging.getLogger(__name__)
 REFRESH = 5.  # Seconds after which a report that has not changed is written again
 CHECKPOINT_ROWS,CHECKPOINT_BYTES,CHECKPOINT_SECS = 1000,4*2**20,60.  # Each of them leads to a checkpoint
 
@@ -32,32 +33,44 @@ class Chores:
     def __init__(self, file, tables, settings, token):
         self._file,self._tables,self._settings,self._token = file,tables,settings,token
         self._report = self._written = ''   # As it is, and as it was written
-        self._written_at = self._checkpoint_at = -inf
+        self._set_at = self._written_at = self._checkpoint_at = -inf
         self._leads = self._trims = self._changed = False
         self._stood = self._trim_upto = Position()  # Where the process stood at the last report, and the one before
         self._rows = self._wal_size = 0     # Rows since the last checkpoint, and the size of the WAL at that
 
     def set_report(self, report):
         "Have a report written with the next transaction"
-        self._report = report
+        self._report,self._set_at = report,time.monotonic()
 
     def report_is_due(self) -> bool:
-        "Return whether the report is to be written"
-        return self._report!=self._written or bool(self._report) and time.monotonic()-self._written_at>=REFRESH
+        "Return whether the report is to be written; an event loop that hangs sets none, and then it is not renewed"
+        if self._report!=self._written: return True
+        now = time.monotonic()
+        return bool(self._report) and now-self._written_at>=REFRESH and now-self._set_at<REPORT_TTL
 
     def are_due(self) -> bool:
         "Return whether something is to be written"
         return self._trims or self.report_is_due()
 
     def write(self, connection, at):
-        "Write what is due, in a transaction; `at` is where the process stands"
+        "Write what is due, in a transaction, which survives an error here; `at` is where the process stands"
+        if not self.are_due(): return
+        connection.execute('savepoint sse_chores')
+        try: self._write(connection, at)
+        except Exception:
+            connection.execute('rollback to sse_chores')  # It fails where SQLite has rolled back everything
+            _log.exception('The report of this process could not be written, or old messages not be deleted')
+        connection.execute('release sse_chores')
+
+    def _write(self, connection, at):
         tables,settings = self._tables,self._settings
         if self.report_is_due():
+            self._written,self._written_at = self._report,time.monotonic()
+            self._trim_upto,self._stood,self._trims = self._stood,at,False
             tables.workers.write_report(connection, self._token, self._report)
             self._trims = self._leads = next(iter(tables.workers.reports(connection)), '')==self._token
-            self._written,self._written_at = self._report,time.monotonic()
-            self._trim_upto,self._stood = self._stood,at
         if self._trims:
+            self._trims = False
             self._trims = tables.trim(connection, self._trim_upto, settings.max_length, settings.max_age)
 
     def rolled_back(self):
@@ -74,8 +87,8 @@ class Chores:
         now,size = time.monotonic(),self._file.wal_size()
         if self._rows<CHECKPOINT_ROWS and size-self._wal_size<CHECKPOINT_BYTES \
             and now-self._checkpoint_at<CHECKPOINT_SECS: return
+        self._rows,self._wal_size,self._checkpoint_at,self._changed = 0,size,now,False  # Also if it fails
         self._file.checkpoint(handle)
-        self._rows,self._wal_size,self._checkpoint_at,self._changed = 0,size,now,False
 
     def remove_report(self, connection):
         "Count this process no more"
@@ -123,7 +136,7 @@ class LogWriter:
         except Exception as e:
             self._chores.rolled_back()
             self.is_locked = not taken and self._file.is_busy(e)
-            if self.is_locked: return {}
+            if self.is_locked: return self._forget_abandoned()
             self.refuse(self._file.error(e), taken)
             raise
         self.is_locked = False
@@ -139,6 +152,10 @@ class LogWriter:
         while self._waiting and len(taken)<limit:
             if (p := self._waiting.popleft()).take(): taken.append(p)
         return taken
+
+    def _forget_abandoned(self):
+        while self._waiting and self._waiting[0].state is not State.WAITING: self._waiting.popleft()
+        return {}
 
     def _append(self, connection, taken):
         written: list = []

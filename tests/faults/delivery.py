@@ -59,7 +59,7 @@ FAULTS = [
     Fault('a browser that comes to a process which lags behind is told a gap where nothing is lost', 'backends/session.py', 'test_over_redis.py', (
         ('        if not position.lacks(epoch, place): return\n', '        return\n'),)),
     Fault('somebody who was disconnected still gets what was broadcast afterwards', 'backends/sqlite_log.py', 'test_over_sqlite.py', (
-        ('return sorted(messages+commands, key=lambda row: row.after or row.seq) if commands else messages', 'return messages+commands'),)),
+        ('return _merge(messages, commands) if commands else messages', 'return messages+commands'),)),
     Fault('what a restored backup has lost is lost in silence', 'backends/sqlite_log.py', 'test_over_sqlite.py', (
         ('if seq and (not rows or rows[0][:2]!=(seq, ms)): return None', 'if seq and not rows: return rows'),)),
     Fault('a file that took the place of another one is not read', 'backends/sqlite_thread.py', 'test_over_sqlite.py', (
