@@ -85,7 +85,9 @@ def _open_in_apsw(path, unknown):
         busy = busy or name is None
     return unknown if busy else False
 
-_identities: dict = {}  # Path -> the device and inode of each file that stood there
+registry = threading.RLock()  # Held by whoever chooses a driver and opens a file, and by a fork; before other locks
+_handles: WeakSet = WeakSet()  # All that are open, each a `Handle`
+_identities: dict = {}         # Path -> the device and inode of each file that stood there
 
 def _identity(path):
     try: s = os.stat(path)
@@ -174,9 +176,7 @@ class Handle:
         _held.clear()
         registry.release()
 
-registry = threading.RLock()  # Held by whoever chooses a driver and opens a file, and by a fork; before other locks
-_handles: WeakSet = WeakSet()
-_held: list = []               # While a fork is under way
+_held: list = []  # While a fork is under way
 
 if hasattr(os, 'register_at_fork'): os.register_at_fork(before=Handle.hold_all,
     after_in_parent=Handle.release_all, after_in_child=lambda: Handle.release_all(close=True))
