@@ -84,9 +84,9 @@ create table if not exists sse_command(seq integer primary key, ms integer not n
 create table if not exists sse_worker(token text primary key, at real not null, report text not null)"""
 
 # The rows behind one, in the order of `{ahead}`: a number of them at most, and of bytes, not counting the last row
-_PAGE = """sse_log where seq in (with recursive page(seq, n, size) as (values(?, 0, 0) union all
+_PAGE = """sse_log, (with recursive page(seq, n, size) as (values(?, 0, 0) union all
     select log.seq, n+1, size+length(cast(fields as blob)) from page join sse_log as log on log.seq=({ahead})
-    where n<? and size<?) select seq from page)"""
+    where n<? and size<?) select min(seq) as first, max(seq) as last from page) where seq between first and last"""
 _LATER = _PAGE.replace('{ahead}', 'select min(seq) from sse_log where seq>page.seq')
 _EARLIER = _PAGE.replace('{ahead}', 'select max(seq) from sse_log where seq<page.seq')
 
@@ -115,6 +115,21 @@ class ReportTable:
         "Read the reports of the processes that are alive"
         return dict(_all(self.name, connection, 'select token, report from sse_worker where abs(at-?)<? order by token',
             (time.time(), REPORT_TTL)))
+
+# %% ../../nbs/backends/sqlite_log.ipynb #0a7d4841
+def _continue(rows, seq, ms):
+    "Return the rows behind the one at `seq`, which comes first; `None` if it is not there, or if some are missing"
+    if seq and (not rows or rows[0][:2]!=(seq, ms)): return None
+    rows = rows[1:] if seq else rows
+    return None if rows and rows[-1].seq-seq!=len(rows) else rows
+
+def _merge(messages, commands):
+    "Return both in order: each command comes behind the message `after` which it was written"
+    res = []
+    for message in messages:
+        while commands and commands[0].after<message.seq: res.append(commands.pop(0))
+        res.append(message)
+    return res+commands
 
 # %% ../../nbs/backends/sqlite_log.ipynb #fa298abe
 class LogTables:
@@ -232,17 +247,3 @@ class LogTables:
         end = min(max(newest-keep+1, young[0][0] if young else read), read, first+TRIM_CHUNK)
         if end>first: _all(self.name, connection, f'delete from {table} where seq<?', (end,))
         return end==first+TRIM_CHUNK
-
-def _continue(rows, seq, ms):
-    "Return the rows behind the one at `seq`, which comes first; `None` if it is not there, or if some are missing"
-    if seq and (not rows or rows[0][:2]!=(seq, ms)): return None
-    rows = rows[1:] if seq else rows
-    return None if rows and rows[-1].seq-seq!=len(rows) else rows
-
-def _merge(messages, commands):
-    "Return both in order: each command comes behind the message `after` which it was written"
-    res = []
-    for message in messages:
-        while commands and commands[0].after<message.seq: res.append(commands.pop(0))
-        res.append(message)
-    return res+commands
