@@ -190,8 +190,10 @@ class Witness:
                 await asyncio.to_thread(self.look, max((await workers(self.server.port)).values(), key=place))
 
     async def finish(self):
-        await asyncio.to_thread(self.look, max((await workers(self.server.port)).values(), key=place))
-        return self.truth
+        "Read to the end of the log, and return where that is"
+        upto = max((await workers(self.server.port)).values(), key=place)
+        await asyncio.to_thread(self.look, upto)
+        return upto
 
 
 def judge(clients, truth, acknowledged, log=LOG):
@@ -236,11 +238,12 @@ async def run(secs, seed, clients=300, rate=200, sqlite=False, fastlite=False, f
         stop.draining = True
         acknowledged = await saying
         await watching
-        truth = await witness.finish()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(30):  # Whoever was away comes back, reads on, and sees the last one
-                while not all(c.seen and c.seen[-1][0]==truth[-1][0] or c.gaps and c.gaps[-1][1]==truth[-1][0] for c in crowd):
-                    await asyncio.sleep(.1)
+        truth,end,until = witness.truth,None,time.monotonic()+60
+        while end!=(end := await witness.finish()) and time.monotonic()<until:  # A message whose fate was unknown may come late
+            with suppress(TimeoutError):
+                async with asyncio.timeout(30):  # Whoever was away comes back, reads on, and sees the last one
+                    while not all(c.seen and c.seen[-1][0]==truth[-1][0] or c.gaps and c.gaps[-1][1]==truth[-1][0] for c in crowd):
+                        await asyncio.sleep(.1)
         stop.set()
         for t in lives: t.cancel()
         await asyncio.wait(lives)

@@ -4,6 +4,7 @@ With `FASTLITE`, which is a path, it writes into the same SQLite file by fastlit
 """
 import asyncio
 import os
+import time
 from fasthtml.common import *
 from starlette.responses import PlainTextResponse
 from cjm_fasthtml_sse.core import SSEBroadcastManager
@@ -17,8 +18,12 @@ setup_sse(app, manager)
 def events(req): return manager.stream(req)
 
 if path := os.environ.get('FASTLITE'):
+    from apsw import BusyError
     from fastlite import database
-    db = database(path)
+    while True:
+        try: db = database(path)
+        except BusyError: time.sleep(.05)  # It looks at the file without patience, which another worker may have locked
+        else: break
     numbers = db.t.number
     numbers.create(n=int, pk='n', if_not_exists=True)
     writing = asyncio.Lock()  # Threads share one connection
