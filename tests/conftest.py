@@ -15,10 +15,10 @@ SERVERS = {'test_' + o for o in '''all_goes_wrong bench demo fanout hostile_clie
 
 
 def tier(item):
-    "Where a test belongs: `browser`, `integration` if it starts a server or takes its time, else `unit`"
+    "Where a test belongs: `browser`, `integration` if it starts a server, writes to the disk or takes its time, else `unit`"
     if 'browser' in item.path.parts or item.get_closest_marker('browser'): return 'browser'
     mixed = item.get_closest_marker('redis') or {'serve', 'run', 'running', 'create_subprocess_exec'} & {*item.function.__code__.co_names}
-    return 'integration' if mixed or item.path.stem in SERVERS else 'unit'
+    return 'integration' if mixed or 'sqlite' in item.nodeid or item.path.stem in SERVERS else 'unit'
 
 
 def pytest_collection_modifyitems(items):
