@@ -53,7 +53,9 @@ def imports():
             if isinstance(node, ast.Import): found |= {o.name.split('.')[0] for o in node.names}
             elif isinstance(node, ast.ImportFrom) and node.level:
                 found.add('.'.join(['', *parts[:len(parts) - node.level], *filter(None, [node.module])]))
-            elif isinstance(node, ast.ImportFrom): found.add(node.module.split('.')[0])
+            elif isinstance(node, ast.ImportFrom):
+                package, _, rest = node.module.partition('.')
+                found.add(f'.{rest}' if rest and package == PACKAGE.name else package)
     return res
 
 

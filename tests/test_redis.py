@@ -32,7 +32,7 @@ from cjm_fasthtml_sse.engine.wire import FieldError
 from cjm_fasthtml_sse.manager.cluster import worker_name
 from cjm_fasthtml_sse.progress import setup_progress
 from tests.contract.servers import Server, Stream, uvicorn, wait_until
-from tests.contract.support import (BOUND, GAP, Redis, client, eventually, following, free_port, listening,
+from tests.contract.support import (BOUND, GAP, Redis, client, eventually, following, forked, free_port, listening,
     no_task_left, turns, within)
 from tests.contract.test_over_redis import Proxy
 
@@ -327,12 +327,7 @@ class TestWithoutAnEventLoop:
             hang(r)
             thread.start()
             time.sleep(.1)
-        if not (pid := os.fork()):
-            signal.alarm(int(BOUND))  # It ends in any case
-            try:
-                p.broadcast('n', 'child')
-                os._exit(0)
-            finally: os._exit(1)
+        pid = forked(lambda: p.broadcast('n', 'child'))
         if busy:
             go_on(r)
             thread.join(BOUND)

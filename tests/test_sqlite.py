@@ -27,7 +27,7 @@ from cjm_fasthtml_sse.backends.sqlite_reader import LogReader
 from cjm_fasthtml_sse.backends.sqlite_thread import LogThread
 from cjm_fasthtml_sse.core import BackendError, SSEBroadcastManager
 from tests.contract.servers import Stream, running, uvicorn, wait_until
-from tests.contract.support import BOUND, GAP, eventually, following, no_task_left, within
+from tests.contract.support import BOUND, GAP, eventually, following, forked, no_task_left, within
 from tests.contract.test_over_sqlite import Played, Shell, _library, _path, in_thread, managers, needs_apsw  # noqa: F401 - two are fixtures
 
 HERE = Path(__file__).parent
@@ -512,13 +512,7 @@ class TestWithoutAnEventLoop:
         thread = threading.Thread(target=busy)
         thread.start()
         for _ in range(5):
-            if not (pid := os.fork()):
-                signal.alarm(int(BOUND))  # It ends in any case
-                try:
-                    p.broadcast('n', 'child')
-                    os._exit(0)
-                finally: os._exit(1)
-            assert os.waitpid(pid, 0)[1] == 0
+            assert os.waitpid(forked(lambda: p.broadcast('n', 'child')), 0)[1] == 0
         stop.set()
         thread.join(BOUND)
         p.broadcast('n', 'parent again')
@@ -533,14 +527,10 @@ class TestWithoutAnEventLoop:
         async def main():
             async with managers(path, 1) as (m,), following('queue', m) as c:
                 await m.broadcast('n', 'parent')
-                if not (pid := os.fork()):
-                    signal.alarm(int(BOUND))
-                    try:
-                        asyncio._set_running_loop(None)
-                        assert m.broadcast('n', 'child').result(BOUND) == 0
-                        os._exit(0)
-                    finally: os._exit(1)
-                assert (await in_thread(os.waitpid, pid, 0))[1] == 0
+                def child():
+                    asyncio._set_running_loop(None)
+                    assert m.broadcast('n', 'child').result(BOUND) == 0
+                assert (await in_thread(os.waitpid, forked(child), 0))[1] == 0
                 assert await c.data(2) == ['parent', 'child']
         asyncio.run(main())
     for mark in forks: test_a_manager_that_was_forked = mark(test_a_manager_that_was_forked)

@@ -11,7 +11,7 @@ import pytest
 from fasthtml.common import FastHTML, Link
 
 from cjm_fasthtml_sse.core import SSEBroadcastManager, SSEError
-from tests.contract.support import BOUND, OwnBackend, Site, all_live, client, eventually, following, listening, turns, within
+from tests.contract.support import BOUND, OwnBackend, Site, all_live, client, eventually, following, forked, listening, turns, within
 
 
 @contextmanager
@@ -87,9 +87,7 @@ class TestThreads:
 def in_a_fork(f):
     "What `f` gives in a process that was forked off from this one"
     r, w = os.pipe()
-    if not (pid := os.fork()):
-        try: os.write(w, json.dumps(f()).encode())
-        finally: os._exit(0)
+    pid = forked(lambda: os.write(w, json.dumps(f()).encode()))
     os.close(w)
     with open(r, 'rb') as out: said = out.read()
     os.waitpid(pid, 0)

@@ -22,11 +22,11 @@ from typing import Any
 
 from fastcore.basics import patch
 
-from cjm_fasthtml_sse.engine.catch_up import CatchUp
-from cjm_fasthtml_sse.engine.group import Frame,join_frames
-from cjm_fasthtml_sse.engine.loop import being_cancelled
-from cjm_fasthtml_sse.engine.messages import Message
-from cjm_fasthtml_sse.engine.wire import SSEError,check_message_type
+from .catch_up import CatchUp
+from .group import Frame,join_frames
+from .loop import being_cancelled
+from .messages import Message
+from .wire import SSEError,check_message_type
 
 # %% ../../nbs/engine/connection.ipynb #5992c581
 _log = logging.getLogger(__name__)

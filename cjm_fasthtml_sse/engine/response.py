@@ -17,11 +17,11 @@ from typing import Any
 from starlette.datastructures import QueryParams
 from starlette.responses import Response
 
-from cjm_fasthtml_sse.engine.access import not_ready,require_authorised
-from cjm_fasthtml_sse.engine.messages import BackendError,epoch_of
-from cjm_fasthtml_sse.engine.middleware import leaves_bodies_alone,unknown_layer
-from cjm_fasthtml_sse.engine.patterns import check_pattern
-from cjm_fasthtml_sse.engine.request import AttachedRequest,DetachedRequest
+from .access import not_ready,require_authorised
+from .messages import BackendError,epoch_of
+from .middleware import leaves_bodies_alone,unknown_layer
+from .patterns import check_pattern
+from .request import AttachedRequest,DetachedRequest
 
 # %% ../../nbs/engine/response.ipynb #30a2c46a
 def patterns(

@@ -30,27 +30,19 @@ DRAIN_TIMEOUT = .5  # Seconds that a closed connection has for the frame that it
 
 class Sender:
     "What all senders share; a subclass has `send` and `run`"
-    __slots__ = 'connection','asgi_send','context','send_now','busy','serial','task'
+    __slots__ = 'connection','asgi_send','context','busy','serial','task'
     def __init__(self,
         connection,     # Has `sent`, `send_failed`, `begin_step`, `ended` and `hub.loop`
         asgi_send,      # The server's `send`
-        context,        # To call it in
-        send_now=None   # Takes a frame if it can do so without waiting; tells whether it did
+        context         # To call it in
     ):
-        self.connection,self.asgi_send,self.context,self.send_now = connection,asgi_send,context,send_now
+        self.connection,self.asgi_send,self.context = connection,asgi_send,context
         self.busy,self.serial,self.task = False,0,None
 
     def _begin(self):
         self.busy = True
         self.serial += 1
         self.connection.begin_step()
-
-    def _sends_now(self, frame):
-        try:
-            if self.send_now is None or not self.send_now(frame): return False
-        except Exception as e: self.connection.send_failed(e)
-        else: self.connection.sent(frame)
-        return True
 
     async def write(self, frame):
         "Send `frame`; called from within `run`"
@@ -71,15 +63,14 @@ class Sender:
 class TaskSender(Sender):
     "Sends from one task, which is woken up for each frame; any Python"
     __slots__ = '_next','_woken'
-    def __init__(self, connection, asgi_send, context, send_now=None):
-        super().__init__(connection, asgi_send, context, send_now)
+    def __init__(self, connection, asgi_send, context):
+        super().__init__(connection, asgi_send, context)
         self._next: Any = None   # A frame, or work to do
         self._woken: Any = None  # The future that the task waits for
 
     def send(self, frame):
         "Hand `frame` over"
         conn = self.connection
-        if self._sends_now(frame): return
         self.busy = True
         self.serial += 1
         conn.begin_step()
@@ -117,7 +108,12 @@ _EAGER: Any = dict(eager_start=True) if sys.version_info>=(3, 12) else {}
 
 class EagerSender(Sender):
     "Sends each frame in a task of its own; an eager one from Python 3.12 on"
-    __slots__ = ()
+    __slots__ = ('send_now',)
+    def __init__(self, connection, asgi_send, context,
+        send_now=None   # Takes a frame if it can do so without waiting; tells whether it did
+    ):
+        super().__init__(connection, asgi_send, context)
+        self.send_now = send_now
 
     def send(self, frame):
         "Hand `frame` over"
@@ -128,6 +124,13 @@ class EagerSender(Sender):
         self.task = task
         self._begin()
         task.add_done_callback(partial(self._finish, frame))
+
+    def _sends_now(self, frame):
+        try:
+            if self.send_now is None or not self.send_now(frame): return False
+        except Exception as e: self.connection.send_failed(e)
+        else: self.connection.sent(frame)
+        return True
 
     async def _call(self, frame):
         # Within the task, as `send` may be a plain function. A dict of its own, as middleware may change it

@@ -19,9 +19,9 @@ from contextvars import copy_context
 from functools import partial
 from typing import Any
 
-from cjm_fasthtml_sse.engine.transport import transport_writer
-from cjm_fasthtml_sse.multiplex.channel import QUANTUM,Channel,PacketQueue,resolve
-from cjm_fasthtml_sse.multiplex.protocol import MAX_CHANNELS,control_packet
+from ..engine.transport import transport_writer
+from .channel import QUANTUM,Channel,PacketQueue,resolve
+from .protocol import MAX_CHANNELS,control_packet
 
 # %% ../../nbs/multiplex/carrier.ipynb #1909a0b7
 MAX_WRITE = 1<<18       # Bytes in one write, about

@@ -43,6 +43,16 @@ async def eventually(condition, what='the condition'):
     except TimeoutError: raise AssertionError(f'in vain: {what() if callable(what) else what}') from None
 
 
+def forked(f):
+    "Call `f` in a process that is forked off from this one, and ends then; its process id"
+    if pid := os.fork(): return pid
+    signal.alarm(int(BOUND))  # It ends in any case
+    try:
+        f()
+        os._exit(0)
+    finally: os._exit(1)
+
+
 @asynccontextmanager
 async def within(what='it', seconds=None):
     "Fail where the block takes longer"
