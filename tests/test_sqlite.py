@@ -24,7 +24,7 @@ from cjm_fasthtml_sse.backends.sqlite import Publisher, SQLiteBackend
 from cjm_fasthtml_sse.backends.sqlite_driver import Handle
 from cjm_fasthtml_sse.backends.sqlite_log import LogTables, Position
 from cjm_fasthtml_sse.backends.sqlite_reader import LogReader
-from cjm_fasthtml_sse.backends.sqlite_thread import LogThread
+from cjm_fasthtml_sse.backends.sqlite_thread import LogThread, OpenFile
 from cjm_fasthtml_sse.core import BackendError, SSEBroadcastManager
 from tests.contract.servers import Stream, running, uvicorn, wait_until
 from tests.contract.support import BOUND, GAP, eventually, following, forked, no_task_left, within
@@ -404,6 +404,14 @@ class TestChores:
                     assert {*map(type, found)} == {BackendError}
                 await eventually(lambda: not waiting.is_waiting)
                 shell.sql('rollback')
+
+    def test_deleted_while_it_is_opened(self, path):
+        "A new file that is gone before its first page is read is not the one at the path"
+        file = sqlite_file.LogFile(path)
+        opened = OpenFile(file, lambda connection: os.remove(path))
+        opened.begin(BOUND, lambda: False)
+        assert not opened.is_same()
+        opened.handle.close()
 
     async def test_questions_without_a_file(self, path):
         "They fail at once"

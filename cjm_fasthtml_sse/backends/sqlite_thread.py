@@ -101,12 +101,13 @@ class OpenFile:
 
     def _connect(self, create):
         identity,handle = self._file.identity(),self._file.connect(create)
+        identity = identity or self._file.identity()  # Now: what is loaded may be acted on, and the file deleted
         try:
             with handle.lock: self._load(handle.connection)
         except BaseException:
             handle.close()
             raise
-        self.handle,self.identity,self.is_stale = handle,identity or self._file.identity(),False
+        self.handle,self.identity,self.is_stale = handle,identity,False
 
     def is_same(self) -> bool:
         "Return whether the file at the path is still the one that is open"
