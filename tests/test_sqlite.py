@@ -447,8 +447,9 @@ class TestChores:
                 return
             await b.start(9, deliver, renew)
             await b.publish(dict(type='n', data=1), None)
-            with Shell(path) as shell: shell.sql('delete from sse_log'), shell.sql("insert into sse_log(seq, fields) values (9, '{}')")
-            await eventually(lambda: len(calls) >= 2)
+            with Shell(path) as shell:  # At once: what is published between two losses belongs to the past of the second
+                for sql in ('begin immediate', 'delete from sse_log', "insert into sse_log(seq, fields) values (9, '{}')", 'commit'): shell.sql(sql)
+            await eventually(lambda: len(calls) == 2)
             await b.publish(dict(type='n', data=2), None)
             assert got[-1].fields['data'] == 2
         finally: await b.stop()
