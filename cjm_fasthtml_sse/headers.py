@@ -137,7 +137,7 @@ class PageScripts:
         content = client_js(self.version[:1] if self.version[:1] in '24' else '')
         if visit is None: content += monitor_js()
         else: attrs['data_sse_monitor_src'] = script_url(visit, monitor_js())  # Loaded by pages that have a monitor
-        found = [own_script('client', content, nonce, **attrs)]
+        found = (own_script('client', content, nonce, **attrs),)  # A list would be drawn as text
         if url := current_scope.get().get('sse.dictionary'):  # A browser has it before the first stream begins
-            found.insert(0, Script(src=url, nonce=nonce, data_sse_dictionary=True))
-        return found+[own_script('hints', hints_js(), nonce)] if visit and in_development() else found
+            found = (Script(src=url, nonce=nonce, data_sse_dictionary=True), *found)
+        return (*found, own_script('hints', hints_js(), nonce)) if visit and in_development() else found

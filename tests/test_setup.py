@@ -1,4 +1,6 @@
 "What `setup_sse` puts around an app"
+import re
+
 import pytest
 from fasthtml.common import EventStream, FastHTML, P, sse_message
 from starlette.testclient import TestClient
@@ -32,6 +34,20 @@ def test_ended_before_the_response_began(app):
     @app.route('/')
     def index(): raise StreamEnded('too early')
     assert TestClient(app, raise_server_exceptions=False).get('/').status_code == 500
+
+
+def scripts_of(page):
+    "What is between the tags of the head, but for title and style; and the paths of the scripts"
+    head = re.sub(r'<(title|style).*?</\1>', '', re.search('<head>(.*)</head>', page, re.S)[1], flags=re.S)
+    return re.sub(r'<[^>]*>', '', head).split(), re.findall(r'<script src="(/_sse/[a-z]+)', head)
+
+
+@pytest.mark.parametrize('kw, wanted', [({}, ['/_sse/client']), (dict(compress=[P('n 1', id='n')]), ['/_sse/dictionary', '/_sse/client'])], ids=['plain', 'compress'])
+def test_the_head_of_a_page_has_tags_alone(kw, wanted):
+    app = FastHTML(secret_key='test')
+    setup_sse(app, **kw)
+    app.route('/')(lambda: P('here'))
+    assert scripts_of(TestClient(app).get('/').text) == ([], wanted)
 
 
 def test_no_abort_where_the_server_has_none(app):
