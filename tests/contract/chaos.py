@@ -25,10 +25,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.contract.servers import Server, Stream, uvicorn  # noqa: E402
-from tests.contract.support import Redis  # noqa: E402
+from tests.contract.support import Redis, within  # noqa: E402
 from tests.contract.test_over_sqlite import Shell  # noqa: E402
 
 BLOCK = re.compile(rb'(?:event: (\S+)\n)?(?:id: (\S+)\n)?(?:retry: (\d+)\n)?data: (.*)')
+ENOUGH = 300  # Messages that each run has at least
 LOG = 10_000  # Messages that are kept for those who come back: far more than anybody misses here
 
 
@@ -183,17 +184,23 @@ class Witness:
             self.truth += [(e.id, json.loads(e.data)['n']) for e in s.events if e.event=='n']
             self.at = s.events[-1].id
 
+    async def read_on(self):
+        "Read to where the log ends now, and return where that is; `None` where the worker ended meanwhile, which may be killed or replaced"
+        with suppress(OSError, AssertionError, ValueError):
+            upto = max((await workers(self.server.port)).values(), key=place)
+            await asyncio.to_thread(self.look, upto)
+            return upto
+
     async def watch(self, stop):
         while not stop.draining:
             await stop.wait_or(5)
-            with suppress(OSError, AssertionError, ValueError):  # Its worker may be killed
-                await asyncio.to_thread(self.look, max((await workers(self.server.port)).values(), key=place))
+            await self.read_on()
 
     async def finish(self):
         "Read to the end of the log, and return where that is"
-        upto = max((await workers(self.server.port)).values(), key=place)
-        await asyncio.to_thread(self.look, upto)
-        return upto
+        async with within('the witness reads to the end of the log', 60):
+            while not (upto := await self.read_on()): await asyncio.sleep(.1)
+            return upto
 
 
 def judge(clients, truth, acknowledged, log=LOG):
@@ -235,6 +242,7 @@ async def run(secs, seed, clients=300, rate=200, sqlite=False, fastlite=False, f
         watching = asyncio.create_task(witness.watch(stop))
         await faults(server, store, secs, random.Random(rnd.random()), tally)
         await asyncio.sleep(max(0, start+secs-time.monotonic()))
+        while tally['acknowledged']<=ENOUGH: await asyncio.sleep(.05)  # A slow disk takes longer
         stop.draining = True
         acknowledged = await saying
         await watching

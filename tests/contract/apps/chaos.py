@@ -22,8 +22,9 @@ if path := os.environ.get('FASTLITE'):
     from fastlite import database
     while True:
         try: db = database(path)
-        except BusyError: time.sleep(.05)  # It looks at the file without patience, which another worker may have locked
+        except BusyError: time.sleep(.05)  # fastlite waits a tenth of a second for a file that somebody else has locked
         else: break
+    db.conn.set_busy_timeout(20_000)       # And so would each statement
     numbers = db.t.number
     numbers.create(n=int, pk='n', if_not_exists=True)
     writing = asyncio.Lock()  # Threads share one connection
