@@ -24,7 +24,7 @@ from cjm_fasthtml_sse.backends.sqlite import Publisher, SQLiteBackend
 from cjm_fasthtml_sse.backends.sqlite_driver import Handle
 from cjm_fasthtml_sse.backends.sqlite_log import LogTables, Position
 from cjm_fasthtml_sse.backends.sqlite_reader import LogReader
-from cjm_fasthtml_sse.backends.sqlite_thread import LogThread, OpenFile
+from cjm_fasthtml_sse.backends.sqlite_thread import LogWork, OpenFile
 from cjm_fasthtml_sse.core import BackendError, SSEBroadcastManager
 from tests.contract.servers import Stream, running, uvicorn, wait_until
 from tests.contract.support import BOUND, GAP, eventually, following, forked, no_task_left, within
@@ -371,15 +371,13 @@ class TestChores:
         looks = []
         monkeypatch.setattr(LogReader, 'look', lambda self, connection: looks.append(1))
         monkeypatch.setattr(sqlite_file.LogFile, 'checkpoint', lambda self, handle: 1/0)
-        loop = asyncio.new_event_loop()
         file, settings = sqlite_file.LogFile(path), SQLiteBackend(path).settings
-        thread = LogThread(file, LogTables(), settings, 'it', 9, loop, print, print)
-        thread._open.begin(1., lambda: False)
-        thread.put('{}')
-        thread._chores.note(sqlite_writer.CHECKPOINT_ROWS)
-        thread._turn()
-        thread._open.end(lambda connection: None)
-        loop.close()
+        work = LogWork(file, LogTables(), settings, 'it', 9, lambda *args: None, print, None)
+        work.begin(lambda: False)
+        work.add('{}')
+        work._chores.note(sqlite_writer.CHECKPOINT_ROWS)
+        work.turn(came=True)
+        work.end()
         assert looks == [1]
 
     async def test_a_chore_that_fails(self, path, monkeypatch, caplog):
@@ -396,7 +394,7 @@ class TestChores:
         "Broadcasts that were given up leave the memory"
         async with managers(path, 1, timeout=.05) as (m,):
             await m.open()
-            waiting = m._backend._session._thread._writer
+            waiting = m._backend._session._thread._work._writer
             with Shell(path) as shell:
                 shell.sql('begin immediate')
                 for _ in range(3):

@@ -102,19 +102,61 @@ class Publisher(PublisherBase):
         with suppress(IndexError):
             while True: self._opened.pop()[0].close()
 
-# %% ../../nbs/backends/sqlite.ipynb #ee7f67b4
+# %% ../../nbs/backends/sqlite.ipynb #0dfc8f56
 _log = logging.getLogger(__name__)
+YIELD_EVERY = 100              # Records that are delivered at one go
+
+class PageDelivery:
+    "Delivers what the thread has read, one page after the other"
+    def __init__(self,
+        session,        # `LogSession`: its tasks deliver, and its position moves
+        deliver, renew, # As for `Backend.start`
+        reached         # Called with the `Position` up to which a page was delivered
+    ):
+        self._session,self._deliver,self._renew,self._reached = session,deliver,renew,reached
+
+    def take(self,
+        page # `Page`
+    ):
+        "Deliver a page in a task; the past at once, and what `renew` raises is raised"
+        if page.origin is None: return self._session.spawn(self._deliver_page(page))
+        try: self._renew(page.origin, [o for o,_,_ in page.entries if o is not None])
+        finally:
+            self._session.position.move(page.epoch, (page.end.seq,))
+            self._reached(page.end)
+
+    async def _deliver_page(self, page):
+        at = page.start
+        try:
+            for n,(record,end,p) in enumerate(page.entries, 1):
+                count = 0 if record is None else await self._deliver_record(record)
+                at = end
+                self._session.position.move(page.epoch, (at.seq,))  # From here on nobody waits for it
+                if p is not None: p.note_delivery(count)
+                if n%YIELD_EVERY==0: await asyncio.sleep(0)
+        finally: self._reached(at)
+
+    async def _deliver_record(self, record):
+        try:
+            count = await self._deliver(record)
+            return self._session.spawn(count) if isawaitable(count) else count
+        except asyncio.CancelledError:
+            if being_cancelled(): raise
+            _log.exception('A callback raised `CancelledError`; the reader goes on')
+        except Exception: _log.exception('Message %s could not be delivered', record.id)
+        return 0
+
+# %% ../../nbs/backends/sqlite.ipynb #ee7f67b4
 REPORT_INTERVAL = 3.           # Seconds between two reports of this process
 MAX_WAITING = 100_000          # Broadcasts that may be under way
 MAX_WAITING_BYTES = 64*2**20   # Their data
-YIELD_EVERY = 100              # Records that are delivered at one go
 
 class SQLiteSession(LogSession):
     "What an `SQLiteBackend` has on one event loop, from `start` to `stop`"
     def __init__(self, file, tables, settings, size, deliver, renew, describe):
         super().__init__(ReadPosition())
         self.where,self._tables,self._timeout = str(file),tables,settings.timeout
-        self._deliver,self._renew,self._describe = deliver,renew,describe
+        self._describe = describe
         self._opened = self.loop.create_future()  # Done when the past is known
         self._error: Any = None                   # Why nothing goes any more
         self._pending: set = set()                # `PendingPublish`
@@ -122,6 +164,7 @@ class SQLiteSession(LogSession):
         self._timer: Any = None
         self._token = secrets.token_hex(6)        # Names this process
         self._thread = LogThread(file, tables, settings, self._token, size, self.loop, self._take_page, self._fail)
+        self._delivery = PageDelivery(self, deliver, renew, self._thread.put)
 
     def __str__(self): return f"{self.where}{', which another connection has locked' if self._thread.is_locked else ''}"
 
@@ -133,35 +176,11 @@ class SQLiteSession(LogSession):
 
     def _take_page(self, page):
         if self._error is not None: return
-        if page.origin is None: return self.spawn(self._deliver_page(page))
-        try: self._renew(page.origin, [o for o,_,_ in page.entries if o is not None])
+        try: self._delivery.take(page)
         except Exception as e:
             if not self._opened.done(): return self._fail(e)
             _log.exception('The past could not be loaded anew')
-        self.position.move(page.epoch, (page.end.seq,))
-        self._thread.put(page.end)
         if not self._opened.done(): self._opened.set_result(None)
-
-    async def _deliver_page(self, page):
-        at = page.start
-        try:
-            for n,(record,end,p) in enumerate(page.entries, 1):
-                count = 0 if record is None else await self._deliver_record(record)
-                at = end
-                self.position.move(page.epoch, (at.seq,))  # From here on nobody waits for it
-                if p is not None: p.note_delivery(count)
-                if n%YIELD_EVERY==0: await asyncio.sleep(0)
-        finally: self._thread.put(at)
-
-    async def _deliver_record(self, record):
-        try:
-            count = await self._deliver(record)
-            return self.spawn(count) if isawaitable(count) else count
-        except asyncio.CancelledError:
-            if being_cancelled(): raise
-            _log.exception('A callback raised `CancelledError`; the reader goes on')
-        except Exception: _log.exception('Message %s could not be delivered', record.id)
-        return 0
 
     def _fail(self, error):
         self._error = error

@@ -132,8 +132,8 @@ def _merge(messages, commands):
     return res+commands
 
 # %% ../../nbs/backends/sqlite_log.ipynb #fa298abe
-class LogTables:
-    "The tables of one log"
+class LogSchema:
+    "Makes the tables of one log"
     def __init__(self,
         name='sse'  # With which the names of the tables begin
     ):
@@ -142,17 +142,6 @@ class LogTables:
                 f'`name` must be a word of letters, digits and `_`, as the names of tables begin with it, got {name!r}')
         self.name = name.lower()  # As SQLite takes both for the same
         self.workers = ReportTable(self.name)
-
-    def _rows(self, connection, source, args, key='key'):
-        columns = f'seq, ms, fields, {key}'
-        sql = f'select json_group_array(json_array({columns})) from (select {columns} from {source})'
-        try:
-            (found,), = _all(self.name, connection, sql, args)
-            rows = json.loads(found)
-        except Exception:  # Also bytes that are no UTF-8, which JSON does not carry; another error comes again
-            columns = f'seq, ms, cast(fields as blob), {key.replace("key", "cast(key as blob)")}'
-            rows = _all(self.name, connection, f'select {columns} from {source}', args)
-        return sorted((Row(*o) for o in rows), key=lambda row: row.seq)
 
     def epoch(self, connection) -> str: # '' where there are no tables
         "Return the epoch; `BackendError` for tables of a newer version"
@@ -172,6 +161,20 @@ class LogTables:
         "Make the tables unless they are there; in no transaction"
         if self.epoch(connection): return
         with transaction(connection): self.create(connection)
+
+# %% ../../nbs/backends/sqlite_log.ipynb #eef8dbe7
+class LogTables(LogSchema):
+    "Writes and reads the rows of one log"
+    def _rows(self, connection, source, args, key='key'):
+        columns = f'seq, ms, fields, {key}'
+        sql = f'select json_group_array(json_array({columns})) from (select {columns} from {source})'
+        try:
+            (found,), = _all(self.name, connection, sql, args)
+            rows = json.loads(found)
+        except Exception:  # Also bytes that are no UTF-8, which JSON does not carry; another error comes again
+            columns = f'seq, ms, cast(fields as blob), {key.replace("key", "cast(key as blob)")}'
+            rows = _all(self.name, connection, f'select {columns} from {source}', args)
+        return sorted((Row(*o) for o in rows), key=lambda row: row.seq)
 
     def append(self,
         connection, # Of any of the two libraries, in any transaction

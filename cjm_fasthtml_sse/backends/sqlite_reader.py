@@ -83,7 +83,11 @@ class LogReader:
     def expect(self, written):
         "Note what this process has written: place -> `PendingPublish`"
         self._own.update(written)
-        self._behind = self._behind or bool(written)
+        if written: self.look_again()
+
+    def look_again(self):
+        "Read more at the next look, whatever `data_version` says: it does not count what this connection has written"
+        self._behind = True
 
     def look(self, connection) -> int|None: # Rows that were read; `None`: nobody has written anything
         "Read the next page, if there may be one and the last one was delivered"

@@ -20,6 +20,7 @@ __all__ = []
 # %% ../../nbs/backends/sqlite_thread.ipynb #3aac764a
 import logging,queue,threading,time
 from contextlib import suppress
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -139,32 +140,211 @@ class OpenFile:
             farewell(self.handle.connection)
         self.handle.close()
 
-# %% ../../nbs/backends/sqlite_thread.ipynb #5c801738
-class LogThread:
-    "Writes and reads the log of one process"
+# %% ../../nbs/backends/sqlite_thread.ipynb #e79c5ae8
+class Questions:
+    "Functions of the connection that are called in the thread, for somebody who waits for the result elsewhere"
+    def __init__(self,
+        file, # `LogFile`
+        post  # Called with a function and its arguments, for the event loop to call
+    ):
+        self._file,self._post = file,post
+        self._waiting: list = []  # Pairs of a function and a future
+
+    def add(self, question, future):
+        "Have a function called in the next turn"
+        self._waiting.append((question, future))
+
+    def answer(self, connection):
+        "Call all that wait; an error of the library is their answer as well"
+        for question,future in self._take():
+            try: result = question(connection)
+            except self._file.driver.Error as e: self._post(_resolve, future, None, self._file.error(e))
+            else: self._post(_resolve, future, result, None)
+
+    def refuse(self, error):
+        "Fail all that wait"
+        for _,future in self._take(): self._post(_resolve, future, None, error)
+
+    def _take(self):
+        waiting,self._waiting = self._waiting,[]
+        return waiting
+
+def _resolve(future, result, error):
+    if not future.done(): future.set_result(result) if error is None else future.set_exception(error)
+
+class TroubleLog:
+    "Has a line in the log about what is wrong with a file, one for each error; and one when it can be used again"
+    def __init__(self,
+        file # `LogFile`
+    ):
+        self._file,self._last = file,''
+
+    def note(self, e, then='The next try follows soon'):
+        "Log an error, unless the last one was the same"
+        if not isinstance(e, (BackendError, self._file.driver.Error)):
+            _log.exception('The thread of %s goes on after', self._file)
+        elif str(e)!=self._last: _log.error('%s. %s', self._file.error(e), then)
+        self._last = str(e)
+
+    def end(self):
+        "Log that the file can be used, if there was an error"
+        if self._last: _log.warning('%s can be used again', self._file)
+        self._last = ''
+
+def _settle(pendings, state, why):
+    for p in pendings: p.settle(state, why)
+
+def _note_undelivered(pendings):
+    for p in pendings: p.note_delivery(0)
+
+# %% ../../nbs/backends/sqlite_thread.ipynb #997d0681
+class CommitHook:
+    "Calls a function after each commit of anybody; again and again while the file is locked"
+    def __init__(self,
+        file,    # `LogFile`
+        function # Called with a connection in no transaction; returns whether it has written messages. Or `None`
+    ):
+        self._file,self._function,self._is_due = file,function,True
+
+    def note_commit(self):
+        "Have the function called; it is due from the beginning"
+        self._is_due = True
+
+    def call(self, connection) -> bool:  # Has it written messages?
+        "Call the function if it is due"
+        if not self._is_due or self._function is None: return False
+        self._is_due = False
+        try: return bool(self._function(connection))
+        except Exception as e:
+            self._is_due = self._file.is_busy(e)
+            raise
+
+# %% ../../nbs/backends/sqlite_thread.ipynb #b8a4ad6b
+class LogWork:
+    "What the thread does, turn by turn; only one thread may call it"
     def __init__(self,
         file, tables, settings, # `LogFile`, `LogTables`, `LogSettings`
         token, size,            # The name of this process; messages of the past to read
-        loop,                   # The event loop that gets what is read
-        on_page, on_failure     # Called there: with a `Page`; with the error, if nothing goes any more
+        post,                   # Called with a function and its arguments, for the event loop to call
+        on_page,                # To be called there with a `Page`
+        on_commit               # As for `CommitHook`
     ):
-        self._file,self._tables,self._timeout,self._loop = file,tables,settings.timeout,loop
-        self._on_failure,self._timing = on_failure,Timing()
-        def on_loop(function): return lambda *args: self._post(function, *args)
+        self._file,self._tables,self._timeout = file,tables,settings.timeout
+        self._timing,self._questions,self._hook = Timing(),Questions(file, post),CommitHook(file, on_commit)
         self._chores = Chores(file, tables, settings, token)
-        self._writer = LogWriter(file, tables, self._chores, on_loop(_settle))
-        self._reader = LogReader(file, tables, size, on_loop(on_page), on_loop(_note_undelivered))
-        self._inbox: queue.SimpleQueue = queue.SimpleQueue()
-        self._questions: list = []       # Pairs of a function of the connection, and a future for its result
+        self._writer = LogWriter(file, tables, self._chores, partial(post, _settle))
+        self._reader = LogReader(file, tables, size, partial(post, on_page), partial(post, _note_undelivered))
         self._open = OpenFile(file, self._load)
-        self._stopping = False
-        self._trouble = ''               # The error that the log had a line about
-        self._thread = threading.Thread(target=self._run, name=f'sse {file}', daemon=True)
+        self._trouble = TroubleLog(file)
 
     @property
     def is_locked(self) -> bool:
         "Whether another connection holds the lock"
         return self._writer.is_locked
+
+    def begin(self, is_stopping):
+        "Open the file, and read the past; `is_stopping` tells whether to give that up"
+        self._open.begin(self._timeout, is_stopping)
+
+    def end(self):
+        "Remove the report of this process, and close the file"
+        self._open.end(self._chores.remove_report)
+
+    def add(self, o):
+        "Take what `LogThread.put` got"
+        if isinstance(o, PendingPublish): self._writer.add(o)
+        elif isinstance(o, str): self._chores.set_report(o)
+        elif isinstance(o, Position): self._reader.reached(o)
+        elif o is not None: self._questions.add(*o)
+
+    def pause(self) -> float:
+        "Return the seconds until the next turn, unless something comes"
+        return self._timing.pause(self._writer.is_waiting, self._writer.is_locked, self._reader.has_more)
+
+    def turn(self,
+        came # Has `add` got anything since the last turn?
+    ):
+        "Write what waits, and read what is new; `BackendError` where the file must not be touched any more"
+        if self._timing.has_failed: return
+        # Most turns have no work: they only look
+        has_work = self._timing.check_is_due() or came or self._writer.is_waiting or self._open.is_stale
+        try:
+            if has_work and not self._is_usable(): return
+            with self._open.handle.lock:
+                try:
+                    if has_work: self._work()
+                finally: self._look()  # What cannot be written holds up nothing that can be read
+        except Exception as e: self._note_trouble(e)
+
+    def _work(self):
+        if self._writer.is_waiting or self._chores.are_due(): self._write()
+        self._questions.answer(self._open.handle.connection)
+        self._chores.checkpoint(self._open.handle)
+        self._trouble.end()
+
+    def _write(self):
+        if self._chores.report_is_due(): self._open.check_copies()
+        written = self._writer.write(self._open.handle.connection, self._open.identity, self._reader.at)
+        self._reader.expect(written)
+
+    def _look(self):
+        if self._open.handle is None: return  # Two copies of SQLite have the file open
+        connection = self._open.handle.connection
+        if (read := self._reader.look(connection)) is not None:
+            self._chores.note(read)
+            self._hook.note_commit()
+            if read: self._timing.note_news()
+        if self._hook.call(connection): self._reader.look_again()
+
+    def _load(self, connection):
+        self._tables.ensure(connection)
+        self._reader.load(connection)
+        self._hook.note_commit()
+
+    def _is_usable(self):
+        "Return whether the file can be used; open one that was replaced"
+        if self._open.is_same(): return True
+        if self._file.identity() is None: return self._note_deleted()
+        if self._reader.is_delivering: return False  # First, the event loop delivers what was read
+        self._open.again()
+        _log.warning('%s was replaced, or its tables were: all tabs are told of a gap', self._file)
+        return True
+
+    def _note_deleted(self):
+        error = BackendError(f'{self._file} was deleted')
+        self._writer.refuse(str(error))
+        self._questions.refuse(error)
+        self._trouble.note(error, 'Broadcasts fail until there is a file')
+        self._timing.note_failure()
+        return False
+
+    def _note_trouble(self, e):
+        if isinstance(e, BackendError): raise e  # Two copies of SQLite, or tables of a newer version
+        if self._file.is_busy(e): return self._timing.note_failure(LOCKED_PAUSE)
+        self._trouble.note(e)
+        if self._file.driver.code(e)==NO_TABLE: self._open.renew()  # As where an older backup was restored in place
+        self._timing.note_failure()
+
+# %% ../../nbs/backends/sqlite_thread.ipynb #5c801738
+class LogThread:
+    "Writes and reads the log of one process, in a thread"
+    def __init__(self,
+        file, tables, settings, # `LogFile`, `LogTables`, `LogSettings`
+        token, size,            # The name of this process; messages of the past to read
+        loop,                   # The event loop that gets what is read
+        on_page, on_failure,    # Called there: with a `Page`; with the error, if nothing goes any more
+        on_commit=None          # As for `CommitHook`: called in the thread once the file is open, and then as it says
+    ):
+        self._file,self._loop,self._on_failure = file,loop,on_failure
+        self._work = LogWork(file, tables, settings, token, size, self._post, on_page, on_commit)
+        self._inbox: queue.SimpleQueue = queue.SimpleQueue()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name=f'sse {file}', daemon=True)
+
+    @property
+    def is_locked(self) -> bool:
+        "Whether another connection holds the lock"
+        return self._work.is_locked
 
     def start(self):
         "Open the file and begin"
@@ -178,6 +358,10 @@ class LogThread:
     ):
         "Give the thread something to do"
         self._inbox.put(o)
+
+    def look_now(self):
+        "Read what is new at once: another connection of this process has committed something"
+        self._inbox.put(None)
 
     def stop(self):
         "End the thread; `join` waits for it"
@@ -193,110 +377,22 @@ class LogThread:
         except RuntimeError: self._stopping = True  # The event loop was closed
 
     def _run(self):
+        work = self._work
         try:
-            self._open.begin(self._timeout, lambda: self._stopping)
-            while not self._stopping: self._turn()
+            work.begin(lambda: self._stopping)
+            while not (self._stopping or self._loop.is_closed()):
+                came = self._receive()
+                if not self._stopping: work.turn(came)
         except Exception as e:
             if not isinstance(e, BackendError): _log.exception('The thread of %s failed', self._file)
             self._post(self._on_failure, self._file.error(e))
-        finally: self._open.end(self._chores.remove_report)
-
-    def _turn(self):
-        has_work = self._receive() or self._writer.is_waiting or self._open.is_stale
-        if self._stopping or self._timing.has_failed: return
-        has_work = self._timing.check_is_due() or has_work  # Most turns have none: they only look
-        try:
-            if has_work and not self._is_usable(): return
-            with self._open.handle.lock:
-                try:
-                    if has_work: self._work()
-                except BackendError: raise  # The file must not be touched any more
-                except Exception:
-                    self._look()            # What cannot be written holds up nothing that can be read
-                    raise
-                self._look()
-        except Exception as e: self._note_trouble(e)
-
-    def _look(self):
-        if (read := self._reader.look(self._open.handle.connection)) is None: return
-        self._chores.note(read)
-        if read: self._timing.note_news()
-
-    def _work(self):
-        self._write()
-        self._answer()
-        self._chores.checkpoint(self._open.handle)
-        if self._trouble: _log.warning('%s can be used again', self._file)
-        self._trouble = ''
+        finally: work.end()
 
     def _receive(self):
         "Wait until there is something to do, or it is time to look; return whether anything came"
-        writer,came = self._writer,False
-        try:
-            pause = self._timing.pause(writer.is_waiting, writer.is_locked, self._reader.has_more)
-            self._sort(self._inbox.get(timeout=pause))
+        came = False
+        with suppress(queue.Empty):
+            self._work.add(self._inbox.get(timeout=self._work.pause()))
             came = True
-            for _ in range(BATCH): self._sort(self._inbox.get_nowait())
-        except queue.Empty: pass
+            for _ in range(BATCH): self._work.add(self._inbox.get_nowait())
         return came
-
-    def _sort(self, o):
-        if isinstance(o, PendingPublish): self._writer.add(o)
-        elif isinstance(o, str): self._chores.set_report(o)
-        elif isinstance(o, Position): self._reader.reached(o)
-        elif o is not None: self._questions.append(o)
-
-    def _is_usable(self):
-        "Return whether the file can be used; open one that was replaced"
-        if self._loop.is_closed(): self._stopping = True
-        if self._open.is_same(): return True
-        if self._file.identity() is None: return self._note_deleted()
-        if self._reader.is_delivering: return False  # First, the event loop delivers what was read
-        self._open.again()
-        _log.warning('%s was replaced, or its tables were: all tabs are told of a gap', self._file)
-        return True
-
-    def _note_deleted(self):
-        why = f'{self._file} was deleted'
-        self._writer.refuse(why)
-        self._answer(BackendError(why))
-        if why!=self._trouble: _log.error('%s. Broadcasts fail until there is a file', why)
-        self._trouble = why
-        self._timing.note_failure()
-        return False
-
-    def _note_trouble(self, e):
-        if isinstance(e, BackendError): raise e  # Two copies of SQLite, or tables of a newer version
-        if self._file.is_busy(e): return self._timing.note_failure(LOCKED_PAUSE)
-        if not isinstance(e, self._file.driver.Error): _log.exception('The thread of %s goes on after', self._file)
-        elif str(e)!=self._trouble: _log.error('%s. The next try follows soon', self._file.error(e))
-        self._trouble = str(e)
-        if self._file.driver.code(e)==NO_TABLE: self._open.renew()  # As where an older backup was restored in place
-        self._timing.note_failure()
-
-    def _write(self):
-        if not (self._writer.is_waiting or self._chores.are_due()): return
-        if self._chores.report_is_due(): self._open.check_copies()
-        written = self._writer.write(self._open.handle.connection, self._open.identity, self._reader.at)
-        self._reader.expect(written)
-
-    def _load(self, connection):
-        self._tables.ensure(connection)
-        self._reader.load(connection)
-
-    def _answer(self, error=None):
-        questions,self._questions = self._questions,[]
-        for question,future in questions:
-            result = None
-            try: result = None if error else question(self._open.handle.connection)
-            except self._file.driver.Error as e: self._post(_resolve, future, None, self._file.error(e))
-            else: self._post(_resolve, future, result, error)
-
-def _settle(pendings, state, why):
-    for p in pendings: p.settle(state, why)
-
-def _note_undelivered(pendings):
-    for p in pendings: p.note_delivery(0)
-
-def _resolve(future, result, error):
-    if not future.done(): future.set_result(result) if error is None else future.set_exception(error)
