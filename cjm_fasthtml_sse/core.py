@@ -176,9 +176,9 @@ def stream(self:SSEBroadcastManager,
     # under the event's own name
     render=None,
     events='**', # Pattern or patterns that this connection receives. Put values from outside through `segment` first
-    # Callable without arguments, sync or async, that returns the state as out-of-band elements: for first visits, and
-    # for gaps that no replay can close. If it is defined outside the route, all tabs that connect within 100 ms
-    # share one call. A sync one runs on the event loop
+    # Callable, sync or async, that returns the state as out-of-band elements: for first visits, and for gaps that no
+    # replay can close. If it is defined outside the route, all tabs that connect within 100 ms share one call. A sync
+    # one runs on the event loop. One that takes `db`: in a thread, in a read transaction of the backend's SQLite file
     snapshot=None,
     # Pattern or patterns: after such a message the stream ends. Elements with `auto_reconnect=False` then stay closed,
     # others reconnect

@@ -8,7 +8,7 @@ are the same for htmx 2 and htmx 4.
 | `sse-connect` | an element | which stream |
 | `sse-swap` | an element | which of its events are swapped in |
 | `sse-close` | an element | which event ends it |
-| `data-sse-cursor` | an element | the newest ids when the page's request began: the stream starts there |
+| `data-sse-cursor` | an element | the ids at which the page stands: the stream starts there |
 | `data-sse-after` | an element | the id after which the stream starts, given by the app |
 | `data-sse-multiplex` | an element | `false`: a connection of its own |
 | `data-sse-client` | the client's script | marks it as the client |
@@ -37,7 +37,7 @@ from fastcore.basics import patch_to
 from fastcore.xml import FT,to_xml
 from fasthtml.common import Div,Script,Span
 
-from .engine.messages import NO_PAGE,page_cursors
+from .engine.messages import NO_PAGE,add_other_epochs,page_cursors,reading_at
 from .engine.hints import has_hint,hint
 from .engine.checks import ArgumentError
 from .engine.wire import CLOSE,check_event_type
@@ -85,12 +85,21 @@ def _hint_at_missing_client():
 # %% ../nbs/htmx.ipynb #8e5696cc
 class _PageCursor:
     "An attribute's value, computed when the element is written as HTML"
+    def __init__(self,
+        ids=() # At which the read transactions stand in which the element was made
+    ):
+        self._ids = ids
     def __html__(self):
         if (ids := page_cursors.get()) is NO_PAGE: _hint_at_missing_client()
-        return escape(' '.join(ids), quote=False)
-    def __repr__(self): return 'PAGE_CURSOR'
-    def __reduce__(self): return 'PAGE_CURSOR'  # A copy or a pickle is the same object
+        return escape(' '.join(add_other_epochs(self._ids, ids)), quote=False)
+    def __repr__(self): return f'PAGE_CURSOR{list(self._ids) or ""}'
+    # A copy or a pickle of the one without ids is the same object
+    def __reduce__(self): return (_PageCursor, (self._ids,)) if self._ids else 'PAGE_CURSOR'
     __str__ = __html__
+
+def _made_now():
+    "Return the attribute's value for an element that is made now"
+    return _PageCursor(ids) if (ids := reading_at.get()) else PAGE_CURSOR
 
 PAGE_CURSOR = _PageCursor()  # The ids of the page, or of the message, that an element is written into
 
@@ -122,7 +131,8 @@ def _connect(element, url, events, swap_type, auto_reconnect, swap, after, multi
     if not auto_reconnect: attrs['sse-close'] = CLOSE
     if swap: attrs['hx-swap'] = swap
     elif not url: attrs.setdefault('hx-swap', 'innerHTML')  # Otherwise it inherits that of the connecting element
-    if url and after: attrs['data-sse-cursor' if after is PAGE_CURSOR else 'data-sse-after'] = after
+    if url and after is PAGE_CURSOR: attrs['data-sse-cursor'] = _made_now()
+    elif url and after: attrs['data-sse-after'] = after
     if not multiplex: attrs['data-sse-multiplex'] = 'false'
     return element
 

@@ -19,14 +19,16 @@ __all__ = []
 
 # %% ../../nbs/engine/catch_up.ipynb #fd113a7f
 import asyncio,logging
+from contextlib import suppress
 from contextvars import Context
-from inspect import isawaitable,ismethod
+from inspect import isawaitable,iscoroutinefunction,ismethod,signature
 from time import perf_counter
 from typing import Any,NamedTuple
 
+from .checks import ArgumentError
 from .group import Frame,join_frames
 from .loop import being_cancelled
-from .messages import written_at
+from .messages import BackendError,page_cursors,written_at
 from .render import hint_if_slow,to_html
 from .wire import CLOSE,GAP,HEARTBEAT,encode
 
@@ -48,7 +50,7 @@ class SnapshotRead:
         self.seq,self.id = hub.replay.seq,hub.replay.cursor  # When it began: the state has all that came before
         self.html,self.final = None,False    # HTML, `None` where there is none; whether nothing comes after it
         self.waiting = 0                     # Connections that wait for it
-        self.task: Any = None                # Where the snapshot is async
+        self.task: Any = None                # Where the snapshot is async, or called in a thread
         self._timer: Any = None              # Ends the time for which it is shared
         context,began = written_at(self.id),perf_counter()
         self.cheap = True
@@ -62,10 +64,14 @@ class SnapshotRead:
             self.task.add_done_callback(lambda t: state.close())
 
     def _call(self):
-        state = self.snapshot()
-        if isinstance(state, FinalSnapshot): state,self.final = state.state,True
+        state = self._unwrap(self.snapshot())
         if isawaitable(state): return state
         self.html = to_html(state)
+
+    def _unwrap(self, state):
+        if not isinstance(state, FinalSnapshot): return state
+        self.final = True
+        return state.state
 
     async def _finish(self, state):
         try: self.html = to_html(await state)
@@ -105,11 +111,65 @@ class SnapshotRead:
                 self.task.cancel()
                 await asyncio.wait({self.task})
 
+# %% ../../nbs/engine/catch_up.ipynb #001300e6
+WAITS = 10  # Times to wait until this process has read the log up to where a state stands, a second at most for each
+
+def takes_database(snapshot) -> bool:
+    "Return whether a snapshot has to be called with `db`: a parameter of this name, without a default"
+    try: p = signature(snapshot).parameters.get('db')
+    except (TypeError, ValueError): return False
+    return p is not None and p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+
+class TransactionRead(SnapshotRead):
+    "One call of a snapshot that takes `db`, in a thread"
+    __slots__ = '_database',
+    def __init__(self, hub, key, snapshot, database):
+        self._database = database
+        super().__init__(hub, key, snapshot)
+        self.cheap = False
+
+    def _call(self): return self._read()
+
+    async def _read(self):
+        html,id = await asyncio.to_thread(self._call_in_transaction)
+        for _ in range(WAITS):
+            if (seq := self.hub.replay.position(id)) is not None: break
+            with suppress(BackendError): await self._database.wait_for(id)
+        else: raise BackendError(f'the state stands at {id}, and this process does not know what follows')
+        self.seq,self.id = seq,id
+        return html
+
+    def _call_in_transaction(self):
+        reading = self._database.begin_reading()
+        try:
+            page_cursors.set([reading.cursor])
+            return to_html(self._unwrap(self.snapshot(db=reading.db))),reading.cursor
+        finally: reading.close()
+
+# %% ../../nbs/engine/catch_up.ipynb #0dd58eb9
 class SnapshotReads:
     "The reads of one hub that may be shared"
-    def __init__(self, hub): self.hub,self._reads = hub,{}
+    def __init__(self, hub):
+        self.hub,self._reads = hub,{}
+        self._database: Any = None
 
     def __len__(self): return len(self._reads)
+
+    def read_from(self,
+        # Has `wait_for`, as a `Backend` has, and `begin_reading()`, which returns an object with `db`, the connection;
+        # `cursor`, the id at which its transaction stands; and `close()`
+        database
+    ):
+        "Call snapshots that take `db` in read transactions of a database"
+        self._database = database
+
+    def check(self, snapshot):
+        "Raise `ArgumentError` or `BackendError` for a snapshot that takes `db` and can't be called"
+        if not takes_database(snapshot): return
+        if iscoroutinefunction(snapshot): raise ArgumentError('a `snapshot` that takes `db` is called in a thread, '
+            f'so it must be a plain `def`, got {snapshot!r}')
+        if self._database is None: raise BackendError('a `snapshot` that takes `db` needs a backend in an SQLite file, '
+            f"such as SSEBroadcastManager(backend='sqlite:///app.db'), got {snapshot!r}")
 
     def read(self, snapshot, events) -> SnapshotRead:
         "Call `snapshot`, or share the call by this very function for these patterns that is under way or was just made"
@@ -117,7 +177,9 @@ class SnapshotReads:
         key = snapshot if ismethod(snapshot) else id(snapshot),events
         found = self._reads.get(key)
         if found is None or not found.is_good():
-            found = SnapshotRead(self.hub, key, snapshot)
+            in_transaction = takes_database(snapshot)
+            found = TransactionRead(self.hub, key, snapshot, self._database) if in_transaction else \
+                SnapshotRead(self.hub, key, snapshot)
             if found.html is not None or found.task is not None: self._reads[key] = found
         return found
 

@@ -133,7 +133,7 @@ class EventStreamResponse(Response):
         hub,                 # Where the messages come from
         render=None,         # Callable of a message, sync or async; `None` sends JSON under the event's own name
         events='**',         # Patterns: what this connection gets
-        snapshot=None,       # Callable without arguments, sync or async, that gives the state as out-of-band elements
+        snapshot=None,       # As `manager.stream` takes it
         until=None,          # Patterns: after such a message the stream ends on purpose
         user=None,           # Whose connection it is; hashable
         refusal=lambda: None,# Gives a `Response` when no connection may be opened, else `None`
@@ -144,6 +144,7 @@ class EventStreamResponse(Response):
     ):
         for name,f in dict(render=render, snapshot=snapshot).items():
             if f is not None and not callable(f): raise TypeError(f'`{name}` must be callable, got {f!r}')
+        hub.snapshots.check(snapshot)
         self.hub,self.refusal,self.ready,self.opened,self.closed = hub,refusal,ready,opened,closed
         hash(user)
         self.guard: Any = guard
