@@ -34,7 +34,7 @@ FAULTS: list[Fault] = [
         'test_who_may_listen.py', (
         ('if answer is True: return None', 'if answer and not isinstance(answer, Response): return None'),)),
     Fault('what is broadcast while a page is drawn never comes to it', 'htmx.py', 'test_page_and_stream.py', (
-        ("return escape(' '.join(ids), quote=False)",
+        ("return escape(' '.join(add_other_epochs(self._ids, ids)), quote=False)",
          "from .engine.messages import _buffers,epoch_of\n"
          "        newest = {epoch_of(o.cursor): o.cursor for o in _buffers}\n"
          "        return escape(' '.join(newest.get(epoch_of(o), o) for o in ids), quote=False)"),)),
