@@ -1,6 +1,6 @@
 "What the browser tests rest on"
 import pytest
-from browsers import each_browser, new_context
+from browsers import each_browser, new_context, renderer
 
 
 @each_browser
@@ -17,3 +17,13 @@ def test_a_direct_stream_fails_a_test(browser, site):
     with new_context(browser) as context:
         context.direct |= {'asked', 'no ticket'}
         log(context, 'asked', 'no ticket')
+
+
+@each_browser
+def test_a_tab_is_known_beside_a_busy_one(browser, site, tabs):
+    site.pages['p'] = lambda: ''
+    one,busy = [tabs.open(site.url('p')) for _ in range(2)]
+    busy.evaluate('() => { setTimeout(() => { const end = performance.now() + 2000; while (performance.now() < end); }) }')
+    beside = renderer(one)
+    busy.evaluate('1')
+    assert beside == renderer(one) != renderer(busy)

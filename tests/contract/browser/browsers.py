@@ -3,7 +3,8 @@ import os
 import re
 import shutil
 import signal
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -47,16 +48,25 @@ def processes(browser):
     finally: cdp.detach()
 
 
+def workers(browser):
+    "Process and thread id of each worker that a page has made; our client makes none"
+    found = set()
+    for pid in processes(browser):
+        for task in Path(f'/proc/{pid}/task').glob('*'):
+            with suppress(OSError):
+                if (task/'comm').read_text().strip() in ('DedicatedWorker', 'DOM Worker'): found.add((pid, task.name))
+    return found
+
+
 def renderer(page):
-    "The process id of a tab: the one that is busy when the tab is, twice in a row"
-    pids = processes(page.context.browser)
-    def ran(pid): return int(Path(f'/proc/{pid}/schedstat').read_text().split()[0])  # Its main thread, in nanoseconds
-    found = []
-    while len(found)<2 or found[-1]!=found[-2]:
-        before = {pid: ran(pid) for pid in pids}
-        page.evaluate('() => { const end = performance.now() + 100; while (performance.now() < end); }')
-        found.append(max(pids, key=lambda pid: ran(pid)-before[pid]))
-    return found[-1]
+    "The process id of a tab: the one in which a worker begins that the tab makes. How busy they are says nothing, others may be, too"
+    browser = page.context.browser
+    before,end = workers(browser),time.monotonic()+30
+    page.evaluate("() => { window.sign = new Worker(URL.createObjectURL(new Blob(['']))) }")
+    while not (new := workers(browser)-before): assert time.monotonic()<end, 'no worker has begun'
+    page.evaluate('() => { sign.terminate() }')
+    (pid, _), = new
+    return pid
 
 
 def crash(page):
