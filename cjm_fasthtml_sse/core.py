@@ -39,6 +39,7 @@ from .backends.sqlite import SQLiteBackend
 from .manager.admission import Admission,QueueOpener,TooManyConnections
 from .manager.broadcast import Broadcast,mark_coroutine_function
 from .manager.cluster import ClusterReader,make_report
+from .manager.database import DatabaseMethods
 from .manager.delivery import BackendLifecycle,Commands,Delivery
 from .engine.checks import ArgumentError,check_seconds,check_whole
 from .engine.connection import Connection
@@ -56,7 +57,7 @@ from .manager.presence import PresenceWatcher
 _all_ = ['BackendError', 'Broadcast', 'SSEError', 'StreamEnded', 'TooManyConnections']
 
 # %% ../nbs/core.ipynb #77c0d80b
-class SSEBroadcastManager:
+class SSEBroadcastManager(DatabaseMethods):
     "Broadcast events to every open connection; `ArgumentError` for a bad setting"
     def __init__(self,
         max_queue_size: int=100,    # Messages that may wait for one connection; 0: no limit of its own

@@ -128,7 +128,7 @@ class LogBackend:
     def __init__(self):
         self.origin: str|None = None
         self._session: Any = None
-        self._publisher: Any = None
+        self._publisher: dict = {}  # This backend -> what sends for threads without an event loop
 
     def _make_session(self, size, deliver, renew, describe): raise NotImplementedError
     def _make_publisher(self): raise NotImplementedError
@@ -168,11 +168,12 @@ class LogBackend:
 
     def send(self, fields, key=None):
         "Publish a record from a thread without an event loop, whether the backend has been started or not"
-        if self._publisher is None: self._publisher = self._make_publisher()
-        self._publisher.send(fields, key)
+        # Of two threads that are the first ones, both get the same
+        publisher = self._publisher.get(self) or self._publisher.setdefault(self, self._make_publisher())
+        publisher.send(fields, key)
 
     async def stop(self):
         "Stop delivering, and leave no task and no connection"
-        session,publisher,self._session,self._publisher = self._session,self._publisher,None,None
+        session,publisher,self._session = self._session,self._publisher.pop(self, None),None
         if publisher is not None: await asyncio.to_thread(publisher.close)
         if session is not None: await session.stop()

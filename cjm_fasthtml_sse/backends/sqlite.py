@@ -26,7 +26,6 @@ __all__ = ['Publisher', 'SQLiteBackend']
 
 # %% ../../nbs/backends/sqlite.ipynb #2a0c487e
 import asyncio,json,logging,re,secrets,time
-from contextlib import suppress
 from inspect import isawaitable
 from typing import Any
 
@@ -35,7 +34,8 @@ from .session import LogBackend,LogSession,ReadPosition
 from .sqlite_driver import transaction
 from .sqlite_file import LogFile
 from .sqlite_log import LogTables
-from .sqlite_thread import LOCKED_PAUSE,LogThread
+from .sqlite_thread import LogThread
+from .sqlite_transaction import BlockThreads,ConnectionPool,WriteTransaction,append_in
 from ..engine.loop import being_cancelled
 from ..engine.messages import BackendError
 
@@ -50,10 +50,9 @@ class Publisher(PublisherBase):
         synchronous: str='normal', # As for `SQLiteBackend`
         library: str|None=None     # As for `SQLiteBackend`
     ):
-        self._file = address if isinstance(address, LogFile) else LogFile(address, synchronous, library)
-        self._tables = LogTables(name)
+        self._pool = address if isinstance(address, ConnectionPool) \
+            else ConnectionPool(LogFile(address, synchronous, library), LogTables(name))
         self._timeout = log_settings(name, 1, 1., timeout).timeout
-        self._opened: list = []  # Pairs of a handle and the identity of its file; a fork has closed some
 
     def send(self,
         fields,   # As for `Backend.publish`
@@ -61,46 +60,17 @@ class Publisher(PublisherBase):
     ):
         "Publish a record; `DataError` for what can't be written, `BackendError` if it was not sent"
         text,key_text = pack_record(fields, key)
-        until = time.monotonic()+self._timeout
-        while True:
-            try: return self._write(text, key_text, 'type' not in fields)
-            except Exception as e:
-                locked = self._file.is_busy(e)
-                if locked and time.monotonic()<until:
-                    time.sleep(LOCKED_PAUSE)
-                    continue
-                if not locked: self.close()
-                why = f'{self._file} was locked for {self._timeout} s' if locked else self._file.error(e)
-                raise BackendError(f'{why}. The broadcast was not sent') from e
-
-    def _write(self, text, key, is_command):
-        while True:
-            handle = self._handle()
-            with handle.lock:
-                if handle.is_closed: continue  # By another thread
-                with transaction(handle.connection):
-                    if is_command: self._tables.append_command(handle.connection, text)
-                    else: self._tables.append(handle.connection, text, key)
-                return
-
-    def _handle(self):
-        for handle,identity in [*self._opened]:
-            if not handle.is_closed and identity==self._file.identity(): return handle
-        self.close()
-        identity = self._file.identity()
-        handle = self._file.connect(create=not self._file.was_opened, checkpoints=True)
-        try:
-            with handle.lock: self._tables.ensure(handle.connection)
-        except BaseException:
-            handle.close()
-            raise
-        self._opened.append((handle, identity or self._file.identity()))
-        return handle
+        pool = self._pool
+        def write(handle):
+            with transaction(handle.connection):
+                if 'type' in fields: pool.tables.append(handle.connection, text, key_text)
+                else: pool.tables.append_command(handle.connection, text)
+        try: pool.keep(pool.wait(write, time.monotonic()+self._timeout))
+        except BackendError as e: raise BackendError(f'{e}. The broadcast was not sent') from e
 
     def close(self):
         "Close the connection; the next broadcast makes another"
-        with suppress(IndexError):
-            while True: self._opened.pop()[0].close()
+        self._pool.close()
 
 # %% ../../nbs/backends/sqlite.ipynb #0dfc8f56
 _log = logging.getLogger(__name__)
@@ -226,6 +196,10 @@ class SQLiteSession(LogSession):
 
     def _own_report(self): return json.dumps(self._describe(), default=str)
 
+    def look_now(self):
+        "Have the thread look for news at once"
+        self._thread.put(None)
+
     def announce(self):
         "Write the report of this process before what is published from now on"
         self._thread.put(self._own_report())
@@ -260,6 +234,9 @@ class SQLiteBackend(LogBackend):
         super().__init__()
         self._file,self._tables = LogFile(address, synchronous, library),LogTables(name)
         self.settings = log_settings(self._tables.name, max_length, max_age, timeout)
+        # While a worker runs here, one of all workers moves what stands in `FILE-wal`
+        self._pool = ConnectionPool(self._file, self._tables, lambda: self._session is None)
+        self.blocks = BlockThreads()
 
     @property
     def address(self):
@@ -272,7 +249,29 @@ class SQLiteBackend(LogBackend):
         return SQLiteSession(self._file, self._tables, self.settings, size, deliver, renew, describe)
 
     def _make_publisher(self):
-        return Publisher(self._file, self.settings.name, timeout=self.settings.timeout)
+        return Publisher(self._pool, self.settings.name, timeout=self.settings.timeout)
+
+    def transaction(self) -> WriteTransaction:
+        "Return a transaction of the app, to begin"
+        return WriteTransaction(self._pool, self.blocks, self.settings.timeout)
+
+    def append_in(self,
+        connection, # Of the app
+        fields,     # As for `Backend.publish`
+        key=None    # As for `Backend.publish`
+    ):
+        "Write a record into the transaction of a connection; `DataError`, or `BackendError` for another file"
+        append_in(self._pool, connection, *pack_record(fields, key))
+
+    def look_now(self):
+        "Read what was committed now, rather than within milliseconds; from any thread"
+        if (s := self._session) is not None: s.look_now()
+
+    async def stop(self):
+        "Stop delivering, and leave no task, no thread and no connection that nobody uses"
+        await super().stop()
+        self.blocks.close()
+        await asyncio.to_thread(self._pool.close)
 
     async def wait_for(self, last_event_id):
         "Wait a second at most until `last_event_id` was delivered here; `BackendError` if only the file has it by then"

@@ -16,7 +16,7 @@ path. Elsewhere it knows only the connections of `apsw`."""
 __all__ = []
 
 # %% ../../nbs/backends/sqlite_driver.ipynb #15b8342c
-import os,sys,threading,time
+import ctypes,os,sys,threading,time
 from collections.abc import Callable
 from contextlib import contextmanager,suppress
 from pathlib import Path
@@ -144,20 +144,30 @@ def _raise_copies(driver, path):
 class Handle:
     "A connection that is closed in forked processes"
     def __init__(self, driver, path, create=True):
-        self.driver,self.path,self.is_closed = driver,path,False
+        self.driver,self.path,self.is_closed,self._is_lent = driver,path,False,False
         self.lock = threading.Lock()  # Hold it for each transaction, and each reading
         with registry:
+            self.identity = _identity(path)  # Of the file, to tell it from others that stand there later
             self.connection = driver.connect(path, create)
+            self.identity = self.identity or _identity(path)
             _handles.add(self)
+
+    def lend(self):
+        "Note that the app uses it from now on, and holds no lock for that"
+        self._is_lent = True
 
     def close(self):
         "Wait for the lock, and close the connection; once more does no harm"
-        with self.lock: self._close()
+        with self.lock:
+            if not self.is_closed: self.connection.close()
+            self.is_closed = True
         with registry: _handles.discard(self)
 
-    def _close(self):
+    def _leave_to_parent(self):
         self.is_closed = True
-        self.connection.close()
+        # A rollback here would undo what the other process has under way, as both have the memory of `FILE-shm`
+        if self._is_lent: ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.connection))
+        else: self.connection.close()
 
     @classmethod
     def hold_all(cls):
@@ -170,7 +180,7 @@ class Handle:
     def release_all(cls, close=False):
         "Let transactions begin again, or close all where this is the new process"
         for o in _held:
-            if close: o._close()
+            if close: o._leave_to_parent()
             o.lock.release()
         if close: _handles.clear()
         _held.clear()

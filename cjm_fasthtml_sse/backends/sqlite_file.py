@@ -77,6 +77,7 @@ def check_environment(path, driver):
 
 # %% ../../nbs/backends/sqlite_file.ipynb #a8950437
 LARGE_WAL = 64*2**20  # Bytes that wait for a checkpoint, from which on the log says so
+LOCKED_PAUSE = .005   # Seconds until a lock is tried again
 
 class LogFile:
     "The SQLite file of a log; it has no connection itself"

@@ -26,6 +26,7 @@ from typing import Any
 
 from .records import PendingPublish
 from .sqlite_driver import NO_TABLE,transaction
+from .sqlite_file import LOCKED_PAUSE
 from .sqlite_log import Position
 from .sqlite_reader import LogReader
 from .sqlite_writer import BATCH,Chores,LogWriter
@@ -36,7 +37,6 @@ _log = logging.getLogger(__name__)
 ACTIVE_SECS = 1.     # Seconds after the last news in which a process looks often
 ACTIVE_PAUSE = .004  # Seconds between two looks by then
 IDLE_PAUSE = .045     # Seconds between two looks later
-LOCKED_PAUSE = .005  # Seconds until the lock is tried again
 FAILED_PAUSE = .25   # Seconds until a file that can't be used is tried again
 CHECK_INTERVAL = 1.  # Seconds between two looks whether it is still the same file, if nothing is written
 

@@ -14,7 +14,7 @@ stands behind the `Broadcast`."""
 __all__ = ['Broadcast']
 
 # %% ../../nbs/manager/broadcast.ipynb #a90dae67
-import asyncio,concurrent.futures,inspect,logging,sys
+import asyncio,concurrent.futures,inspect,logging,sys,threading
 from collections.abc import Coroutine
 from concurrent.futures import InvalidStateError
 from contextlib import suppress
@@ -40,6 +40,7 @@ class PendingBroadcast(concurrent.futures.Future):
     def __init__(self, fields, key, timeout):
         super().__init__()
         self.event_type,self.fields,self.key,self.timeout = fields['type'],fields,key,timeout
+        self.thread = threading.get_ident()  # That has made it
 
     def cancel(self):
         "Return `False`: it was sent"

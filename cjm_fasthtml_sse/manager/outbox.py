@@ -22,6 +22,7 @@ __all__ = []
 # %% ../../nbs/manager/outbox.ipynb #a0ac6954
 import asyncio,threading
 from collections import deque
+from collections.abc import Coroutine
 from contextvars import Context,ContextVar
 from functools import partial
 from typing import Any
@@ -60,6 +61,12 @@ class PendingBroadcasts:
         self._pending.add(p)
         p.add_done_callback(self._pending.discard)
         return p
+
+    def of_this_thread(self):
+        "Return those that this thread has made, for whoever keeps their order"
+        self.fail_orphaned()
+        here = threading.get_ident()
+        return [] if _in_hook.get() else [p for p in [*self._pending] if p.thread==here]
 
     def fail_orphaned(self):
         "Fail those that an event loop was closed over"
@@ -200,6 +207,13 @@ class BroadcastRouter:
         self.hub,self.hooks,self.outbox,self.pending = hub,hooks,outbox,pending
         self.backend,self.delivery = outbox.backend,outbox.delivery
         self._temporary = TemporaryLoops()
+        self._find_block: Any = None  # Returns the transaction that this context is in, or `None`
+
+    def look_for_blocks(self,
+        find  # Returns the block of a transaction that is open in this context, or `None`
+    ):
+        "Send what is broadcast in transactions with them, from now on"
+        self._find_block = find
 
     def send(self,
         fields,  # `type`, `timestamp` and `data`
@@ -207,6 +221,8 @@ class BroadcastRouter:
         timeout  # Seconds to wait for full queues
     ) -> Broadcast:
         "Send a message, from any thread"
+        if self._find_block is not None and (block := self._find_block()) is not None \
+            and (sent := block.send(fields, key, timeout)) is not None: return sent
         here = self.hub.loop is not None and running_loop() is self.hub.loop
         rest = None  # Hooks that have to be awaited
         if not self.hooks.registered('broadcast'):
@@ -248,6 +264,14 @@ class BroadcastRouter:
         fields,rest = self._call_plain_hooks(p.fields)
         p.change(fields)
         self._post(p) if rest is None else self._await_hooks(rest, p)
+
+    def call_plain_hooks(self, fields):
+        "Return the fields as hooks have changed them; `SSEError` for a hook that has to be awaited"
+        steps = self.hooks.steps('broadcast', fields)
+        try: wanted = next(steps)
+        except StopIteration as e: return e.value
+        if isinstance(wanted, Coroutine): wanted.close()
+        raise SSEError('An async `on_broadcast` hook can not be awaited in a transaction: it has to be a plain function')
 
     def _call_plain_hooks(self, fields):
         "Call hooks up to the first that has to be awaited; return the fields, and a coroutine of the rest or `None`"
