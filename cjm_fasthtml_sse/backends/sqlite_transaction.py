@@ -216,7 +216,7 @@ class WriteTransaction:
     def _commit(self):
         if self._handle.is_closed: raise BackendError('This process was forked in the block')
         connection = self._handle.connection
-        if not connection.in_transaction: raise BackendError('SQLite has ended the transaction in the midst of the block')
+        if not connection.in_transaction: raise BackendError('SQLite has ended the transaction within the block')
         connection.set_authorizer(None)
         use_plain_rows(connection)
         if self._records: self._pool.tables.append_all(connection, self._records)

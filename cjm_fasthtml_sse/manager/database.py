@@ -25,6 +25,7 @@ import asyncio,concurrent.futures,os,threading,time
 from contextvars import ContextVar
 from datetime import datetime,timezone
 from functools import partial
+from math import inf
 from typing import Any
 
 from fastcore.basics import patch
@@ -162,12 +163,13 @@ class TransactionBlock:
 
 async def _wait_in_full(future, limit=1.):
     "Wait for what a thread does; where that is cancelled, `limit` seconds more, so it is over then, and not later"
-    waiter,cancelled = asyncio.wrap_future(future),None
-    while not waiter.done() and (cancelled is None or time.monotonic()<until):
-        try: await asyncio.wait({waiter}, timeout=limit)
-        except asyncio.CancelledError as e: cancelled,until = cancelled or e,time.monotonic()+limit
+    waiter,cancelled,until = asyncio.wrap_future(future),None,inf
+    while not waiter.done() and time.monotonic()<until:
+        try: await asyncio.wait({waiter}, timeout=None if cancelled is None else limit)
+        except asyncio.CancelledError as e:
+            if cancelled is None: cancelled,until = e,time.monotonic()+limit
     if cancelled is None: return waiter.result()
-    waiter.cancel() or waiter.exception()
+    if not waiter.cancel(): waiter.exception()  # Which nobody else asks for
     raise cancelled
 
 # %% ../../nbs/manager/database.ipynb #300f40d6
@@ -205,8 +207,8 @@ def broadcast_in(self:DatabaseMethods,
     *,
     key=None         # As for `broadcast`
 ):
-    """Write an event into the transaction that `connection` is in, by one `insert`: it is sent after the commit. Outside
-    of a transaction, it is sent now. `BackendError` if that is another file, or the other SQLite library"""
+    """Write an event into the transaction that `connection` is in, by one `insert`: it is sent after the commit.
+    Outside of a transaction, it is sent now. `BackendError` if that is another file, or the other SQLite library"""
     backend = self._database('broadcast_in')
     fields = dict(type=check_message_type(event_type), timestamp=datetime.now(timezone.utc).isoformat(), data=data)
     backend.append_in(connection, self._router.call_plain_hooks(fields), key)

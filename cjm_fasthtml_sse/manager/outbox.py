@@ -271,7 +271,7 @@ class BroadcastRouter:
         try: wanted = next(steps)
         except StopIteration as e: return e.value
         if isinstance(wanted, Coroutine): wanted.close()
-        raise SSEError('An async `on_broadcast` hook can not be awaited in a transaction: it has to be a plain function')
+        raise SSEError('An async `on_broadcast` hook can not be awaited in a transaction: make it a plain function')
 
     def _call_plain_hooks(self, fields):
         "Call hooks up to the first that has to be awaited; return the fields, and a coroutine of the rest or `None`"
