@@ -116,7 +116,7 @@ def text(value) -> str:
     "Return a text as SQL has it"
     return "'"+value.replace("'", "''")+"'"
 
-# %% ../../nbs/backends/sqlite_triggers.ipynb #3fffeadd
+# %% ../../nbs/backends/sqlite_triggers.ipynb #f1956b9c
 class TriggerText:
     "Writes the triggers of one table"
     def __init__(self,
@@ -130,16 +130,18 @@ class TriggerText:
 
     def triggers(self) -> dict: # Name -> SQL
         "Return the triggers of the table"
-        moved = self._differ('old', 'new')
+        moved,same = self._differ('old', 'new'),f"not {self._differ('t', 'new')}"
+        # Before a row is inserted, -1 stands for the number that it will get
+        if self._shape.is_rowid: same = f'({same} and new.{quote(self._shape.key[0])}<>-1)'
         is_known = f'(select replaced from {self._log}_watch where {self._row})'
         inserted = f"case when {is_known} then 'update' else 'insert' end"
         updated = f"case when {moved} then 'insert' else 'update' end"
         changed = ' or '.join(f'new.{quote(c)} is not old.{quote(c)} collate binary' for c in self._columns)
         opaque = [self._count('dirty=dirty+1')] if self._shape.is_opaque else []
         found = (
-            self._trigger('before insert', [self._note_replaced(), *self._announce_replaced('new')]),
+            self._trigger('before insert', [self._note_replaced(same), *self._announce_replaced(f'not {same}')]),
             self._trigger('after insert', [*self._announce('new', inserted), *opaque]),
-            self._trigger('before update', self._announce_replaced('old'), changed),
+            self._trigger('before update', self._announce_replaced(self._differ('t', 'old')), changed),
             self._trigger('after update', [*self._announce('old', "'delete'", moved), *self._announce('new', updated),
                 *opaque]),
             self._trigger('after delete', self._announce('old', "'delete'")))
@@ -165,15 +167,15 @@ class TriggerText:
             f'where {condition} and {plain} and {few}',
             self._count(f'n=n+1, dirty=dirty+(n>={LIMIT} or {odd})', met)]
 
-    def _announce_replaced(self, but):
-        "Return the statements for the rows that have a unique value of `new`, except for the row `but`"
+    def _announce_replaced(self, condition):
+        "Return the statements for the rows that have a unique value of `new`"
         return [o for unique in self._shape.uniques for o in self._announce('t', "'update'",
-            f"{self._match(unique)} and {self._differ('t', but)}", f'{self._table} as t')]
+            f'{self._match(unique)} and {condition}', f'{self._table} as t')]
 
-    def _note_replaced(self):
+    def _note_replaced(self, same):
         "Return the statement that notes whether there is a row with the key of `new`: if so, it becomes no new one"
-        same = f"{self._match([(c, '') for c in self._shape.key])} and not {self._differ('t', 'new')}"
-        is_there = f'exists(select 1 from {self._table} as t where {same})'
+        key = self._match([(c, '') for c in self._shape.key])
+        is_there = f'exists(select 1 from {self._table} as t where {key} and {same})'
         return self._count('replaced=not replaced', f'replaced<>{is_there}')
 
     def _match(self, unique):
