@@ -18,6 +18,7 @@ Modules:
 - `cjm_fasthtml_sse.backends.sqlite_log`: What stands in the SQLite file: the log of messages, the commands, the reports of the processes
 - `cjm_fasthtml_sse.backends.sqlite_reader`: How a process reads the log in the file, and how it notices that something is lost
 - `cjm_fasthtml_sse.backends.sqlite_thread`: The one thread of a process that touches the file
+- `cjm_fasthtml_sse.backends.sqlite_transaction`: A transaction of the app into which broadcasts are written, on a connection of its own
 - `cjm_fasthtml_sse.backends.sqlite_triggers`: The triggers of a table that announces itself: plain SQL, for whatever program writes
 - `cjm_fasthtml_sse.backends.sqlite_watch`: Which tables of a file announce themselves, and how their triggers stay whole
 - `cjm_fasthtml_sse.backends.sqlite_writer`: How a process writes into the file: all broadcasts that wait in one transaction, and what is due now and then
@@ -55,6 +56,7 @@ Modules:
 - `cjm_fasthtml_sse.manager.admission`: Who may open one more connection
 - `cjm_fasthtml_sse.manager.broadcast`: What `broadcast` returns: a broadcast that was sent, and that may be awaited
 - `cjm_fasthtml_sse.manager.cluster`: What the processes that share a backend report of themselves
+- `cjm_fasthtml_sse.manager.database`: Broadcasts that belong to a transaction of the app, where both are in one SQLite file
 - `cjm_fasthtml_sse.manager.delivery`: What a backend delivers reaches the connections of this process; and the start and stop of the backend
 - `cjm_fasthtml_sse.manager.hooks`: The callbacks of a manager: how they are called, and what waits for them
 - `cjm_fasthtml_sse.manager.outbox`: The way of a broadcast from the call to the backend, in whatever thread and whether or not an event loop runs
