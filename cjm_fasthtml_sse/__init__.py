@@ -17,6 +17,7 @@ Modules:
 - `cjm_fasthtml_sse.backends.sqlite_file`: The file of a log: its address, what is checked before it is used, and how a file that was replaced is noticed
 - `cjm_fasthtml_sse.backends.sqlite_log`: What stands in the SQLite file: the log of messages, the commands, the reports of the processes
 - `cjm_fasthtml_sse.backends.sqlite_reader`: How a process reads the log in the file, and how it notices that something is lost
+- `cjm_fasthtml_sse.backends.sqlite_reading`: A transaction of the app that only reads, and knows where the messages stand in it
 - `cjm_fasthtml_sse.backends.sqlite_thread`: The one thread of a process that touches the file
 - `cjm_fasthtml_sse.backends.sqlite_transaction`: A transaction of the app into which broadcasts are written, on a connection of its own
 - `cjm_fasthtml_sse.backends.sqlite_triggers`: The triggers of a table that announces itself: plain SQL, for whatever program writes
@@ -54,6 +55,7 @@ Modules:
 - `cjm_fasthtml_sse.htmx`: The attributes that connect a page to an event stream, and the scripts behind them
 - `cjm_fasthtml_sse.job`: A job that is tracked: its loop, its speed, and its reports
 - `cjm_fasthtml_sse.manager.admission`: Who may open one more connection
+- `cjm_fasthtml_sse.manager.block`: A transaction of the app as a block: `with` in a thread, `async with` on an event loop
 - `cjm_fasthtml_sse.manager.broadcast`: What `broadcast` returns: a broadcast that was sent, and that may be awaited
 - `cjm_fasthtml_sse.manager.cluster`: What the processes that share a backend report of themselves
 - `cjm_fasthtml_sse.manager.database`: Broadcasts that belong to a transaction of the app, where both are in one SQLite file

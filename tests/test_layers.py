@@ -26,9 +26,9 @@ backends.redis_writer backends.redis_reader backends.redis
 backends.sqlite_driver backends.sqlite_file backends.sqlite_log
 backends.sqlite_writer backends.sqlite_reader backends.sqlite_triggers
 backends.sqlite_watch
-backends.sqlite_thread backends.sqlite_transaction backends.sqlite
+backends.sqlite_thread backends.sqlite_transaction backends.sqlite_reading backends.sqlite
 manager.admission manager.hooks manager.broadcast manager.cluster manager.delivery manager.outbox manager.presence
-manager.database
+manager.block manager.database
 core
 visitor
 multiplex.protocol multiplex.request multiplex.channel multiplex.carrier multiplex.endpoint

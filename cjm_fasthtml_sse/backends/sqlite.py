@@ -34,6 +34,7 @@ from .session import LogBackend,LogSession,ReadPosition
 from .sqlite_driver import transaction
 from .sqlite_file import LogFile
 from .sqlite_log import LogTables
+from .sqlite_reading import ReadTransaction
 from .sqlite_thread import LogThread
 from .sqlite_transaction import BlockThreads,ConnectionPool,WriteTransaction,append_in
 from ..engine.loop import being_cancelled
@@ -254,6 +255,10 @@ class SQLiteBackend(LogBackend):
     def transaction(self) -> WriteTransaction:
         "Return a transaction of the app, to begin"
         return WriteTransaction(self._pool, self.blocks, self.settings.timeout)
+
+    def reading(self) -> ReadTransaction:
+        "Return a read transaction of the app, to begin"
+        return ReadTransaction(self._pool, self.settings.timeout)
 
     def append_in(self,
         connection, # Of the app

@@ -202,6 +202,11 @@ class LogTables(LogSchema):
         "Return the `seq` of the newest message"
         return _all(self.name, connection, 'select coalesce(max(seq), 0) from sse_log')[0][0]
 
+    def newest_id(self, connection) -> str:
+        "Return the id of the newest message; in a transaction it is the first to read, and says where that stands"
+        rows = _all(self.name, connection, 'select seq, ms from sse_log order by seq desc limit 1')
+        return Row(*(rows[0] if rows else (0, 0)), '').id(self.epoch(connection))
+
     def read(self,
         connection,
         at: Position,  # Where the process stands

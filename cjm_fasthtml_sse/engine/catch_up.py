@@ -19,7 +19,6 @@ __all__ = []
 
 # %% ../../nbs/engine/catch_up.ipynb #fd113a7f
 import asyncio,logging
-from contextlib import suppress
 from contextvars import Context
 from inspect import isawaitable,iscoroutinefunction,ismethod,signature
 from time import perf_counter
@@ -112,6 +111,7 @@ class SnapshotRead:
                 await asyncio.wait({self.task})
 
 # %% ../../nbs/engine/catch_up.ipynb #001300e6
+READS = 3   # Times to read a state, where this process does not know what follows it
 WAITS = 10  # Times to wait until this process has read the log up to where a state stands, a second at most for each
 
 def takes_database(snapshot) -> bool:
@@ -131,20 +131,26 @@ class TransactionRead(SnapshotRead):
     def _call(self): return self._read()
 
     async def _read(self):
-        html,id = await asyncio.to_thread(self._call_in_transaction)
+        for _ in range(READS):
+            html,id = await asyncio.to_thread(self._call_in_transaction)
+            if (seq := await self._position(id)) is None: continue
+            self.seq,self.id = seq,id
+            return html
+        raise BackendError(f'the state stands at {id}, and this process does not know what follows')
+
+    async def _position(self, id):
         for _ in range(WAITS):
-            if (seq := self.hub.replay.position(id)) is not None: break
-            with suppress(BackendError): await self._database.wait_for(id)
-        else: raise BackendError(f'the state stands at {id}, and this process does not know what follows')
-        self.seq,self.id = seq,id
-        return html
+            if (seq := self.hub.replay.position(id)) is not None: return seq
+            try: await self._database.wait_for(id)
+            except BackendError: continue  # This process is late
+            return self.hub.replay.position(id)
 
     def _call_in_transaction(self):
-        reading = self._database.begin_reading()
+        reading = self._database.reading().begin()
         try:
             page_cursors.set([reading.cursor])
             return to_html(self._unwrap(self.snapshot(db=reading.db))),reading.cursor
-        finally: reading.close()
+        finally: reading.rollback()
 
 # %% ../../nbs/engine/catch_up.ipynb #0dd58eb9
 class SnapshotReads:
@@ -156,9 +162,7 @@ class SnapshotReads:
     def __len__(self): return len(self._reads)
 
     def read_from(self,
-        # Has `wait_for`, as a `Backend` has, and `begin_reading()`, which returns an object with `db`, the connection;
-        # `cursor`, the id at which its transaction stands; and `close()`
-        database
+        database # Has `wait_for`, as a `Backend` has, and `reading()`, which returns a `ReadTransaction`
     ):
         "Call snapshots that take `db` in read transactions of a database"
         self._database = database

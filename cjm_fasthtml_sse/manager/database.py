@@ -21,11 +21,10 @@ neither."""
 __all__ = []
 
 # %% ../../nbs/manager/database.ipynb #8cbde4f5
-import asyncio,concurrent.futures,os,threading,time
+import concurrent.futures,os,threading
 from contextvars import ContextVar
 from datetime import datetime,timezone
 from functools import partial
-from math import inf
 from typing import Any
 
 from fastcore.basics import patch
@@ -33,7 +32,8 @@ from fastcore.basics import patch
 from ..backends.records import pack_record
 from ..engine.messages import BackendError
 from ..engine.wire import SSEError,check_message_type
-from .broadcast import Broadcast,PendingBroadcast,running_loop
+from .block import Block,ReadingBlock
+from .broadcast import Broadcast,PendingBroadcast
 
 # %% ../../nbs/manager/database.ipynb #5ef29a43
 _innermost: ContextVar = ContextVar('sse_block', default=None)  # The block that this context is in
@@ -63,15 +63,17 @@ class BroadcastInBlock(PendingBroadcast):
         self.asked = True
         self.settle(error=error)
 
-class TransactionBlock:
-    "A transaction of the app with what it broadcasts; for `with` in a thread, for `async with` on an event loop"
+class TransactionBlock(Block):
+    "A transaction of the app with what it broadcasts"
+    name = 'transaction'
     def __init__(self,
         backend,       # The `SQLiteBackend`
         pending,       # The manager's `PendingBroadcasts`
         prepare        # Called with the fields of a message, it calls the hooks and returns fields
     ):
+        super().__init__(backend.blocks, backend.transaction)
         self._backend,self._pending,self._prepare = backend,pending,prepare
-        self._transaction: Any = None    # From the beginning on
+        self._earlier: Any = None        # Broadcasts of this thread that were before it
         self._broadcasts: list = []      # Each a `BroadcastInBlock`
         self._is_open,self._lock,self._pid = False,threading.Lock(),0
         self._outer: Any = None          # The block around it, of another manager
@@ -99,47 +101,22 @@ class TransactionBlock:
             self._broadcasts.append(p)
         return Broadcast(self._pending.hub, pending=p)
 
-    def __enter__(self):
-        if running_loop() is not None: raise SSEError('`with sse.transaction()` would block the event loop while '
-            'another connection has the lock: write `async with sse.transaction() as db`, or make the route a `def`')
-        self._make()()
-        return self._enter()
-
-    def __exit__(self, kind, error, traceback): self._leave(error)()
-
-    async def __aenter__(self):
-        begun = self._backend.blocks.begin(self._make())
-        waiter = asyncio.wrap_future(begun)
-        try: await asyncio.wait({waiter})
-        except asyncio.CancelledError:
-            waiter.cancel()
-            begun.add_done_callback(self._abandon)
-            raise
-        waiter.result()
-        return self._enter()
-
-    async def __aexit__(self, kind, error, traceback):
-        await _wait_in_full(self._backend.blocks.call(self._leave(error)))
-
-    def _make(self):
-        "Return a function that begins, to call in a thread"
-        if self._transaction is not None: raise SSEError('Each block needs a `transaction()` of its own')
+    def _check(self):
+        super()._check()
         if self.find(self._backend) is not None: raise SSEError('There is a transaction already in this context: '
             'write into that one, or pass its `db` on')
-        self._transaction = self._backend.transaction()
-        return partial(self._begin, self._pending.of_this_thread(), ORDER_SHARE*self._backend.settings.timeout)
+        self._earlier = self._pending.of_this_thread()
 
-    def _begin(self, earlier, timeout):
-        if earlier: concurrent.futures.wait(earlier, timeout)  # What was broadcast before comes before
-        self._transaction.begin()
+    def _begin(self):
+        # What was broadcast before comes before
+        if self._earlier: concurrent.futures.wait(self._earlier, ORDER_SHARE*self._backend.settings.timeout)
+        super()._begin()
 
-    def _abandon(self, begun):
-        if not begun.cancelled() and begun.exception() is None: self._backend.blocks.call(self._transaction.rollback)
+    def _submit(self, begin): return self._blocks.begin(begin)
 
     def _enter(self):
         self._outer,self._pid,self._is_open = _innermost.get(),os.getpid(),True
         _innermost.set(self)
-        return self._transaction.db
 
     def _leave(self, error):
         "Let no broadcast in any more; return a function that commits or rolls back, to call in a thread"
@@ -160,17 +137,6 @@ class TransactionBlock:
                 if t.is_committed: p.settle(0)
                 else: p.forget(BackendError(f'{why}. The broadcast was not sent'))
             if t.is_committed: self._backend.look_now()
-
-async def _wait_in_full(future, limit=1.):
-    "Wait for what a thread does; where that is cancelled, `limit` seconds more, so it is over then, and not later"
-    waiter,cancelled,until = asyncio.wrap_future(future),None,inf
-    while not waiter.done() and time.monotonic()<until:
-        try: await asyncio.wait({waiter}, timeout=None if cancelled is None else limit)
-        except asyncio.CancelledError as e:
-            if cancelled is None: cancelled,until = e,time.monotonic()+limit
-    if cancelled is None: return waiter.result()
-    if not waiter.cancel(): waiter.exception()  # Which nobody else asks for
-    raise cancelled
 
 # %% ../../nbs/manager/database.ipynb #300f40d6
 class DatabaseMethods:
@@ -212,3 +178,12 @@ def broadcast_in(self:DatabaseMethods,
     backend = self._database('broadcast_in')
     fields = dict(type=check_message_type(event_type), timestamp=datetime.now(timezone.utc).isoformat(), data=data)
     backend.append_in(connection, self._router.call_plain_hooks(fields), key)
+
+# %% ../../nbs/manager/database.ipynb #f6fa280a
+@patch
+def reading(self:DatabaseMethods
+) -> ReadingBlock: # Its `as` is a connection of its own: fastlite's `Database` where the app uses that
+    """Begin a transaction that reads the file of the backend: `with` in a thread, `async with` on an event loop. The
+    stream of an element that is made in the block goes on where the transaction stands. `BackendError` if the file
+    can't be read"""
+    return ReadingBlock(self._database('reading'))

@@ -404,9 +404,9 @@ class _StreamClient(Client):
 
 class _ChannelClient(Client):
     "One channel; it has a browser of its own, unless it is given one"
-    def __init__(self, app, path, last_id, browser=None):
+    def __init__(self, app, path, last_id, browser=None, after=''):
         super().__init__(last_id)
-        self.path, self.words, self.ended = path, [], False
+        self.path, self.after, self.words, self.ended = path, after, [], False
         self.own, self.browser = browser is None, browser or Browser(app)
 
     def frame(self, body, about):
@@ -418,7 +418,7 @@ class _ChannelClient(Client):
             self.ended = True
 
     async def __aenter__(self):
-        self.number = await self.browser.open(self, self.path, self.last_id)
+        self.number = await self.browser.open(self, self.path, self.last_id, self.after)
         if not self.browser.tickets[self.path.partition('?')[0]]:
             self.status, self.ended = self.browser.refusal.status, True
         await eventually(lambda: self.status is not None or self.over, 'the channel is answered')
@@ -450,7 +450,7 @@ def client(sink, manager, events='**', last_id='', browser=None, **stream):
 def listening(app, path='/events', sink='stream', last_id='', browser=None, **headers):
     "Someone who listens to `path` of an app, at a stream or a channel. For `async with`"
     if sink == 'stream': return _StreamClient(app, path, last_id, headers)
-    return _ChannelClient(app, path, last_id, browser)
+    return _ChannelClient(app, path, last_id, browser, headers.get('SSE-After', ''))
 
 
 @asynccontextmanager
