@@ -204,8 +204,9 @@ class LogTables(LogSchema):
 
     def newest_id(self, connection) -> str:
         "Return the id of the newest message; in a transaction it is the first to read, and says where that stands"
-        rows = _all(self.name, connection, 'select seq, ms from sse_log order by seq desc limit 1')
-        return Row(*(rows[0] if rows else (0, 0)), '').id(self.epoch(connection))
+        found = _all(self.name, connection, 'select seq, ms from sse_log order by seq desc limit 1')
+        seq,ms = found[0] if found else (0, 0)
+        return Row(seq, ms, '').id(self.epoch(connection))
 
     def read(self,
         connection,

@@ -53,7 +53,8 @@ class ReadTransaction:
     def _execute_begin(self, handle):
         for sql in ('pragma query_only=1', 'begin'): handle.connection.execute(sql)
         self.cursor = self._pool.tables.newest_id(handle.connection)
-        if not self.cursor.partition(':')[0]: raise BackendError(f'{self._pool.file} has lost its tables in this moment')
+        if not self.cursor.partition(':')[0]: raise BackendError(
+            f'{self._pool.file} has lost its tables in this moment')
 
     def _authorize(self, action, *args):
         if action!=_TRANSACTION: return 0

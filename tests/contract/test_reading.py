@@ -4,7 +4,6 @@ What another process does to the file is done by a `Shell`. The event loop stand
 hear of it.
 """
 import asyncio
-import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 
@@ -64,7 +63,7 @@ class TestPage:
     async def test_what_is_committed_meanwhile(self, app, sse, shell):
         "It is not in the state, and comes as a message; in threads and on the event loop"
         def drawn(db):
-            write(shell, *(n := shell.sql('select count(*), count(*)+1 from number')[0]))
+            write(shell, *shell.sql('select count(*), count(*)+1 from number')[0])
             return Ul(*items(db)), connected()
         @app.route('/plain')
         def plain():
