@@ -29,7 +29,7 @@ BIN = Path(sys.executable).parent
 ENV = {**os.environ, 'PATH': f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}", 'PYTHONUNBUFFERED': '1', 'DEBIAN_FRONTEND': 'noninteractive'}
 DEBIAN = {'chromium': 'chromium', 'chromium-headless-shell': 'chromium-headless-shell', 'firefox-esr': 'firefox-esr', 'redis-server': 'redis-server', 'node': 'nodejs', 'npm': 'npm',
           'nginx': 'nginx', 'caddy': 'caddy', 'openssl': 'openssl'}  # command: its package
-PARTS = [['tests/contract/browser'], ['tests/contract', '--ignore=tests/contract/browser'], ['tests/browser'], *(sorted(map(str, ROOT.glob('tests/test_*.py')))[i::3] for i in range(3))]  # The longest first
+PARTS = [['tests/contract/browser'], ['tests/contract', '--ignore=tests/contract/browser'], ['tests/browser'], *(sorted(map(str, ROOT.glob('tests/test_*.py')))[i::5] for i in range(5))]  # The longest first, so that both sides end together
 AGAIN = 8  # Failed tests that are run once more: where more have failed, it is not the machine
 CHECKS = {}
 

@@ -11,11 +11,12 @@ import re
 import shutil
 import sys
 from fnmatch import fnmatch
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from posixpath import relpath
 from urllib.parse import urljoin
 
+import nbdev.config
 import nbdev.serve
 import nbdev.showdoc
 import yaml
@@ -27,6 +28,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from sphinx.cmd.build import build_main
 
 ROOT = Path(__file__).resolve().parents[1]
+nbdev.config._load_toml = cache(nbdev.config._load_toml)  # It is asked for thousands of times
 CFG = get_config()
 SYMS = importlib.import_module(f'{CFG.lib_path.name}._modidx').d['syms']
 SITE = urljoin(f'{CFG.doc_host}/', f'{CFG.doc_baseurl.rstrip("/")}/')

@@ -189,7 +189,8 @@ def run(request, browsers, server):
         def run(name, script):
             own,ours = page.evaluate(f"""async () => {{ {HARNESS}
                 const run = {script};
-                const late = sleep(30000).then(() => 'it takes too long');
+                const late = sleep(20000).then(async () => ['it takes too long',
+                    ...await Promise.all(made.map(async o => [o.url, o.readyState, await counts(o.url)]))]);
                 try {{ return await Promise.all([Native, Ours].map(o => Promise.race([run(o), late]))); }}
                 finally {{ for (const o of made) o.close(); }} }}""")
             return [ours if request.param=='firefox' and name in FIREFOX else own, ours]
