@@ -1,0 +1,234 @@
+"""What may happen to the SQLite file of a log, and to the disk and the clock below it: a clear error, or a gap that is told
+
+Each test ends with the integrity check, by another process. A file that is locked, restored, replaced or deleted is also in
+`contract/test_over_sqlite.py`.
+"""
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import asynccontextmanager, closing, suppress
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx
+import pytest
+
+from cjm_fasthtml_sse.backends import sqlite_driver, sqlite_log, sqlite_writer
+from cjm_fasthtml_sse.backends.sqlite import Publisher, SQLiteBackend
+from cjm_fasthtml_sse.core import BackendError, SSEBroadcastManager
+from tests.contract.support import BOUND, GAP, Site, client, eventually, following, within
+from tests.contract.test_over_sqlite import Played, Shell, _library, _path, in_thread, managers  # noqa: F401 - two are fixtures
+
+is_root = hasattr(os, 'geteuid') and os.geteuid() == 0
+
+
+async def until_sent(m, type, data):
+    "Broadcast until it is not refused any more"
+    async with within('broadcasts go on by themselves'):
+        while True:
+            with suppress(BackendError): return await m.broadcast(type, data)
+
+
+async def script(code, *args, **kw):
+    "Run a program to its end"
+    def run(): return subprocess.run([sys.executable, '-c', code, *map(str, args)], capture_output=True, text=True, timeout=BOUND, **kw)
+    return await asyncio.to_thread(run)
+
+
+class TestLocked:
+    async def test_routes_while_it_is_locked(self, path, library):
+        "A hundred are answered, and streams open, before the lock is free. What was broadcast meanwhile arrives then"
+        async with managers(path, 1, timeout=BOUND, library=library) as (m,):
+            site = Site(m)
+            @site.app.get('/')
+            def index(): return 'hello'
+            @site.app.get('/say')
+            def say(): return str(m.broadcast('n', 'from a plain route').result(BOUND))
+            web = httpx.AsyncClient(transport=httpx.ASGITransport(site.app), base_url='http://test')
+            async with web, following('stream', m) as a:
+                await m.broadcast('n', 'first')
+                with Shell(path) as shell:
+                    shell.sql('begin immediate')
+                    sent = [asyncio.ensure_future(o) for o in (*(m.broadcast("n", n) for n in range(50)), *(web.get("/say") for _ in range(3)))]
+                    async with within('routes are answered', BOUND/2):
+                        for _ in range(100): assert (await web.get('/')).text.endswith('hello')
+                        async with following('stream', m, last_id=m.cursor): pass
+                    assert len(a.messages) == 1 and not any(o.done() for o in sent)
+                    shell.sql('commit')
+                await asyncio.gather(*sent)
+                seen = await a.data(54)
+                assert [o for o in seen if isinstance(o, int)] == [*range(50)]
+                assert seen.count('from a plain route') == 3
+
+    async def test_the_event_loop_never_touches_the_file(self, path, library, monkeypatch):
+        "So nothing can hold it up: neither a lock nor a slow disk"
+        class Watched:
+            def __init__(self, connection): self.__dict__['_connection'] = connection
+            def __getattr__(self, name):
+                touched.append((name, threading.current_thread()))
+                return getattr(self._connection, name)
+        def driver(): return original._replace(connect=lambda *args: Watched(original.connect(*args)))
+        touched, original = [], sqlite_driver.DRIVERS[library]()
+        monkeypatch.setitem(sqlite_driver.DRIVERS, library, driver)
+        async with managers(path, library=library) as (one, two), following('stream', one, user='ann') as a, following('channel', two) as b:
+            for n in range(3): await one.broadcast('n', n)
+            await in_thread(lambda: two.broadcast('n', 3).result(BOUND))
+            await b.data(4)
+            async with client('stream', two, last_id=b.messages[0].id) as back: await back.data(3)
+            await one.cluster_stats()
+            await two.disconnect('ann')
+            await a.ends()
+        assert len(touched) > 20 and threading.main_thread() not in {thread for _, thread in touched}
+
+
+LOST = '''
+import asyncio, os, signal, sys
+from pathlib import Path
+from cjm_fasthtml_sse.core import SSEBroadcastManager
+async def main():
+    m = SSEBroadcastManager(backend=Path(sys.argv[1]))
+    for n in range(40):
+        await m.broadcast('n', n)
+        print(m.cursor, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+asyncio.run(main())
+'''
+
+
+class TestTornWAL:
+    @pytest.mark.parametrize('damage', ['nothing', 'cut in two', 'cut within a frame', 'a bit in the middle', 'its header', 'all of it', 'zeros',
+                                        'the shared memory'])
+    async def test_after_a_kill(self, path, damage):
+        "What is left is the beginning. Whoever has seen more is told of a gap, also when the same places are taken again"
+        died = await script(LOST, path)
+        ids, wal = died.stdout.split(), Path(f'{path}-wal')
+        assert died.returncode == -signal.SIGKILL and len(ids) == 40
+        data = bytearray(wal.read_bytes())  # Nobody has the file open
+        frame = 4096+24
+        middle = len(data)//2//frame*frame
+        if damage == 'cut in two': del data[middle+32:]
+        elif damage == 'cut within a frame': del data[middle:]
+        elif damage == 'a bit in the middle': data[middle] ^= 1
+        elif damage == 'its header': data[:32] = bytes(32)
+        elif damage == 'zeros': data[middle:] = bytes(len(data)-middle)
+        if damage == 'all of it': wal.unlink()
+        else: wal.write_bytes(data)
+        if damage == 'the shared memory': Path(f'{path}-shm').write_bytes(os.urandom(2**15))
+        async with managers(path, 1) as (m,):
+            await m.open()
+            kept = [o['data'] for o in m.get_history()]
+            assert kept == [*range(len(kept))] and (len(kept) == 40) == (damage in ('nothing', 'the shared memory'))
+            for again in False, True:
+                want = [*kept, *['new']*40*again]
+                for n in {*range(0, 40, 13), len(kept)-1, len(kept), 39} & {*range(40)}:
+                    async with client('stream', m, last_id=ids[n]) as back:
+                        if n >= len(kept): assert await back.next() == (GAP, None)
+                        elif want[n+1:]: assert await back.data(len(want)-n-1) == want[n+1:] and not back.gaps
+                if not again: await asyncio.gather(*[m.broadcast('n', 'new') for _ in range(40)])
+
+
+class TestClock:
+    @pytest.fixture
+    def clock(self, monkeypatch):
+        "`clock.ahead` are the seconds by which it is wrong"
+        clock, real = SimpleNamespace(ahead=0), time.time
+        def shift(secs):
+            clock.ahead = secs
+            monkeypatch.setattr(sqlite_log, 'NOW_MS', f'({now}+{1000*secs})')
+        now = sqlite_log.NOW_MS
+        monkeypatch.setattr(sqlite_log, 'time', SimpleNamespace(
+            time=lambda: real()+clock.ahead, time_ns=lambda: int(1e9*(real()+clock.ahead))))
+        monkeypatch.setattr(sqlite_writer, 'REFRESH', .05)
+        clock.shift = shift
+        return clock
+
+    @pytest.mark.parametrize('jumps', [(-31_536_000, 0), (31_536_000, 0), (3600, -3600), (-90_000, 90_000)], ids=str)
+    async def test_jumps(self, path, clock, jumps):
+        "Whoever listens misses nothing, and whoever comes back hears all or is told of a gap. Both workers are counted"
+        async def comes_back(m):
+            "Everybody, with each id that there is"
+            for n, e in enumerate(a.messages[:-1]):
+                async with client('stream', m, last_id=e.id) as back:
+                    await eventually(lambda: len(back.messages) == len(want)-n-1 or back.gaps)
+                    assert back.gaps or [data for _, data in back.seen] == want[n+1:]
+        want = []
+        async with managers(path) as (one, two), following('stream', one) as a, following('stream', two) as b:
+            for i, secs in enumerate((0, *jumps)):
+                clock.shift(secs)
+                for n in range(3): await one.broadcast('n', [i, n])
+                await in_thread(two._backend.send, dict(type='n', data=[i, 3]))
+                want += [[i, n] for n in range(4)]
+                for c in a, b: assert await c.data(4) == want[-4:] and not c.gaps
+                async with within('both are counted'):
+                    while (await one.cluster_stats())['workers'] != 2: await asyncio.sleep(.02)
+                await comes_back(two)
+            for _ in range(9): await one.cluster_stats(), await asyncio.sleep(.05)  # What is too old by this clock is trimmed
+        async with managers(path, 1) as (m,):
+            await m.open()
+            await comes_back(m)
+
+
+@pytest.fixture(name='disk')
+def _disk(tmp_path):
+    "`disk(size)` is the folder of a small disk"
+    folder, mounted = tmp_path/'disk', []
+    folder.mkdir()
+    def mount(size):
+        if not is_root or subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={size}', 'tmpfs', folder], capture_output=True).returncode:
+            pytest.skip('needs root, to mount')
+        mounted.append(folder)
+        return folder
+    yield mount
+    for o in mounted: subprocess.run(['umount', '-l', o], check=True)
+
+
+class TestFullDisk:
+    async def test_full_of_what_waits_for_a_checkpoint(self, disk):
+        "The messages would have room, but `FILE-wal` has taken it all. So a checkpoint is made, and all goes on"
+        path = disk('1m')/'app.db'
+        async with managers(path, 1, max_length=10) as (m,), following('stream', m) as c:
+            sent = 0
+            for _ in range(400):
+                with suppress(BackendError):
+                    await m.broadcast('n', 'x'*5000)
+                    sent += 1
+                await asyncio.sleep(.001)
+            await eventually(lambda: len(c.messages) == sent)
+            assert sent > 300 and not c.gaps
+        with Shell(path) as shell: assert shell.sql('pragma integrity_check') == [['ok']]
+
+    async def test_at_the_start(self, disk):
+        path = disk('200k')/'app.db'
+        (path.parent/'other').write_bytes(b'x'*190_000)
+        async with managers(path, 2) as (one, two):
+            with pytest.raises(BackendError, match='full|I/O'): await one.open()
+            with pytest.raises(BackendError, match='(full|I/O).*was not sent'): await in_thread(Publisher(path).broadcast, 'n', 1)
+            (path.parent/'other').unlink()
+            await one.open()
+            assert await two.broadcast('n', 1) == 0
+        with Shell(path) as shell: assert shell.sql('pragma integrity_check') == [['ok']]
+
+
+class TestUnusable:
+    async def test_something_else_takes_its_place(self, path, tmp_path, monkeypatch):
+        "Broadcasts fail and say why, and nothing gathers. Once there is a file again, all go on"
+        async with managers(path, 1, timeout=.2) as (m,), following('stream', m) as c:
+            await m.broadcast('n', 0)
+            assert await c.next() == ('n', 0)
+            with Shell(path) as shell: shell.sql(f"vacuum into '{tmp_path}/backup'")
+            (tmp_path/'other').write_text('Dear SQLite, '*100)
+            os.replace(tmp_path/'other', path)
+            waiting = m._backend._session._thread._writer._waiting
+            for _ in range(5):
+                found = await asyncio.gather(*[m.broadcast('n', 1) for _ in range(20)], return_exceptions=True)
+                assert all(isinstance(o, BackendError) and 'was not sent' in str(o) for o in found)
+            assert any('not a database' in str(o) for o in found), found
+            await eventually(lambda: not waiting)
+            for o in '-wal', '-shm': Path(f'{path}{o}').unlink(missing_ok=True)
+            os.replace(tmp_path/'backup', path)
+            assert await until_sent(m, 'n', 2) == 1
+            assert await c.read(2) == [(GAP, None), ('n', 2)]
