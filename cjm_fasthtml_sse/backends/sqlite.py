@@ -66,8 +66,10 @@ class Publisher(PublisherBase):
             with transaction(handle.connection):
                 if 'type' in fields: pool.tables.append(handle.connection, text, key_text)
                 else: pool.tables.append_command(handle.connection, text)
-        try: pool.keep(pool.wait(write, time.monotonic()+self._timeout))
+        try: pool.keep(handle := pool.wait(write, time.monotonic()+self._timeout))
         except BackendError as e: raise BackendError(f'{e}. The broadcast was not sent') from e
+        if handle.identity!=pool.file.identity(): raise BackendError(
+            f'{pool.file} was deleted or replaced in this moment. The broadcast may or may not have arrived')
 
     def close(self):
         "Close the connection; the next broadcast makes another"

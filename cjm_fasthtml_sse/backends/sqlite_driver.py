@@ -35,7 +35,7 @@ class Driver(NamedTuple):
     Error: Any          # The class of its errors
     code: Callable      # Returns the result code of an error, such as `BUSY`
 
-BUSY,LOCKED,NO_TABLE = 5,6,1  # Result codes of SQLite; the last is that of any error in SQL
+BUSY,LOCKED,FULL,NO_TABLE = 5,6,13,1  # Result codes of SQLite; the last is that of any error in SQL
 
 def _sqlite3():
     import sqlite3

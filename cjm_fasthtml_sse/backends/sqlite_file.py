@@ -16,7 +16,7 @@ __all__ = []
 import ctypes,logging,os,sys
 from typing import Any
 
-from .sqlite_driver import BUSY,LOCKED,Handle,check_copies,check_library,choose_driver,registry
+from .sqlite_driver import BUSY,FULL,LOCKED,Handle,check_copies,check_library,choose_driver,registry
 from ..engine.checks import ArgumentError
 from ..engine.messages import BackendError
 
@@ -108,6 +108,10 @@ class LogFile:
     def is_busy(self, e):
         "Return whether an error says that another connection holds the lock"
         return self.driver is not None and isinstance(e, self.driver.Error) and self.driver.code(e) in (BUSY, LOCKED)
+
+    def is_full(self, e):
+        "Return whether an error says that the disk is full"
+        return self.driver is not None and isinstance(e, self.driver.Error) and self.driver.code(e)==FULL
 
     def error(self, e) -> BackendError:
         "Return an error of the library as one of ours"

@@ -277,9 +277,11 @@ class LogWork:
         except Exception as e: self._note_trouble(e)
 
     def _work(self):
-        if self._writer.is_waiting or self._chores.are_due(): self._write()
+        try:
+            if self._writer.is_waiting or self._chores.are_due(): self._write()
+        finally:
+            if self._open.handle is not None: self._chores.checkpoint(self._open.handle)
         self._questions.answer(self._open.handle.connection)
-        self._chores.checkpoint(self._open.handle)
         self._trouble.end()
 
     def _write(self):
@@ -312,16 +314,22 @@ class LogWork:
 
     def _note_deleted(self):
         error = BackendError(f'{self._file} was deleted')
-        self._writer.refuse(str(error))
-        self._questions.refuse(error)
+        self._refuse(error)
         self._trouble.note(error, 'Broadcasts fail until there is a file')
         self._timing.note_failure()
         return False
 
+    def _refuse(self, error):
+        self._writer.refuse(str(error))
+        self._questions.refuse(error)
+
     def _note_trouble(self, e):
         if isinstance(e, BackendError): raise e  # Two copies of SQLite, or tables of a newer version
-        if self._file.is_busy(e): return self._timing.note_failure(LOCKED_PAUSE)
+        if self._file.is_busy(e):
+            self._writer.forget_abandoned()
+            return self._timing.note_failure(LOCKED_PAUSE)
         self._trouble.note(e)
+        self._refuse(self._file.error(e))
         if self._file.driver.code(e)==NO_TABLE: self._open.renew()  # As where an older backup was restored in place
         self._timing.note_failure()
 

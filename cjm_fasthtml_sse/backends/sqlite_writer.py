@@ -37,6 +37,7 @@ class Chores:
         self._leads = self._trims = self._changed = False
         self._stood = self._trim_upto = Position()  # Where the process stood at the last report, and the one before
         self._rows = self._wal_size = 0     # Rows since the last checkpoint, and the size of the WAL at that
+        self._needs_room = False            # The disk is full: a checkpoint may make room
 
     def set_report(self, report):
         "Have a report written with the next transaction"
@@ -73,20 +74,23 @@ class Chores:
             self._trims = False
             self._trims = tables.trim(connection, self._trim_upto, settings.max_length, settings.max_age)
 
-    def rolled_back(self):
+    def rolled_back(self,
+        is_full # Whether the disk is full: then a checkpoint may make room
+    ):
         "Note that nothing was written"
-        self._written_at = -inf
+        self._written_at,self._needs_room = -inf,is_full
 
     def note(self, rows):
         "Note that the file has changed, and how many rows were read"
         self._rows,self._changed = self._rows+rows,True
 
     def checkpoint(self, handle):
-        "Checkpoint if that is for this process to do, and enough was written"
-        if not (self._leads and self._changed): return
+        "Checkpoint if that is for this process to do, and enough was written; also if the disk was full"
+        if not (self._needs_room or self._leads and self._changed): return
         now,size = time.monotonic(),self._file.wal_size()
-        if self._rows<CHECKPOINT_ROWS and size-self._wal_size<CHECKPOINT_BYTES \
+        if not self._needs_room and self._rows<CHECKPOINT_ROWS and size-self._wal_size<CHECKPOINT_BYTES \
             and now-self._checkpoint_at<CHECKPOINT_SECS: return
+        self._needs_room = False
         self._rows,self._wal_size,self._checkpoint_at,self._changed = 0,size,now,False  # Also if it fails
         self._file.checkpoint(handle)
 
@@ -117,6 +121,11 @@ class LogWriter:
         "Have a record written: `text`, `key`, and whether it is a command"
         self._waiting.append(pending)
 
+    def forget_abandoned(self) -> dict: # Empty: nothing was written
+        "Forget the records at the front that nobody waits for any more"
+        while self._waiting and self._waiting[0].state is not State.WAITING: self._waiting.popleft()
+        return {}
+
     def refuse(self, why, taken=()):
         "Fail what was taken, and all that waits"
         self._settle([*taken, *self._take(len(self._waiting))], State.REFUSED, why)
@@ -134,15 +143,15 @@ class LogWriter:
                 written = self._append(connection, taken)
                 self._chores.write(connection, at)
         except Exception as e:
-            self._chores.rolled_back()
+            self._chores.rolled_back(self._file.is_full(e))
             self.is_locked = not taken and self._file.is_busy(e)
-            if self.is_locked: return self._forget_abandoned()
+            if self.is_locked: return self.forget_abandoned()
             self.refuse(self._file.error(e), taken)
             raise
         self.is_locked = False
         self._chores.note(0)
         if self._file.identity()!=identity:
-            self._settle(taken, State.SENT, f'{self._file} was deleted or replaced in this moment')
+            self._settle(taken, State.UNKNOWN, f'{self._file} was deleted or replaced in this moment')
             return {}
         for p in taken: p.accept()
         return dict(zip(written, taken))
@@ -153,9 +162,6 @@ class LogWriter:
             if (p := self._waiting.popleft()).take(): taken.append(p)
         return taken
 
-    def _forget_abandoned(self):
-        while self._waiting and self._waiting[0].state is not State.WAITING: self._waiting.popleft()
-        return {}
 
     def _append(self, connection, taken):
         written: list = []
