@@ -5,13 +5,15 @@ Each test ends with the integrity check, by another process. A file that is lock
 """
 import asyncio
 import os
+import re
 import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,10 +21,10 @@ import httpx
 import pytest
 
 from cjm_fasthtml_sse.backends import sqlite_driver, sqlite_log, sqlite_writer
-from cjm_fasthtml_sse.backends.sqlite import Publisher, SQLiteBackend
+from cjm_fasthtml_sse.backends.sqlite import Publisher
 from cjm_fasthtml_sse.backends.sqlite_file import LogFile
 from cjm_fasthtml_sse.backends.sqlite_log import LogTables
-from cjm_fasthtml_sse.core import BackendError, SSEBroadcastManager
+from cjm_fasthtml_sse.core import BackendError
 from tests.contract.support import BOUND, GAP, Site, client, eventually, following, within
 from tests.contract.test_over_sqlite import Played, Shell, _library, _path, in_thread, managers  # noqa: F401 - two are fixtures
 
@@ -230,12 +232,12 @@ class TestUnusable:
             with Shell(path) as shell: shell.sql(f"vacuum into '{tmp_path}/backup'")
             (tmp_path/'other').write_text('Dear SQLite, '*100)
             os.replace(tmp_path/'other', path)
-            waiting = m._backend._session._thread._writer._waiting
+            writer = m._backend._session._thread._work._writer
             for _ in range(5):
                 found = await asyncio.gather(*[m.broadcast('n', 1) for _ in range(20)], return_exceptions=True)
                 assert all(isinstance(o, BackendError) and 'was not sent' in str(o) for o in found)
             assert any('not a database' in str(o) for o in found), found
-            await eventually(lambda: not waiting)
+            await eventually(lambda: not writer.is_waiting)
             for o in '-wal', '-shm': Path(f'{path}{o}').unlink(missing_ok=True)
             os.replace(tmp_path/'backup', path)
             assert await until_sent(m, 'n', 2) == 1
@@ -260,3 +262,82 @@ class TestUnusable:
             if not replaced:
                 with pytest.raises(BackendError, match='was not sent'): p.broadcast('n', 3)
             else: p.broadcast('n', 4)
+
+
+NOBODY = '''
+import asyncio, os, sqlite3, sys
+from pathlib import Path
+from cjm_fasthtml_sse.backends.sqlite import Publisher
+from cjm_fasthtml_sse.core import BackendError, SSEBroadcastManager
+os.setgid(65534), os.setuid(65534)
+async def attempt(m):
+    try: return await m.broadcast('n', 'from nobody')
+    except BackendError as e: return str(e)
+async def main():
+    m = SSEBroadcastManager(backend=Path(sys.argv[1]))
+    print(await attempt(m))
+    try: print(await asyncio.to_thread(Publisher(Path(sys.argv[1])).broadcast, 'n', 'from nobody'))
+    except BackendError as e: print(e)
+    sys.stdin.readline()
+    while isinstance(found := await attempt(m), str): pass
+    print(found)
+    await m.close()
+asyncio.run(main())
+'''
+
+
+class TestReadOnly:
+    @pytest.mark.skipif(not is_root, reason='needs root, to be somebody else')
+    @pytest.mark.parametrize('what', ['the file', 'the folder'])
+    async def test_then_it_may_write(self, what):
+        "Each broadcast says that it may not; once it may, that process goes on by itself"
+        with tempfile.TemporaryDirectory() as folder: await self.is_refused(Path(folder), what)  # Whose parents are open to all
+
+    async def is_refused(self, folder, what):
+        path = folder/'app.db'
+        async with managers(path, 1) as (m,): await m.broadcast('n', 0)
+        path.chmod(0o644 if what == 'the file' else 0o666)
+        folder.chmod(0o777 if what == 'the file' else 0o755)
+        other = await asyncio.create_subprocess_exec(sys.executable, '-c', NOBODY, path, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        try:
+            async with within('it goes on by itself'):
+                for _ in range(2): assert re.search(b'readonly|unable to open', await other.stdout.readline())
+                path.chmod(0o666), folder.chmod(0o777)
+                other.stdin.write(b'\n')
+                assert await other.stdout.readline() == b'0\n'
+        finally:
+            if other.returncode is None: other.kill()
+            await other.wait()
+        async with managers(path, 1) as (m,):
+            await m.open()
+            assert [o['data'] for o in m.get_history()] == [0, 'from nobody']
+        with Shell(path) as shell: assert shell.sql('pragma integrity_check') == [['ok']]
+
+    @pytest.mark.skipif(not hasattr(signal, 'SIGXFSZ'), reason='needs limits of files')
+    async def test_a_file_that_may_not_grow(self, path):
+        "Each broadcast says so, no half of one is read, and once it may grow all go on"
+        code = '''
+import asyncio, resource, signal, sys
+from pathlib import Path
+from cjm_fasthtml_sse.core import BackendError, SSEBroadcastManager
+def limit(size): resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+async def main():
+    m, failed = SSEBroadcastManager(backend=Path(sys.argv[1])), set()
+    for n in range(30):
+        if n == 10: limit(1000)
+        if n == 20: limit(resource.RLIM_INFINITY)
+        while True:
+            try: await m.broadcast('n', [n, 'x'*9000])
+            except BackendError as e:
+                print(e)
+                if n < 20: break
+            else: break
+    await m.close()
+asyncio.run(main())
+'''
+        async with managers(path, 1) as (m,), following('stream', m) as c:
+            done = await script(code, path)
+            assert done.returncode == 0, done.stderr
+            *failed, = done.stdout.splitlines()
+            assert failed and all(re.search('(I/O error|full).* was not sent', o) for o in failed)
+            assert [data[0] for _, data in await c.read(20)] == [*range(10), *range(20, 30)] and not c.gaps

@@ -121,7 +121,10 @@ class LogFile:
         create=True,     # Whether to make the file if there is none
         checkpoints=False # Whether commits move what stands in `FILE-wal` into the file, from 1000 pages on
     ) -> Handle:
-        "Open the file; an error of the library, or `BackendError`"
+        "Open the file; an error of the library, `PermissionError`, or `BackendError`"
+        effective = os.access in os.supports_effective_ids
+        if os.path.exists(self.path) and not os.access(self.path, os.W_OK, effective_ids=effective):
+            raise PermissionError('the file is readonly for this process')  # SQLite would open it, and read for ever
         with registry:
             self.driver = choose_driver(self.path, self.library, self.driver)
             check_environment(self.path, self.driver)

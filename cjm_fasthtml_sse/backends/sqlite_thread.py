@@ -181,7 +181,7 @@ class TroubleLog:
 
     def note(self, e, then='The next try follows soon'):
         "Log an error, unless the last one was the same"
-        if not isinstance(e, (BackendError, self._file.driver.Error)):
+        if not isinstance(e, (BackendError, OSError, self._file.driver.Error)):
             _log.exception('The thread of %s goes on after', self._file)
         elif str(e)!=self._last: _log.error('%s. %s', self._file.error(e), then)
         self._last = str(e)
