@@ -6,6 +6,7 @@ Each test ends with the integrity check, by another process. A file that is lock
 import asyncio
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -224,24 +225,37 @@ class TestFullDisk:
 
 
 class TestUnusable:
-    async def test_something_else_takes_its_place(self, path, tmp_path, monkeypatch):
-        "Broadcasts fail and say why, and nothing gathers. Once there is a file again, all go on"
-        async with managers(path, 1, timeout=BOUND) as (m,), following('stream', m) as c:
-            await m.broadcast('n', 0)
-            assert await c.next() == ('n', 0)
-            with Shell(path) as shell: shell.sql(f"vacuum into '{tmp_path}/backup'")
-            (tmp_path/'other').write_text('Dear SQLite, '*100)
-            os.replace(tmp_path/'other', path)
-            writer = m._backend._session._thread._work._writer
-            for _ in range(5):
-                found = await asyncio.gather(*[m.broadcast('n', 1) for _ in range(20)], return_exceptions=True)
-                assert all(isinstance(o, BackendError) and 'was not sent' in str(o) for o in found)
-            assert any('not a database' in str(o) for o in found), found
-            await eventually(lambda: not writer.is_waiting)
-            for o in '-wal', '-shm': Path(f'{path}{o}').unlink(missing_ok=True)
-            os.replace(tmp_path/'backup', path)
-            assert await until_sent(m, 'n', 2) == 1
-            assert await c.read(2) == [(GAP, None), ('n', 2)]
+    @pytest.mark.parametrize('new', ['a backup', 'something else'])
+    async def test_another_file_takes_its_place(self, path, tmp_path, new):
+        """`FILE-wal` is still that of the file before it, and SQLite would mix the two: broadcasts fail and say so, and nothing
+        gathers. Without it, all go on with what stands there, as soon as that is a database"""
+        async with managers(path, 1) as (m,), following('stream', m) as c:
+            with Publisher(path) as script:
+                for n in range(5): await m.broadcast('n', n)
+                with Shell(path) as shell: shell.sql(f"vacuum into '{tmp_path}/backup'")
+                for n in range(5, 9): await m.broadcast('n', n)
+                await in_thread(script.broadcast, 'n', 9)
+                assert await c.data(10) == [*range(10)]
+                if new == 'something else': (tmp_path/'other').write_text('Dear SQLite, '*100)
+                else: shutil.copy(tmp_path/'backup', tmp_path/'other')
+                os.replace(tmp_path/'other', path)
+                writer = m._backend._session._thread._work._writer
+                async def fails(why):
+                    found = await asyncio.gather(*[m.broadcast('n', 1) for _ in range(20)], return_exceptions=True)
+                    assert all(isinstance(o, BackendError) and 'was not sent' in str(o) and re.search(why, str(o)) for o in found), found
+                    await eventually(lambda: not writer.is_waiting)
+                    with pytest.raises(BackendError, match=f'{why}.* was not sent'): await in_thread(script.broadcast, 'n', 2)
+                for _ in range(2): await fails('app.db-wal belongs to the file that .*/app.db has replaced')
+                for o in '-wal', '-shm': Path(f'{path}{o}').unlink()
+                if new == 'something else':
+                    await fails('file is not a database')
+                    os.replace(tmp_path/'backup', path)
+                assert await until_sent(m, 'n', 10) == 1
+                assert await c.read(2) == [(GAP, None), ('n', 10)]
+                await in_thread(script.broadcast, 'n', 11)
+                assert await c.next() == ('n', 11)
+        with Shell(path) as shell:
+            assert shell.sql("select json_extract(fields, '$.data') from sse_log") == [[n] for n in (*range(5), 10, 11)]
 
     @pytest.mark.parametrize('at', ['ensure', 'append'])
     @pytest.mark.parametrize('replaced', [False, True])
@@ -251,9 +265,9 @@ class TestUnusable:
         def lose(*args):
             if not done:
                 done.append(1)
-                Publisher(tmp_path/'new.db').broadcast('n', 0)
-                if replaced: os.replace(tmp_path/'new.db', path)
-                else: path.unlink()
+                with Publisher(tmp_path/'new.db') as new: new.broadcast('n', 0)
+                for o in path.parent.glob(f'{path.name}*'): o.unlink()
+                if replaced: os.rename(tmp_path/'new.db', path)
             return original(*args)
         with Publisher(path) as p:
             if at == 'append': p.broadcast('n', 1)

@@ -151,6 +151,18 @@ class Handle:
             self.connection = driver.connect(path, create)
             self.identity = self.identity or _identity(path)
             _handles.add(self)
+        self._wal: Any = None  # The identity of `FILE-wal`
+
+    def note_wal(self):
+        "Note which `FILE-wal` it has, once there is one"
+        self._wal = _identity(f'{self.path}-wal')
+
+    @classmethod
+    def is_wal_left(cls, path):
+        "Return whether a file took the place of one that is open here, and `FILE-wal` is still that of the old one"
+        identity,wal = _identity(path),_identity(f'{path}-wal')
+        if identity is None or wal is None: return False
+        with registry: return any(o.path==path and o.identity!=identity and o._wal==wal for o in _handles)
 
     def lend(self):
         "Note that the app uses it from now on, and holds no lock for that"

@@ -18,7 +18,7 @@ from typing import Any
 
 from .sqlite_driver import BUSY,FULL,LOCKED,Handle,check_copies,check_library,choose_driver,registry
 from ..engine.checks import ArgumentError
-from ..engine.messages import BackendError
+from ..engine.messages import BackendError,BackendUnavailable
 
 # %% ../../nbs/backends/sqlite_file.ipynb #4e42614e
 _log = logging.getLogger(__name__)
@@ -126,6 +126,7 @@ class LogFile:
         if os.path.exists(self.path) and not os.access(self.path, os.W_OK, effective_ids=effective):
             raise PermissionError('the file is readonly for this process')  # SQLite would open it, and read for ever
         with registry:
+            self.check_wal()
             self.driver = choose_driver(self.path, self.library, self.driver)
             check_environment(self.path, self.driver)
             handle = Handle(self.driver, self.path, create)
@@ -141,8 +142,15 @@ class LogFile:
             handle.close()
             raise
         self.check(handle)
+        handle.note_wal()
         self.was_opened = True
         return handle
+
+    def check_wal(self):
+        "Raise `BackendUnavailable` where another file took the place of one that is open, but not of its `FILE-wal`"
+        if self.wal_size() and Handle.is_wal_left(self.path): raise BackendUnavailable(f'{self.path}-wal belongs to the '
+            f'file that {self.path} has replaced, and SQLite would mix the two: remove {self.path}-wal and '
+            f'{self.path}-shm. A backup is best restored by the backup API of SQLite')
 
     def check(self, handle):
         "Raise `BackendError` where two copies of SQLite have the file open; the handle must not be used any more then"

@@ -119,7 +119,8 @@ class OpenFile:
         self.is_stale = True
 
     def again(self):
-        "Open the file again; an error of the library, and then once more"
+        "Open the file again; an error of the library, or `BackendUnavailable`, and then once more"
+        self._file.check_wal()
         self.renew()
         self.handle.close()
         self._connect(create=False)
@@ -324,7 +325,8 @@ class LogWork:
         self._questions.refuse(error)
 
     def _note_trouble(self, e):
-        if isinstance(e, BackendError): raise e  # Two copies of SQLite, or tables of a newer version
+        # Two copies of SQLite, or tables of a newer version
+        if isinstance(e, BackendError) and not isinstance(e, BackendUnavailable): raise e
         if self._file.is_busy(e):
             self._writer.forget_abandoned()
             return self._timing.note_failure(LOCKED_PAUSE)

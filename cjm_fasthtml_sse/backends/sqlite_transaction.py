@@ -36,7 +36,8 @@ class ConnectionPool:
         self._unused: list = []      # `Handle`s; a fork has closed some
 
     def take(self):
-        "Return a `Handle` of the file that stands at the path now, with the tables; an error of the library"
+        "Return a `Handle` of the file that stands at the path now, with the tables; an error of the library or ours"
+        self.file.check_wal()
         with suppress(IndexError):
             while True:
                 handle = self._unused.pop()
