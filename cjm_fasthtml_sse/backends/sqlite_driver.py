@@ -162,7 +162,8 @@ class Handle:
         "Return whether a file took the place of one that is open here, and `FILE-wal` is still that of the old one"
         identity,wal = _identity(path),_identity(f'{path}-wal')
         if identity is None or wal is None: return False
-        with registry: return any(o.path==path and o.identity!=identity and o._wal==wal for o in _handles)
+        with registry: found = {o.identity for o in _handles if o.path==path and o._wal==wal}
+        return bool(found) and identity not in found  # If it is, `FILE-wal` was empty, and this process opened the new one
 
     def lend(self):
         "Note that the app uses it from now on, and holds no lock for that"

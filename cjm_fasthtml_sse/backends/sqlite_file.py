@@ -148,9 +148,10 @@ class LogFile:
 
     def check_wal(self):
         "Raise `BackendUnavailable` where another file took the place of one that is open, but not of its `FILE-wal`"
-        if self.wal_size() and Handle.is_wal_left(self.path): raise BackendUnavailable(f'{self.path}-wal belongs to the '
-            f'file that {self.path} has replaced, and SQLite would mix the two: remove {self.path}-wal and '
-            f'{self.path}-shm. A backup is best restored by the backup API of SQLite')
+        path = self.path
+        if self.wal_size() and Handle.is_wal_left(path): raise BackendUnavailable(
+            f'{path}-wal belongs to the file that {path} has replaced, and SQLite would mix the two. Stop all processes '
+            f'that have it open, remove {path}-wal and {path}-shm if they are still there, and start again')
 
     def check(self, handle):
         "Raise `BackendError` where two copies of SQLite have the file open; the handle must not be used any more then"
