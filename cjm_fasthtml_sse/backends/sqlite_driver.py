@@ -163,7 +163,7 @@ class Handle:
         identity,wal = _identity(path),_identity(f'{path}-wal')
         if identity is None or wal is None: return False
         with registry: found = {o.identity for o in _handles if o.path==path and o._wal==wal}
-        return bool(found) and identity not in found  # If it is, `FILE-wal` was empty, and this process opened the new one
+        return bool(found) and identity not in found  # If it is, `FILE-wal` was empty before it was opened here
 
     def lend(self):
         "Note that the app uses it from now on, and holds no lock for that"

@@ -150,8 +150,8 @@ class LogFile:
         "Raise `BackendUnavailable` where another file took the place of one that is open, but not of its `FILE-wal`"
         path = self.path
         if self.wal_size() and Handle.is_wal_left(path): raise BackendUnavailable(
-            f'{path}-wal belongs to the file that {path} has replaced, and SQLite would mix the two. Stop all processes '
-            f'that have it open, remove {path}-wal and {path}-shm if they are still there, and start again')
+            f'{path}-wal belongs to the file that {path} has replaced, and SQLite would mix the two. Stop all '
+            f'processes that have it open, remove {path}-wal and {path}-shm if they are still there, and start again')
 
     def check(self, handle):
         "Raise `BackendError` where two copies of SQLite have the file open; the handle must not be used any more then"
