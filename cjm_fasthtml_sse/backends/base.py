@@ -65,6 +65,7 @@ class Backend(Protocol):
     # `async def announce(self)` renews the report of this process, for `poll_workers` in the others.
     # `def send(self, fields: dict, key: Any=None)` publishes from a thread without an event loop.
     # `def check(self, fields: dict, key: Any=None)` raises for what can't be carried: `broadcast` raises at once.
+    # `private_events` are patterns of events that are private with it, as for the manager's `private`.
     # `address` is hashable. Two open managers of one process may not have the same: each would receive the other's
     # broadcasts.
 

@@ -37,6 +37,7 @@ from .sqlite_log import LogTables
 from .sqlite_reading import ReadTransaction
 from .sqlite_thread import LogThread
 from .sqlite_transaction import BlockThreads,ConnectionPool,WriteTransaction,append_in
+from .sqlite_watch import TableWatcher,TableWatches
 from ..engine.loop import being_cancelled
 from ..engine.messages import BackendError
 
@@ -136,7 +137,8 @@ class SQLiteSession(LogSession):
         self._bytes = 0                           # Of their data
         self._timer: Any = None
         self._token = secrets.token_hex(6)        # Names this process
-        self._thread = LogThread(file, tables, settings, self._token, size, self.loop, self._take_page, self._fail)
+        self._thread = LogThread(file, tables, settings, self._token, size, self.loop, self._take_page, self._fail,
+            TableWatcher(file, tables))
         self._delivery = PageDelivery(self, deliver, renew, self._thread.put)
 
     def __str__(self): return f"{self.where}{', which another connection has locked' if self._thread.is_locked else ''}"
@@ -223,6 +225,7 @@ class SQLiteSession(LogSession):
 # %% ../../nbs/backends/sqlite.ipynb #84ed3a0a
 class SQLiteBackend(LogBackend):
     "Carries broadcasts to all processes of this machine, and to those that come later, through an SQLite file"
+    private_events = 'table:{name}:**',  # Of tables that are watched
     def __init__(self,
         address,                # `sqlite:///app.db`, or a `Path`; it is made unless it exists
         name: str='sse',        # With which the names of the tables begin; another one for each manager on the file
@@ -239,7 +242,7 @@ class SQLiteBackend(LogBackend):
         self.settings = log_settings(self._tables.name, max_length, max_age, timeout)
         # While a worker runs here, one of all workers moves what stands in `FILE-wal`
         self._pool = ConnectionPool(self._file, self._tables, lambda: self._session is None)
-        self.blocks = BlockThreads()
+        self.blocks,self._watches = BlockThreads(),TableWatches(self._pool, self.settings.timeout)
 
     @property
     def address(self):
@@ -269,6 +272,20 @@ class SQLiteBackend(LogBackend):
     ):
         "Write a record into the transaction of a connection; `DataError`, or `BackendError` for another file"
         append_in(self._pool, connection, *pack_record(fields, key))
+
+    def watch(self,
+        connection, # Of the app
+        table       # Its name
+    ) -> str:       # The type of its events
+        "Have a table announce its changes; `ArgumentError` if it can't, `BackendError` for another file, or a lock"
+        return self._watches.watch(connection, table)
+
+    def unwatch(self,
+        connection, # Of the app
+        table       # Its name
+    ):
+        "Have a table announce nothing; `ArgumentError` if it does not, `BackendError` for another file, or a lock"
+        self._watches.unwatch(connection, table)
 
     def look_now(self):
         "Read what was committed now, rather than within milliseconds; from any thread"

@@ -200,10 +200,12 @@ def _note_undelivered(pendings):
 
 # %% ../../nbs/backends/sqlite_thread.ipynb #997d0681
 class CommitHook:
-    "Calls a function after each commit of anybody; again and again while the file is locked"
+    "Calls a function after each commit of anybody; again and again while the file is locked, or it is too early"
     def __init__(self,
         file,    # `LogFile`
-        function # Called with a connection in no transaction; returns whether it has written messages. Or `None`
+        # Called with a connection in no transaction; returns whether it has written messages, or `None`: it has to be
+        # called again soon. `None`: there is no function
+        function
     ):
         self._file,self._function,self._is_due = file,function,True
 
@@ -215,10 +217,12 @@ class CommitHook:
         "Call the function if it is due"
         if not self._is_due or self._function is None: return False
         self._is_due = False
-        try: return bool(self._function(connection))
+        try: written = self._function(connection)
         except Exception as e:
             self._is_due = self._file.is_busy(e)
             raise
+        self._is_due = written is None
+        return bool(written)
 
 # %% ../../nbs/backends/sqlite_thread.ipynb #b8a4ad6b
 class LogWork:

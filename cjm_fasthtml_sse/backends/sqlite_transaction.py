@@ -245,6 +245,11 @@ class PlainRows:
     "A connection of the app that returns tuples here, whatever the app has set"
     def __init__(self, connection): self._connection = connection
 
+    @property
+    def in_transaction(self) -> bool:
+        "Whether the connection has begun a transaction"
+        return self._connection.in_transaction
+
     def execute(self, sql, args=()):
         "Run SQL on a cursor of its own"
         cursor = self._connection.cursor()
@@ -259,22 +264,30 @@ def library_of(connection):
         if isinstance(connection, kind): return name
     raise TypeError(f'`connection` must be one of `sqlite3` or `apsw`, or a `Database` of fastlite, got {connection!r}')
 
-def append_in(
-    pool,         # `ConnectionPool`
-    connection,   # Of the app, in any transaction
-    text,key      # As `pack_record` returns them
-):
-    "Write a record by a connection of the app; `BackendError` for another file, or the other library"
+def check_connection(
+    file,         # `LogFile`
+    connection    # Of the app
+) -> PlainRows:
+    "Return a connection for use; `TypeError` for another object, `BackendError` for another file or the other library"
     connection = getattr(connection, 'conn', connection)  # Of a `Database`
-    file,tables,library = pool.file,pool.tables,library_of(connection)
-    plain = PlainRows(connection)
+    library,plain = library_of(connection),PlainRows(connection)
     files = {name: path and os.path.realpath(os.fsdecode(path))
         for _,name,path in plain.execute('pragma database_list').fetchall()}
     if file.path!=files['main']:
         where = 'as an attached file, and WAL does not commit two files together' if file.path in files.values() \
             else f"in another one: it has {files['main'] or 'no file'} open"
-        raise BackendError(f'The log is in {file}, for this connection {where}. The broadcast was not sent')
+        raise BackendError(f'The log is in {file}, for this connection {where}')
     if file.driver is not None and file.driver.name!=library: raise BackendError(f'{file} is open with {library!r} '
         f'here, and with {file.driver.name!r} by the backend: two copies of SQLite in one process destroy the file')
-    if not tables.epoch(plain): tables.create(plain)
-    tables.append(plain, text, key)
+    return plain
+
+def append_in(
+    pool,         # `ConnectionPool`
+    connection,   # Of the app, in any transaction
+    text,key      # As `pack_record` returns them
+):
+    "Write a record by a connection of the app; errors as for `check_connection`"
+    try: plain = check_connection(pool.file, connection)
+    except BackendError as e: raise BackendError(f'{e}. The broadcast was not sent') from None
+    if not pool.tables.epoch(plain): pool.tables.create(plain)
+    pool.tables.append(plain, text, key)

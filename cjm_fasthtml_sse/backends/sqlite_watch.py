@@ -32,14 +32,16 @@ that name again, it is watched again."""
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/backends/sqlite_watch.ipynb #16e2a759
-import json,logging,re
+# %% ../../nbs/backends/sqlite_watch.ipynb #909c9953
+import json,logging,re,time
 from typing import Any,NamedTuple
 
 from .sqlite_driver import transaction
 from .sqlite_log import NOW_MS
+from .sqlite_transaction import check_connection
 from .sqlite_triggers import LIMIT,TRIGGERS,TriggerText,event_type,quote,read_shape
 from ..engine.checks import ArgumentError
+from ..engine.messages import BackendError
 
 # %% ../../nbs/backends/sqlite_watch.ipynb #38c413f0
 _log = logging.getLogger(__name__)
@@ -64,7 +66,7 @@ class Watched(NamedTuple):
         versions = [int(o[1]) for sql in self.found.values() if (o := re.search(r' begin /\* (\d+) \*/', sql))]
         return self.found==self.wanted or bool(self.wanted) and max(versions, default=0)>TRIGGERS
 
-# %% ../../nbs/backends/sqlite_watch.ipynb #d5056efe
+# %% ../../nbs/backends/sqlite_watch.ipynb #188c41c9
 class WatchTable:
     "The table of watched tables of one log"
     def __init__(self,
@@ -92,11 +94,12 @@ class WatchTable:
             if match := self._trigger_name.fullmatch(name): found.setdefault(match[1], {})[name] = sql
         watched = self.names(connection)
         strays = [Watched(name, triggers, {}) for name,triggers in found.items() if name not in watched]
-        return strays+[Watched(name, found.get(name, {}), self._wanted(connection, name)) for name in watched]
+        return strays+[Watched(o, found.get(o, {}), self._wanted(connection, o, found.get(o, {}))) for o in watched]
 
-    def _wanted(self, connection, name):
+    def _wanted(self, connection, name, found):
         try: shape = read_shape(connection, name)
         except ArgumentError: return {}
+        except BackendError: return found  # This SQLite is too old to tell
         return TriggerText(self._tables.name, shape._replace(name=name)).triggers()
 
     def restore(self, connection) -> list: # Names of tables
@@ -195,3 +198,49 @@ class TableWatcher:
         for name in missing-self._missing: _log.warning('Table %r of %s is watched, and it does not exist or can not '
             'have triggers any more. It is watched again as soon as there is one of that name', name, self._file)
         self._missing = missing
+
+# %% ../../nbs/backends/sqlite_watch.ipynb #107ae47f
+class TableWatches:
+    "Watches and unwatches tables, as the app asks for it"
+    def __init__(self,
+        pool,   # `ConnectionPool` of the file
+        timeout # Seconds to wait while another connection holds the lock
+    ):
+        self._pool,self._timeout,self._watched = pool,timeout,WatchTable(pool.tables)
+
+    def watch(self,
+        connection, # Of the app
+        table       # Its name
+    ) -> str:       # The type of its events
+        "Have a table announce its changes; nothing is written if it does so"
+        plain = check_connection(self._pool.file, connection)
+        if isinstance(table, str) and plain.execute('select 1 from temp.sqlite_master where name=? collate nocase',
+            (table,)).fetchall(): raise ArgumentError(f'{table!r} can not be watched: this connection has a temporary '
+                'table of that name')
+        name = read_shape(plain, table).name
+        if known := self._watched.event_type(plain, name): return known
+        res = self._write(plain, lambda own: self._watched.watch(own, name))
+        try: self._watched.check(plain, name)
+        except ArgumentError:
+            self._write(plain, lambda own: self._watched.unwatch(own, name))
+            raise
+        return res
+
+    def unwatch(self,
+        connection, # Of the app
+        table       # Its name
+    ):
+        "Have a table announce nothing"
+        self._write(check_connection(self._pool.file, connection), lambda own: self._watched.unwatch(own, table))
+
+    def _write(self, plain, function):
+        if plain.in_transaction: raise BackendError('The connection is in a transaction, and the triggers are written '
+            'by another one: commit before you watch or unwatch a table')
+        found,errors = [],[]
+        def write(handle):
+            with transaction(handle.connection):
+                try: found.append(function(handle.connection))
+                except ArgumentError as e: errors.append(e)  # Nothing was written
+        self._pool.keep(self._pool.wait(write, time.monotonic()+self._timeout))
+        if errors: raise errors[0]
+        return found[0]

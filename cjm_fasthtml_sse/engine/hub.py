@@ -129,6 +129,11 @@ class Hub(LoopOwner):
         "Count how the bytes of `conn` go to the server; for those of a channel, `path` begins with `channel: `"
         self.paths[path if self.requests.get(conn) is conn else f'channel: {path}'] += 1
 
+    def set_public(self, event_type, is_public):
+        "Have events of one type be public, or not, whatever is declared as private; from any thread"
+        self.private.set_public(event_type, is_public)
+        self._routes = {}  # A new one: the event loop may be adding to the old one
+
     def pass_public_to(self, f):
         "Call `f` from now on with the event bytes of each message that is not private, before they are sent"
         self._public_to[f] = None
@@ -211,13 +216,13 @@ def route(self:Hub,
     event_type: str
 ) -> tuple: # Groups
     "Find the groups that a message of this type is for"
-    found = self._routes.get(event_type)
+    found = (routes := self._routes).get(event_type)
     if found is None:
-        if len(self._routes)>=1000: self._routes.clear()
+        if len(routes)>=1000: routes.clear()
         groups: Any = self._patterns.matching(event_type)
         found = dict.fromkeys(groups)
         if self.private.depth(event_type): found = [g for g in found if g.wants(event_type) or g.ends(event_type)]
-        found = self._routes[event_type] = tuple(found)
+        found = routes[event_type] = tuple(found)
         if self.connections: _hint_at_silence(self, event_type, found)
     return found
 

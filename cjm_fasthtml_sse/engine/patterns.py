@@ -91,10 +91,24 @@ class Private:
     def __init__(self,
         patterns: str|Iterable[str]|None=None  # One or several; `{name}` stands for one segment, as in `user:{who}:**`
     ):
+        self._tests,self._public = (),frozenset()
+        self.add(patterns)
+
+    def add(self,
+        patterns: str|Iterable[str]|None  # As for a new one
+    ):
+        "Declare more of them; `PatternError` for a declaration without an owner"
         given = [patterns] if isinstance(patterns, str) else patterns or ()
-        try: self._tests = tuple(map(self._parse, given))
+        try: self._tests += tuple(map(self._parse, given))
         except TypeError: raise TypeError(
             f'`private` takes a pattern such as `user:{{who}}:**` or several, got {patterns!r}') from None
+
+    def set_public(self,
+        event_type: str,  # One type, no pattern
+        is_public: bool   # `False`: the patterns apply to it again
+    ):
+        "Have events of one type be public, though a pattern matches it"
+        self._public = self._public | {event_type} if is_public else self._public-{event_type}
 
     @staticmethod
     def _parse(pattern):
@@ -108,6 +122,7 @@ class Private:
         event_type: str  # Of a message
     ) -> int:            # 0: it is not private
         "Return the number of leading segments in which a pattern may have no `*`"
+        if event_type in self._public: return 0
         return max((n for test,n in self._tests if test(event_type)), default=0)
 
 def covers(

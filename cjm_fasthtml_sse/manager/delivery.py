@@ -128,7 +128,8 @@ class BackendLifecycle:
         self.resting = False   # Was the manager closed, and has nobody connected since?
         self._failed: tuple[float, type, str] = -9.,BackendError,''  # The last start that failed: loop time, error
         if backend.origin: hub.replay.renew(backend.origin)
-        if hasattr(backend, 'reading'): hub.snapshots.read_from(backend)
+        hub.private.add(getattr(backend, 'private_events', ()))
+        if hasattr(backend, 'begin_reading'): hub.snapshots.read_from(backend)
 
     def is_ready(self):
         "Return whether a broadcast on the hub's event loop needs no start first"
