@@ -30,6 +30,7 @@ from typing import Any
 from fastcore.basics import patch
 
 from ..backends.records import pack_record
+from ..engine.checks import ArgumentError
 from ..engine.messages import BackendError
 from ..engine.wire import SSEError,check_message_type
 from .block import Block,ReadingBlock
@@ -142,6 +143,7 @@ class TransactionBlock(Block):
 class DatabaseMethods:
     "What a manager has in addition where its backend is an SQLite file"
     _backend: Any
+    _hub: Any
     _router: Any
     _pending: Any
 
@@ -187,3 +189,30 @@ def reading(self:DatabaseMethods
     stream of an element that is made in the block goes on where the transaction stands. `BackendError` if the file
     can't be read"""
     return ReadingBlock(self._database('reading'))
+
+# %% ../../nbs/manager/database.ipynb #148916be
+@patch
+def watch(self:DatabaseMethods,
+    db,     # Of `sqlite3` or `apsw`, or a `Database` of fastlite, with the file of the backend; in no transaction
+    table: str, # Its name, as it stands in that file
+    *,
+    # `True`: a stream gets the events of this table only if its pattern names the table, such as `table:todos`. `False`:
+    # streams of this process get them by `**` as well
+    private: bool=True
+) -> str:   # The type of the events, such as `table:todos`
+    """Have each change of a table announced as an event, whoever makes it: triggers write it into the transaction of
+    that change. It is for all processes and lasts until `unwatch`; once more does no harm. `ArgumentError` for what is
+    no table of the file, `BackendError` if that is another file, or another connection keeps the lock"""
+    backend = self._database('watch')
+    if not isinstance(private, bool): raise ArgumentError(f'`private` must be True or False, got {private!r}')
+    event_type = backend.watch(db, table)
+    self._hub.set_public(event_type, not private)
+    return event_type
+
+@patch
+def unwatch(self:DatabaseMethods,
+    db,        # As for `watch`
+    table: str # Its name; it may be gone by now
+):
+    "Remove the triggers of a table; `ArgumentError` if it is not watched, `BackendError` as for `watch`"
+    self._database('unwatch').unwatch(db, table)

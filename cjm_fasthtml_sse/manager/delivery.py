@@ -129,7 +129,7 @@ class BackendLifecycle:
         self._failed: tuple[float, type, str] = -9.,BackendError,''  # The last start that failed: loop time, error
         if backend.origin: hub.replay.renew(backend.origin)
         hub.private.add(getattr(backend, 'private_events', ()))
-        if hasattr(backend, 'begin_reading'): hub.snapshots.read_from(backend)
+        if hasattr(backend, 'reading'): hub.snapshots.read_from(backend)
 
     def is_ready(self):
         "Return whether a broadcast on the hub's event loop needs no start first"
