@@ -196,8 +196,8 @@ def watch(self:DatabaseMethods,
     db,     # Of `sqlite3` or `apsw`, or a `Database` of fastlite, with the file of the backend; in no transaction
     table: str, # Its name, as it stands in that file
     *,
-    # `True`: a stream gets the events of this table only if its pattern names the table, such as `table:todos`. `False`:
-    # streams of this process get them by `**` as well
+    # `True`: a stream gets the events of this table only if its pattern names the table, as `table:todos` does.
+    # `False`: streams of this process get them by `**` as well
     private: bool=True
 ) -> str:   # The type of the events, such as `table:todos`
     """Have each change of a table announced as an event, whoever makes it: triggers write it into the transaction of
