@@ -177,6 +177,21 @@ asyncio.run(main())
         done = subprocess.run([sys.executable, '-c', self.LATER, path], capture_output=True, text=True, timeout=BOUND)
         assert done.stdout == 'with apsw: 0\n', done
 
+    def test_counting_copies_is_dear(self, path, monkeypatch):
+        "A process with thousands of streams has thousands of descriptors: not each block of the app looks at all of them"
+        looks = []
+        monkeypatch.setattr(sqlite_file, 'check_copies', lambda *args: looks.append(args))
+        monkeypatch.setattr(sqlite_file, 'CHECK_SECS', 60.)
+        m = SSEBroadcastManager(backend=path)
+        def read():
+            with m.reading() as db: db.execute('select count(*) from sse_log').fetchall()
+        for _ in range(20): read()
+        assert len(looks) == 1
+        monkeypatch.setattr(sqlite_file, 'CHECK_SECS', 0.)
+        asyncio.run(m.close())
+        for _ in range(3): SSEBroadcastManager(backend=path).broadcast('n', 1).result(BOUND)
+        assert len(looks) == 4
+
     @needs_apsw
     def test_another_library_is_refused(self, path):
         "Before it touches the file"

@@ -13,7 +13,8 @@ library looks at it with `os.stat` only, to see whether it is still the same fil
 __all__ = []
 
 # %% ../../nbs/backends/sqlite_file.ipynb #3098b98d
-import ctypes,logging,os,sys
+import ctypes,logging,os,sys,time
+from math import inf
 from typing import Any
 
 from .sqlite_driver import BUSY,FULL,LOCKED,Handle,check_copies,check_library,choose_driver,registry
@@ -78,6 +79,7 @@ def check_environment(path, driver):
 # %% ../../nbs/backends/sqlite_file.ipynb #a8950437
 LARGE_WAL = 64*2**20  # Bytes that wait for a checkpoint, from which on the log says so
 LOCKED_PAUSE = .005   # Seconds until a lock is tried again
+CHECK_SECS = 1.       # For which the result of `check` is good enough for another connection
 
 class LogFile:
     "The SQLite file of a log; it has no connection itself"
@@ -91,6 +93,7 @@ class LogFile:
         self.path,self.synchronous,self.library = parse_address(address),synchronous,check_library(library)
         self.driver: Any = None   # From the first connection on
         self.was_opened = False   # Whether it was there once: it is not made again then
+        self._checked,self._check_at = None,-inf  # The file that `check` has found well, and when to look again
 
     def __str__(self): return self.path
 
@@ -141,7 +144,8 @@ class LogFile:
         except BaseException:
             handle.close()
             raise
-        self.check(handle)
+        # With thousands of open streams this takes milliseconds
+        if handle.identity!=self._checked or time.monotonic()>=self._check_at: self.check(handle)
         handle.note_wal()
         self.was_opened = True
         return handle
@@ -159,6 +163,7 @@ class LogFile:
         except BackendError:
             _unclosed.append(handle)  # To close it would drop the locks of the other copy
             raise
+        self._checked,self._check_at = handle.identity,time.monotonic()+CHECK_SECS
 
     def checkpoint(self, handle):
         "Move what stands in `FILE-wal` into the file, as far as no connection reads it"
