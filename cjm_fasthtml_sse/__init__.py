@@ -21,6 +21,7 @@ Modules:
 - `cjm_fasthtml_sse.backends.sqlite_thread`: The one thread of a process that touches the file
 - `cjm_fasthtml_sse.backends.sqlite_transaction`: A transaction of the app into which broadcasts are written, on a connection of its own
 - `cjm_fasthtml_sse.backends.sqlite_triggers`: The triggers of a table that announces itself: plain SQL, for whatever program writes
+- `cjm_fasthtml_sse.backends.sqlite_uninstall`: Remove all that a backend has put into an SQLite file
 - `cjm_fasthtml_sse.backends.sqlite_watch`: Which tables of a file announce themselves, and how their triggers stay whole
 - `cjm_fasthtml_sse.backends.sqlite_writer`: How a process writes into the file: all broadcasts that wait in one transaction, and what is due now and then
 - `cjm_fasthtml_sse.common`: All that an app uses, in one import
