@@ -495,6 +495,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                    'cjm_fasthtml_sse/backends/sqlite_file.py'),
                                                        'cjm_fasthtml_sse.backends.sqlite_file.LogFile.__str__': ( 'backends/sqlite_file.html#logfile.__str__',
                                                                                                                   'cjm_fasthtml_sse/backends/sqlite_file.py'),
+                                                       'cjm_fasthtml_sse.backends.sqlite_file.LogFile.adopt': ( 'backends/sqlite_file.html#logfile.adopt',
+                                                                                                                'cjm_fasthtml_sse/backends/sqlite_file.py'),
                                                        'cjm_fasthtml_sse.backends.sqlite_file.LogFile.check': ( 'backends/sqlite_file.html#logfile.check',
                                                                                                                 'cjm_fasthtml_sse/backends/sqlite_file.py'),
                                                        'cjm_fasthtml_sse.backends.sqlite_file.LogFile.check_wal': ( 'backends/sqlite_file.html#logfile.check_wal',

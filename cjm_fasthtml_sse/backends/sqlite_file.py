@@ -108,6 +108,12 @@ class LogFile:
         try: return os.stat(f'{self.path}-wal').st_size
         except OSError: return 0
 
+    def adopt(self,
+        library # `sqlite3` or `apsw`
+    ):
+        "Use the library with which the app has the file open, unless another one was given or is in use"
+        if self.driver is None: self.driver = choose_driver(self.path, self.library or library)
+
     def is_busy(self, e):
         "Return whether an error says that another connection holds the lock"
         return self.driver is not None and isinstance(e, self.driver.Error) and self.driver.code(e) in (BUSY, LOCKED)

@@ -277,7 +277,8 @@ def check_connection(
         where = 'as an attached file, and WAL does not commit two files together' if file.path in files.values() \
             else f"in another one: it has {files['main'] or 'no file'} open"
         raise BackendError(f'The log is in {file}, for this connection {where}')
-    if file.driver is not None and file.driver.name!=library: raise BackendError(f'{file} is open with {library!r} '
+    file.adopt(library)
+    if file.driver.name!=library: raise BackendError(f'{file} is open with {library!r} '
         f'here, and with {file.driver.name!r} by the backend: two copies of SQLite in one process destroy the file')
     return plain
 
