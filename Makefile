@@ -25,9 +25,8 @@ test-browser: .venv/dev ## The tests in browsers
 	@$(BIN)/python tools/check.py system scripts
 	@$(BIN)/python -m pytest -q $(IN_BROWSERS)
 
-chaos: .venv/dev ## Four minutes in which all goes wrong: workers killed, Redis restarted, the file locked, clients that stall and die
-	@$(BIN)/python tests/contract/chaos.py --seconds 120
-	@$(BIN)/python tests/contract/chaos.py --seconds 120 --sqlite
+chaos: .venv/dev ## Six minutes in which all goes wrong: workers killed, Redis restarted, the file locked, clients that stall and die
+	@for store in sqlite3 fastlite redis; do $(BIN)/python tests/contract/chaos.py $$store --seconds 120 || exit; done
 
 tabs: .venv/dev ## Whatever may happen to tabs and connections: 20 random runs in Chromium, 5 in Firefox; ten minutes
 	@TABS_RUNS=20 TABS_BROWSER=chromium $(BIN)/python -m pytest tests/browser/test_tabs_random.py -q

@@ -1,12 +1,16 @@
 """A chaos run: two workers, one Redis or SQLite file, hundreds of clients, and everything that can go wrong to them
 
-    python tests/contract/chaos.py --seconds 120 --seed 1 [--sqlite [--fastlite]]
+    python tests/contract/chaos.py redis --seconds 120 --seed 1     or with sqlite3, or fastlite
 
 Clients connect over real sockets, read slowly, stall, die, and come back with the last id they saw. Meanwhile messages are
-broadcast; a worker is killed; Redis is restarted with what it has saved, or the file is locked; both workers are restarted
-one after the other. In the end each client's record is compared with what somebody hears who comes back to the beginning: nothing lost, nothing
-twice, nothing out of order, every gap told, and none told where the log holds what was missed. What is drawn by chance is
-drawn from the seed.
+broadcast, half of them in transactions where the store is an SQLite file, and a fifth of these are rolled back. A worker is
+killed each five seconds; Redis is restarted with what it has saved, or the file is locked; both workers are restarted one
+after the other.
+
+In the end each client's record is compared with what somebody hears who comes back to the beginning: nothing lost, nothing
+twice, nothing out of order, nothing that was rolled back, every gap told, and none told where the log holds what was missed.
+In the file, each row that was committed has its message, and each message of a transaction its row. What is drawn by chance
+is drawn from the seed.
 """
 import argparse
 import asyncio
@@ -21,6 +25,7 @@ import tempfile
 import time
 from collections import Counter
 from contextlib import suppress
+from operator import itemgetter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -30,6 +35,10 @@ from tests.contract.test_over_sqlite import Shell  # noqa: E402
 
 BLOCK = re.compile(rb'(?:event: (\S+)\n)?(?:id: (\S+)\n)?(?:retry: (\d+)\n)?data: (.*)')
 ENOUGH = 300  # Messages that each run has at least
+STORES = 'redis', 'sqlite3', 'fastlite'  # The last two are an SQLite file, and the library with which the app has it open
+# How the app sends the message `n`, by its last digit: half of them in a transaction, where the store has these
+PLAIN, ROLLED_BACK = ['say']*10, 9
+IN_FILE = ['say']*5+['say_in_block', 'say_in_thread', 'say_in', 'say_in_block', 'take_back']
 LOG = 10_000  # Messages that are kept for those who come back: far more than anybody misses here
 
 
@@ -48,8 +57,11 @@ class File:
         self.shell = Shell(self.path).__enter__()
         self.shell.sql('begin immediate')
 
-    def is_whole(self):
-        with Shell(self.path) as shell: return shell.sql('pragma integrity_check')==[['ok']]
+    def rows(self):
+        "The numbers that transactions of the app have written; the file must be whole"
+        with Shell(self.path) as shell:
+            if (found := shell.sql('pragma integrity_check'))!=[['ok']]: raise AssertionError(f'the file is damaged: {found}')
+            return [n for n, in shell.sql('select n from row')]
 
 
 class Client:
@@ -123,12 +135,12 @@ async def request(port, path):
     except (OSError, TimeoutError, IndexError): return None,b''
 
 
-async def broadcasts(port, rate, stop, tally):
-    "Broadcast `rate` numbers a second through the workers; the numbers that were acknowledged"
+async def broadcasts(port, rate, ways, stop, tally):
+    "Broadcast `rate` numbers a second through the workers, in different `ways`; the numbers that were acknowledged"
     acknowledged,under_way,n,start = [],set(),0,time.monotonic()
     async def say(n):
-        status,_ = await request(port, f'/say?n={n}')
-        tally['acknowledged' if status==200 else 'refused'] += 1
+        status,_ = await request(port, f'/{ways[n%10]}?n={n}')
+        tally[{200: 'acknowledged', 409: 'rolled_back'}.get(status, 'refused')] += 1
         if status==200: acknowledged.append(n)
     while not stop.draining:
         while n<(time.monotonic()-start)*rate and len(under_way)<50:
@@ -153,17 +165,18 @@ async def workers(port):
 
 
 async def faults(server, store, secs, rnd, tally):
-    "Kill a worker, restart Redis, restart the workers one after the other: at moments spread over the run"
+    "Kill a worker each 5 s, restart Redis each 20 s, restart the workers one after the other each 30 s"
     async def kill():
         if pids := await workers(server.port): os.kill(rnd.choice(sorted(pids)), signal.SIGKILL)
     async def restart_redis():
         await asyncio.to_thread(store.kill, signal.SIGTERM)
-        await asyncio.sleep(rnd.uniform(.1, .5))
+        await asyncio.sleep(rnd.uniform(.1, .5 if secs<60 else 8))  # Longer than broadcasts wait
         await asyncio.to_thread(store.start)
     async def rolling(): server.signal(signal.SIGHUP)
+    def each(pause, first, what): return [(first+i*pause, what) for i in range(int((secs-2-first)//pause)+1)]
     start = time.monotonic()
-    for at,what in ((.25, kill), (.45, restart_redis), (.65, rolling)):
-        await asyncio.sleep(max(0, start+at*secs-time.monotonic()))
+    for at,what in sorted(each(5, 1.5, kill)+each(20, 2.7, restart_redis)+each(30, 3.9, rolling), key=itemgetter(0)):
+        await asyncio.sleep(max(0, start+at-time.monotonic()))
         await what()
         tally[what.__name__] += 1
 
@@ -203,6 +216,14 @@ class Witness:
             return upto
 
 
+def disagreement(rows, numbers):
+    "What is wrong between the rows of the app and the messages about them, as sentences"
+    told = {n for n in numbers if IN_FILE[n%10]!='say'}
+    return [f'{len(found)} {what}, the first is {min(found)}' for what,found in (
+        ('rows were committed, and nobody was told', {*rows}-told), ('messages are about rows that are not there', told-{*rows}),
+        ('messages were rolled back, and sent', {n for n in told if n%10==ROLLED_BACK})) if found]
+
+
 def judge(clients, truth, acknowledged, log=LOG):
     "What is wrong with what the clients saw, as sentences; `truth` is what the log holds, which is `log` messages at most"
     published,numbers,found = [place(id) for id,_ in truth],{n for _,n in truth},[]
@@ -224,12 +245,13 @@ def judge(clients, truth, acknowledged, log=LOG):
     return found
 
 
-async def run(secs, seed, clients=300, rate=200, sqlite=False, fastlite=False, folder=None):
-    "The report, with what is wrong under `faults`"
+async def run(store, secs, seed, clients=300, rate=200, folder=None):
+    "The report, with what is wrong under `wrong`; `store` is one of `STORES`"
     rnd,tally,stop = random.Random(seed),Counter(),Stop()
-    store = (File(Path(folder)) if sqlite else Redis(Path(folder), *Redis.durable)).start()
+    library,has_file = store,store!='redis'
+    store = (File(Path(folder)) if has_file else Redis(Path(folder), *Redis.durable)).start()
     server = Server(uvicorn('chaos:app', '--workers', '2', '--log-level', 'warning'), Path(folder)/'server.log',
-                    env={'REDIS_URL': store.url(), 'LOG': str(LOG), 'FASTLITE': str(store.path) if fastlite else ''})
+                    env={'URL': store.url(), 'LOG': str(LOG), 'LIBRARY': library})
     port = server.wait_until_up().port
     try:
         witness = Witness(server, min((await workers(port)).values(), key=place))
@@ -238,7 +260,7 @@ async def run(secs, seed, clients=300, rate=200, sqlite=False, fastlite=False, f
         start = time.monotonic()
         async with asyncio.timeout(30):
             while not all(c.first for c in crowd): await asyncio.sleep(.05)
-        saying = asyncio.create_task(broadcasts(port, rate, stop, tally))
+        saying = asyncio.create_task(broadcasts(port, rate, IN_FILE if has_file else PLAIN, stop, tally))
         watching = asyncio.create_task(witness.watch(stop))
         await faults(server, store, secs, random.Random(rnd.random()), tally)
         await asyncio.sleep(max(0, start+secs-time.monotonic()))
@@ -255,37 +277,38 @@ async def run(secs, seed, clients=300, rate=200, sqlite=False, fastlite=False, f
         stop.set()
         for t in lives: t.cancel()
         await asyncio.wait(lives)
-        if sqlite and not store.is_whole(): raise AssertionError('the file is damaged')
-        wrong = judge(crowd, truth, acknowledged)+['the witness was told of a gap']*bool(witness.gaps)+[f'client {i} broke: {t.exception()!r}' for i,t in enumerate(lives) if not t.cancelled() and t.exception()]
-        return dict(seconds=round(time.monotonic()-start, 1), seed=seed, clients=clients, **tally, log=len(truth),
-                    deliveries=sum(len(c.seen) for c in crowd),
+        rows = await asyncio.to_thread(store.rows) if has_file else []
+        wrong = judge(crowd, truth, acknowledged)+disagreement(rows, [n for _,n in truth])*has_file
+        wrong += ['the witness was told of a gap']*bool(witness.gaps)
+        wrong += [f'client {i} broke: {t.exception()!r}' for i,t in enumerate(lives) if not t.cancelled() and t.exception()]
+        return dict(store=library, seconds=round(time.monotonic()-start, 1), seed=seed, clients=clients, **tally, log=len(truth),
+            rows=len(rows), deliveries=sum(len(c.seen) for c in crowd),
             gaps=sum(len(c.gaps) for c in crowd), tracebacks=server.output.count('Traceback'), wrong=wrong,
             output=server.output)
     finally:
         server.kill()
-        if sqlite: store.start()
+        if has_file: store.start()
         else: store.kill()
 
 
-def main(secs, seed, **kw):
+def main(store, secs, seed, **kw):
     folder = tempfile.mkdtemp(prefix='chaos-')
-    try: return asyncio.run(run(secs, seed, folder=folder, **kw))
+    try: return asyncio.run(run(store, secs, seed, folder=folder, **kw))
     finally: shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__=='__main__':
     p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    p.add_argument('store', choices=STORES)
     p.add_argument('--seconds', type=float, default=120)
     p.add_argument('--seed', type=int, default=1)
     p.add_argument('--clients', type=int, default=300)
     p.add_argument('--rate', type=float, default=200)
-    p.add_argument('--sqlite', action='store_true')
-    p.add_argument('--fastlite', action='store_true', help='with --sqlite: the app writes into the file, too')
     a = p.parse_args()
-    report = main(a.seconds, a.seed, clients=a.clients, rate=a.rate, sqlite=a.sqlite, fastlite=a.fastlite)
+    report = main(a.store, a.seconds, a.seed, clients=a.clients, rate=a.rate)
     output = report.pop('output')
     wrong = report.pop('wrong')
     for k,v in report.items(): print(f'{k:14}{v}')
-    print('\n'.join(wrong[:20]) or 'nothing lost, nothing twice, nothing out of order, no gap that is none')
+    print('\n'.join(wrong[:20]) or 'nothing lost, nothing twice, nothing out of order, nothing rolled back, no gap that is none')
     if wrong or report['tracebacks']: print(output[-4000:])
     sys.exit(bool(wrong or report['tracebacks']))
