@@ -54,21 +54,24 @@ class TestLocked:
             def index(): return 'hello'
             @site.app.get('/say')
             def say(): return str(m.broadcast('n', 'from a plain route').result(BOUND))
+            async def in_block():
+                async with m.transaction(): m.broadcast('n', 'in a block')
             web = httpx.AsyncClient(transport=httpx.ASGITransport(site.app), base_url='http://test')
             async with web, following('stream', m) as a:
                 await m.broadcast('n', 'first')
                 with Shell(path) as shell:
                     shell.sql('begin immediate')
-                    sent = [asyncio.ensure_future(o) for o in (*(m.broadcast("n", n) for n in range(50)), *(web.get("/say") for _ in range(3)))]
+                    waiting = [*(m.broadcast('n', n) for n in range(50)), *(web.get('/say') for _ in range(3)), in_block()]
+                    sent = [asyncio.ensure_future(o) for o in waiting]
                     async with within('routes are answered', BOUND/2):
                         for _ in range(100): assert (await web.get('/')).text.endswith('hello')
                         async with following('stream', m, last_id=m.cursor): pass
                     assert len(a.messages) == 1 and not any(o.done() for o in sent)
                     shell.sql('commit')
                 await asyncio.gather(*sent)
-                seen = await a.data(54)
+                seen = await a.data(55)
                 assert [o for o in seen if isinstance(o, int)] == [*range(50)]
-                assert seen.count('from a plain route') == 3
+                assert seen.count('from a plain route') == 3 and seen.count('in a block') == 1
 
     async def test_the_event_loop_never_touches_the_file(self, path, library, monkeypatch):
         "So nothing can hold it up: neither a lock nor a slow disk"
@@ -83,8 +86,11 @@ class TestLocked:
         async with managers(path, library=library) as (one, two), following('stream', one, user='ann') as a, following('channel', two) as b:
             for n in range(3): await one.broadcast('n', n)
             await in_thread(lambda: two.broadcast('n', 3).result(BOUND))
-            await b.data(4)
-            async with client('stream', two, last_id=b.messages[0].id) as back: await back.data(3)
+            async with two.transaction(): two.broadcast('n', 4)
+            with suppress(ZeroDivisionError):
+                async with two.transaction(): two.broadcast('n', 1/0)
+            assert await b.data(5) == [*range(5)]
+            async with client('stream', two, last_id=b.messages[0].id) as back: await back.data(4)
             await one.cluster_stats()
             await two.disconnect('ann')
             await a.ends()
@@ -224,6 +230,34 @@ class TestFullDisk:
         with Shell(path) as shell: assert shell.sql('pragma integrity_check') == [['ok']]
 
 
+class TestBlocks:
+    "A transaction of the app is whole, or there is nothing of it: neither a row nor a message"
+    @pytest.mark.parametrize('what', ['the disk is full', 'the file is replaced', 'the file is deleted'])
+    async def test_a_commit_that_fails(self, disk, what):
+        folder = disk('1m')
+        path = folder/'app.db'
+        async with managers(path, 1) as (m,), following('stream', m) as c:
+            async with m.transaction() as db: db.execute('create table todo(title)')
+            await m.broadcast('n', 0)
+            with Shell(path) as shell: shell.sql(f"vacuum into '{folder}/backup'")
+            with pytest.raises((BackendError, sqlite3.OperationalError), match='full|deleted or replaced'):
+                async with m.transaction() as db:
+                    db.execute("insert into todo values ('a')")
+                    sent = m.broadcast('n', 1)
+                    if what == 'the disk is full': m.broadcast('n', 'x'*2_000_000)
+                    else:
+                        for o in folder.glob('app.db*'): o.unlink()
+                        if what == 'the file is replaced': os.rename(folder/'backup', path)
+            with suppress(BackendError): assert await sent == 0 and what != 'the disk is full'  # It was committed to a file that is gone
+            if what == 'the file is deleted': os.rename(folder/'backup', path)
+            assert await until_sent(m, 'n', 2) == 1
+            async with m.transaction() as db:
+                assert db.execute('select * from todo').fetchall() == []
+                m.broadcast('n', 3)
+            assert [data for _, data in await c.read(4 if what != 'the disk is full' else 3)] in ([0, 2, 3], [0, None, 2, 3])
+        with Shell(path) as shell: assert shell.sql('pragma integrity_check') == [['ok']]
+
+
 class TestUnusable:
     @pytest.mark.parametrize('new', ['a backup', 'something else'])
     async def test_another_file_takes_its_place(self, path, tmp_path, new):
@@ -276,6 +310,21 @@ class TestUnusable:
             if not replaced:
                 with pytest.raises(BackendError, match='was not sent'): p.broadcast('n', 3)
             else: p.broadcast('n', 4)
+
+
+class TestRestored:
+    async def test_into_a_log_without_messages(self, path, tmp_path):
+        "What the backup holds is past, and not sent to those who listen now; they are told of a gap"
+        with Publisher(tmp_path/'backup') as old:
+            for n in range(3): old.broadcast('n', n)
+        async with managers(path) as (one, two), following('stream', one) as a, following('stream', two) as b:
+            with Shell(path) as shell: shell.run(f"restore('{tmp_path}/backup')")
+            await eventually(lambda: all(c.messages for c in (a, b)))
+            assert await one.broadcast('n', 3) == 1
+            for c in a, b: assert await c.read(2) == [(GAP, None), ('n', 3)]
+            async with client('stream', two, last_id=a.last_id) as back:
+                await one.broadcast('n', 4)
+                assert await back.next() == ('n', 4)
 
 
 NOBODY = '''

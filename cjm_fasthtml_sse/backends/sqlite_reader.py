@@ -95,7 +95,8 @@ class LogReader:
         (version,), = connection.execute('pragma data_version').fetchall()
         if version==self._version and not self._behind: return None
         rows = self._tables.read(connection, self.at)
-        if rows is None:
+        # Before the first message no row tells that a backup was restored
+        if rows is None or not self.at.seq and self._tables.epoch(connection)!=self._epoch:
             _log.warning('%s has lost messages, or dropped them before they were read here: all tabs are told of a gap',
                 self._name)
             return self.load(connection)
