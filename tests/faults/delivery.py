@@ -68,4 +68,18 @@ FAULTS = [
         ('if self.state is not State.WAITING: return False', 'pass'),)),
     Fault('a user whose disconnection is lost goes on listening', 'manager/delivery.py', 'test_over_sqlite.py', (
         ('if commands_lost and self.loop is self.hub.loop: self.hub.users.disconnect_all()', 'pass'),)),
+    Fault('a page that is drawn in a read transaction goes on where its process stands when the element is made', 'htmx.py', 'test_exact_pages.py', (
+        ('    return _PageCursor(ids) if (ids := reading_at.get()) else PAGE_CURSOR',
+         '    from .engine.messages import _buffers,epoch_of\n'
+         '    newest = {epoch_of(o.cursor): o.cursor for o in _buffers}\n'
+         '    ids = tuple(newest.get(epoch_of(o), o) for o in reading_at.get())\n'
+         '    return _PageCursor(ids) if ids else PAGE_CURSOR'),)),
+    Fault('the state of a page is read in another transaction than its place', 'backends/sqlite_reading.py', 'test_exact_pages.py', (
+        ("for sql in ('pragma query_only=1', 'begin')", "for sql in ('pragma query_only=1',)"),)),
+    Fault('an element that is made behind a read transaction stands where that stood', 'manager/block.py', 'test_reading.py', (
+        ('        if reading_at.get() is self._ids: reading_at.set(self._outer)\n', ''),)),
+    Fault('what is written in a block that only reads is gone without an error', 'backends/sqlite_reading.py', 'test_reading.py', (
+        ("for sql in ('pragma query_only=1', 'begin')", "for sql in ('begin',)"),)),
+    Fault('a state that was read in a transaction is taken for that of the process, so what came between comes twice', 'engine/catch_up.py', 'test_reading.py', (
+        ('            self.seq,self.id = seq,id\n', ''),)),
 ]
