@@ -23,7 +23,7 @@ def test_a_direct_stream_fails_a_test(browser, site):
 def test_a_tab_is_known_beside_a_busy_one(browser, site, tabs):
     site.pages['p'] = lambda: ''
     one,busy = [tabs.open(site.url('p')) for _ in range(2)]
-    busy.evaluate('() => { setTimeout(() => { const end = performance.now() + 2000; while (performance.now() < end); }) }')
+    busy.evaluate('() => { setTimeout(() => { const end = performance.now() + 1000; while (performance.now() < end); }) }')
     beside = renderer(one)
     busy.evaluate('1')
     assert beside == renderer(one) != renderer(busy)

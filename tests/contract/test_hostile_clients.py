@@ -105,9 +105,12 @@ def unharmed(server, clients=1000, mb=25):
 
 @contextmanager
 def serving(log, *args):
-    "A server that has what it needs once, not for each client: caches, and a log that is full"
+    """A server that has what it needs once, not for each client: caches, and a log that is full
+
+    What is due with the next heartbeat of a client that has gone is held until then, so that heartbeats are frequent.
+    """
     with many_files(16_000), running(uvicorn('main:app', '--log-level', 'warning', *args), log,
-                                     env={'REPLAY': '100'}) as server:
+                                     env={'REPLAY': '100', 'HEARTBEAT': '5'}) as server:
         with unharmed(server, None):
             for i in range(120): server.get('/say', text=f'warm {i}')
             for i in range(300):
@@ -195,7 +198,7 @@ class TestWhatIsSaid:
         with unharmed(server), Stream(server) as s:
             s.begun()
             for text in self.SAID: server.get('/say', text=text)
-            found = s.until(lambda events: sum('healthy' not in e.data for e in events)==1+len(self.SAID))
+            found = s.until(lambda _: sum('healthy' not in e.data for e in s.said)==len(self.SAID))
             assert {e.event for e in found}=={'sse:heartbeat', 'said'} and not any('evil' in e.id for e in found)
             assert [json.loads(e.data) for e in s.said if 'healthy' not in e.data]==self.SAID
 
