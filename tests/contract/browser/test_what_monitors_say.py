@@ -155,9 +155,13 @@ class TestWhatIsReadOut:
             .observe(document.body, {childList: true, characterData: true, subtree: true}))""")
         site.pages['p'] = watched(status_indicators=dict(active='<i aria-hidden="true">●</i> <b>on</b>',
             reconnecting='<img alt="wait" src="data:,">', disconnected='<b aria-label="off">x</b>'))
+        page.clock.install()
+        def lasts(name, n):
+            state.passed(name)
+            page.clock.fast_forward(2000)
+            page.wait_for_function('n => said.length >= n', arg=n)
         page.goto(site.url('p'))
-        state('active')
-        page.wait_for_function('said.length')
+        lasts('active', 1)
         for _ in range(3):
             site.send(None)
             state.passed('reconnecting')
@@ -165,9 +169,9 @@ class TestWhatIsReadOut:
         assert page.evaluate('said') == ['on']
         hold(page)
         site.send(None)
-        page.wait_for_function('said.length > 1')
+        lasts('reconnecting', 2)
         page.evaluate('cjmSSE.close()')
-        page.wait_for_function('said.length > 2')
+        lasts('disconnected', 3)
         assert page.evaluate('said') == ['on', 'wait', 'off']
         assert page.locator('[aria-live]').count() == 1
         page.evaluate("document.querySelector('[data-sse-monitor]').remove()")
