@@ -43,7 +43,7 @@ def check(f):
     return f
 
 
-def run(*cmd, secs=120, cwd=ROOT, ok=(0,), quiet=False, **env):
+def run(*cmd, secs=300, cwd=ROOT, ok=(0,), quiet=False, **env):
     "Run `cmd` for at most `secs` seconds; its output, printed as it comes unless `quiet`"
     proc = subprocess.Popen([str(c) for c in cmd], cwd=cwd, env=ENV | env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                             stderr=subprocess.STDOUT, text=True, errors='replace', start_new_session=True)
