@@ -384,7 +384,7 @@ class TestChores:
 
     def test_it_is_read_where_the_work_fails(self, path, monkeypatch):
         looks = []
-        monkeypatch.setattr(LogReader, 'look', lambda self, connection: looks.append(1))
+        monkeypatch.setattr(LogReader, 'look', lambda self, *args: looks.append(1))
         monkeypatch.setattr(sqlite_file.LogFile, 'checkpoint', lambda self, handle: 1/0)
         file, settings = sqlite_file.LogFile(path), SQLiteBackend(path).settings
         work = LogWork(file, LogTables(), settings, 'it', 9, lambda *args: None, print, None)

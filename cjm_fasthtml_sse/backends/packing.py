@@ -25,13 +25,14 @@ from ..engine.wire import SSEError
 class DataError(SSEError, TypeError): "Data that can't travel to other processes"
 
 _HTML,_DICT = '$html','$dict'  # A dict with only this key is a mark: of HTML, or of a dict that looks like a mark
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(',', ':')).encode
 
 def pack(
     value,             # What `to_json` takes
     name: str='data'   # What an error calls it
 ) -> str:              # One line of JSON
     "Write `value` for other processes; `DataError` names the place that can't be written"
-    try: return json.dumps(_pack(value, (None, name)), ensure_ascii=False, separators=(',', ':'))
+    try: return _encode(_pack(value, (None, name)))
     except RecursionError:
         raise DataError(f'`{name}` can\'t travel to other processes: nested too deeply, or it holds itself') from None
 

@@ -139,7 +139,7 @@ class SQLiteSession(LogSession):
         self._token = secrets.token_hex(6)        # Names this process
         self._thread = LogThread(file, tables, settings, self._token, size, self.loop, self._take_page, self._fail,
             TableWatcher(file, tables))
-        self._delivery = PageDelivery(self, deliver, renew, self._thread.put)
+        self._delivery = PageDelivery(self, deliver, renew, self._thread.reached)
 
     def __str__(self): return f"{self.where}{', which another connection has locked' if self._thread.is_locked else ''}"
 

@@ -80,6 +80,7 @@ def check_environment(path, driver):
 LARGE_WAL = 64*2**20  # Bytes that wait for a checkpoint, from which on the log says so
 LOCKED_PAUSE = .005   # Seconds until a lock is tried again
 CHECK_SECS = 1.       # For which the result of `check` is good enough for another connection
+STAMP_SECS = .5       # Two commits within this time may leave one time at `FILE-wal`
 
 class LogFile:
     "The SQLite file of a log; it has no connection itself"
@@ -113,6 +114,13 @@ class LogFile:
     ):
         "Use the library with which the app has the file open, unless another one was given or is in use"
         if self.driver is None: self.driver = choose_driver(self.path, self.library or library)
+
+    def wal_stamp(self):
+        "Return what each commit changes at `FILE-wal`; `None` where that is not sure, as just after a commit"
+        try: s = os.stat(f'{self.path}-wal')
+        except OSError: return None
+        sure = os.name!='nt' and abs(time.time()-s.st_mtime)>STAMP_SECS
+        return (s.st_ino, s.st_size, s.st_mtime_ns) if sure else None
 
     def is_busy(self, e):
         "Return whether an error says that another connection holds the lock"

@@ -131,6 +131,10 @@ def _merge(messages, commands):
         res.append(message)
     return res+commands
 
+def is_full(rows) -> bool:
+    "Return whether a page may have left rows behind it"
+    return len(rows)>=PAGE or 4*sum(len(row.text) for row in rows)>=PAGE_BYTES  # A character has four bytes at most
+
 # %% ../../nbs/backends/sqlite_log.ipynb #fa298abe
 class LogSchema:
     "Makes the tables of one log"
@@ -187,10 +191,11 @@ class LogTables(LogSchema):
 
     def append_all(self, connection, records) -> list: # `seq` and `ms` of each
         "Write messages, pairs of `text` and `key`, by one statement; in a transaction"
+        if len(records)==1: return [self.append(connection, *records[0])]
         ms = time.time_ns()//1_000_000
         _all(self.name, connection, 'insert into sse_log(ms, fields, key) select ?, json_extract(value, \'$[0]\'), '
             "json_extract(value, '$[1]') from json_each(?)", (ms, json.dumps(records)))
-        last = self.newest(connection)
+        (last,), = connection.execute('select last_insert_rowid()').fetchall()
         return [(seq, ms) for seq in range(last-len(records)+1, last+1)]
 
     def append_command(self, connection, text) -> tuple: # `seq` and `ms`

@@ -1,8 +1,9 @@
 """How a process reads the log in the file, and how it notices that something is lost
 
 The reader finds rows by `seq`, whoever has written them: this process, another one, a trigger, the shell of SQLite.
-`data_version` says whether anybody has committed anything since the last look; that costs 5 µs. Then one page is read,
-behind the row that was read last, and that row comes along:
+`data_version` says whether anybody has committed anything since the last look. While nothing happens, not even that is
+asked: size and time of `FILE-wal` are the same. Then one page is read, behind the row that was read last, and that row
+comes along:
 
 | what it finds | what that means | what it does |
 |---|---|---|
@@ -24,7 +25,7 @@ from typing import Any,NamedTuple
 
 from .base import Record
 from .records import read_record
-from .sqlite_log import Position
+from .sqlite_log import Position,is_full
 
 # %% ../../nbs/backends/sqlite_reader.ipynb #9c7bbc02
 _log = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ class LogReader:
         self._epoch = ''
         self._page_end: Any = None   # Where the page that is being delivered ends; `None`: there is none
         self._version: Any = None    # `data_version` at the last look
+        self._stamp: Any = None      # Of `FILE-wal`, at a look that found nothing new
         self._behind = False         # Is there more to read, whatever `data_version` says?
         self._own: dict = {}         # Whether it is a command, `seq` and `ms` -> `PendingPublish`
 
@@ -76,9 +78,10 @@ class LogReader:
         return self._behind and not self.is_delivering
 
     def reached(self, at):
-        "Note that the page was delivered up to a position: behind that the next one begins"
-        self._behind = self._behind or at!=self._page_end  # The delivery was broken off
-        self.at,self._page_end = at,None
+        "Note that the page was delivered up to a position: behind that the next one begins. From any thread"
+        if at!=self._page_end: self._behind = True  # The delivery was broken off
+        self.at = at
+        self._page_end = None  # Last: from here on, the next page may be read
 
     def expect(self, written):
         "Note what this process has written: place -> `PendingPublish`"
@@ -89,11 +92,22 @@ class LogReader:
         "Read more at the next look, whatever `data_version` says: it does not count what this connection has written"
         self._behind = True
 
-    def look(self, connection) -> int|None: # Rows that were read; `None`: nobody has written anything
+    def is_quiet(self,
+        stamp  # As `LogFile.wal_stamp` returns it
+    ) -> bool:
+        "Return whether nothing has happened since the last look, as far as `FILE-wal` tells"
+        return stamp is not None and stamp==self._stamp and not self._behind
+
+    def look(self,
+        connection,
+        stamp=None      # As `LogFile.wal_stamp` returned it just before
+    ) -> int|None:      # Rows that were read; `None`: nobody has written anything
         "Read the next page, if there may be one and the last one was delivered"
         if self.is_delivering: return None
         (version,), = connection.execute('pragma data_version').fetchall()
-        if version==self._version and not self._behind: return None
+        if version==self._version and not self._behind:
+            self._stamp = stamp or self._stamp
+            return None
         rows = self._tables.read(connection, self.at)
         # Before the first message no row tells that a backup was restored
         if rows is None or not self.at.seq and self._tables.epoch(connection)!=self._epoch:
@@ -102,7 +116,8 @@ class LogReader:
             return self.load(connection)
         self._version = version
         if rows: self._pass_on(rows)
-        self._behind = bool(rows) and self._tables.newest(connection)>self._page_end.seq
+        # A page that is not full is the last one
+        self._behind = is_full(rows)
         return len(rows)
 
     def load(self, connection) -> int: # Rows that were read
@@ -114,7 +129,7 @@ class LogReader:
         finally: connection.execute('commit')
         self._undelivered([*self._own.values()])
         self._own.clear()
-        self._version = None
+        self._version = self._stamp = None
         self._pass_on(rows, end, origin.id(self._epoch))
         return len(rows)
 

@@ -27,7 +27,6 @@ from typing import Any
 from .records import PendingPublish
 from .sqlite_driver import NO_TABLE,transaction
 from .sqlite_file import LOCKED_PAUSE
-from .sqlite_log import Position
 from .sqlite_reader import LogReader
 from .sqlite_writer import BATCH,Chores,LogWriter
 from ..engine.messages import BackendError,BackendUnavailable
@@ -207,21 +206,21 @@ class CommitHook:
         # called again soon. `None`: there is no function
         function
     ):
-        self._file,self._function,self._is_due = file,function,True
+        self._file,self._function,self.is_due = file,function,function is not None
 
     def note_commit(self):
         "Have the function called; it is due from the beginning"
-        self._is_due = True
+        self.is_due = self._function is not None
 
     def call(self, connection) -> bool:  # Has it written messages?
         "Call the function if it is due"
-        if not self._is_due or self._function is None: return False
-        self._is_due = False
+        if not self.is_due: return False
+        self.is_due = False
         try: written = self._function(connection)
         except Exception as e:
-            self._is_due = self._file.is_busy(e)
+            self.is_due = self._file.is_busy(e)
             raise
-        self._is_due = written is None
+        self.is_due = written is None
         return bool(written)
 
 # %% ../../nbs/backends/sqlite_thread.ipynb #b8a4ad6b
@@ -255,30 +254,37 @@ class LogWork:
         "Remove the report of this process, and close the file"
         self._open.end(self._chores.remove_report)
 
-    def add(self, o):
+    def add(self, o) -> bool: # Is there something to do?
         "Take what `LogThread.put` got"
         if isinstance(o, PendingPublish): self._writer.add(o)
         elif isinstance(o, str): self._chores.set_report(o)
-        elif isinstance(o, Position): self._reader.reached(o)
         elif o is not None: self._questions.add(*o)
+        return o is not None
+
+    def reached(self, at) -> bool: # Is there more to read?
+        "Note that a page was delivered up to a position; from any thread"
+        self._reader.reached(at)
+        return self._reader.has_more
 
     def pause(self) -> float:
         "Return the seconds until the next turn, unless something comes"
         return self._timing.pause(self._writer.is_waiting, self._writer.is_locked, self._reader.has_more)
 
     def turn(self,
-        came # Has `add` got anything since the last turn?
+        came # Has `add` got something to do since the last turn?
     ):
         "Write what waits, and read what is new; `BackendError` where the file must not be touched any more"
         if self._timing.has_failed: return
         # Most turns have no work: they only look
         has_work = self._timing.check_is_due() or came or self._writer.is_waiting or self._open.is_stale
+        stamp = None if has_work else self._file.wal_stamp()
+        if self._reader.is_quiet(stamp) and not self._hook.is_due: return
         try:
             if has_work and not self._is_usable(): return
             with self._open.handle.lock:
                 try:
                     if has_work: self._work()
-                finally: self._look()  # What cannot be written holds up nothing that can be read
+                finally: self._look(stamp)  # What cannot be written holds up nothing that can be read
         except Exception as e: self._note_trouble(e)
 
     def _work(self):
@@ -294,10 +300,10 @@ class LogWork:
         written = self._writer.write(self._open.handle.connection, self._open.identity, self._reader.at)
         self._reader.expect(written)
 
-    def _look(self):
+    def _look(self, stamp):
         if self._open.handle is None: return  # Two copies of SQLite have the file open
         connection = self._open.handle.connection
-        if (read := self._reader.look(connection)) is not None:
+        if (read := self._reader.look(connection, stamp)) is not None:
             self._chores.note(read)
             self._hook.note_commit()
             if read: self._timing.note_news()
@@ -312,7 +318,9 @@ class LogWork:
         "Return whether the file can be used; open one that was replaced"
         if self._open.is_same(): return True
         if self._file.identity() is None: return self._note_deleted()
-        if self._reader.is_delivering: return False  # First, the event loop delivers what was read
+        if self._reader.is_delivering:
+            self._open.renew()  # First, the event loop delivers what was read
+            return False
         self._open.again()
         _log.warning('%s was replaced, or its tables were: all tabs are told of a gap', self._file)
         return True
@@ -366,12 +374,17 @@ class LogThread:
 
     def put(self,
         # A `PendingPublish` to write: `text`, `key`, and whether it is a command. The report of this process, a string,
-        # which is written before all that is published later. The `Position` up to which a page was delivered: the next
-        # one begins there. A function of the connection, with a future for its result
+        # which is written before all that is published later. A function of the connection, with a future for its result
         o
     ):
         "Give the thread something to do"
         self._inbox.put(o)
+
+    def reached(self,
+        at # `Position`
+    ):
+        "Note that a page was delivered up to a position: the next one begins there"
+        if self._work.reached(at): self.look_now()  # Else it has the time to wait for the next look
 
     def look_now(self):
         "Read what is new at once: another connection of this process has committed something"
@@ -403,10 +416,10 @@ class LogThread:
         finally: work.end()
 
     def _receive(self):
-        "Wait until there is something to do, or it is time to look; return whether anything came"
-        came = False
-        with suppress(queue.Empty):
-            self._work.add(self._inbox.get(timeout=self._work.pause()))
-            came = True
-            for _ in range(BATCH): self._work.add(self._inbox.get_nowait())
+        "Wait until there is something to do, or it is time to look; return whether there is something to do"
+        work,inbox,came = self._work,self._inbox,False
+        try:
+            came = work.add(inbox.get(timeout=work.pause()))
+            for _ in range(BATCH): came = work.add(inbox.get_nowait()) or came
+        except queue.Empty: pass
         return came
