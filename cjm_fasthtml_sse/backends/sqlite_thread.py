@@ -373,8 +373,8 @@ class LogThread:
         self._thread.start()
 
     def put(self,
-        # A `PendingPublish` to write: `text`, `key`, and whether it is a command. The report of this process, a string,
-        # which is written before all that is published later. A function of the connection, with a future for its result
+        # A `PendingPublish` to write: `text`, `key`, and whether it is a command. The report of this process, a string
+        # written before all that is published later. A function of the connection, and a future for its result
         o
     ):
         "Give the thread something to do"
