@@ -66,6 +66,14 @@ FAULTS = [
         ('return not self.is_stale and self._file.identity()==self.identity', 'return not self.is_stale'),)),
     Fault('a broadcast that failed as the file was locked is sent afterwards', 'backends/records.py', 'test_over_sqlite.py', (
         ('if self.state is not State.WAITING: return False', 'pass'),)),
+    Fault('a file is mixed with the WAL of the one that it has replaced', 'backends/sqlite_driver.py', 'test_faults_of_sqlite.py', (
+        ('return bool(found) and identity not in found', 'return False'),)),
+    Fault('a backup that is restored into an empty log is sent as news', 'backends/sqlite_reader.py', 'test_faults_of_sqlite.py', (
+        (' or not self.at.seq and self._tables.epoch(connection)!=self._epoch:', ':'),)),
+    Fault('whoever could not write a file at the start never writes it', 'backends/sqlite_file.py', 'test_faults_of_sqlite.py', (
+        ("raise PermissionError('the file is readonly for this process')", 'pass'),)),
+    Fault('a broadcast waits in vain for a file that is no database', 'backends/sqlite_thread.py', 'test_faults_of_sqlite.py', (
+        ('        self._refuse(self._file.error(e))\n', ''),)),
     Fault('a user whose disconnection is lost goes on listening', 'manager/delivery.py', 'test_over_sqlite.py', (
         ('if commands_lost and self.loop is self.hub.loop: self.hub.users.disconnect_all()', 'pass'),)),
     Fault('a page that is drawn in a read transaction goes on where its process stands when the element is made', 'htmx.py', 'test_exact_pages.py', (
