@@ -14,40 +14,24 @@ __all__ = []
 
 # %% ../../nbs/backends/sqlite_reading.ipynb #2073d756
 import time
-from typing import Any
 
 from .sqlite_file import warn_once
-from .sqlite_transaction import as_database
+from .sqlite_transaction import AppTransaction
 from ..engine.messages import BackendError
 
 # %% ../../nbs/backends/sqlite_reading.ipynb #243cbc7a
 LONG_SECS = 5  # From which on the log says that a block was open for too long
-_TRANSACTION,_DENY,_READONLY = 22,1,8  # `SQLITE_TRANSACTION`: begin, commit, rollback; `SQLITE_DENY`, `SQLITE_READONLY`
+_READONLY = 8  # `SQLITE_READONLY`
 
-class ReadTransaction:
-    "A transaction of the app that only reads; its methods are for threads, one at a time"
-    def __init__(self,
-        pool,   # `ConnectionPool`
-        timeout # Seconds to wait for a lock, which only a connection has that repairs the file or changes its mode
-    ):
-        self.db: Any = None     # For the app, as `as_database` returns it
-        self.cursor = ''        # The id of the newest message that it sees
-        self._pool,self._timeout = pool,timeout
-        self._handle: Any = None
-        self._begun = 0.
-        self._was_denied = False # Has the app tried to end it?
+class ReadTransaction(AppTransaction):
+    "A transaction that only reads"
+    advice = 'A `reading()` only reads, and its transaction ends with the block: write in a `transaction()`'
+    cursor,_begun = '',0.  # The id of the newest message that it sees; when it began
 
     def begin(self):
         "Begin, and return itself; `BackendError` if that fails"
         self._begun = time.monotonic()
-        self._handle = handle = self._pool.wait(self._execute_begin, self._begun+self._timeout)
-        try:
-            handle.lend()
-            self.db = as_database(handle)
-            handle.connection.set_authorizer(self._authorize)
-        except BaseException:
-            handle.close()
-            raise
+        self._begin()
         return self
 
     def _execute_begin(self, handle):
@@ -56,16 +40,8 @@ class ReadTransaction:
         if not self.cursor.partition(':')[0]: raise BackendError(
             f'{self._pool.file} has lost its tables in this moment')
 
-    def _authorize(self, action, *args):
-        if action!=_TRANSACTION: return 0
-        self._was_denied = True
-        return _DENY
-
-    def explain(self, error):
-        "Add to the error of a block what it says about writing, or a commit, in it"
-        driver = self._pool.file.driver
-        if isinstance(error, driver.Error) and (self._was_denied or driver.code(error)==_READONLY): error.add_note(
-            'A `reading()` only reads, and its transaction ends with the block: write in a `transaction()`')
+    def _was_misused(self, error):
+        return super()._was_misused(error) or self._pool.file.driver.code(error)==_READONLY
 
     def rollback(self):
         "End it"

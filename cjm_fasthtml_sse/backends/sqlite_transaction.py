@@ -137,18 +137,53 @@ class BlockThreads:
             for o in (self._begins, self._ends): o.shutdown(wait=False)
         self._pid = None
 
-class WriteTransaction:
-    "A transaction of the app with what it broadcasts; its methods are for threads, one at a time"
+class AppTransaction:
+    "A transaction of the app on a connection of its own, which the app can't end; for threads, one at a time"
+    advice = ''  # What the error says where the app tries to
+    def __init__(self,
+        pool,    # `ConnectionPool`
+        timeout  # Seconds to wait for the lock, from now on
+    ):
+        self.db: Any = None      # For the app, as `as_database` returns it
+        self._pool,self._until = pool,time.monotonic()+timeout
+        self._handle: Any = None
+        self._was_denied = False # Has the app tried to end it?
+
+    def _begin(self):
+        self._handle = handle = self._pool.wait(self._execute_begin, self._until)
+        try:
+            handle.lend()
+            self.db = as_database(handle)
+            handle.connection.set_authorizer(self._authorize)
+        except BaseException:
+            handle.close()
+            raise
+
+    def _execute_begin(self, handle): raise NotImplementedError
+
+    def _authorize(self, action, *args):
+        if action!=_TRANSACTION: return 0
+        self._was_denied = True
+        return _DENY
+
+    def _was_misused(self, error): return self._was_denied
+
+    def explain(self, error):
+        "Add to the error of a block what to write instead"
+        if isinstance(error, self._pool.file.driver.Error) and self._was_misused(error): error.add_note(self.advice)
+
+class WriteTransaction(AppTransaction):
+    "A transaction with what the app broadcasts in it"
+    advice = ('The block ends the transaction: in it there is no `commit` and no `rollback`, no `with db:` and no '
+        '`executescript` of sqlite3')
     def __init__(self,
         pool, threads, # `ConnectionPool`, `BlockThreads`
-        timeout        # Seconds to wait for the lock, from now on
+        timeout        # As for `AppTransaction`
     ):
-        self.db: Any = None        # For the app, as `as_database` returns it
+        super().__init__(pool, timeout)
         self.is_committed = False
-        self._pool,self._threads,self._until = pool,threads,time.monotonic()+timeout
-        self._handle: Any = None
+        self._threads = threads
         self._records: list = []   # Pairs of `text` and `key`
-        self._was_denied = False   # Has the app tried to end it?
 
     def begin(self):
         "Wait for the lock, and begin; `BackendError` if that takes too long, or fails"
@@ -163,31 +198,10 @@ class WriteTransaction:
                 raise
         except BackendError as e: raise BackendError(f'{e}. The transaction was not begun') from e
 
-    def _begin(self):
-        self._handle = handle = self._pool.wait(self._execute_begin, self._until)
-        try:
-            handle.lend()
-            self.db = as_database(handle)
-            handle.connection.set_authorizer(self._authorize)
-        except BaseException:
-            handle.close()
-            raise
-
     def _execute_begin(self, handle):
         handle.connection.execute('begin immediate')
         if not self._pool.tables.epoch(handle.connection): self._pool.tables.create(handle.connection)
         self._check_file(handle)
-
-    def _authorize(self, action, *args):
-        if action!=_TRANSACTION: return 0
-        self._was_denied = True
-        return _DENY
-
-    def explain(self, error):
-        "Add to the error of a block what it says about a commit in it"
-        if self._was_denied and isinstance(error, self._pool.file.driver.Error): error.add_note(
-            'The block ends the transaction: in it there is no `commit` and no `rollback`, no `with db:` and no '
-            '`executescript` of sqlite3')
 
     def append(self, text, key):
         "Have a record written before the commit: texts, as `pack_record` returns them"

@@ -4,6 +4,7 @@ What another process does to the file is done by a `Shell`. The event loop stand
 hear of it.
 """
 import asyncio
+import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,9 +14,11 @@ from fasthtml.common import Client, FastHTML, Li, Ul
 from cjm_fasthtml_sse.core import BackendError, SSEBroadcastManager
 from cjm_fasthtml_sse.helpers import setup_sse
 from cjm_fasthtml_sse.htmx import HTMXSSEConnector
-from tests.contract.support import BOUND, GAP, Browser, Site, eventually, listening, within
-from tests.contract.test_over_sqlite import Shell, _path, in_thread, managers  # noqa: F401 - one is a fixture
+from tests.contract.support import BOUND, GAP, Browser, Site, eventually, forked, listening, within
+from tests.contract.test_over_sqlite import Shell, _library, _path, in_thread, managers  # noqa: F401 - two are fixtures
 
+
+forks = [pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork'), pytest.mark.filterwarnings('ignore:.*multi-threaded.*fork')]
 
 def connected(): return HTMXSSEConnector.create_sse_element(endpoint='/events')
 
@@ -44,8 +47,8 @@ def _shell(path):
 
 
 @pytest.fixture
-async def sse(path, shell):
-    async with managers(path, 1) as (m,):
+async def sse(path, shell, library):
+    async with managers(path, 1, library=library) as (m,):
         await m.open()
         shell.sql('create table number(n integer primary key)')
         yield m
@@ -91,7 +94,7 @@ class TestPage:
         async with listening(Site(sse).app, **{'SSE-After': made}) as c: assert await c.data(1) == [2]
         async with listening(Site(sse).app, **{'SSE-After': outside}) as c: assert await c.data(2) == [1, 2]
 
-    async def test_other_managers(self, app, sse, path, tmp_path):
+    async def test_other_managers(self, app, sse, tmp_path):
         "Their ids are those of the request, or of a block around this one"
         other,file = SSEBroadcastManager(),SSEBroadcastManager(backend=tmp_path/'other.db')
         for m in other, file: setup_sse(app, m)
@@ -134,9 +137,9 @@ class TestPage:
         async with listening(Site(sse).app, **{'SSE-After': str(el.attrs['data-sse-cursor'])}) as c: assert await c.next() == (GAP, None)
 
     @pytest.mark.parametrize('sink', ['stream', 'channel'])
-    async def test_at_a_worker_that_lags(self, path, sse, shell, sink):
+    async def test_at_a_worker_that_lags(self, path, sse, shell, library, sink):
         "It waits until it has read up to where the page stands: no gap, nothing twice"
-        async with managers(path, 1) as (late,):
+        async with managers(path, 1, library=library) as (late,):
             browser = Browser(Site(late).app)
             await late.open()
             await browser.ticket('/events')
@@ -208,6 +211,41 @@ class TestBlock:
             await asyncio.wait({task})
         async with within('nobody reads any more'):
             while not moves_all(): await asyncio.sleep(.005)
+
+    async def test_deleted_file(self, sse, path, tmp_path):
+        "Is not made again"
+        for o in tmp_path.glob('app.db*'): o.unlink()
+        with pytest.raises(BackendError, match='app.db'):
+            async with sse.reading(): pass
+        assert not path.exists()
+
+    async def test_a_task_that_outlives_it(self, app, sse, shell):
+        "What it draws later may bring what the page has already, and lacks nothing"
+        tasks = []
+        async def drawn(go):
+            await go.wait()
+            return connected()
+        go = asyncio.Event()
+        async with sse.reading(): tasks.append(asyncio.create_task(drawn(go)))
+        write(shell, 1)
+        go.set()
+        el = await tasks[0]
+        async with listening(Site(sse).app, **{'SSE-After': str(el.attrs['data-sse-cursor'])}) as c: assert await c.data(1) == [1]
+
+    async def test_forked_in_it(self, sse, shell):
+        "The child has no part in the block; the parent goes on"
+        def block():
+            with sse.reading() as db:
+                before = numbers(db)
+                def child():
+                    asyncio._set_running_loop(None)
+                    with sse.reading() as db: assert numbers(db) == [1]
+                write(shell, 1)
+                assert os.waitpid(forked(child), 0)[1] == 0
+                return before, numbers(db)
+        assert await in_thread(block) == ([], [])
+        async with sse.reading() as db: assert numbers(db) == [1]
+    for mark in forks: test_forked_in_it = mark(test_forked_in_it)
 
     async def test_before_the_manager_is_opened(self, path, tmp_path):
         "As in a script; the file is made if there is none"
