@@ -2,14 +2,15 @@
 
     python demo/main.py                          the installed Python packages, at http://127.0.0.1:5001
     python demo/main.py --root /srv --port 8000  folders in /srv
+    python demo/main.py --db board.db            two workers, whose jobs and messages are in one SQLite file
     python demo/main.py --htmx4                  the same page with htmx 4
 """
-import argparse,asyncio,ipaddress,os,secrets,socket,sysconfig,threading
+import argparse,ipaddress,json,logging,os,secrets,socket,sysconfig,tempfile,threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict,replace
 from pathlib import Path
-from time import monotonic
+from time import monotonic,time
 from urllib.parse import urlsplit
 
 import uvicorn
@@ -25,11 +26,18 @@ parser.add_argument('--rate', type=float, default=25,
     help='megabytes that a job reads in a second, 0: no limit (default: %(default)s)')
 parser.add_argument('--host', default='127.0.0.1', help='default: %(default)s')
 parser.add_argument('--port', type=int, help='default: 5001, or the next one that is free')
+parser.add_argument('--db', help='the SQLite file for jobs and messages, which outlives the server; default: one that goes with it')
+parser.add_argument('--workers', type=int, help='processes that serve the page, with --db; default: 2')
 parser.add_argument('--htmx4', action='store_true', help='load htmx 4 instead of htmx 2; nothing else differs')
 args = parser.parse_args()
 root,rate,here = Path(args.root).resolve(),args.rate*1e6 or float('inf'),Path(__file__).resolve().parent
 if not root.is_dir(): parser.error(f'there is no folder {root}')
+workers = args.workers or (2 if args.db else 1)
+if workers>1 and not args.db: parser.error('several workers share a file: --db board.db')
+folder = None if args.db else tempfile.TemporaryDirectory()
+file = Path(args.db or f'{folder.name}/board.db').resolve()
 AT_ONCE,WAITING,KEPT = 8,16,100  # Jobs that run, that wait at most, and that are kept after their end
+LEASE = 3  # Seconds without a report after which a job's worker has ended, and another one takes the job
 
 # --- Requests that are refused
 class Guard:
@@ -55,85 +63,115 @@ def is_ours(host):
         return name in {'localhost', args.host, socket.gethostname()} or bool(ipaddress.ip_address(name))
 
 # --- The app
-sse,updater,state = SSEBroadcastManager(retry=1000),SSEElementUpdater(),SSEEventDispatcher()
-pool = ThreadPoolExecutor(AT_ONCE)
+sse,updater = SSEBroadcastManager(backend=file, retry=1000),SSEElementUpdater()
+pool,closing = ThreadPoolExecutor(AT_ONCE),threading.Event()
 
-async def stop_all():
-    "Stop the threads at shutdown; each ends after the block that it reads"
-    for o in stops.values(): o.set()
+async def begin():
+    async with sse.transaction() as db: db.execute("create table if not exists job(n integer primary key, id unique, "
+        "first, report, state as (json_extract(report, '$.state')), worker, seen)")  # Both reports are JSON
+    threading.Thread(target=take_up, daemon=True).start()
+
+def stop():
+    "Stop the threads; each ends after the block that it reads, and its job is taken up when a worker is there"
+    closing.set()
+    work.set()
     pool.shutdown(wait=False, cancel_futures=True)
-    with suppress(TimeoutError):
-        async with asyncio.timeout(1):
-            while running(): await asyncio.sleep(.01)
 
 scripts,routes = htmx(4 if args.htmx4 else 2)
 viewport = Meta(name='viewport', content='width=device-width, initial-scale=1')
 style = Style((here/'style.css').read_text(encoding='utf-8'))
-app = FastHTML(default_hdrs=False, routes=routes, secret_key=secrets.token_hex(), on_shutdown=[stop_all],
+app = FastHTML(default_hdrs=False, routes=routes, key_fname=f'{file}.key', on_startup=[begin], on_shutdown=[stop],
     htmlkw=dict(lang='en'), middleware=[Middleware(Guard)],
     hdrs=(Meta(charset='utf-8'), viewport, Link(rel='icon', href=ICON), style, *scripts))
 setup_sse(app, sse)
 
-# --- The state: changed by the events that all tabs get, so it can't differ from what they show
-jobs,stops,threads = {},{},{}  # Job id, the oldest first -> its newest report; what stops it; its place in the queue
+# --- The state: rows of the file. They change together with what the tabs are sent, in one transaction
+OVER = "state in ('finished', 'cancelled', 'failed')"
 
-def in_state(*states): return [o for o in jobs.values() if o.state in states]
-def running(): return in_state('running')
-def over(): return in_state('finished', 'cancelled', 'failed')
+def change(what, sql, *params, key=None):
+    "Change jobs, and tell all tabs `what` has happened, or do neither. Return the jobs that have changed"
+    with sse.transaction() as db:
+        jobs = reports(db, f'{sql} returning report', *params)
+        for o in jobs: sse.broadcast(f'job:{o.id}:{what}', o, key=key)
+        if jobs: sse.broadcast('board:totals', totals(db), key='totals')
+    return jobs
 
-@sse.on_broadcast
-async def enter(message): await state.dispatch(message)
+def reports(db, sql='select report from job order by n desc', *params):
+    return [Report(**json.loads(o)) for o, in db.execute(sql, params).fetchall()]
 
-@state.on('job:*:*', priority=1)
-def keep(event): jobs[event.data.id] = event.data
-
-@state.on('job:*:cleared')
-def forget(event): del jobs[event.data.id], stops[event.data.id], threads[event.data.id]
-
-@state.on('job:*:*')
-async def add_up(event): await sse.broadcast('board:totals', totals(), key='totals')
-
-@sse.on_connect
-@sse.on_disconnect
-async def count(connection): await sse.broadcast('board:tabs', len(sse.present(0)), key='tabs')
-
-def totals():
-    now,known = running(),jobs.values()
+def totals(db):
+    known = reports(db)
+    now = [o for o in known if o.state=='running']
     return dict(running=len(now), speed=sum(o.speed for o in now), files=sum(o.files for o in known),
         bytes=sum(o.bytes for o in known))
 
-# --- A job, in a thread of its own
-def run(job, stop):
-    began,sent,job = monotonic(),0.,replace(job, state='running')
-    def send(what, key=None): sse.broadcast_threadsafe(f'job:{job.id}:{what}', job, key=key)
-    send('begun')
+tabs = 0  # That are open, with all workers
+
+@sse.on_presence
+def count(users):
+    global tabs
+    tabs = len(users)
+    sse.broadcast('board:tabs', tabs, key='tabs')
+
+# --- A job, in a thread of whichever worker takes it
+me,mine,work = secrets.token_hex(8),{},threading.Event()  # `mine`: job id -> what its thread will return
+
+@sse.on_delivery
+def look(message):  # Something has changed, in this worker or in another one
+    if message['type'].startswith('job:') and not message['type'].endswith(':progress'): work.set()
+
+def take_up():
+    "Take the jobs that wait, and those whose worker was killed, as nobody says any more that they are under way"
+    while not closing.is_set():
+        for id in [id for id,o in mine.items() if o.done()]: del mine[id]
+        try:
+            with sse.transaction() as db: db.execute('update job set seen=? where worker=? and id in '
+                '(select value from json_each(?))', (time(), me, json.dumps([*mine])))
+            change('left', "update job set report=first where state='running' and seen<?", time()-LEASE)
+            while jobs := change('begun', "update job set report=json_set(report, '$.state', 'running'), worker=?, seen=? "
+                "where n=(select min(n) from job where state='waiting') "
+                "and (select count(*) from job where state='running')<?", me, time(), AT_ONCE):
+                for o in jobs: mine[o.id] = pool.submit(run, o)
+        except BackendError as e: logging.warning('%s', e)  # Such as a file that another program has locked
+        work.wait(1)
+        work.clear()
+
+def run(job):
+    began,sent = monotonic(),0.
+    def save(what, key=None):  # It changes nothing where the job was cancelled, or is another worker's by now
+        return change(what, "update job set report=? where id=? and worker=? and state='running'",
+            json.dumps(asdict(job)), job.id, me, key=key)
     try:
         for job in hash_folder(job, root):
-            stopped = stop.wait(max(0, job.bytes/rate - (monotonic()-began)))  # Leaves the disk to others, too
-            job = replace(job, seconds=monotonic()-began, **(dict(state='cancelled', text='') if stopped else {}))
-            if job.state!='running': break
-            if job.seconds-sent > .15:
+            if closing.wait(max(0, job.bytes/rate - (monotonic()-began))): return  # Leaves the disk to others, too
+            job = replace(job, seconds=monotonic()-began)
+            if job.state=='running' and job.seconds-sent > .15:
                 sent = job.seconds
-                send('progress', key='newest')  # To a slow tab only the newest progress is sent
+                if not save('progress', key='newest'): return  # To a slow tab only the newest progress is sent
+    except BackendError as e: return logging.warning('%s', e)  # The job is taken up again
     except Exception as e:
         job = replace(job, state='failed', text=f'Nothing could be read: {getattr(e, "strerror", None) or repr(e)}')
-    send('ended')
+    save('ended')
 
 # --- What happened, as elements
 @updater.register('job:*:added')
-def added(job): return oob_element('jobs', row(job), 'afterbegin', element_type=Ul),say(f'{job.name} waits')
+def added(job):  # A dict: messages travel as JSON
+    return oob_element('jobs', row(Report(**job)), 'afterbegin', element_type=Ul),say(f'{job["name"]} waits')
 
 @updater.register('job:*:begun')
-def begun(job): return oob_swap(row(job)),say(f'{job.name} started')
+def begun(job): return oob_swap(row(Report(**job))),say(f'{job["name"]} started')
 
 @updater.register('job:*:progress')
-def progressed(job): return oob_swap(progress(job))
+def progressed(job): return oob_swap(progress(Report(**job)))
+
+@updater.register('job:*:left')
+def left(job): return oob_swap(row(Report(**job))),say(f'{job["name"]} begins again: its worker has ended')
 
 @updater.register('job:*:ended')
-def ended(job): return oob_swap(row(job)),say(f'{job.name} {job.state}')
+def ended(job): return oob_swap(row(Report(**job))),say(f'{job["name"]} {job["state"]}')
 
 @updater.register('job:*:cleared')
-def cleared(job): return oob_swap(Li(id=f'job-{job.id}'), 'delete')
+def cleared(job): return oob_swap(Li(id=f'job-{job["id"]}'), 'delete')
 
 @updater.register('board:totals')
 def total(values): return oob_update('totals', tiles(**values), element_type=Dl)
@@ -141,13 +179,14 @@ def total(values): return oob_update('totals', tiles(**values), element_type=Dl)
 @updater.register('board:tabs')
 def looking(n): return oob_update('tabs', f'{n:,}', element_type=Span)
 
-def board():
+async def board():
     "Draw the current state, for a tab whose missed messages are not available any more"
-    return oob_update('jobs', rows(), element_type=Ul),total(totals()),looking(len(sse.present(0)))
+    async with sse.reading() as db:
+        return oob_update('jobs', rows(db), element_type=Ul),total(totals(db)),looking(tabs)
 
 # --- The elements
 def say(text): return oob_update('news', text)
-def rows(): return [row(o) for o in reversed(jobs.values())]
+def rows(db): return [row(o) for o in reports(db)]
 def size(n): return f'{n/1e9:,.2f} GB' if n>=1e9 else f'{n/1e6:,.1f} MB' if n>=1e5 else f'{n:,} bytes'
 def of(a, b): return a if a==b else f'{a} of {b}'
 
@@ -185,16 +224,19 @@ def unread(job):
 
 # --- The routes
 @app.get
-def events(req):
-    wanted = ['board:*', *(f'job:*:{o}' for o in ('added', 'begun', 'ended', 'cleared'))]
-    return sse.stream(req, render=updater, events=wanted, snapshot=board, user=secrets.token_hex(4))
+def events(req, tab: str = ''):
+    wanted = ['board:*', *(f'job:*:{o}' for o in ('added', 'begun', 'left', 'ended', 'cleared'))]
+    return sse.stream(req, render=updater, events=wanted, snapshot=board, user=tab or None)
 
 @app.get
 def job_events(req, id: str):
     return sse.stream(req, render=updater, events=f'job:{segment(id)}:progress', until=f'job:{segment(id)}:ended')
 
 @app.get('/')
-async def index():  # On the event loop, as all that changes the state; a plain `def` runs in a thread
+def index():
+    with sse.reading() as db: return page(db)
+
+def page(db):
     folders = [o.name for o in os.scandir(root) if o.is_dir(follow_symlinks=False)]
     names = sorted(shown(o) for o in folders if o[0] not in '._' and not o.endswith('.dist-info'))
     return Title('Job board'),Main(
@@ -206,37 +248,35 @@ async def index():  # On the event loop, as all that changes the state; a plain 
                 autocomplete='off', spellcheck='false', aria_describedby='where problem'), Button('Start'),
             Datalist(*map(Option, names), id='folders'), P(f'In {root}', id='where'), P(id='problem', role='alert'),
             hx_post=start, hx_target='#problem'),
-        Dl(*tiles(**totals()), id='totals'),
+        Dl(*tiles(**totals(db)), id='totals'),
         Section(Header(H2('Jobs'), Button('Clear ended', hx_post=clear, hx_swap='none')),
-            Ul(*rows(), id='jobs'), P('Nothing yet. Start a job above.')),
-        Footer('Tabs that show this page: ', Span(f'{len(sse.present(0)):,}', id='tabs'),
+            Ul(*rows(db), id='jobs'), P('Nothing yet. Start a job above.')),
+        Footer('Tabs that show this page: ', Span(f'{tabs:,}', id='tabs'),
             '. Each browser has one connection for all of its streams.'),
         Div(id='news', role='status'),
-        HTMXSSEConnector.create_sse_element(endpoint=events, element_id='sse-connection', hidden=True),
+        HTMXSSEConnector.create_sse_element(endpoint=events.to(tab=secrets.token_hex(8)), element_id='sse-connection', hidden=True),
         create_sse_monitor(HTMXSSEConnector, SSEMonitorConfig(reconnect_delay=1000), inline=False))
 
 @app.post
-async def start(folder: str = ''):
+def start(folder: str = ''):
     try: path = folder_in(root, folder)
     except (OSError, ValueError) as e: return Span(getattr(e, 'strerror', None) or str(e))  # A string would be HTML
-    if len(in_state('waiting'))>=WAITING: return Span(f'{WAITING} jobs wait already. Try again when one has begun.')
-    id = secrets.token_hex(4)
-    jobs[id],stops[id] = Report(id, path, shown(os.path.join(root.name, path))),threading.Event()
-    await sse.broadcast(f'job:{id}:added', jobs[id])
-    threads[id] = pool.submit(run, jobs[id], stops[id])
-    for old in over()[:-KEPT]: await sse.broadcast(f'job:{old.id}:cleared', old)
+    job = Report(secrets.token_hex(4), path, shown(os.path.join(root.name, path)))
+    if not change('added', "insert into job(id, first, report) select ?1, ?2, ?2 "
+        "where (select count(*) from job where state in ('waiting', 'running'))<?3",
+        job.id, json.dumps(asdict(job)), AT_ONCE+WAITING):
+        return Span(f'{WAITING} jobs wait already. Try again when one has begun.')
+    change('cleared', f'delete from job where {OVER} and n not in '
+        f'(select n from job where {OVER} order by n desc limit ?)', KEPT)
     return ''
 
 @app.post
-async def cancel(id: str):
-    if stop := stops.get(id): stop.set()
-    if id in threads and threads[id].cancel():  # It has not begun
-        await sse.broadcast(f'job:{id}:ended', replace(jobs[id], state='cancelled'))
+def cancel(id: str):
+    change('ended', "update job set report=json_set(report, '$.state', 'cancelled', '$.text', '') "
+        "where id=? and state in ('waiting', 'running')", id)
 
 @app.post
-async def clear(id: str = None):
-    for job in over():
-        if id in (None, job.id): await sse.broadcast(f'job:{job.id}:cleared', job)
+def clear(id: str = ''): change('cleared', f"delete from job where {OVER} and ? in ('', id)", id)
 
 # --- The server
 def listen(host, ports):
@@ -249,4 +289,5 @@ def listen(host, ports):
 if __name__ == '__main__':
     listener = listen(args.host, [args.port] if args.port else range(5001, 5021))
     print(f'Job board: http://{args.host}:{listener.getsockname()[1]}', flush=True)
-    with suppress(KeyboardInterrupt): uvicorn.Server(uvicorn.Config(app, log_level='warning')).run([listener])
+    app = 'main:app' if workers>1 else app  # Each worker imports it
+    uvicorn.run(app, fd=listener.fileno(), workers=workers, log_level='warning')

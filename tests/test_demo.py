@@ -1,13 +1,14 @@
 "The demo as a server, without a browser: who may ask, and how much"
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.contract.servers import running, wait_until
+from tests.contract.servers import Stream, running, wait_until
 from tests.contract.support import BOUND
 
 DEMO = Path(__file__).parents[1]/'demo/main.py'
@@ -15,14 +16,19 @@ HOSTS = {200: '127.0.0.1 localhost:5001 [::1]:5001 192.0.2.7'.split(),
          403: ['evil.example', 'evil.example:5001', '127.0.0.1.evil.example', '[bad', '']}
 
 
-@pytest.fixture(scope='module')
-def demo(tmp_path_factory):
-    "A client of the demo, whose folder `long` takes minutes: a hole, which takes no room on the disk"
-    folder = tmp_path_factory.mktemp('demo')
+def holes(folder):
+    "Folders to read: `long` takes minutes, and no room on the disk"
     (long := folder/'root/long').mkdir(parents=True)
     (long/'0').touch()
     os.truncate(long/'0', 1<<32)
-    with running([sys.executable, DEMO, '--root', folder/'root', '--port', '{port}'], folder/'log', cwd=folder) as server:
+    return folder/'root'
+
+
+@pytest.fixture(scope='module')
+def demo(tmp_path_factory):
+    "A client of the demo, which has all jobs in one process"
+    folder = tmp_path_factory.mktemp('demo')
+    with running([sys.executable, DEMO, '--root', holes(folder), '--port', '{port}'], folder/'log', cwd=folder) as server:
         with httpx.Client(base_url=server.url, timeout=BOUND) as client: yield client
 
 @pytest.fixture
@@ -62,9 +68,36 @@ def test_jobs_have_a_bound(http):
     "Eight run, sixteen wait, and whoever comes then reads why; a waiting one can be cancelled, and gives its place free"
     answers = [start(http).text for _ in range(26)]
     assert [bool(o) for o in answers] == [False]*24 + [True]*2 and '16 jobs wait already' in answers[-1]
-    assert (rows(http, 'running'), rows(http, 'waiting')) == (8, 16)
+    wait_until(lambda: (rows(http, 'running'), rows(http, 'waiting')) == (8, 16), 'eight run')
     page = http.get('/').text
     newest = re.search(r'class="waiting"[^>]*id="job-(\w+)"|id="job-(\w+)"[^>]*class="waiting"', page)
     http.post('/cancel', params=dict(id=newest[1] or newest[2]))
     assert (rows(http, 'waiting'), rows(http, 'cancelled')) == (15, 1)
     assert not start(http).text
+
+
+def test_jobs_outlive_their_worker(tmp_path):
+    "The only worker is killed with two jobs under way. The next one takes them up from the beginning; a page of it shows them at once"
+    folder = holes(tmp_path)
+    command = [sys.executable, DEMO, '--root', folder, '--db', 'board.db', '--workers', '1', '--port', '{port}']
+    def ids(page): return re.findall(r'id="job-(\w+)"', page)
+    with running(command, tmp_path/'log', cwd=tmp_path) as server, httpx.Client(base_url=server.url, timeout=BOUND) as http:
+        for _ in range(2): start(http)
+        wait_until(lambda: rows(http, 'running') == 2, 'both run')
+        before = ids(http.get('/').text)
+        server.kill()
+    with running(command, tmp_path/'log', cwd=tmp_path) as server, httpx.Client(base_url=server.url, timeout=BOUND) as http:
+        with Stream(server) as stream:
+            assert ids(http.get('/').text) == before and len(before) == 2
+            stream.says('begins again: its worker has ended')
+            stream.says('root/long started')
+        wait_until(lambda: rows(http, 'running') == 2, 'both run')
+        http.post('/cancel', params=dict(id=before[0]))
+        assert (rows(http, 'running'), rows(http, 'cancelled')) == (1, 1)
+        server.is_calm()
+
+
+def test_workers_need_a_file(tmp_path):
+    "Without one they would each have a board of their own"
+    answer = subprocess.run([sys.executable, DEMO, '--workers', '2'], capture_output=True, text=True, timeout=BOUND)
+    assert answer.returncode == 2 and '--db board.db' in answer.stderr

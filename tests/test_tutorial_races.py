@@ -59,8 +59,9 @@ class App:
         assert len(found) == len({*found}), 'something stands in the page twice'
         has |= {*found}
         places = re.findall(r'sse-connect="([^"]+)"[^>]*data-sse-cursor="([^"]*)"', html)
-        after, parser = next(at for path, at in places if self.stream.endswith(path)), Parser()
-        async with self.http.stream('GET', self.stream, headers={'SSE-After': after}) as answer:
+        path, after = next(o for o in places if self.stream.endswith(o[0].partition('?')[0]))
+        parser = Parser()
+        async with self.http.stream('GET', self.stream, params=path.partition('?')[2], headers={'SSE-After': after}) as answer:
             async for data in answer.aiter_bytes():
                 for e in parser.feed(data): has |= {*self.shown(e.data)}
 

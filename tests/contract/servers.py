@@ -87,6 +87,11 @@ class Server:
 
     def signal(self, sig=signal.SIGTERM): self.process.send_signal(sig)
 
+    def children(self):
+        "The process ids of its workers, oldest first"
+        found = Path(f'/proc/{self.process.pid}/task/{self.process.pid}/children').read_text().split()
+        return [int(o) for o in found if b'spawn_main' in Path(f'/proc/{o}/cmdline').read_bytes()]
+
     def interrupt(self):
         "Ctrl-C in a terminal: it reaches this process and all that it started"
         os.killpg(self.process.pid, signal.SIGINT)
