@@ -181,7 +181,7 @@ def looking(n): return oob_update('tabs', f'{n:,}', element_type=Span)
 
 async def board():
     "Draw the current state, for a tab whose missed messages are not available any more"
-    async with sse.reading() as db:
+    async with sse.transaction() as db:
         return oob_update('jobs', rows(db), element_type=Ul),total(totals(db)),looking(tabs)
 
 # --- The elements
@@ -234,7 +234,7 @@ def job_events(req, id: str):
 
 @app.get('/')
 def index():
-    with sse.reading() as db: return page(db)
+    with sse.transaction() as db: return page(db)
 
 def page(db):
     folders = [o.name for o in os.scandir(root) if o.is_dir(follow_symlinks=False)]
