@@ -9,7 +9,7 @@ from pathlib import Path
 from execnb.shell import CaptureShell
 
 NBS = Path(__file__).resolve().parent.parent/'nbs'
-PAGES = NBS/'speed.ipynb', NBS/'tutorials'/'comparison.ipynb'
+PAGES = NBS/'speed.ipynb', NBS/'tutorials'/'comparison.ipynb', NBS/'tutorials'/'workers.ipynb'
 
 for path in PAGES:
     if not path.exists(): continue

@@ -110,6 +110,20 @@ def ratios():
     return rows(['this library', 'beside', *(f'Python {_python(data)}' for data in newest_first)], body)
 
 
+def backends():
+    "What the backends cost, side by side, with when and where it was measured"
+    path = Path(__file__).parent/'results/backends.json'
+    if not path.exists(): return UNKNOWN
+    o = json.loads(path.read_text(encoding='utf-8'))
+    titles = dict(p50='ms until another process has it, p50', p99='p99', one_by_one='broadcasts/s, each awaited', at_once='2,000 at once',
+        script='from a script, `Publisher`', transactions='transactions/s, with a row and a broadcast',
+        idle='% of a core, an idle process', server_idle='an idle server')
+    body = [[title, *(spread(row[k]) if k in row else '' for row in o['found'].values())] for k,title in titles.items()]
+    versions = ', '.join(f'{k} {v}' for k,v in o['versions'].items())
+    return Markdown(f"{rows(['', *o['found']], body).data}\n\n{o['rounds']} rounds on {o['date']}, {o['machine']}, load {o['load']} when it began; "
+        f"the disk takes {o['fsync_ms']} ms to keep a page. Versions: {versions}. In memory, the other process is the same one.")
+
+
 def capacity(share=.25):
     "Broadcasts a second that take `share` of a core, and the memory of the connections"
     if 'fanout' not in results: return UNKNOWN

@@ -1,6 +1,7 @@
 "The apps that people copy, as they stand in the tutorials: pages that load during writes show all in the end, each thing once"
 import asyncio
 import json
+import os
 import re
 import signal
 import sys
@@ -20,7 +21,8 @@ WRITES, PAGES = 40, 12
 APPS = {'first_app': ('/', '/events', '/add', lambda n: dict(title=f'{n}'), r'todo-\d+'),
         'chat': ('/room/lobby', '/events/lobby', '/say', lambda n: dict(room='lobby', text=f'{n}'), r'said-\d+'),
         'job_board': ('/', '/events', '/start', lambda n: dict(name=f'{n}', rows=1), r'job-[\w-]+'),
-        'redis': ('/', '/events', '/add', lambda n: dict(text=f'{n}'), r'_[\w-]{20,}'),
+        'workers': ('/', '/events', '/add', lambda n: dict(text=f'{n}'), r'_[\w-]{20,}'),
+        'workers, Redis': ('/', '/events', '/add', lambda n: dict(text=f'{n}'), r'_[\w-]{20,}'),
         'htmx4': ('/2/', '/2/events', '/2/say', lambda n: dict(text=f'{n}'), r'said-\d+'),
         'demo': ('/', '/events', '/start', lambda n: dict(folder=''), r'job-\w+')}
 
@@ -30,10 +32,15 @@ def command(name, folder):
         (folder/'root').mkdir()
         (folder/'root/file').write_text('x')
         return [sys.executable, ROOT/'demo/main.py', '--port', '{port}', '--root', folder/'root']
-    page = json.loads((ROOT/f'nbs/tutorials/{name}.ipynb').read_text())
-    cells = [''.join(c['source']) for c in page['cells'] if c['cell_type'] == 'code']
-    (folder/'main.py').write_text(next(o for o in cells if o.rstrip().endswith('\nserve()')))
+    name, _, which = name.partition(', ')
+    apps = [o for o in cells_of(name) if o.rstrip().endswith('\nserve()')]
+    (folder/'main.py').write_text(apps[-1 if which else 0])
     return uvicorn('main:app', '--log-level', 'warning')
+
+
+def cells_of(name):
+    page = json.loads((ROOT/f'nbs/tutorials/{name}.ipynb').read_text())
+    return [''.join(c['source']) for c in page['cells'] if c['cell_type'] == 'code']
 
 
 class App:
@@ -85,3 +92,94 @@ async def test_pages_that_load_during_writes(tmp_path, name):
             await asyncio.wait(tasks, timeout=BOUND)
             server.ends()
         assert 'Traceback' not in server.output
+
+
+# --- Several workers on a file, which are killed and restarted in the middle of writes
+
+def shop(folder):
+    "The recipes of `sse.transaction()` and `sse.reading()`, as one app with much in stock"
+    cells = cells_of('recipes')
+    code, = (o for o in cells if 'def buy(' in o)
+    page, = (o for o in cells if 'with sse.reading() as db:' in o)
+    for a, b in {"Path(folder.name)/'shop.db'": "Path('shop.db')", "('cake', 3)": "('cake', 100000)"}.items():
+        assert a in code
+        code = code.replace(a, b)
+    imports = 'from fasthtml.common import *\nfrom cjm_fasthtml_sse.common import *\n'
+    (folder/'main.py').write_text(f'{imports}{code}\n{page}')
+
+def notes(folder): command('workers', folder)
+
+# App: how to make it, where to post and what, what a page or a message shows, and whether what a tab has seen is right
+ON_A_FILE = {'workers': (notes, '/add', dict(text='x'), r'<li\b[^>]*\bid="(_[\w-]{20,})"',
+                         lambda seen, now: sorted(seen) == sorted(now)),
+             'recipes': (shop, '/buy', dict(id='cake', n=1), r'cake: (\d+) left',
+                         lambda seen, now: [*map(int, seen)] == [*range(int(seen[0]), int(now[0])-1, -1)])}
+
+
+class Tab:
+    "A page and its stream, which comes back when its worker is gone"
+    def __init__(self, http, shows): self.http, self.shows, self.seen, self.last = http, shows, [], ''
+
+    async def live(self):
+        while not (html := await self.load()): await asyncio.sleep(.05)
+        self.seen += re.findall(self.shows, html)
+        (path, after), = re.findall(r'sse-connect="([^"]+)"[^>]*data-sse-cursor="([^"]*)"', html)
+        while True:
+            try: await self.listen(path, {'Last-Event-ID': self.last} if self.last else {'SSE-After': after})
+            except httpx.HTTPError: pass
+            await asyncio.sleep(.05)
+
+    async def load(self):
+        try: return (await self.http.get('/')).raise_for_status().text
+        except httpx.HTTPError: return ''
+
+    async def listen(self, path, headers):
+        parser = Parser()
+        async with self.http.stream('GET', path, headers=headers) as answer:
+            answer.raise_for_status()
+            async for data in answer.aiter_bytes():
+                for e in parser.feed(data):
+                    self.seen += re.findall(self.shows, e.data)
+                    self.last = e.id or self.last
+
+
+@pytest.mark.parametrize('name', ON_A_FILE)
+async def test_kills_and_restarts_during_writes(tmp_path, name):
+    "Whatever is killed: each tab has what is in the file, once, and in order. Pages are loaded all the time"
+    make, add, data, shows, is_right = ON_A_FILE[name]
+    make(tmp_path)
+    cmd = uvicorn('main:app', '--workers', '2', '--log-level', 'warning')
+    def server(port=None): return running(cmd, tmp_path/'log', cwd=tmp_path, port=port, env=dict(SECRET_KEY='not-a-secret'))
+    tabs, tasks, written, stop = [], [], 0, asyncio.Event()
+    async def write():
+        nonlocal written
+        while not stop.is_set():
+            try: written += (await http.post(add, data=data)).status_code < 400
+            except httpx.HTTPError: await asyncio.sleep(.05)  # Whether it was written is not known: the file says it
+    async def come():
+        while not stop.is_set():
+            tabs.append(Tab(http, shows))
+            tasks.append(asyncio.create_task(tabs[-1].live()))
+            await asyncio.sleep(.1)
+    async def more(n=30):
+        upto = written+n
+        await eventually(lambda: written >= upto, lambda: f'only {written} writes')
+    with server() as one:
+        async with httpx.AsyncClient(base_url=one.url, timeout=BOUND, limits=httpx.Limits(max_connections=None)) as http:
+            doing = [asyncio.create_task(o()) for o in (write, write, come)]
+            await more()
+            for pid in one.children():
+                os.kill(pid, signal.SIGKILL)
+                await more()
+            one.signal(signal.SIGTERM)
+            await asyncio.to_thread(one.ends)
+            with server(one.port) as two:
+                await more()
+                stop.set()
+                await asyncio.gather(*doing)
+                now = re.findall(shows, await tabs[0].load())
+                def wrong(): return [o.seen for o in tabs if not (o.seen and is_right(o.seen, now))]
+                await eventually(lambda: not wrong(), lambda: f'of {len(tabs)} tabs {len(wrong())} differ, such as {wrong()[0]}, from {now}')
+                for t in tasks: t.cancel()
+                await asyncio.wait(tasks)
+                assert 'Traceback' not in two.output

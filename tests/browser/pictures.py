@@ -23,6 +23,8 @@ NBS = ROOT/'nbs'
 sys.path[:0] = [str(ROOT), str(ROOT/'tools'), str(ROOT/'tests/contract/browser')]
 import assets  # noqa: E402
 from browsers import chromium  # noqa: E402
+from cjm_fasthtml_sse.backends.redis import Publisher  # noqa: E402
+from cjm_fasthtml_sse.core import SSEBroadcastManager  # noqa: E402
 from tests.contract.servers import running  # noqa: E402
 from tests.contract.support import Redis  # noqa: E402
 
@@ -73,11 +75,11 @@ def the_demo(code=None):
 
 
 @contextmanager
-def a_redis():
-    "A Redis, and the setting by which an app finds it"
+def a_backend():
+    "A Redis and a file, and the settings by which an app finds them"
     with a_folder() as folder:
         redis = Redis(folder).start()
-        try: yield dict(REDIS_URL=redis.url())
+        try: yield dict(REDIS_URL=redis.url(), BACKEND=f'sqlite:///{folder}/notes.db')
         finally: redis.kill()
 
 
@@ -400,19 +402,28 @@ def security(tabs):
 security.size = dict(width=440, height=400)
 
 
+def report(code, env):
+    "What a cron job does"
+    note = dict(id='report', text='The report is ready')
+    if 'REDIS_URL' in code:
+        with Publisher(env['REDIS_URL']) as script: return script.broadcast('note:added', dict(by='cron', **note))
+    sse = SSEBroadcastManager(backend=env['BACKEND'])
+    with sse.transaction() as db:
+        db.execute('insert into note values(:id, :text, :author)', note | dict(author='cron'))
+        sse.broadcast('note:added', note | dict(author='cron'))
+
 @walk
-def redis(tabs):
-    from cjm_fasthtml_sse.backends.redis import Publisher
-    with a_tutorial(tabs.code, **tabs.env) as other, Publisher(tabs.env['REDIS_URL']) as script:
+def workers(tabs):
+    with a_tutorial(tabs.code, **tabs.env) as other:
         one, two = tabs.open(), tabs.open(other.url)
         for n, (tab, text) in enumerate([(one, 'The kettle is on'), (two, 'There is cake'), (None, '')], 1):
             if tab: tabs.send(tab, text)
-            else: script.broadcast('note:added', dict(id='report', text='The report is ready', by='cron'))
+            else: report(tabs.code, tabs.env)
             tabs.show(f'#notes > li:nth-child({n})', one, two)
         assert len({tab.inner_text('main > p') for tab in (one, two)}) == 2 and one.inner_text('#notes') == two.inner_text('#notes')
-        tabs.picture('tutorial-redis', Process_1=one, Process_2=two)
+        tabs.picture('tutorial-workers', Process_1=one, Process_2=two)
 
-redis.size, redis.around = dict(width=460, height=330), a_redis
+workers.size, workers.around = dict(width=460, height=330), a_backend
 
 
 @walk
