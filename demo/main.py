@@ -179,10 +179,9 @@ def total(values): return oob_update('totals', tiles(**values), element_type=Dl)
 @updater.register('board:tabs')
 def looking(n): return oob_update('tabs', f'{n:,}', element_type=Span)
 
-async def board():
+def board(db):
     "Draw the current state, for a tab whose missed messages are not available any more"
-    async with sse.transaction() as db:
-        return oob_update('jobs', rows(db), element_type=Ul),total(totals(db)),looking(tabs)
+    return oob_update('jobs', rows(db), element_type=Ul),total(totals(db)),looking(tabs)
 
 # --- The elements
 def say(text): return oob_update('news', text)
@@ -234,7 +233,7 @@ def job_events(req, id: str):
 
 @app.get('/')
 def index():
-    with sse.transaction() as db: return page(db)
+    with sse.reading() as db: return page(db)  # Its streams go on from here
 
 def page(db):
     folders = [o.name for o in os.scandir(root) if o.is_dir(follow_symlinks=False)]
