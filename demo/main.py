@@ -26,8 +26,9 @@ parser.add_argument('--rate', type=float, default=25,
     help='megabytes that a job reads in a second, 0: no limit (default: %(default)s)')
 parser.add_argument('--host', default='127.0.0.1', help='default: %(default)s')
 parser.add_argument('--port', type=int, help='default: 5001, or the next one that is free')
-parser.add_argument('--db', help='the SQLite file for jobs and messages, which outlives the server; default: one that goes with it')
-parser.add_argument('--workers', type=int, help='processes that serve the page, with --db; default: 2')
+parser.add_argument('--db',
+    help='the SQLite file of jobs and messages, which outlives the server (default: one that goes with it)')
+parser.add_argument('--workers', type=int, help='processes that serve the page (default: 2 with --db)')
 parser.add_argument('--htmx4', action='store_true', help='load htmx 4 instead of htmx 2; nothing else differs')
 args = parser.parse_args()
 root,rate,here = Path(args.root).resolve(),args.rate*1e6 or float('inf'),Path(__file__).resolve().parent
@@ -36,8 +37,9 @@ workers = args.workers or (2 if args.db else 1)
 if workers>1 and not args.db: parser.error('several workers share a file: --db board.db')
 folder = None if args.db else tempfile.TemporaryDirectory()
 file = Path(args.db or f'{folder.name}/board.db').resolve()
+log = logging.getLogger('job board')
 AT_ONCE,WAITING,KEPT = 8,16,100  # Jobs that run, that wait at most, and that are kept after their end
-LEASE = 3  # Seconds without a report after which a job's worker has ended, and another one takes the job
+LEASE = 3  # Seconds after which a job is taken by another worker, unless its own says that it is there
 
 # --- Requests that are refused
 class Guard:
@@ -116,6 +118,10 @@ def count(users):
 # --- A job, in a thread of whichever worker takes it
 me,mine,work = secrets.token_hex(8),{},threading.Event()  # `mine`: job id -> what its thread will return
 
+STAY = 'update job set seen=? where worker=? and id in (select value from json_each(?))'
+BEGIN = """update job set report=json_set(report, '$.state', 'running'), worker=?, seen=?
+    where n=(select min(n) from job where state='waiting') and (select count(*) from job where state='running')<?"""
+
 @sse.on_delivery
 def look(message):  # Something has changed, in this worker or in another one
     if message['type'].startswith('job:') and not message['type'].endswith(':progress'): work.set()
@@ -125,14 +131,10 @@ def take_up():
     while not closing.is_set():
         for id in [id for id,o in mine.items() if o.done()]: del mine[id]
         try:
-            with sse.transaction() as db: db.execute('update job set seen=? where worker=? and id in '
-                '(select value from json_each(?))', (time(), me, json.dumps([*mine])))
+            with sse.transaction() as db: db.execute(STAY, (time(), me, json.dumps([*mine])))
             change('left', "update job set report=first where state='running' and seen<?", time()-LEASE)
-            while jobs := change('begun', "update job set report=json_set(report, '$.state', 'running'), worker=?, seen=? "
-                "where n=(select min(n) from job where state='waiting') "
-                "and (select count(*) from job where state='running')<?", me, time(), AT_ONCE):
-                for o in jobs: mine[o.id] = pool.submit(run, o)
-        except BackendError as e: logging.warning('%s', e)  # Such as a file that another program has locked
+            while jobs := change('begun', BEGIN, me, time(), AT_ONCE): mine[jobs[0].id] = pool.submit(run, jobs[0])
+        except BackendError as e: log.warning('%s', e)  # Such as a file that another program has locked
         work.wait(1)
         work.clear()
 
@@ -148,7 +150,7 @@ def run(job):
             if job.state=='running' and job.seconds-sent > .15:
                 sent = job.seconds
                 if not save('progress', key='newest'): return  # To a slow tab only the newest progress is sent
-    except BackendError as e: return logging.warning('%s', e)  # The job is taken up again
+    except BackendError as e: return log.warning('%s', e)  # The job is taken up again
     except Exception as e:
         job = replace(job, state='failed', text=f'Nothing could be read: {getattr(e, "strerror", None) or repr(e)}')
     save('ended')
@@ -253,7 +255,8 @@ def page(db):
         Footer('Tabs that show this page: ', Span(f'{tabs:,}', id='tabs'),
             '. Each browser has one connection for all of its streams.'),
         Div(id='news', role='status'),
-        HTMXSSEConnector.create_sse_element(endpoint=events.to(tab=secrets.token_hex(8)), element_id='sse-connection', hidden=True),
+        HTMXSSEConnector.create_sse_element(endpoint=events.to(tab=secrets.token_hex(8)),
+            element_id='sse-connection', hidden=True),
         create_sse_monitor(HTMXSSEConnector, SSEMonitorConfig(reconnect_delay=1000), inline=False))
 
 @app.post
