@@ -85,9 +85,10 @@ def test_jobs_outlive_their_worker(tmp_path):
         for _ in range(2): start(http)
         wait_until(lambda: rows(http, 'running') == 2, 'both run')
         before = ids(http.get('/').text)
+        with Stream(server) as stream: last = next(e.id for e in stream.until(lambda events: any(e.id for e in events)) if e.id)
         server.kill()
     with running(command, tmp_path/'log', cwd=tmp_path) as server, httpx.Client(base_url=server.url, timeout=BOUND) as http:
-        with Stream(server) as stream:
+        with Stream(server, last_event_id=last) as stream:
             assert ids(http.get('/').text) == before and len(before) == 2
             stream.says('begins again: its worker has ended')
             stream.says('root/long started')
