@@ -5,9 +5,12 @@ What the contract promises is in `contract/test_faults_of_sqlite.py`.
 import asyncio
 import os
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from contextlib import suppress
+from random import Random
 from types import SimpleNamespace
 
 import pytest
@@ -96,6 +99,39 @@ class TestThread:
             if not replaced:
                 with pytest.raises(BackendError, match='was not sent'): p.broadcast('n', 3)
             else: p.broadcast('n', 4)
+
+
+BUSY = '''
+import asyncio, sys
+from pathlib import Path
+from cjm_fasthtml_sse.backends import sqlite_writer
+from cjm_fasthtml_sse.backends.sqlite import SQLiteBackend
+from cjm_fasthtml_sse.core import SSEBroadcastManager
+sqlite_writer.REFRESH, sqlite_writer.CHECKPOINT_ROWS = .005, 20
+async def main():
+    m, n = SSEBroadcastManager(backend=SQLiteBackend(Path(sys.argv[1]), max_length=30)), int(sys.argv[2])
+    while True:
+        n += 20
+        await asyncio.gather(*[m.broadcast('n', i) for i in range(n-20, n)])
+        print(n, flush=True)
+asyncio.run(main())
+'''
+
+
+async def test_kills_in_the_midst(path):
+    "Of writing, trimming and checkpoints, one right after the other: nothing that was acknowledged is lost, and nothing else is there"
+    acknowledged, rnd = 0, Random(1)
+    for _ in range(4):
+        worker = await asyncio.create_subprocess_exec(sys.executable, '-c', BUSY, path, str(acknowledged), stdout=subprocess.PIPE)
+        for _ in range(rnd.randrange(1, 30)): await asyncio.wait_for(worker.stdout.readline(), BOUND)
+        worker.kill()
+        acknowledged = max(int(o) for o in (await worker.stdout.read()).split() or [acknowledged])
+        with Shell(path) as shell: rows = shell.sql("select seq, json_extract(fields, '$.data') from sse_log")
+        assert [seq for seq, _ in rows] == [*range(rows[0][0], rows[-1][0]+1)]
+        data = [n for _, n in rows]
+        assert data == [*range(data[0], data[-1]+1)] and data[-1] >= acknowledged-1
+        acknowledged = data[-1]+1
+    assert rows[0][0] > 1, 'nothing was trimmed'
 
 
 class TestClock:
