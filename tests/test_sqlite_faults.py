@@ -121,7 +121,7 @@ asyncio.run(main())
 async def test_kills_in_the_midst(path):
     "Of writing, trimming and checkpoints, one right after the other: nothing that was acknowledged is lost, and nothing else is there"
     acknowledged, rnd = 0, Random(1)
-    for _ in range(4):
+    for _ in range(3):
         worker = await asyncio.create_subprocess_exec(sys.executable, '-c', BUSY, path, str(acknowledged), stdout=subprocess.PIPE)
         for _ in range(rnd.randrange(1, 30)): await asyncio.wait_for(worker.stdout.readline(), BOUND)
         worker.kill()
