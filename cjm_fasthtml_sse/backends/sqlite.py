@@ -14,7 +14,10 @@ the file survives restarts and `kill -9`. At a power failure, `synchronous='norm
 the file; browsers that have seen more are told of a gap. With `synchronous='full'` nothing is lost that `broadcast`
 has acknowledged, and each commit waits for the disk.
 
-Messages stay in the file for `max_age` seconds, a day by default, and so they get into backups of it.
+Messages stay in the file for `max_age` seconds, a day by default, and so they get into backups of it. A backup is
+restored by SQLite itself, such as `.restore` in its shell, also while the app runs: all tabs are told of a gap. Whoever
+puts another file in the place instead stops the app first, and removes `FILE-wal` and `FILE-shm`: SQLite would mix the
+two files. A process that sees that happen refuses to write, and says why.
 
 **A process must open the file with one SQLite library only**: see `sqlite_driver`. In WAL mode, in which the file is,
 all processes have to be on one machine."""
