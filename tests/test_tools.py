@@ -13,10 +13,37 @@ from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.htmx import HTMXSSEConnector
 
 
+def report(path, **cases):
+    "Write a JUnit report: the name of each test, and what it holds"
+    found = [f'<testcase classname="t" name="{k}">{v}</testcase>' for k,v in cases.items()]
+    path.write_text(f"<testsuites><testsuite>{''.join(found)}</testsuite></testsuites>")
+    return path
+
+
 def test_what_failed_in_any_report_counts(tmp_path):
-    for name,numbers in dict(browser='tests="9" failures="2" errors="1" skipped="1"', others='tests="5" failures="0" errors="0" skipped="0"').items():
-        (tmp_path/name).write_text(f'<testsuites><testsuite {numbers}/></testsuites>')
-    assert check.counted(tmp_path/'browser', tmp_path/'others') == check.counted(tmp_path/'others', tmp_path/'browser') == (10, 3)
+    one = report(tmp_path/'one', good='<properties/>', bad='<failure/>', worse='<failure/><error/>', left_out='<skipped/>')
+    other = report(tmp_path/'other', right='', broken='<error/>')
+    assert check.outcome(one, other) == check.outcome(other, one) == (2, {'t::bad', 't::worse', 't::broken'})
+
+
+@pytest.mark.parametrize('bad, again', [(0, None), (8, [0]), (8, [0, 3]), (9, None)])
+def test_a_few_tests_that_failed_are_run_once_more(monkeypatch, capsys, bad, again):
+    "Those that pass then are named, and what fails twice has failed. Where many failed, or none, nothing is run again"
+    ran = []
+    def run(*cmd, **kw):
+        ran.append(cmd)
+        first = '--last-failed' not in cmd
+        cases = {f'n{i}': '<failure/>' if first or i in again else '' for i in range(bad)} | ({'well': ''} if first else {})
+        report(Path(next(o for o in cmd if o.startswith('--junit-xml=')).removeprefix('--junit-xml=')), **cases)
+        return ''
+    monkeypatch.setattr(check, 'run', run)
+    monkeypatch.setattr(check, 'PARTS', [['tests/one']])
+    passed,failed = check.tests()
+    twice = range(bad) if again is None else again
+    assert (passed, failed, len(ran)) == (1+bad-len(twice), len(twice), 1 if again is None else 2)
+    said = capsys.readouterr().out
+    assert [f'FAILED: t::n{i}\n' in said for i in range(bad)] == [i in twice for i in range(bad)]
+    assert [f'UNSTEADY: t::n{i} ' in said for i in range(bad)] == [i not in twice for i in range(bad)]
 
 
 def test_notebooks_that_failed_count():
