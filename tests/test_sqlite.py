@@ -228,10 +228,16 @@ asyncio.run(main())
                 await in_thread(script.broadcast, 'n', 3)
                 assert await c.data(2) == [2, 3]
 
-    async def test_tables_of_a_newer_version(self, path):
+    async def test_tables_of_a_newer_version(self, path, monkeypatch):
+        looks,look = [],LogReader.look
+        def counted(self, connection, *args):
+            try: return look(self, connection, *args)
+            finally: looks.append(connection.execute('select version from sse_meta').fetchall()==[(2,)])
         async with managers(path, 1) as (m,):
             await m.open()
+            monkeypatch.setattr(LogReader, 'look', counted)
             with Shell(path) as shell: shell.sql('update sse_meta set version=2')
+            await eventually(lambda: any(looks), 'it has looked')
             assert await m.broadcast('n', 1) == 0  # Versions only add: whoever runs goes on
         with pytest.raises(BackendError, match='have version 2.*up to version 1'): await SSEBroadcastManager(backend=path).open()
 
