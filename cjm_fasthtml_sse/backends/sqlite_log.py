@@ -155,7 +155,8 @@ class LogSchema:
         known = "select count(*) from sqlite_master where name in ('sse_meta', 'sse_log', 'sse_command', 'sse_worker')"
         if _all(self.name, connection, known)[0][0]<4: return ''
         found = _all(self.name, connection, 'select version, epoch from sse_meta')
-        if found and found[0][0]>VERSION and not newer: raise BackendError(f'The tables {self.name}_... have version {found[0][0]}, '
+        if found and found[0][0]>VERSION and not newer: raise BackendError(
+            f'The tables {self.name}_... have version {found[0][0]}, '
             f'and this process knows them up to version {VERSION}. Update cjm-fasthtml-sse here, too')
         return found[0][1] if found else ''
 
