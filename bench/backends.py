@@ -32,7 +32,7 @@ from cjm_fasthtml_sse.backends.sqlite import Publisher as SQLitePublisher
 from cjm_fasthtml_sse.backends.sqlite import SQLiteBackend
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 
-RATE, SECS, IDLE, BURST, SIZE = 100, 6, 8, 2000, 200  # Broadcasts a second and for how long; idle seconds; broadcasts at once; bytes
+RATE, SECS, IDLE, BUSY, BURST, SIZE = 100, 6, 8, 1.5, 2000, 200  # Broadcasts a second, for how long; seconds idle, and busy; broadcasts at once; bytes
 FILES = {'`sqlite:///`': 'normal', "`synchronous='full'`": 'full'}
 SERVERS = {'`redis://`': 'everysec', '`appendfsync always`': 'always'}
 spawn = multiprocessing.get_context('spawn')
@@ -79,11 +79,11 @@ async def listen(manager, n, ready):
         return times
 
 
-async def idle():
+async def idle(secs):
     "The share of a core that this process takes while nothing happens"
     await asyncio.sleep(1)
     begin,used = time.monotonic(),time.process_time()
-    await asyncio.sleep(IDLE)
+    await asyncio.sleep(secs)
     return (time.process_time()-used)/(time.monotonic()-begin)
 
 
@@ -95,12 +95,12 @@ async def tick(manager, n):
         manager.broadcast('n', [time.monotonic(), 'x'*SIZE])
 
 
-def another(make, n, ready, answers):
+def another(make, n, secs, ready, answers):
     "A process that listens, and then does nothing for a while: its times, and its share of a core"
     async def main():
         manager = SSEBroadcastManager(backend=make())
         await manager.open()
-        answers.put((await listen(manager, n, ready.release), await idle()))
+        answers.put((await listen(manager, n, ready.release), await idle(secs)))
         await manager.close()
     asyncio.run(main())
 
@@ -108,7 +108,7 @@ def another(make, n, ready, answers):
 async def one_by_one(manager):
     "Broadcasts a second that are awaited, one after another"
     n,begin = 0,time.monotonic()
-    while time.monotonic()-begin<1.5:
+    while time.monotonic()-begin<BUSY:
         await manager.broadcast('m', 'x'*SIZE)
         n += 1
     return n/(time.monotonic()-begin)
@@ -123,7 +123,7 @@ async def at_once(manager):
 def from_a_script(publisher):
     n,begin = 0,time.monotonic()
     with publisher:
-        while time.monotonic()-begin<1.5:
+        while time.monotonic()-begin<BUSY:
             publisher.broadcast('m', 'x'*SIZE)
             n += 1
     return n/(time.monotonic()-begin)
@@ -133,7 +133,7 @@ def in_transactions(manager):
     "Transactions a second with one row and one broadcast, in a thread"
     with manager.transaction() as db: db.execute('create table if not exists todo(title)')
     n,begin = 0,time.monotonic()
-    while time.monotonic()-begin<1.5:
+    while time.monotonic()-begin<BUSY:
         with manager.transaction() as db:
             db.execute('insert into todo values(?)', ('x'*SIZE,))
             manager.broadcast('m', 'x'*SIZE)
@@ -147,15 +147,15 @@ def percentiles(times):
 
 
 async def measured(make, make_publisher, server_pid):
-    manager,n = SSEBroadcastManager(backend=make and make()),RATE*SECS
+    manager,n = SSEBroadcastManager(backend=make and make()),round(RATE*SECS)
     await manager.open()
     if make is None:
         listening = asyncio.create_task(listen(manager, n, lambda: None))
         await tick(manager, n)
-        found = dict(**percentiles(await listening), idle=100*await idle())
+        found = dict(**percentiles(await listening), idle=100*await idle(IDLE))
     else:
         ready,answers = spawn.Semaphore(0),spawn.Queue()
-        process = spawn.Process(target=another, args=(make, n, ready, answers))
+        process = spawn.Process(target=another, args=(make, n, IDLE, ready, answers))
         process.start()
         await asyncio.to_thread(ready.acquire)
         await tick(manager, n)

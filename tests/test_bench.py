@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).resolve().parent.parent/'bench'))
+import backends  # noqa: E402
 import harness  # noqa: E402
 import tables  # noqa: E402
 
@@ -72,3 +73,13 @@ def test_ahead_is_whose_median_is_better(monkeypatch):
     monkeypatch.setattr(tables, 'measured', [found(ours=([9], [9]), a=([8, 8, 20], [8]), b=([7], [10])), found(ours=([1], [9]), a=([2], [9]))])
     *_,us,rate = tables.ahead({('fanout', 'us'): 'us', ('fanout', 'burst_rate'): 'rate', ('growth', 'us'): 'nowhere'}).data.split('\n')
     assert us=='| us | 1 | nobody | 9 | b 7, a 8 |' and rate=='| rate | 9 | nobody | 9 | b 10 |'
+
+
+def test_each_backend_is_measured_and_each_figure_has_its_row(monkeypatch, tmp_path):
+    for name,value in dict(SECS=.1, IDLE=.1, BUSY=.1, BURST=20).items(): monkeypatch.setattr(backends, name, value)
+    found = {name: backends.case(name, tmp_path) for name in ('memory', *backends.FILES)}
+    assert all(v>0 or k=='idle' for row in found.values() for k,v in row.items())
+    kept = json.loads((backends.harness.RESULTS/'backends.json').read_text())['found']
+    assert kept['`sqlite:///`'].keys()==found['`sqlite:///`'].keys()
+    rows = tables.backends().data.split('\n\n')[0].split('\n')[2:]
+    assert len(rows)==len({k for row in kept.values() for k in row}) and all(len(kept)+3==o.count('|')+1 for o in rows)
