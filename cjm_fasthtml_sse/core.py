@@ -354,8 +354,7 @@ async def disconnect(self:SSEBroadcastManager,
     user  # As given to `stream`
 ) -> int: # Connections of this process that were ended
     "End all streams of `user`, in every process; also those whose request began before this call, and which open later"
-    await self._ensure_started()
-    return await self._backend.publish(Command('disconnect', user).fields())
+    return await self._router.send_command(Command('disconnect', user))
 
 # %% ../nbs/core.ipynb #2a816f36
 @patch

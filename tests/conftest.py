@@ -11,7 +11,7 @@ settings.register_profile('patient', deadline=None, suppress_health_check=[Healt
 settings.load_profile('patient')
 
 SERVERS = {'test_' + o for o in '''all_goes_wrong bench client_script compress dashboard demo fanout full_queues hostile_clients model over_redis parked people proxies redis
-    reference servers several_workers silence_is_mended soak stopping_servers testing tools transport tutorial_races wheel wire'''.split()}
+    reference servers several_workers silence_is_mended soak stopping_servers testing tools transactions transport tutorial_races wheel wire'''.split()}
 
 
 def tier(item):

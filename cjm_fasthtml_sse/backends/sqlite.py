@@ -238,13 +238,16 @@ class SQLiteBackend(LogBackend):
         timeout: float=2.,      # Seconds for a broadcast, and for a start, while another connection holds the lock
         # `full`: a broadcast that was acknowledged survives a power failure, and each commit waits for the disk
         synchronous: str='normal',
-        library: str|None=None  # `sqlite3` or `apsw`; unless given, the one with which this process opens the file
+        library: str|None=None, # `sqlite3` or `apsw`; unless given, the one with which this process opens the file
+        # Called with each connection that `transaction` and `reading` open, before they begin, such as for
+        # `pragma foreign_keys=on`, which does nothing in a transaction
+        prepare=None
     ):
         super().__init__()
         self._file,self._tables = LogFile(address, synchronous, library),LogTables(name)
         self.settings = log_settings(self._tables.name, max_length, max_age, timeout)
         # While a worker runs here, one of all workers moves what stands in `FILE-wal`
-        self._pool = ConnectionPool(self._file, self._tables, lambda: self._session is None)
+        self._pool = ConnectionPool(self._file, self._tables, lambda: self._session is None, prepare)
         self.blocks,self._watches = BlockThreads(),TableWatches(self._pool, self.settings.timeout)
 
     @property

@@ -19,6 +19,7 @@ __all__ = []
 import ctypes,os,sys,threading,time
 from collections.abc import Callable
 from contextlib import contextmanager,suppress
+from functools import cache
 from pathlib import Path
 from typing import Any,NamedTuple
 from weakref import WeakSet
@@ -34,22 +35,46 @@ class Driver(NamedTuple):
     connect: Callable   # `connect(path, create)` returns a connection that begins no transaction by itself
     Error: Any          # The class of its errors
     code: Callable      # Returns the result code of an error, such as `BUSY`
+    InUse: Any          # The class of errors where another thread uses the connection; `()`: calls wait for it
+
+    def when_free(self, function, *args):
+        "Call a method of a connection once no other thread uses it"
+        while True:
+            try: return function(*args)
+            except self.InUse: time.sleep(.005)
 
 BUSY,LOCKED,FULL,NO_TABLE = 5,6,13,1  # Result codes of SQLite; the last is that of any error in SQL
 
+@cache
 def _sqlite3():
     import sqlite3
+    # `sqlite3` crashes where one thread closes a connection that another one uses, so one waits for the other
+    def waiting(call):
+        def wrapped(cursor, *args, **kwargs):
+            with cursor.connection.in_use: return call(cursor, *args, **kwargs)
+        return wrapped
+    calls = 'execute', 'executemany', 'executescript', 'fetchone', 'fetchmany', 'fetchall', '__next__'
+    cursor_class = type('Cursor', (sqlite3.Cursor,), {o: waiting(getattr(sqlite3.Cursor, o)) for o in calls})
+    class Connection(sqlite3.Connection):
+        def __init__(self, *args, **kwargs):
+            self.in_use = threading.RLock()
+            super().__init__(*args, **kwargs)
+        def cursor(self, factory=cursor_class): return super().cursor(factory)
+        def close(self):
+            with self.in_use: super().close()
     def connect(path, create):
         uri = f"{Path(path).as_uri()}?mode={'rwc' if create else 'rw'}"
-        return sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
+        return sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False,
+            factory=Connection)
     return Driver('sqlite3', sqlite3.sqlite_version, connect, sqlite3.Error,
-        lambda e: getattr(e, 'sqlite_errorcode', 0)&255)
+        lambda e: getattr(e, 'sqlite_errorcode', 0)&255, ())
 
 def _apsw():
     import apsw
     def connect(path, create):
         return apsw.Connection(path, apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_CREATE if create else 0))
-    return Driver('apsw', apsw.sqlite_lib_version(), connect, apsw.Error, lambda e: getattr(e, 'result', 0)&255)
+    return Driver('apsw', apsw.sqlite_lib_version(), connect, apsw.Error, lambda e: getattr(e, 'result', 0)&255,
+        apsw.ThreadingViolationError)
 
 DRIVERS = dict(sqlite3=_sqlite3, apsw=_apsw)
 
@@ -144,8 +169,13 @@ def _raise_copies(driver, path):
 class Handle:
     "A connection that is closed in forked processes"
     def __init__(self, driver, path, create=True):
-        self.driver,self.path,self.is_closed,self._is_lent = driver,path,False,False
-        self.lock = threading.Lock()  # Hold it for each transaction, and each reading
+        if path in _unusable: raise BackendError(f'This process was forked while its parent had a transaction open on '
+            f'{path}, and so SQLite can not write there. Fork outside of transactions')
+        self.driver,self.path,self.is_closed = driver,path,False
+        self.lock = threading.Lock()  # Hold it for each transaction, and each reading, but for those of a block
+        self._returned = threading.Event()
+        self._returned.set()
+        self._writes = False          # Is it lent for a transaction that writes?
         with registry:
             self.identity = _identity(path)  # Of the file, to tell it from others that stand there later
             self.connection = driver.connect(path, create)
@@ -165,28 +195,37 @@ class Handle:
         with registry: found = {o.identity for o in _handles if o.path==path and o._wal==wal}
         return bool(found) and identity not in found  # If it is, `FILE-wal` was empty before it was opened here
 
-    def lend(self):
-        "Note that the app uses it from now on, and holds no lock for that"
-        self._is_lent = True
+    def lend(self, writes=False):
+        "Note, with the lock, that a transaction has begun which the app uses without the lock"
+        self._writes = writes
+        self._returned.clear()
+
+    def take_back(self):
+        "Note, with the lock, that this transaction has ended"
+        self._returned.set()
 
     def close(self):
         "Wait for the lock, and close the connection; once more does no harm"
         with self.lock:
-            if not self.is_closed: self.connection.close()
+            if not self.is_closed: self.driver.when_free(self.connection.close)
             self.is_closed = True
         with registry: _handles.discard(self)
 
     def _leave_to_parent(self):
         self.is_closed = True
-        # A rollback here would undo what the other process has under way, as both have the memory of `FILE-shm`
-        if self._is_lent: ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.connection))
-        else: self.connection.close()
+        if self._returned.is_set(): return self.connection.close()
+        # To roll back would damage what the parent has under way, as both share `FILE-shm`. So it stays open for ever,
+        # and in the eyes of SQLite it has the lock in this process, too
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.connection))
+        if self._writes: _unusable.add(self.path)
 
     @classmethod
     def hold_all(cls):
         "Wait for all transactions, and let none begin: a fork comes"
         registry.acquire()
         _held[:] = [*_handles]
+        until = time.monotonic()+FORK_WAIT  # A block may belong to whoever forks
+        for o in _held: o._returned.wait(max(0, until-time.monotonic()))
         for o in _held: o.lock.acquire()
 
     @classmethod
@@ -199,7 +238,9 @@ class Handle:
         _held.clear()
         registry.release()
 
-_held: list = []  # While a fork is under way
+_held: list = []         # While a fork is under way
+_unusable: set = set()   # Paths of files that the parent was writing as it forked
+FORK_WAIT = .5           # Seconds that a fork waits for the transactions of blocks
 
 if hasattr(os, 'register_at_fork'): os.register_at_fork(before=Handle.hold_all,
     after_in_parent=Handle.release_all, after_in_child=lambda: Handle.release_all(close=True))

@@ -29,7 +29,9 @@ __all__ = []
 
 # %% ../../nbs/backends/sqlite_log.ipynb #ebe90af3
 import json,re,secrets,time
+from itertools import groupby
 from math import inf
+from operator import itemgetter
 from typing import NamedTuple
 
 from .sqlite_driver import transaction
@@ -206,6 +208,18 @@ class LogTables(LogSchema):
         "Write a command, to come after the newest message"
         return _all(self.name, connection, 'insert into sse_command(fields, after) '
             'values(?, (select coalesce(max(seq), 0) from sse_log)) returning seq, ms', (text,))[0]
+
+    def append_records(self,
+        connection,
+        records      # Triples of `text`, `key`, and whether it is a command
+    ) -> list:       # Of each: whether it is a command, `seq` and `ms`
+        "Write messages and commands in their order; in a transaction"
+        written: list = []
+        for is_command,group in groupby(records, key=itemgetter(2)):
+            if is_command: found = [self.append_command(connection, text) for text,_,_ in group]
+            else: found = self.append_all(connection, [o[:2] for o in group])
+            written += [(is_command, *o) for o in found]
+        return written
 
     def newest(self, connection) -> int:
         "Return the `seq` of the newest message"

@@ -39,6 +39,7 @@ class ReadTransaction(AppTransaction):
         self.cursor = self._pool.tables.newest_id(handle.connection)
         if not self.cursor.partition(':')[0]: raise BackendError(
             f'{self._pool.file} has lost its tables in this moment')
+        handle.lend()
 
     def _was_misused(self, error):
         return super()._was_misused(error) or self._pool.file.driver.code(error)==_READONLY
@@ -46,6 +47,7 @@ class ReadTransaction(AppTransaction):
     def rollback(self):
         "End it"
         handle,self._handle = self._handle,None
+        handle.take_back()
         if not handle.is_closed: self._pool.end(handle)  # It is closed where this is a process that was forked in it
         if time.monotonic()-self._begun>LONG_SECS: warn_once('%s: a read transaction was open for more than %d s. '
             'As long as it is, what is written stays in `FILE-wal`, which grows: read what the page needs, and leave '

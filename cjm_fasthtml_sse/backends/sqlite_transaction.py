@@ -29,11 +29,12 @@ from ..engine.messages import BackendError
 class ConnectionPool:
     "Opens a connection for each block, and keeps one ready for the next; what it keeps nobody else has used"
     def __init__(self,
-        file, tables,                # `LogFile`, `LogTables`
-        checkpoints=lambda: True     # Returns whether commits move what stands in `FILE-wal` into the file
+        file, tables,             # `LogFile`, `LogTables`
+        checkpoints=lambda: True, # Returns whether commits move what stands in `FILE-wal` into the file
+        prepare=None              # Called with each connection, as `as_database` returns it, or `None`
     ):
-        self.file,self.tables,self._checkpoints = file,tables,checkpoints
-        self._unused: list = []      # `Handle`s; a fork has closed some
+        self.file,self.tables,self._checkpoints,self._prepare = file,tables,checkpoints,prepare
+        self._unused: list = []   # `Handle`s; a fork has closed some
 
     def take(self):
         "Return a `Handle` of the file that stands at the path now, with the tables; an error of the library or ours"
@@ -88,7 +89,9 @@ class ConnectionPool:
     def _open(self):
         handle = self.file.connect(create=not self.file.was_opened, checkpoints=self._checkpoints())
         try:
-            with handle.lock: self.tables.ensure(handle.connection)
+            with handle.lock:
+                self.tables.ensure(handle.connection)
+                if self._prepare is not None: self._prepare(as_database(handle))
         except BaseException:
             handle.close()
             raise
@@ -102,10 +105,21 @@ def as_database(handle):
 # %% ../../nbs/backends/sqlite_transaction.ipynb #62f5918c
 _TRANSACTION,_DENY = 22,1  # `SQLITE_TRANSACTION`: begin, commit, rollback; `SQLITE_DENY`
 
-def use_plain_rows(connection):
-    "Have a connection return tuples, whatever the app has set"
-    if hasattr(connection, 'row_factory'): connection.row_factory,connection.text_factory = None,str
-    else: connection.row_trace = None
+class PlainRows:
+    "A connection of the app that returns tuples here, whatever the app has set"
+    def __init__(self, connection): self._connection = connection
+
+    @property
+    def in_transaction(self) -> bool:
+        "Whether the connection has begun a transaction"
+        return self._connection.in_transaction
+
+    def execute(self, sql, args=()):
+        "Run SQL on a cursor of its own"
+        cursor = self._connection.cursor()
+        if hasattr(cursor, 'row_factory'): cursor.row_factory = None
+        else: cursor.row_trace = lambda cursor, row: row
+        return cursor.execute(sql, args)
 
 class BlockThreads:
     "What the blocks of one process share"
@@ -152,14 +166,15 @@ class AppTransaction:
     def _begin(self):
         self._handle = handle = self._pool.wait(self._execute_begin, self._until)
         try:
-            handle.lend()
             self.db = as_database(handle)
             handle.connection.set_authorizer(self._authorize)
         except BaseException:
             handle.close()
             raise
 
-    def _execute_begin(self, handle): raise NotImplementedError
+    def _execute_begin(self, handle):
+        "Begin, and call `handle.lend`"
+        raise NotImplementedError
 
     def _authorize(self, action, *args):
         if action!=_TRANSACTION: return 0
@@ -183,7 +198,7 @@ class WriteTransaction(AppTransaction):
         super().__init__(pool, timeout)
         self.is_committed = False
         self._threads = threads
-        self._records: list = []   # Pairs of `text` and `key`
+        self._records: list = []   # As `LogTables.append_records` takes them
 
     def begin(self):
         "Wait for the lock, and begin; `BackendError` if that takes too long, or fails"
@@ -202,23 +217,26 @@ class WriteTransaction(AppTransaction):
         handle.connection.execute('begin immediate')
         if not self._pool.tables.epoch(handle.connection): self._pool.tables.create(handle.connection)
         self._check_file(handle)
+        handle.lend(writes=True)
 
-    def append(self, text, key):
-        "Have a record written before the commit: texts, as `pack_record` returns them"
-        self._records.append((text, key))
+    def append(self,
+        text, key, # As `pack_record` returns them
+        is_command=False
+    ):
+        "Have a record written before the commit"
+        self._records.append((text, key, is_command))
 
     def commit(self):
-        "Write the records, and commit; `BackendError`: nothing was written"
+        "Write the records, and commit; the `BackendError` says what is lost"
+        lost = 'Nothing was written, and what was broadcast in the transaction was not sent'
         try:
             with self._handle.lock: self._commit()
-            self._check_file(self._handle)
-        except Exception as e:
-            raise BackendError(f'{self._pool.file.error(e)}. {self._lost()}') from e
+            try: self._check_file(self._handle)
+            except BackendError:
+                self.is_committed,lost = False,'What was written and broadcast in the transaction may be lost'
+                raise
+        except Exception as e: raise BackendError(f'{self._pool.file.error(e)}. {lost}') from e
         finally: self._end()
-
-    def _lost(self):
-        if self.is_committed: return 'What the block has written may be lost'
-        return f'The transaction was rolled back, and its {len(self._records)} broadcasts were not sent'
 
     def rollback(self):
         "Undo everything"
@@ -231,13 +249,12 @@ class WriteTransaction(AppTransaction):
     def _commit(self):
         if self._handle.is_closed: raise BackendError('This process was forked in the block')
         connection = self._handle.connection
+        self._handle.driver.when_free(connection.set_authorizer, None)
         if not connection.in_transaction: raise BackendError('SQLite has ended the transaction within the block')
-        connection.set_authorizer(None)
-        use_plain_rows(connection)
-        if self._records: self._pool.tables.append_all(connection, self._records)
+        self._pool.tables.append_records(PlainRows(connection), self._records)
         try: connection.execute('commit')
         except self._pool.file.driver.Error: raise
-        except BaseException:  # Such as a `KeyboardInterrupt`
+        except BaseException:  # Such as a `KeyboardInterrupt`, which comes before the call or behind it
             self.is_committed = not connection.in_transaction
             raise
         self.is_committed = True
@@ -246,31 +263,16 @@ class WriteTransaction(AppTransaction):
         handle,self._handle = self._handle,None
         try:
             with handle.lock:
-                if not handle.is_closed and handle.connection.in_transaction:
-                    handle.connection.set_authorizer(None)
-                    handle.connection.execute('rollback')
+                if not handle.is_closed:
+                    handle.driver.when_free(handle.connection.set_authorizer, None)
+                    if handle.connection.in_transaction: handle.connection.execute('rollback')
+                    handle.take_back()
         except self._pool.file.driver.Error: pass  # Closing it rolls back as well
         finally:
             self._turn.release()
             if not handle.is_closed: self._pool.end(handle)
 
 # %% ../../nbs/backends/sqlite_transaction.ipynb #661bb962
-class PlainRows:
-    "A connection of the app that returns tuples here, whatever the app has set"
-    def __init__(self, connection): self._connection = connection
-
-    @property
-    def in_transaction(self) -> bool:
-        "Whether the connection has begun a transaction"
-        return self._connection.in_transaction
-
-    def execute(self, sql, args=()):
-        "Run SQL on a cursor of its own"
-        cursor = self._connection.cursor()
-        if hasattr(cursor, 'row_factory'): cursor.row_factory = None
-        else: cursor.row_trace = lambda cursor, row: row
-        return cursor.execute(sql, args)
-
 def library_of(connection):
     "Return the name of the library that a connection is of; `TypeError` for another object"
     for name in DRIVERS:

@@ -15,9 +15,7 @@ __all__ = []
 # %% ../../nbs/backends/sqlite_writer.ipynb #bae7ff1d
 import logging,time
 from collections import deque
-from itertools import groupby
 from math import inf
-from operator import itemgetter
 
 from .records import State
 from .sqlite_driver import transaction
@@ -140,7 +138,7 @@ class LogWriter:
         try:
             with transaction(connection):
                 taken = self._take(BATCH)
-                written = self._append(connection, taken)
+                written = self._tables.append_records(connection, [p.record for p in taken])
                 self._chores.write(connection, at)
         except Exception as e:
             self._chores.rolled_back(self._file.is_full(e))
@@ -161,12 +159,3 @@ class LogWriter:
         while self._waiting and len(taken)<limit:
             if (p := self._waiting.popleft()).take(): taken.append(p)
         return taken
-
-
-    def _append(self, connection, taken):
-        written: list = []
-        for is_command,records in groupby((p.record for p in taken), key=itemgetter(2)):
-            if is_command: found = [self._tables.append_command(connection, text) for text,_,_ in records]
-            else: found = self._tables.append_all(connection, [o[:2] for o in records])
-            written += [(is_command, *o) for o in found]
-        return written

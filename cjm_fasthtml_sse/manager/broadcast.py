@@ -14,7 +14,7 @@ stands behind the `Broadcast`."""
 __all__ = ['Broadcast']
 
 # %% ../../nbs/manager/broadcast.ipynb #a90dae67
-import asyncio,concurrent.futures,inspect,logging,sys,threading
+import asyncio,concurrent.futures,inspect,logging,sys
 from collections.abc import Coroutine
 from concurrent.futures import InvalidStateError
 from contextlib import suppress
@@ -37,10 +37,10 @@ class PendingBroadcast(concurrent.futures.Future):
     "The outcome of a broadcast that was not through when the call returned"
     loop: Any = None        # The event loop that carries it; `None`: it is sent without one
     begun = asked = False   # Has that loop begun with it? Has anybody asked for the outcome?
+    in_hooks = False        # Do hooks have it, so that others may overtake it?
     def __init__(self, fields, key, timeout):
         super().__init__()
         self.event_type,self.fields,self.key,self.timeout = fields['type'],fields,key,timeout
-        self.thread = threading.get_ident()  # That has made it
 
     def cancel(self):
         "Return `False`: it was sent"
@@ -52,9 +52,13 @@ class PendingBroadcast(concurrent.futures.Future):
         self.begun = self.begun or loop is None or loop is here
         return self.begun
 
+    def enter_hooks(self):
+        "Note that broadcast hooks are called with it"
+        self.in_hooks = True
+
     def change(self, fields):
         "Send `fields` instead, as broadcast hooks have changed them"
-        self.fields = fields
+        self.fields,self.in_hooks = fields,False
 
     def settle(self, count=None, error=None):
         "Set the outcome: how many connections got it, or why it failed"

@@ -74,7 +74,7 @@ class TransactionBlock(Block):
     ):
         super().__init__(backend.blocks, backend.transaction)
         self._backend,self._pending,self._prepare = backend,pending,prepare
-        self._earlier: Any = None        # Broadcasts of this thread that were before it
+        self._earlier: Any = None        # Broadcasts that were before it
         self._broadcasts: list = []      # Each a `BroadcastInBlock`
         self._is_open,self._lock,self._pid = False,threading.Lock(),0
         self._outer: Any = None          # The block around it, of another manager
@@ -94,19 +94,27 @@ class TransactionBlock(Block):
     def send(self, fields, key, timeout) -> Broadcast|None: # `None`: the block has ended
         "Send a message at the commit; `DataError` for what can't be written"
         fields = self._prepare(fields)
-        text,key_text = pack_record(fields, key)
         p = BroadcastInBlock(fields, key, timeout, self)
+        return Broadcast(self._pending.hub, pending=p) if self.append(fields, key, p) else None
+
+    def append(self,
+        fields,       # As for `Backend.publish`
+        key=None,     # As for `Backend.publish`
+        pending=None  # Its `BroadcastInBlock`
+    ) -> bool:        # `False`: the block has ended
+        "Write a message or a command at the commit; `DataError` for what can't be written"
+        text,key_text = pack_record(fields, key)
         with self._lock:
-            if not self._is_open: return None
-            self._transaction.append(text, key_text)
-            self._broadcasts.append(p)
-        return Broadcast(self._pending.hub, pending=p)
+            if not self._is_open: return False
+            self._transaction.append(text, key_text, 'type' not in fields)
+            if pending is not None: self._broadcasts.append(pending)
+        return True
 
     def _check(self):
         super()._check()
         if self.find(self._backend) is not None: raise SSEError('There is a transaction already in this context: '
             'write into that one, or pass its `db` on')
-        self._earlier = self._pending.of_this_thread()
+        self._earlier = self._pending.on_their_way()
 
     def _begin(self):
         # What was broadcast before comes before
@@ -127,7 +135,7 @@ class TransactionBlock(Block):
         return partial(self._end, error is not None)
 
     def _end(self, has_failed):
-        t,why = self._transaction,'The transaction was rolled back'
+        t,why = self._transaction,'The transaction was rolled back. The broadcast was not sent'
         try: t.rollback() if has_failed else t.commit()
         except BackendError as e:
             why = str(e)
@@ -136,7 +144,7 @@ class TransactionBlock(Block):
             broadcasts,self._broadcasts = self._broadcasts,[]
             for p in broadcasts:
                 if t.is_committed: p.settle(0)
-                else: p.forget(BackendError(f'{why}. The broadcast was not sent'))
+                else: p.forget(BackendError(why))
             if t.is_committed: self._backend.look_now()
 
 # %% ../../nbs/manager/database.ipynb #300f40d6

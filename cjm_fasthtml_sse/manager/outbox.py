@@ -62,11 +62,10 @@ class PendingBroadcasts:
         p.add_done_callback(self._pending.discard)
         return p
 
-    def of_this_thread(self):
-        "Return those that this thread has made, for whoever keeps their order"
+    def on_their_way(self):
+        "Return those that nobody else may overtake"
         self.fail_orphaned()
-        here = threading.get_ident()
-        return [] if _in_hook.get() else [p for p in [*self._pending] if p.thread==here]
+        return [p for p in [*self._pending] if not p.in_hooks]
 
     def fail_orphaned(self):
         "Fail those that an event loop was closed over"
@@ -240,6 +239,15 @@ class BroadcastRouter:
             self._hand_over(p, step)
         return Broadcast(self.hub, pending=p)
 
+    async def send_command(self,
+        command  # A `Command`
+    ) -> int:    # Connections of this process that it has ended; 0 in a transaction
+        "Have all processes carry out a command"
+        if self._find_block is not None and (block := self._find_block()) is not None \
+            and block.append(command.fields()): return 0
+        await self.outbox.lifecycle.ensure_started()
+        return await self.backend.publish(command.fields())
+
     def run(self, coro):
         "Run what a subclass has made of `broadcast`; return a future"
         loop = lasting_loop(self.hub) or running_loop()
@@ -261,9 +269,11 @@ class BroadcastRouter:
         except RuntimeError: self._hand_over(p, step)  # It was closed in this moment
 
     def _call_hooks(self, p):
+        p.enter_hooks()
         fields,rest = self._call_plain_hooks(p.fields)
+        if rest is not None: return self._await_hooks(rest, p)
         p.change(fields)
-        self._post(p) if rest is None else self._await_hooks(rest, p)
+        self._post(p)
 
     def call_plain_hooks(self, fields):
         "Return the fields as hooks have changed them; `SSEError` for a hook that has to be awaited"
@@ -281,6 +291,7 @@ class BroadcastRouter:
         return fields,_run_in_hook(steps, wanted)
 
     def _await_hooks(self, rest, p):
+        p.enter_hooks()
         if running_loop() is None:
             p.change(self._temporary.run(rest))
             return self._hand_over(p, self._post)
