@@ -5,7 +5,6 @@ together with what it broadcast, or neither is. Most tests count both: rows in `
 """
 import asyncio
 import gc
-import json
 import os
 import signal
 import sqlite3
