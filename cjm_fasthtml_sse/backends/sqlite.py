@@ -19,6 +19,10 @@ restored by SQLite itself, such as `.restore` in its shell, also while the app r
 puts another file in the place instead stops the app first, and removes `FILE-wal` and `FILE-shm`: SQLite would mix the
 two files. A process that sees that happen refuses to write, and says why.
 
+Tables of the file can announce their changes: see `watch` of the manager. Their events are called as `table:todos`.
+So events `table:...` are private with this backend, also those that an app broadcasts: only a pattern that names the
+next segment, without `*`, gets them.
+
 **A process must open the file with one SQLite library only**: see `sqlite_driver`. In WAL mode, in which the file is,
 all processes have to be on one machine."""
 

@@ -9,6 +9,9 @@ Four tables stand in the file. Their names begin with the name of the log, which
 | `sse_worker` | the reports of the processes, each with the time `at` which it was renewed |
 | `sse_meta` | the version of the tables, and the epoch: a random text, drawn when they were made |
 
+`sse_watch` and triggers of the app's tables join them where tables are watched: see `sqlite_watch`. To remove all of
+them: `sqlite_uninstall`.
+
 `seq` counts up by one. `ms` is the time of the writing, in milliseconds since 1970. The id of an event is
 `epoch:ms-seq`. So an id says which row is meant and when that was written: where a backup was restored, or the last
 commits were lost, another row has this `seq` by now, with another `ms`, and the id is known no more.
