@@ -5,6 +5,7 @@ that change, keys of all kinds, and triggers of the app. Here the databases are 
 behind.
 """
 import json
+import random
 import sqlite3
 import subprocess
 import sys
@@ -399,3 +400,41 @@ class TestProcesses:
                 db.execute('insert into todos values(7)')
                 assert await c.next() == ('table:todos', dict(id=7, change='insert'))
         db.close()
+
+    @pytest.mark.parametrize('seed', range(4))
+    async def test_a_copy_in_another_process(self, path, seed, caplog):
+        "Two shells write, rebuild the table, rename it, add an index and drop it; a process starts and stops meanwhile"
+        rng = random.Random(seed)
+        def value(): return rng.choice(['1', '2', '3', "'a'", "'b'", 'null'])
+        def statements():
+            "Those of one step"
+            kind = rng.choice(['row']*6+['many', 'rebuild', 'rename', 'index', 'replaced'])
+            if kind == 'row': return [rng.choice([
+                f'insert or replace into t values({value()}, {value()}, {value()})', f'update or replace t set b={value()} where a={value()}',
+                f'delete from t where a={value()}', f'update or replace t set a=a+1 where b={value()}'])]
+            if kind == 'many': return ['begin', *[f'insert or replace into t values({n}, {n}, {value()})' for n in range(rng.choice([3, 150]))], 'commit']
+            if kind == 'rebuild': return [rng.choice(['begin', 'select 1']), 'create table u(a integer primary key, b unique, c)',
+                                          'insert into u select * from t', 'drop table t', 'alter table u rename to t', 'commit']
+            if kind == 'rename': return ['alter table t rename to v', f'insert or replace into v values(9, 9, {value()})', 'alter table v rename to t']
+            if kind == 'index': return [rng.choice(['create unique index if not exists i on t(c)', 'drop index if exists i'])]
+            return ['drop table t', 'create table t(a integer primary key, b unique, c)', f'insert into t values({value()}, 0, 0)']
+
+        async with watching(path, table='t', sql='create table t(a integer primary key, b unique, c)') as (shell, (one, two)), \
+                following('queue', two, 'table:t') as c:
+            with Shell(path) as other:
+                for n in range(40):
+                    writer = rng.choice([shell, other])
+                    for sql in statements(): await in_thread(writer.sql, sql)
+                    await in_thread(writer.sql, 'rollback')  # An error, unless a statement has failed
+                    if n == 20: await one.close()
+                    if n == 30: await one.open()
+            copy = {}
+            def is_equal():
+                for _, data in c.seen[c.at:]:
+                    if data['change'] == 'many': copy.clear()
+                    else: copy.pop(data['id'], None)
+                    where = 'true' if data['change'] == 'many' else f"a={data['id']}"
+                    copy.update((row[0], row) for row in shell.sql(f'select * from t where {where}'))
+                c.at = len(c.seen)
+                return sorted(copy.values()) == sorted(shell.sql('select * from t'), key=lambda row: row[0])
+            await eventually(is_equal, lambda: f'{copy} is {shell.sql("select * from t")}')
