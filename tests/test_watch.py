@@ -224,7 +224,7 @@ class TestProcesses:
     @pytest.mark.skipif(not subprocess.run(['which', 'sqlite3'], capture_output=True).stdout, reason='needs the shell of SQLite')
     async def test_the_shell_of_sqlite(self, path):
         async with watching(path) as (_, (one, _)), following('stream', one, 'table:todos') as c:
-            await in_thread(lambda: subprocess.run(['sqlite3', path], input="insert into todos values(7, 'milk');", text=True, check=True))
+            await in_thread(lambda: subprocess.run(['sqlite3', '-cmd', '.timeout 20000', path], input="insert into todos values(7, 'milk');", text=True, check=True))
             assert await c.next() == ('table:todos', dict(id=7, change='insert'))
 
     async def test_private_in_all_processes(self, path):
