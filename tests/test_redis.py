@@ -228,6 +228,21 @@ class TestLostCommands:
             await ann.ends()
             assert await nobody.read(2) == [('n', 0), (GAP, None)] and not nobody.over
 
+    async def test_of_a_worker_that_was_too_slow(self, shared):
+        "What was dropped before it has read it may be a `disconnect`. Whoever has read all goes on"
+        async with (managers(shared, 1) as (one,), Proxy(shared) as proxy, through(proxy) as two,
+                    following('stream', one, user='ann') as ann, following('stream', two, user='bob') as bob, following('stream', two) as nobody):
+            await one.broadcast('n', 0)
+            for c in ann, bob, nobody: assert await c.data(1) == [0]
+            proxy.holds = True
+            await one.broadcast('n', 1)
+            await one.disconnect('bob')
+            await asyncio.to_thread(keep_one, shared.client)
+            proxy.holds = False
+            await bob.ends()
+            await eventually(lambda: nobody.gaps, 'it is told')
+            assert not ann.over and not nobody.over
+
 
 class TestTrimmed:
     "However few entries are left for a worker that was slow: those that it missed are a gap; for the others there is none"

@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from cjm_fasthtml_sse.backends import sqlite, sqlite_file, sqlite_log, sqlite_writer
+from cjm_fasthtml_sse.backends import sqlite, sqlite_file, sqlite_log, sqlite_reader, sqlite_writer
 from cjm_fasthtml_sse.backends.base import check_backend
 from cjm_fasthtml_sse.backends.sqlite import Publisher, SQLiteBackend
 from cjm_fasthtml_sse.backends.sqlite_driver import Handle
@@ -228,6 +228,18 @@ asyncio.run(main())
                 await in_thread(script.broadcast, 'n', 3)
                 assert await c.data(2) == [2, 3]
 
+    async def test_streams_of_users_end_with_the_file(self, path, tmp_path):
+        "Of one that took its place nobody knows who was disconnected"
+        async with managers(path) as (one, two), following('stream', one, user='ann') as ann, following('channel', two, user='bob') as bob, \
+                following('stream', two) as nobody:
+            await one.broadcast('n', 0)
+            for c in ann, bob, nobody: assert await c.data(1) == [0]
+            with Shell(path) as shell:
+                shell.sql('pragma wal_checkpoint(truncate)'), shell.sql(f"vacuum into '{tmp_path}/new'")
+                shell.run(f"os.rename('{tmp_path}/new', path)")
+            for c in ann, bob: await c.ends()
+            assert await nobody.next() == (GAP, None) and not nobody.over
+
     async def test_tables_of_a_newer_version(self, path, monkeypatch):
         looks,look = [],LogReader.look
         def counted(self, connection, *args):
@@ -364,6 +376,26 @@ class TestOddRows:
         assert [(r.is_command, r.seq) for r in tables.read(db, Position())] == [
             (True, 1), (False, 1), (False, 2), (True, 2), (True, 3), (False, 3)]
 
+    def test_pages_of_commands_are_bounded(self, db):
+        "And a message does not overtake a command that is left for the next page"
+        tables, at, wanted, pages = LogTables(), Position(), [], []
+        for n, commands in enumerate((5, 1, 0, 7, 3)):
+            if n: wanted.append((False, tables.append(db, '{}')[0]))
+            wanted += [(True, tables.append_command(db, '{}')[0]) for _ in range(commands)]
+        while rows := tables.read(db, at, limit=3):
+            pages.append([(r.is_command, r.seq) for r in rows])
+            for r in rows: at = at.after(r)
+        assert sum(pages, []) == wanted and max(map(len, pages)) <= 6
+
+    def test_what_comes_before_the_past(self, db, monkeypatch):
+        "It has its true id where the past is cut because of its size, and another one where it was trimmed"
+        tables = LogTables()
+        for ms in 70, 71, 75: db.execute("insert into sse_log(ms, fields) values (?, 'some text')", (ms,))
+        monkeypatch.setattr(sqlite_log, 'PAGE_BYTES', 1)
+        assert tables.past(db, 5)[0][:2] == (2, 71)
+        db.execute('delete from sse_log where seq<3')
+        assert tables.past(db, 5)[0][:2] == (2, 75)
+
     def test_an_age_without_end(self, db):
         tables = LogTables()
         for _ in range(3): tables.append(db, '{}')
@@ -410,6 +442,22 @@ class TestChores:
                 while 'ZeroDivisionError' not in caplog.text: await m.broadcast('n', 1)
             assert await m.broadcast('n', 2) == 1
             await eventually(lambda: ('n', 2) in c.seen)
+
+    def test_whoever_is_stuck_leads_no_more(self, path, monkeypatch):
+        "A delivery that hangs while its event loop runs: its report is not renewed"
+        pages, tables = [], LogTables()
+        work = LogWork(sqlite_file.LogFile(path), tables, SQLiteBackend(path).settings, 'it', 9, lambda f, *args: f(*args), pages.append, None)
+        def reports():
+            work.turn(came=True)
+            return tables.workers.reports(work._open.handle.connection)
+        work.begin(lambda: False)
+        monkeypatch.setattr(sqlite_reader, 'STUCK_SECS', -1)
+        work.add('{}')
+        assert reports() == {}
+        work.reached(pages[-1].end)
+        work.add('{}')
+        assert reports() == dict(it='{}')
+        work.end()
 
     async def test_what_is_locked_for_long(self, path):
         "Broadcasts that were given up leave the memory"

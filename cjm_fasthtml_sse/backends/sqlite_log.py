@@ -237,17 +237,18 @@ class LogTables(LogSchema):
     def read(self,
         connection,
         at: Position,  # Where the process stands
-        limit=PAGE     # Messages at most
+        limit=PAGE     # Messages at most, and commands
     ) -> list|None:    # Rows in order; `None`: the file does not go on from there, or rows were deleted unread
         "Read what comes after a position"
         found = self._rows(connection, _LATER, (at.seq, limit, PAGE_BYTES))
         messages = _continue(found, at.seq, at.ms)
         if messages is None: return None
         upto = messages[-1].seq if messages else at.seq
-        found = self._rows(connection, 'sse_command where seq=? or seq>? and after<=?', (at.command, at.command, upto),
-            'null, after')
+        source = 'sse_command where seq=? or seq>? and after<=? order by seq limit ?'
+        found = self._rows(connection, source, (at.command, at.command, upto, limit+1), 'null, after')
         commands = _continue(found, at.command, at.command_ms)
         if commands is None: return None
+        if len(commands)>=limit: messages = [o for o in messages if o.seq<=commands[-1].after]  # More may come between
         return _merge(messages, commands) if commands else messages
 
     def past(self,
@@ -256,12 +257,17 @@ class LogTables(LogSchema):
     ) -> tuple: # What comes before them, as a `Row`; the messages in order; the `Position` behind all
         "Read the newest messages, to begin behind them"
         found = self._rows(connection, _EARLIER, (2**63-1, size+1, PAGE_BYTES))
-        origin = Row(found[0].seq-1, found[0].ms, '') if found and found[0].seq>1 else Row(0, 0, '')
-        if len(found)>size: origin = found.pop(0)
+        origin = found.pop(0) if len(found)>size else self._before(connection, found)
         at = Position().after(found[-1]) if found else Position().after(origin)
         for o in self._rows(connection, 'sse_command order by seq desc limit 1', (), 'null, after'):
             at = at.after(o)
         return origin,found,at
+
+    def _before(self, connection, found):
+        "Return the row before some; where it was trimmed, an id that nobody has: to come with the true one is a gap"
+        if not found or found[0].seq==1: return Row(0, 0, '')
+        rows = _all(self.name, connection, 'select seq, ms from sse_log where seq=?', (found[0].seq-1,))
+        return Row(*(rows[0] if rows else (found[0].seq-1, found[0].ms)), '')
 
     def trim(self,
         connection,

@@ -20,7 +20,8 @@ event loop has delivered the last one, however many rows are waiting."""
 __all__ = []
 
 # %% ../../nbs/backends/sqlite_reader.ipynb #f302e5d3
-import logging
+import logging,time
+from math import inf
 from typing import Any,NamedTuple
 
 from .base import Record
@@ -29,6 +30,7 @@ from .sqlite_log import Position,is_full
 
 # %% ../../nbs/backends/sqlite_reader.ipynb #9c7bbc02
 _log = logging.getLogger(__name__)
+STUCK_SECS = 30.  # Seconds after which the delivery of one page counts as stuck
 
 class Page(NamedTuple):
     "What was read, for the event loop to deliver"
@@ -62,6 +64,7 @@ class LogReader:
         self.at = Position()         # Up to where all was delivered
         self._epoch = ''
         self._page_end: Any = None   # Where the page that is being delivered ends; `None`: there is none
+        self._handed_at = inf        # When it was handed over
         self._version: Any = None    # `data_version` at the last look
         self._stamp: Any = None      # Of `FILE-wal`, at a look that found nothing new
         self._behind = False         # Is there more to read, whatever `data_version` says?
@@ -71,6 +74,11 @@ class LogReader:
     def is_delivering(self) -> bool:
         "Whether the event loop has a page that it has not delivered yet"
         return self._page_end is not None
+
+    @property
+    def is_stuck(self) -> bool:
+        "Whether the event loop has not delivered a page for very long"
+        return self.is_delivering and time.monotonic()-self._handed_at>STUCK_SECS
 
     @property
     def has_more(self) -> bool:
@@ -138,5 +146,5 @@ class LogReader:
         for row in rows:
             at,p = at.after(row),self._own.pop((row.is_command, row.seq, row.ms), None)
             entries.append((make_record(row, self._epoch, p), at, p))
-        self._page_end = end or at
+        self._page_end,self._handed_at = end or at,time.monotonic()
         self._hand_over(Page(self._epoch, entries, self.at, self._page_end, origin))

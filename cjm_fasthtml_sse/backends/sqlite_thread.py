@@ -257,7 +257,8 @@ class LogWork:
     def add(self, o) -> bool: # Is there something to do?
         "Take what `LogThread.put` got"
         if isinstance(o, PendingPublish): self._writer.add(o)
-        elif isinstance(o, str): self._chores.set_report(o)
+        elif isinstance(o, str):
+            if not self._reader.is_stuck: self._chores.set_report(o)  # Else the next process shall lead
         elif o is not None: self._questions.add(*o)
         return o is not None
 
