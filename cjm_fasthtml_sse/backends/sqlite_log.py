@@ -266,8 +266,9 @@ class LogTables(LogSchema):
     def _before(self, connection, found):
         "Return the row before some; where it was trimmed, an id that nobody has: to come with the true one is a gap"
         if not found or found[0].seq==1: return Row(0, 0, '')
-        rows = _all(self.name, connection, 'select seq, ms from sse_log where seq=?', (found[0].seq-1,))
-        return Row(*(rows[0] if rows else (found[0].seq-1, found[0].ms)), '')
+        seq = found[0].seq-1
+        rows = _all(self.name, connection, 'select ms from sse_log where seq=?', (seq,))
+        return Row(seq, rows[0][0] if rows else found[0].ms, '')
 
     def trim(self,
         connection,
