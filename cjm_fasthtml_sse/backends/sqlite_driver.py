@@ -188,12 +188,14 @@ class Handle:
         self._wal = _identity(f'{self.path}-wal')
 
     @classmethod
-    def is_wal_left(cls, path):
-        "Return whether a file took the place of one that is open here, and `FILE-wal` is still that of the old one"
+    def explain_wal(cls, path) -> str: # '' where it is as it has to be
+        "Say what is wrong with `FILE-wal` for those that have the file open here"
         identity,wal = _identity(path),_identity(f'{path}-wal')
-        if identity is None or wal is None: return False
-        with registry: found = {o.identity for o in _handles if o.path==path and o._wal==wal}
-        return bool(found) and identity not in found  # If it is, `FILE-wal` was empty before it was opened here
+        with registry: opened = {(o.identity, o._wal) for o in _handles if o.path==path and o._wal is not None}
+        if identity is None or not opened or (identity, wal) in opened: return ''
+        if identity in {o for o,_ in opened}: return f'{path}-wal was removed while {path} was open'
+        if wal not in {o for _,o in opened} or not os.stat(f'{path}-wal').st_size: return ''
+        return f'{path}-wal belongs to the file that {path} has replaced, and SQLite would mix the two'
 
     def lend(self, writes=False):
         "Note, with the lock, that a transaction has begun which the app uses without the lock"

@@ -165,11 +165,9 @@ class LogFile:
         return handle
 
     def check_wal(self):
-        "Raise `BackendUnavailable` where another file took the place of one that is open, but not of its `FILE-wal`"
-        path = self.path
-        if self.wal_size() and Handle.is_wal_left(path): raise BackendUnavailable(
-            f'{path}-wal belongs to the file that {path} has replaced, and SQLite would mix the two. Stop all '
-            f'processes that have it open, remove {path}-wal and {path}-shm if they are still there, and start again')
+        "Raise `BackendUnavailable` where what is open here does not belong to the `FILE-wal` that stands there"
+        if why := Handle.explain_wal(self.path): raise BackendUnavailable(f'{why}. Stop all processes that have it '
+            f'open, remove {self.path}-wal and {self.path}-shm if they are still there, and start again')
 
     def check(self, handle):
         "Raise `BackendError` where two copies of SQLite have the file open; the handle must not be used any more then"

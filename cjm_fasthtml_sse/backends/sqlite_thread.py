@@ -118,8 +118,7 @@ class OpenFile:
         self.is_stale = True
 
     def again(self):
-        "Open the file again; an error of the library, or `BackendUnavailable`, and then once more"
-        self._file.check_wal()
+        "Open the file again; an error of the library, and then once more"
         self.renew()
         self.handle.close()
         self._connect(create=False)
@@ -317,6 +316,7 @@ class LogWork:
 
     def _is_usable(self):
         "Return whether the file can be used; open one that was replaced"
+        self._file.check_wal()
         if self._open.is_same(): return True
         if self._file.identity() is None: return self._note_deleted()
         if self._reader.is_delivering:

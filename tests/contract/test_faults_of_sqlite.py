@@ -202,6 +202,23 @@ class TestUnusable:
         with Shell(path) as shell:
             assert shell.sql("select json_extract(fields, '$.data') from sse_log") == [[n] for n in (*range(5), 10, 11)]
 
+    @pytest.mark.parametrize('what', [['-wal'], ['-wal', '-shm']], ids=str)
+    async def test_its_wal_is_removed(self, path, what):
+        "Whoever opens the file now would not see what these processes write: they refuse, and lose nothing"
+        async with managers(path) as (one, two), following('stream', one) as a, following('stream', two) as b:
+            with Publisher(path) as script:
+                for n in range(5): await one.broadcast('n', n)
+                await in_thread(script.broadcast, 'n', 5)
+                for c in a, b: assert await c.data(6) == [*range(6)]
+                for o in what: Path(f'{path}{o}').unlink()
+                for m in one, two:
+                    with pytest.raises(BackendError, match='wal was removed while.*was not sent'): await m.broadcast('n', 6)
+                with pytest.raises(BackendError, match='wal was removed while.*was not sent'): await in_thread(script.broadcast, 'n', 6)
+                assert not a.gaps and not b.gaps
+        async with managers(path, 1) as (m,):
+            await m.broadcast('n', 7)
+            assert [o['data'] for o in m.get_history()] == [*range(6), 7]
+
 
 class TestRestored:
     async def test_into_a_log_without_messages(self, path, tmp_path):
