@@ -185,13 +185,14 @@ class Handle:
 
     def note_wal(self):
         "Note which `FILE-wal` it has, once there is one"
-        self._wal = _identity(f'{self.path}-wal')
+        with registry: self._wal = _identity(f'{self.path}-wal')
 
     @classmethod
     def explain_wal(cls, path) -> str: # '' where it is as it has to be
         "Say what is wrong with `FILE-wal` for those that have the file open here"
-        identity,wal = _identity(path),_identity(f'{path}-wal')
-        with registry: opened = {(o.identity, o._wal) for o in _handles if o.path==path and o._wal is not None}
+        with registry:
+            identity,wal = _identity(path),_identity(f'{path}-wal')
+            opened = {(o.identity, o._wal) for o in _handles if o.path==path and o._wal is not None}
         if identity is None or not opened or (identity, wal) in opened: return ''
         if identity in {o for o,_ in opened}: return f'{path}-wal was removed while {path} was open'
         if wal not in {o for _,o in opened} or not os.stat(f'{path}-wal').st_size: return ''
@@ -208,6 +209,7 @@ class Handle:
 
     def close(self):
         "Wait for the lock, and close the connection; once more does no harm"
+        with registry: self._wal = None  # The last one to close removes it
         with self.lock:
             if not self.is_closed: self.driver.when_free(self.connection.close)
             self.is_closed = True
