@@ -57,11 +57,18 @@ def _sqlite3():
     cursor_class = type('Cursor', (sqlite3.Cursor,), {o: waiting(getattr(sqlite3.Cursor, o)) for o in calls})
     class Connection(sqlite3.Connection):
         def __init__(self, *args, **kwargs):
-            self.in_use = threading.RLock()
+            self.in_use,self._cursors = threading.RLock(),WeakSet()
             super().__init__(*args, **kwargs)
-        def cursor(self, factory=cursor_class): return super().cursor(factory)
+        def cursor(self, factory=cursor_class):
+            with self.in_use: self._cursors.add(cursor := super().cursor(factory))
+            return cursor
+        def execute(self, *args): return self.cursor().execute(*args)  # By themselves they do not call `cursor`
+        def executemany(self, *args): return self.cursor().executemany(*args)
+        def executescript(self, script): return self.cursor().executescript(script)
         def close(self):
-            with self.in_use: super().close()
+            with self.in_use:
+                for o in [*self._cursors]: o.close()  # One with more rows would keep the transaction open
+                super().close()
     def connect(path, create):
         uri = f"{Path(path).as_uri()}?mode={'rwc' if create else 'rw'}"
         return sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False,

@@ -36,6 +36,11 @@ def write(shell, *ns):
         for text in ('begin immediate', f'insert into number values({n})',
                      f"insert into sse_log(fields) values (json_object('type', 'n', 'data', {n}))", 'commit'): shell.sql(text)
 
+def moves_all(shell):
+    "Whether a checkpoint moves all that was written into the file, as nobody reads what was before"
+    (_,frames,moved), = shell.sql('pragma wal_checkpoint(passive)')
+    return frames == moved
+
 def at_once(f):
     "Call `f` in a thread, while the event loop stands still"
     with ThreadPoolExecutor(1) as pool: return pool.submit(f).result(BOUND)
@@ -194,14 +199,11 @@ class TestBlock:
         async def failing():
             with pytest.raises(ZeroDivisionError):
                 async with sse.reading() as db: numbers(db)/0
-        def moves_all():
-            (_,frames,moved), = shell.sql('pragma wal_checkpoint(passive)')
-            return frames == moved
         ready = asyncio.Event()
         task = asyncio.create_task(block(ready))
         await ready.wait()
         write(shell, 1)
-        assert not moves_all(), 'somebody reads'
+        assert not moves_all(shell), 'somebody reads'
         task.cancel()
         await asyncio.wait({task})
         for _ in range(20):
@@ -210,7 +212,18 @@ class TestBlock:
             task.cancel()
             await asyncio.wait({task})
         async with within('nobody reads any more'):
-            while not moves_all(): await asyncio.sleep(.005)
+            while not moves_all(shell): await asyncio.sleep(.005)
+
+    async def test_rows_that_nobody_read(self, sse, shell):
+        "A cursor that the app has kept holds nothing"
+        write(shell, *range(100))
+        async with sse.reading() as db:
+            kept = iter(db.execute('select n from number'))
+            assert next(kept) == (0,)
+        write(shell, 100)
+        async with within('nobody reads any more'):
+            while not moves_all(shell): await asyncio.sleep(.005)
+        with pytest.raises(Exception, match='[Cc]losed'): next(kept)
 
     async def test_deleted_file(self, sse, path, tmp_path):
         "Is not made again"
