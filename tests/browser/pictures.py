@@ -13,6 +13,7 @@ import os
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -414,11 +415,11 @@ def report(code, env):
 
 @walk
 def workers(tabs):
-    with a_tutorial(tabs.code, **tabs.env) as other:
+    with a_tutorial(tabs.code, **tabs.env) as other, ThreadPoolExecutor(1) as pool:
         one, two = tabs.open(), tabs.open(other.url)
         for n, (tab, text) in enumerate([(one, 'The kettle is on'), (two, 'There is cake'), (None, '')], 1):
             if tab: tabs.send(tab, text)
-            else: report(tabs.code, tabs.env)
+            else: pool.submit(report, tabs.code, tabs.env).result()  # Playwright has an event loop in this thread
             tabs.show(f'#notes > li:nth-child({n})', one, two)
         assert len({tab.inner_text('main > p') for tab in (one, two)}) == 2 and one.inner_text('#notes') == two.inner_text('#notes')
         tabs.picture('tutorial-workers', Process_1=one, Process_2=two)
