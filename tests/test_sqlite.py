@@ -443,6 +443,21 @@ class TestChores:
             assert await m.broadcast('n', 2) == 1
             await eventually(lambda: ('n', 2) in c.seen)
 
+    def test_a_commit_that_leaves_no_trace(self, path, monkeypatch):
+        "Size and time of `FILE-wal` spare an idle process most questions to SQLite, but not the one that it asks each second"
+        monkeypatch.setattr(sqlite_file.LogFile, 'wal_stamp', lambda self: 'as ever')
+        pages = []
+        work = LogWork(sqlite_file.LogFile(path), LogTables(), SQLiteBackend(path).settings, 'it', 9, lambda f, *args: f(*args), pages.append, None)
+        work.begin(lambda: False)
+        work.reached(pages[-1].end)
+        for _ in range(3): work.turn(came=False)
+        with Shell(path) as shell: shell.sql("insert into sse_log(fields) values (json_object('type', 'n'))")
+        work.turn(came=False)
+        assert len(pages) == 1
+        work.turn(came=True)
+        assert len(pages) == 2
+        work.end()
+
     def test_whoever_is_stuck_leads_no_more(self, path, monkeypatch):
         "A delivery that hangs while its event loop runs: its report is not renewed"
         pages, tables = [], LogTables()

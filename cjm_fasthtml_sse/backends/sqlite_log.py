@@ -59,8 +59,8 @@ class Position(NamedTuple):
 
     def after(self, row):
         "Return the position once `row` was read"
-        if row.is_command: return self._replace(command=row.seq, command_ms=row.ms)
-        return self._replace(seq=row.seq, ms=row.ms)
+        if row.is_command: return Position(self.seq, self.ms, row.seq, row.ms)
+        return Position(row.seq, row.ms, self.command, self.command_ms)
 
 class Row(NamedTuple):
     "A message or a command, as it stands in the file"
