@@ -10,8 +10,8 @@ from tests.contract.support import Redis
 settings.register_profile('patient', deadline=None, suppress_health_check=[HealthCheck.too_slow])  # A busy machine is no failure
 settings.load_profile('patient')
 
-SERVERS = {'test_' + o for o in '''all_goes_wrong bench client_script compress dashboard demo fanout full_queues hostile_clients model over_redis parked people proxies redis
-    reference servers several_workers silence_is_mended soak stopping_servers testing tools transactions transport tutorial_races wheel wire'''.split()}
+SERVERS = {'test_' + o for o in '''all_goes_wrong bench client_script compress dashboard demo exact_pages fanout full_queues hostile_clients model over_redis parked people proxies
+    reading redis reference servers several_workers silence_is_mended soak stopping_servers testing tools transactions transport tutorial_races watch wheel wire'''.split()}
 
 
 def tier(item):
