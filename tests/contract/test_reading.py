@@ -251,7 +251,6 @@ class TestBlock:
             with sse.reading() as db:
                 before = numbers(db)
                 def child():
-                    asyncio._set_running_loop(None)
                     with sse.reading() as db: assert numbers(db) == [1]
                 write(shell, 1)
                 assert os.waitpid(forked(child), 0)[1] == 0
