@@ -340,7 +340,7 @@ class TestProcesses:
             shell.sql('delete from todos')
             assert await c.next() == ('table:todos', dict(id=1, change='delete'))
 
-    @pytest.mark.parametrize('name', ['to "do": *', "it's", 'ünïcødé', 'a.b', '%_', 'select', 'x'*500])
+    @pytest.mark.parametrize('name', ['to "do": *', "it's", 'ünïcødé', 'a.b', '%_', 'select', 'x'*500, 'x'*50+'_log', 'sqlitely_log'])
     async def test_names(self, path, name):
         async with watching(path, table=name, sql=f'create table {quote(name)}({quote(name)} text unique, b int primary key)') as (shell, (one, _)):
             db = DRIVERS['sqlite3']().connect(str(path), False)
@@ -386,6 +386,34 @@ class TestProcesses:
                 shell.sql('insert into todos values(2, 2)')
                 await m.broadcast('n', 0)
                 assert await c.next() == ('n', 0)
+
+    @needs_fastlite
+    async def test_an_app_with_fastlite(self, path):
+        "Its `Database` is what `watch` takes, and all ways in which it writes are announced"
+        code = """import asyncio, sys
+from fastlite import database
+from cjm_fasthtml_sse.core import SSEBroadcastManager
+db = database(sys.argv[1])
+class Todo: id: int; title: str; slug: str
+todos = db.create(Todo)
+todos.create_index(['slug'], unique=True)
+sse = SSEBroadcastManager(backend=f'sqlite:///{sys.argv[1]}')
+async def main():
+    async with sse.subscribe(sse.watch(db, 'todo')) as q:
+        todos.insert(title='milk', slug='a')
+        todos.update(id=1, title='tea')
+        todos.upsert(id=1, title='rice')
+        todos.insert(title='bread', slug='a', replace=True)
+        db['todo'].transform(rename=dict(title='text'))
+        while (m := await q.get())['data']['change']!='many': print(m['data']['id'], m['data']['change'])
+        db.execute('delete from todo where id=2')
+        print((await q.get())['data'])
+    await sse.close()
+asyncio.run(main())"""
+        def run(): return subprocess.run([sys.executable, '-c', code, str(path)], capture_output=True, text=True, timeout=60)
+        done = await in_thread(run)
+        assert (done.stdout.splitlines(), done.returncode) == (
+            ['1 insert', '1 update', '1 update', '1 update', '1 delete', '2 insert', "{'id': 2, 'change': 'delete'}"], 0), done.stderr
 
     @needs_apsw
     async def test_the_library_of_the_connection(self, path):

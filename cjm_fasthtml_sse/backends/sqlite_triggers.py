@@ -29,8 +29,9 @@ insert and update."""
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/backends/sqlite_triggers.ipynb #275259d4
+# %% ../../nbs/backends/sqlite_triggers.ipynb #b63cd158
 import json,re
+from contextlib import suppress
 from typing import NamedTuple
 
 from .sqlite_log import LogTables
@@ -38,7 +39,7 @@ from ..engine.checks import ArgumentError
 from ..engine.messages import BackendError
 from ..engine.patterns import segment
 
-# %% ../../nbs/backends/sqlite_triggers.ipynb #9ea4d4ab
+# %% ../../nbs/backends/sqlite_triggers.ipynb #37398c45
 _LITERAL = re.compile(r"[-+]?\d+(\.\d+)?|'([^']|'')*'")  # A default that a trigger can repeat
 _OWN = 'log','command','worker','meta','watch'          # What the names of the tables of a backend end with
 
@@ -66,7 +67,8 @@ def _find(connection, table):
     if kind!='table': raise ArgumentError(f'{name!r} can not be watched: it is a {kind}, and has no triggers of its '
         f"own{'. Watch the tables that it shows' if kind=='view' else ''}")
     log,_,ending = name.lower().rpartition('_')
-    is_ours = ending in _OWN and re.fullmatch('[a-z][a-z0-9_]*', log) and LogTables(log).epoch(connection)
+    is_ours = False
+    with suppress(ArgumentError): is_ours = ending in _OWN and LogTables(log).epoch(connection)  # No log is called so
     if is_ours or name.lower().startswith('sqlite_'): raise ArgumentError(
         f"{name!r} can not be watched: {'a backend' if is_ours else 'SQLite'} keeps it for itself")
     return name,is_without
