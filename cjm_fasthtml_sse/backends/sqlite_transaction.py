@@ -103,8 +103,6 @@ def as_database(handle):
     return handle.connection if fastlite is None else fastlite.Database(handle.connection)
 
 # %% ../../nbs/backends/sqlite_transaction.ipynb #62f5918c
-_TRANSACTION,_DENY = 22,1  # `SQLITE_TRANSACTION`: begin, commit, rollback; `SQLITE_DENY`
-
 class PlainRows:
     "A connection of the app that returns tuples here, whatever the app has set"
     def __init__(self, connection): self._connection = connection
@@ -151,6 +149,9 @@ class BlockThreads:
             for o in (self._begins, self._ends): o.shutdown(wait=False)
         self._pid = None
 
+# %% ../../nbs/backends/sqlite_transaction.ipynb #7e522e56
+_TRANSACTION,_DENY = 22,1  # `SQLITE_TRANSACTION`: begin, commit, rollback; `SQLITE_DENY`
+
 class AppTransaction:
     "A transaction of the app on a connection of its own, which the app can't end; for threads, one at a time"
     advice = ''  # What the error says where the app tries to
@@ -187,6 +188,7 @@ class AppTransaction:
         "Add to the error of a block what to write instead"
         if isinstance(error, self._pool.file.driver.Error) and self._was_misused(error): error.add_note(self.advice)
 
+# %% ../../nbs/backends/sqlite_transaction.ipynb #1622607e
 class WriteTransaction(AppTransaction):
     "A transaction with what the app broadcasts in it"
     advice = ('The block ends the transaction: in it there is no `commit` and no `rollback`, no `with db:` and no '
