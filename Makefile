@@ -49,6 +49,7 @@ bench: .venv/dev ## Measure what a broadcast costs, beside peers, and write it i
 bench-all: .venv/dev ## The whole table: 20,000 clients, sizes, servers, the garbage collector, the page "Comparison": forty minutes
 	@$(PYTHON) bench/run.py all
 	@$(PYTHON) bench/compare.py
+	@$(BIN)/python bench/backends.py
 	@$(BIN)/python bench/pages.py
 
 docs: .venv/dev ## Render the documentation into _docs/
