@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import time
+from contextlib import suppress
 from functools import partial
 
 import pytest
@@ -31,6 +32,7 @@ def pytest_generate_tests(metafunc):
 
 
 EVENTS = []
+STATE = "[document.readyState, ...(window.cjmSSE?.sources ?? []).map(o => `${o.state} ${o.reason} ${o.direct}`)]"
 
 
 def event(times=1, state='here', least=1):
@@ -187,7 +189,7 @@ def test_whatever_happens(make_site, loop, tabs, until, seed):
                 world.wait(rand.choice([0, .05, .2, .5, 1]))
             world.come_to_rest()
         for page in tabs: page.bring_to_front()
-        tabs.active(3)
+        tabs.active(3, 60)  # A connection that falls silent before its first stream has begun is given up after 37.5 s
         board.say()
         board.complete(tabs)
         assert tabs.answered()
@@ -196,6 +198,8 @@ def test_whatever_happens(make_site, loop, tabs, until, seed):
         until(lambda: site.connections == wanted, lambda: f'{wanted} connections instead of {site.served.open}')
     except BaseException:
         print(*[text for _,text in tabs.console if '[sse]' in text], sep='\n')
+        for page in tabs:
+            with suppress(Error): print(world.names[page], page.evaluate(STATE))
         raise
     finally:
         for go_on in world.frozen.values(): go_on()

@@ -50,13 +50,13 @@ class Tabs(list):
         "What `script` gives in each tab"
         return [page.evaluate(script, *args) for page in self]
 
-    def wait(self, script, arg=None):
+    def wait(self, script, arg=None, secs=30):
         "Wait until `script` is true in all tabs"
-        for page in self: page.wait_for_function(script, arg=arg)
+        for page in self: page.wait_for_function(script, arg=arg, timeout=1000*secs)
 
-    def active(self, n):
+    def active(self, n, secs=30):
         "Wait until all tabs have `n` streams that are open"
-        self.wait('n => window.cjmSSE?.sources.length === n && cjmSSE.sources.every(s => s.state === "active")', n)
+        self.wait('n => window.cjmSSE?.sources.length === n && cjmSSE.sources.every(s => s.state === "active")', n, secs)
 
     def show(self, id, text):
         "Wait until in each tab the last message in an element is this"
