@@ -78,6 +78,19 @@ FAULTS = [
         ('        self._refuse(self._file.error(e))\n', ''),)),
     Fault('a user whose disconnection is lost goes on listening', 'manager/delivery.py', 'test_over_sqlite.py', (
         ('if commands_lost and self.loop is self.hub.loop: self.hub.users.disconnect_all()', 'pass'),)),
+    Fault('a transaction is committed without what was broadcast in it', 'backends/sqlite_transaction.py', 'test_one_commit.py', (
+        ('        self._pool.tables.append_records(PlainRows(connection), self._records)\n', ''),)),
+    Fault('what a block did is committed though the block has failed', 'manager/database.py', 'test_one_commit.py', (
+        ('t.rollback() if has_failed else t.commit()', 't.commit()'),)),
+    Fault('a block can commit its rows before their broadcasts', 'backends/sqlite_transaction.py', 'test_one_commit.py', (
+        ('            handle.connection.set_authorizer(self._authorize)\n', ''),)),
+    Fault('whoever was cancelled while waiting for the lock keeps it', 'manager/block.py', 'test_one_commit.py', (
+        ('self._blocks.call(self._transaction.rollback)', 'pass'),)),
+    Fault('the connection of a block is used by the next one', 'backends/sqlite_transaction.py', 'test_one_commit.py', (
+        ('            if not self._unused: self.keep(self._open())  # Before: the last one to close empties `FILE-wal`\n        handle.close()\n',
+         '            return self.keep(handle)\n'),)),
+    Fault('what was broadcast before a transaction comes behind it', 'manager/database.py', 'test_one_commit.py', (
+        ('        if self._earlier: concurrent.futures.wait(', '        if False: concurrent.futures.wait('),)),
     Fault('a row that another one replaces goes without an event', 'backends/sqlite_triggers.py', 'test_watched_tables.py', (
         ('return [o for unique in self._shape.uniques for o in', 'return [o for unique in () for o in'),)),
     Fault('what a large transaction has changed beyond its first rows goes without an event', 'backends/sqlite_triggers.py', 'test_watched_tables.py', (
