@@ -20,6 +20,7 @@ import ctypes,os,sys,threading,time
 from collections.abc import Callable
 from contextlib import contextmanager,suppress
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any,NamedTuple
 from weakref import WeakSet
@@ -48,27 +49,24 @@ BUSY,LOCKED,FULL,NO_TABLE = 5,6,13,1  # Result codes of SQLite; the last is that
 @cache
 def _sqlite3():
     import sqlite3
-    # `sqlite3` crashes where one thread closes a connection that another one uses, so one waits for the other
-    def waiting(call):
-        def wrapped(cursor, *args, **kwargs):
-            with cursor.connection.in_use: return call(cursor, *args, **kwargs)
+    # Where a thread closes a connection that another one uses, `sqlite3` crashes. Where it sets a callback meanwhile,
+    # as an authorizer, both may wait for each other for ever. So each call waits for those of other threads
+    def waiting(cls, name, lock):
+        call = getattr(cls, name)
+        def wrapped(o, *args, **kwargs):
+            with lock(o): return call(o, *args, **kwargs)
         return wrapped
-    calls = 'execute', 'executemany', 'executescript', 'fetchone', 'fetchmany', 'fetchall', '__next__'
-    cursor_class = type('Cursor', (sqlite3.Cursor,), {o: waiting(getattr(sqlite3.Cursor, o)) for o in calls})
-    class Connection(sqlite3.Connection):
+    def waiting_class(cls, lock, names):
+        return type(cls.__name__, (cls,), {o: waiting(cls, o, lock) for o in names.split()})
+    cursor_class = waiting_class(sqlite3.Cursor, attrgetter('connection.in_use'),
+        'execute executemany executescript fetchone fetchmany fetchall __next__')
+    base = waiting_class(sqlite3.Connection, attrgetter('in_use'), 'close commit rollback set_authorizer backup '
+        'create_function create_aggregate create_collation set_progress_handler set_trace_callback')
+    class Connection(base):
         def __init__(self, *args, **kwargs):
-            self.in_use,self._cursors = threading.RLock(),WeakSet()
+            self.in_use = threading.RLock()
             super().__init__(*args, **kwargs)
-        def cursor(self, factory=cursor_class):
-            with self.in_use: self._cursors.add(cursor := super().cursor(factory))
-            return cursor
-        def execute(self, *args): return self.cursor().execute(*args)  # By themselves they do not call `cursor`
-        def executemany(self, *args): return self.cursor().executemany(*args)
-        def executescript(self, script): return self.cursor().executescript(script)
-        def close(self):
-            with self.in_use:
-                for o in [*self._cursors]: o.close()  # One with more rows would keep the transaction open
-                super().close()
+        def cursor(self, factory=cursor_class): return super().cursor(factory)
     def connect(path, create):
         uri = f"{Path(path).as_uri()}?mode={'rwc' if create else 'rw'}"
         return sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False,

@@ -341,8 +341,9 @@ class TestTheLock:
                 async with m.transaction() as db:
                     adds(m, n)(db)
                     await turns(3)
-            async with within('all blocks'): await asyncio.gather(*[block(n) for n in range(100)])
-            busy.set()
+            try:
+                async with within('all blocks'): await asyncio.gather(*[block(n) for n in range(100)])
+            finally: busy.set()
             await asyncio.gather(*threads)
         assert rows(path) == ([*range(100)], [*range(100)])
 
