@@ -175,9 +175,9 @@ class LogSchema:
         if self.epoch(connection): return
         with transaction(connection): self.create(connection)
 
-# %% ../../nbs/backends/sqlite_log.ipynb #eef8dbe7
-class LogTables(LogSchema):
-    "Writes and reads the rows of one log"
+# %% ../../nbs/backends/sqlite_log.ipynb #2c9ffcbb
+class LogRows(LogSchema):
+    "Reads the rows of one log"
     def _rows(self, connection, source, args, key='key'):
         columns = f'seq, ms, fields, {key}'
         sql = f'select json_group_array(json_array({columns})) from (select {columns} from {source})'
@@ -188,41 +188,6 @@ class LogTables(LogSchema):
             columns = f'seq, ms, cast(fields as blob), {key.replace("key", "cast(key as blob)")}'
             rows = _all(self.name, connection, f'select {columns} from {source}', args)
         return sorted((Row(*o) for o in rows), key=lambda row: row.seq)
-
-    def append(self,
-        connection, # Of any of the two libraries, in any transaction
-        text,       # As `pack_record` writes the fields
-        key=None    # As `pack_record` writes the key
-    ) -> tuple:     # `seq` and `ms`
-        "Write a message"
-        sql = 'insert into sse_log(fields, key) values(?, ?) returning seq, ms'
-        return _all(self.name, connection, sql, (text, key))[0]
-
-    def append_all(self, connection, records) -> list: # `seq` and `ms` of each
-        "Write messages, pairs of `text` and `key`, by one statement; in a transaction"
-        if len(records)==1: return [self.append(connection, *records[0])]
-        ms = time.time_ns()//1_000_000
-        _all(self.name, connection, 'insert into sse_log(ms, fields, key) select ?, json_extract(value, \'$[0]\'), '
-            "json_extract(value, '$[1]') from json_each(?)", (ms, json.dumps(records)))
-        (last,), = connection.execute('select last_insert_rowid()').fetchall()
-        return [(seq, ms) for seq in range(last-len(records)+1, last+1)]
-
-    def append_command(self, connection, text) -> tuple: # `seq` and `ms`
-        "Write a command, to come after the newest message"
-        return _all(self.name, connection, 'insert into sse_command(fields, after) '
-            'values(?, (select coalesce(max(seq), 0) from sse_log)) returning seq, ms', (text,))[0]
-
-    def append_records(self,
-        connection,
-        records      # Triples of `text`, `key`, and whether it is a command
-    ) -> list:       # Of each: whether it is a command, `seq` and `ms`
-        "Write messages and commands in their order; in a transaction"
-        written: list = []
-        for is_command,group in groupby(records, key=itemgetter(2)):
-            if is_command: found = [self.append_command(connection, text) for text,_,_ in group]
-            else: found = self.append_all(connection, [o[:2] for o in group])
-            written += [(is_command, *o) for o in found]
-        return written
 
     def newest(self, connection) -> int:
         "Return the `seq` of the newest message"
@@ -269,6 +234,44 @@ class LogTables(LogSchema):
         seq = found[0].seq-1
         rows = _all(self.name, connection, 'select ms from sse_log where seq=?', (seq,))
         return Row(seq, rows[0][0] if rows else found[0].ms, '')
+
+# %% ../../nbs/backends/sqlite_log.ipynb #eef8dbe7
+class LogTables(LogRows):
+    "Writes the rows of one log, too"
+    def append(self,
+        connection, # Of any of the two libraries, in any transaction
+        text,       # As `pack_record` writes the fields
+        key=None    # As `pack_record` writes the key
+    ) -> tuple:     # `seq` and `ms`
+        "Write a message"
+        sql = 'insert into sse_log(fields, key) values(?, ?) returning seq, ms'
+        return _all(self.name, connection, sql, (text, key))[0]
+
+    def append_all(self, connection, records) -> list: # `seq` and `ms` of each
+        "Write messages, pairs of `text` and `key`, by one statement; in a transaction"
+        if len(records)==1: return [self.append(connection, *records[0])]
+        ms = time.time_ns()//1_000_000
+        _all(self.name, connection, 'insert into sse_log(ms, fields, key) select ?, json_extract(value, \'$[0]\'), '
+            "json_extract(value, '$[1]') from json_each(?)", (ms, json.dumps(records)))
+        (last,), = connection.execute('select last_insert_rowid()').fetchall()
+        return [(seq, ms) for seq in range(last-len(records)+1, last+1)]
+
+    def append_command(self, connection, text) -> tuple: # `seq` and `ms`
+        "Write a command, to come after the newest message"
+        return _all(self.name, connection, 'insert into sse_command(fields, after) '
+            'values(?, (select coalesce(max(seq), 0) from sse_log)) returning seq, ms', (text,))[0]
+
+    def append_records(self,
+        connection,
+        records      # Triples of `text`, `key`, and whether it is a command
+    ) -> list:       # Of each: whether it is a command, `seq` and `ms`
+        "Write messages and commands in their order; in a transaction"
+        written: list = []
+        for is_command,group in groupby(records, key=itemgetter(2)):
+            if is_command: found = [self.append_command(connection, text) for text,_,_ in group]
+            else: found = self.append_all(connection, [o[:2] for o in group])
+            written += [(is_command, *o) for o in found]
+        return written
 
     def trim(self,
         connection,

@@ -179,11 +179,11 @@ class TroubleLog:
     ):
         self._file,self._last = file,''
 
-    def note(self, e, then='The next try follows soon'):
+    def note(self, e):
         "Log an error, unless the last one was the same"
         if not isinstance(e, (BackendError, OSError, self._file.driver.Error)):
             _log.exception('The thread of %s goes on after', self._file)
-        elif str(e)!=self._last: _log.error('%s. %s', self._file.error(e), then)
+        elif str(e)!=self._last: _log.error('%s. The next try follows soon', self._file.error(e))
         self._last = str(e)
 
     def end(self):
@@ -298,8 +298,7 @@ class LogWork:
 
     def _write(self):
         if self._chores.report_is_due(): self._open.check_copies()
-        written = self._writer.write(self._open.handle.connection, self._open.identity, self._reader.at)
-        self._reader.expect(written)
+        self._reader.expect(self._writer.write(self._open.handle.connection, self._open.identity, self._reader.at))
 
     def _look(self, stamp):
         if self._open.handle is None: return  # Two copies of SQLite have the file open
@@ -319,24 +318,13 @@ class LogWork:
         "Return whether the file can be used; open one that was replaced"
         self._file.check_wal()
         if self._open.is_same(): return True
-        if self._file.identity() is None: return self._note_deleted()
+        if self._file.identity() is None: raise BackendUnavailable(f'{self._file} was deleted')
         if self._reader.is_delivering:
             self._open.renew()  # First, the event loop delivers what was read
             return False
         self._open.again()
         _log.warning('%s was replaced, or its tables were: all tabs are told of a gap', self._file)
         return True
-
-    def _note_deleted(self):
-        error = BackendError(f'{self._file} was deleted')
-        self._refuse(error)
-        self._trouble.note(error, 'Broadcasts fail until there is a file')
-        self._timing.note_failure()
-        return False
-
-    def _refuse(self, error):
-        self._writer.refuse(str(error))
-        self._questions.refuse(error)
 
     def _note_trouble(self, e):
         # Two copies of SQLite, or tables of a newer version
@@ -345,7 +333,8 @@ class LogWork:
             self._writer.forget_abandoned()
             return self._timing.note_failure(LOCKED_PAUSE)
         self._trouble.note(e)
-        self._refuse(self._file.error(e))
+        self._writer.refuse(str(error := self._file.error(e)))
+        self._questions.refuse(error)
         if self._file.driver.code(e)==NO_TABLE: self._open.renew()  # As where an older backup was restored in place
         self._timing.note_failure()
 

@@ -75,7 +75,7 @@ FAULTS = [
     Fault('whoever could not write a file at the start never writes it', 'backends/sqlite_file.py', 'test_faults_of_sqlite.py', (
         ("raise PermissionError('the file is readonly for this process')", 'pass'),)),
     Fault('a broadcast waits in vain for a file that is no database', 'backends/sqlite_thread.py', 'test_faults_of_sqlite.py', (
-        ('        self._refuse(self._file.error(e))\n', ''),)),
+        ('        self._writer.refuse(str(error := self._file.error(e)))\n        self._questions.refuse(error)\n', ''),)),
     Fault('a user whose disconnection is lost goes on listening', 'manager/delivery.py', 'test_over_sqlite.py', (
         ('if commands_lost and self.loop is self.hub.loop: self.hub.users.disconnect_all()', 'pass'),)),
     Fault('a transaction is committed without what was broadcast in it', 'backends/sqlite_transaction.py', 'test_one_commit.py', (
