@@ -60,13 +60,22 @@ def _sqlite3():
         return type(cls.__name__, (cls,), {o: waiting(cls, o, lock) for o in names.split()})
     cursor_class = waiting_class(sqlite3.Cursor, attrgetter('connection.in_use'),
         'execute executemany executescript fetchone fetchmany fetchall __next__')
-    base = waiting_class(sqlite3.Connection, attrgetter('in_use'), 'close commit rollback set_authorizer backup '
+    base = waiting_class(sqlite3.Connection, attrgetter('in_use'), 'commit rollback set_authorizer backup '
         'create_function create_aggregate create_collation set_progress_handler set_trace_callback')
     class Connection(base):
         def __init__(self, *args, **kwargs):
-            self.in_use = threading.RLock()
+            self.in_use,self._cursors = threading.RLock(),WeakSet()
             super().__init__(*args, **kwargs)
-        def cursor(self, factory=cursor_class): return super().cursor(factory)
+        def cursor(self, factory=cursor_class):
+            with self.in_use: self._cursors.add(cursor := super().cursor(factory))
+            return cursor
+        def execute(self, *args): return self.cursor().execute(*args)  # By themselves they do not call `cursor`
+        def executemany(self, *args): return self.cursor().executemany(*args)
+        def executescript(self, script): return self.cursor().executescript(script)
+        def close(self):
+            with self.in_use:
+                for o in [*self._cursors]: o.close()  # One with more rows would keep the transaction open
+                super().close()
     def connect(path, create):
         uri = f"{Path(path).as_uri()}?mode={'rwc' if create else 'rw'}"
         return sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False,
