@@ -465,6 +465,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                          'cjm_fasthtml_sse/backends/sqlite_driver.py'),
                                                          'cjm_fasthtml_sse.backends.sqlite_driver.Handle.hold_all': ( 'backends/sqlite_driver.html#handle.hold_all',
                                                                                                                       'cjm_fasthtml_sse/backends/sqlite_driver.py'),
+                                                         'cjm_fasthtml_sse.backends.sqlite_driver.Handle.interrupt': ( 'backends/sqlite_driver.html#handle.interrupt',
+                                                                                                                       'cjm_fasthtml_sse/backends/sqlite_driver.py'),
                                                          'cjm_fasthtml_sse.backends.sqlite_driver.Handle.lend': ( 'backends/sqlite_driver.html#handle.lend',
                                                                                                                   'cjm_fasthtml_sse/backends/sqlite_driver.py'),
                                                          'cjm_fasthtml_sse.backends.sqlite_driver.Handle.note_wal': ( 'backends/sqlite_driver.html#handle.note_wal',

@@ -5,11 +5,14 @@ What a block promises is in `contract/test_one_commit.py`, with what these tests
 import asyncio
 import gc
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 
 import anyio
 import pytest
@@ -17,6 +20,7 @@ import pytest
 from cjm_fasthtml_sse.backends.sqlite import SQLiteBackend
 from cjm_fasthtml_sse.backends.sqlite_driver import Handle
 from cjm_fasthtml_sse.core import BackendError, SSEBroadcastManager
+from cjm_fasthtml_sse.htmx import HTMXSSEConnector
 from tests.contract.support import BOUND, following, forked, turns
 from tests.contract.test_one_commit import _way, adds, manager, rows  # noqa: F401 - one is a fixture
 from tests.contract.test_over_sqlite import Shell, _library, _path, in_thread, managers  # noqa: F401 - two are fixtures
@@ -215,6 +219,95 @@ class TestForks:
         for o in pid, own: assert os.waitpid(o, 0)[1] == 0
         asyncio.run(m.close())
         assert rows(path) == (['parent'], ['parent'])
+
+
+class TestBehindTheEnd:
+    "Of the transaction, which SQLite may have ended, or of the block"
+    async def test_it_goes_on_when_sqlite_has_ended_it(self, path, library, way):
+        "What follows would be committed by itself, without its event"
+        def block(db):
+            for sql in 'create table one(n unique on conflict rollback)', 'insert into one values(1)', 'insert into one values(1)':
+                try: db.execute(sql)
+                except Exception: pass
+            for _ in range(2):
+                with pytest.raises(Exception, match='has ended|constraint'): db.execute('insert into row values(1)')
+            adds(m, 1)(db)
+        async with manager(path, library=library) as m:
+            with pytest.raises(Exception, match='has ended|constraint'): await way(m, block)
+            await way(m, adds(m, 2))
+        assert rows(path) == ([2], [2])
+
+    @pytest.mark.parametrize('ends', ['cancelled', 'an error'])
+    async def test_a_thread_of_the_block_goes_on(self, path, library, ends):
+        "As `asyncio.to_thread` does after a cancellation: nothing that it writes behind the end is committed"
+        def write(db):
+            with suppress(Exception):
+                for n in range(10_000):
+                    db.execute('insert into row values(?)', (n,))
+                    if n == 20: loop.call_soon_threadsafe(begun.set)
+                    if n > 20: time.sleep(.0001)  # The end of the block finds it between two statements
+        async def block():
+            nonlocal task
+            async with m.transaction() as db:
+                task = loop.run_in_executor(threads, write, db)
+                await begun.wait()
+                if ends == 'an error': 1/0
+                if ends == 'cancelled': await asyncio.Event().wait()
+        loop, begun, task = asyncio.get_running_loop(), asyncio.Event(), None
+        async with manager(path, library=library) as m:
+            with ThreadPoolExecutor() as threads:
+                running = asyncio.create_task(block())
+                await asyncio.wait_for(begun.wait(), BOUND)
+                if ends == 'cancelled': running.cancel()
+                with suppress(ZeroDivisionError, asyncio.CancelledError): await asyncio.wait_for(running, BOUND)
+                await asyncio.wait_for(task, BOUND)
+        assert rows(path) == ([], [])
+
+    @pytest.mark.parametrize('kind', ['transaction', 'reading'])
+    async def test_a_query_of_a_thread_goes_on(self, path, library, kind):
+        "It is broken off: neither the event loop nor another block waits for it"
+        def query(db):
+            if library == 'apsw': db.create_scalar_function('known', known, 1)
+            else: db.create_function('known', 1, known)
+            db.execute('with recursive c(n) as (values(1) union all select n+1 from c) select sum(known(n)) from c').fetchall()
+        def known(n):
+            if n == 1000: loop.call_soon_threadsafe(begun.set)
+            return n
+        async def block():
+            async with getattr(m, kind)() as db: await asyncio.gather(loop.run_in_executor(threads, query, db))
+        loop, begun = asyncio.get_running_loop(), asyncio.Event()
+        async with manager(path, library=library) as m:
+            with ThreadPoolExecutor() as threads:
+                running = asyncio.create_task(block())
+                await asyncio.wait_for(begun.wait(), BOUND)
+                running.cancel()
+                with pytest.raises(asyncio.CancelledError): await asyncio.wait_for(running, BOUND)
+                async with m.transaction() as db: adds(m, 1)(db)
+        assert rows(path) == ([1], [1])
+
+    async def test_prepared_rows(self, path, library, way):
+        "`prepare` may choose how rows are returned to the app"
+        def prepare(db):
+            if library == 'apsw': db.row_trace = lambda cursor, row: dict(row=row)
+            else: db.row_factory = lambda cursor, row: dict(row=row)
+        async with manager(path, library=library, prepare=prepare) as m:
+            assert await way(m, lambda db: (adds(m, 1)(db), db.execute('select n from row').fetchall())[1]) == [dict(row=(1,))]
+            async with m.reading(): page = HTMXSSEConnector.create_sse_element(endpoint='/')
+            assert re.fullmatch('[0-9a-f]+:[0-9]+-1', str(page.attrs['data-sse-cursor']))
+            with Shell(path) as shell: shell.sql('create table watched(n)')
+            connection = __import__(library).Connection(str(path))
+            try: assert m.watch(connection, 'watched') == 'table:watched'
+            finally: connection.close()
+        assert rows(path) == ([1], [1])
+
+    async def test_tables_of_a_newer_version(self, path, library, way):
+        "They came while this process runs, as in a deploy: it goes on"
+        async with manager(path, library=library) as m:
+            with Shell(path) as shell: shell.sql('update sse_meta set version=2')
+            await way(m, adds(m, 1))
+            async with m.reading() as db: assert db.execute('select n from row').fetchall() == [(1,)]
+            await in_thread(m.broadcast, 'row', 2)
+        assert rows(path) == ([1], [1, 2])
 
 
 def adds_in_a_block(m, n):

@@ -16,7 +16,7 @@ __all__ = []
 import time
 
 from .sqlite_file import warn_once
-from .sqlite_transaction import AppTransaction
+from .sqlite_transaction import AppTransaction,PlainRows
 from ..engine.messages import BackendError
 
 # %% ../../nbs/backends/sqlite_reading.ipynb #243cbc7a
@@ -36,7 +36,7 @@ class ReadTransaction(AppTransaction):
 
     def _execute_begin(self, handle):
         for sql in ('pragma query_only=1', 'begin'): handle.connection.execute(sql)
-        self.cursor = self._pool.tables.newest_id(handle.connection)
+        self.cursor = self._pool.tables.newest_id(PlainRows(handle.connection))
         if not self.cursor.partition(':')[0]: raise BackendError(
             f'{self._pool.file} has lost its tables in this moment')
         handle.lend()
@@ -47,6 +47,7 @@ class ReadTransaction(AppTransaction):
     def rollback(self):
         "End it"
         handle,self._handle = self._handle,None
+        handle.interrupt()
         handle.take_back()
         if not handle.is_closed: self._pool.end(handle)  # It is closed where this is a process that was forked in it
         if time.monotonic()-self._begun>LONG_SECS: warn_once('%s: a read transaction was open for more than %d s. '

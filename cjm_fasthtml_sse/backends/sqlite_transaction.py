@@ -216,9 +216,11 @@ class WriteTransaction(AppTransaction):
         except BackendError as e: raise BackendError(f'{e}. The transaction was not begun') from e
 
     def _execute_begin(self, handle):
-        handle.connection.execute('begin immediate')
-        if not self._pool.tables.epoch(handle.connection): self._pool.tables.create(handle.connection)
+        plain,tables = PlainRows(handle.connection),self._pool.tables
+        plain.execute('begin immediate')
+        if not tables.epoch(plain): tables.create(plain)
         self._check_file(handle)
+        handle.driver.guard(handle.connection, True)
         handle.lend(writes=True)
 
     def append(self,
@@ -241,7 +243,8 @@ class WriteTransaction(AppTransaction):
         finally: self._end()
 
     def rollback(self):
-        "Undo everything"
+        "Undo everything, and break off what another thread does with the connection"
+        self._handle.interrupt()
         self._end()
 
     def _check_file(self, handle):
@@ -250,19 +253,21 @@ class WriteTransaction(AppTransaction):
 
     def _commit(self):
         if self._handle.is_closed: raise BackendError('This process was forked in the block')
-        connection = self._handle.connection
-        self._handle.driver.when_free(connection.set_authorizer, None)
+        connection,driver = self._handle.connection,self._handle.driver
+        driver.when_free(connection.set_authorizer, None)
         if not connection.in_transaction: raise BackendError('SQLite has ended the transaction within the block')
         self._pool.tables.append_records(PlainRows(connection), self._records)
+        driver.when_free(driver.guard, connection, False)
         try: connection.execute('commit')
-        except self._pool.file.driver.Error: raise
+        except driver.Error: raise
         except BaseException:  # Such as a `KeyboardInterrupt`, which comes before the call or behind it
             self.is_committed = not connection.in_transaction
             raise
+        finally: driver.when_free(driver.guard, connection, True)
         self.is_committed = True
 
     def _end(self):
-        handle,self._handle = self._handle,None
+        handle,self._handle,self._records = self._handle,None,[]  # A context that goes on may keep the block
         try:
             with handle.lock:
                 if not handle.is_closed:

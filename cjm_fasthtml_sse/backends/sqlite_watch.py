@@ -38,7 +38,7 @@ from typing import Any,NamedTuple
 
 from .sqlite_driver import transaction
 from .sqlite_log import NOW_MS
-from .sqlite_transaction import check_connection
+from .sqlite_transaction import PlainRows,check_connection
 from .sqlite_triggers import LIMIT,TRIGGERS,TriggerText,event_type,quote,read_shape
 from ..engine.checks import ArgumentError
 from ..engine.messages import BackendError
@@ -238,8 +238,8 @@ class TableWatches:
             'by another one: commit before you watch or unwatch a table')
         found,errors = [],[]
         def write(handle):
-            with transaction(handle.connection):
-                try: found.append(function(handle.connection))
+            with transaction(own := PlainRows(handle.connection)):
+                try: found.append(function(own))
                 except ArgumentError as e: errors.append(e)  # Nothing was written
         self._pool.keep(self._pool.wait(write, time.monotonic()+self._timeout))
         if errors: raise errors[0]

@@ -135,7 +135,9 @@ class TransactionBlock(Block):
     def _submit(self, begin): return self._blocks.begin(begin)
 
     def _enter(self):
-        self._outer,self._pid,self._is_open = _innermost.get(),os.getpid(),True
+        outer = _innermost.get()
+        while outer is not None and not outer._is_open: outer = outer._outer  # A task of a block may outlive it
+        self._outer,self._earlier,self._pid,self._is_open = outer,None,os.getpid(),True
         _innermost.set(self)
 
     def _leave(self, error):
