@@ -37,6 +37,8 @@ class Driver(NamedTuple):
     Error: Any          # The class of its errors
     code: Callable      # Returns the result code of an error, such as `BUSY`
     InUse: Any          # The class of errors where another thread uses the connection; `()`: calls wait for it
+    # `guard(connection, is_on)`: while that is on, nothing is committed by a statement that is in no transaction
+    guard: Callable
 
     def when_free(self, function, *args):
         "Call a method of a connection once no other thread uses it"
@@ -58,17 +60,24 @@ def _sqlite3():
         return wrapped
     def waiting_class(cls, lock, names):
         return type(cls.__name__, (cls,), {o: waiting(cls, o, lock) for o in names.split()})
-    cursor_class = waiting_class(sqlite3.Cursor, attrgetter('connection.in_use'),
-        'execute executemany executescript fetchone fetchmany fetchall __next__')
+    fetching = waiting_class(sqlite3.Cursor, attrgetter('connection.in_use'), 'fetchone fetchmany fetchall __next__')
+    cursor_class = waiting_class(fetching, lambda o: o.connection.executing(), 'execute executemany executescript')
     base = waiting_class(sqlite3.Connection, attrgetter('in_use'), 'commit rollback set_authorizer backup '
         'create_function create_aggregate create_collation set_progress_handler set_trace_callback')
     class Connection(base):
+        is_guarded = False
         def __init__(self, *args, **kwargs):
             self.in_use,self._cursors = threading.RLock(),WeakSet()
             super().__init__(*args, **kwargs)
         def cursor(self, factory=cursor_class):
             with self.in_use: self._cursors.add(cursor := super().cursor(factory))
             return cursor
+        @contextmanager
+        def executing(self):
+            with self.in_use:
+                if self.is_guarded and not self.in_transaction: raise sqlite3.OperationalError(
+                    'the transaction of the block has ended')
+                yield
         def execute(self, *args): return self.cursor().execute(*args)  # By themselves they do not call `cursor`
         def executemany(self, *args): return self.cursor().executemany(*args)
         def executescript(self, script): return self.cursor().executescript(script)
@@ -81,14 +90,14 @@ def _sqlite3():
         return sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False,
             factory=Connection)
     return Driver('sqlite3', sqlite3.sqlite_version, connect, sqlite3.Error,
-        lambda e: getattr(e, 'sqlite_errorcode', 0)&255, ())
+        lambda e: getattr(e, 'sqlite_errorcode', 0)&255, (), lambda c, is_on: setattr(c, 'is_guarded', is_on))
 
 def _apsw():
     import apsw
     def connect(path, create):
         return apsw.Connection(path, apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_CREATE if create else 0))
     return Driver('apsw', apsw.sqlite_lib_version(), connect, apsw.Error, lambda e: getattr(e, 'result', 0)&255,
-        apsw.ThreadingViolationError)
+        apsw.ThreadingViolationError, lambda c, is_on: c.set_commit_hook((lambda: True) if is_on else None))
 
 DRIVERS = dict(sqlite3=_sqlite3, apsw=_apsw)
 
@@ -220,6 +229,11 @@ class Handle:
     def take_back(self):
         "Note, with the lock, that this transaction has ended"
         self._returned.set()
+
+    def interrupt(self):
+        "Break off what the app has another thread do with the connection"
+        with registry:
+            if not self.is_closed: self.connection.interrupt()
 
     def close(self):
         "Wait for the lock, and close the connection; once more does no harm"
