@@ -3,6 +3,7 @@
 What a block promises is in `contract/test_one_commit.py`, with what these tests need, too.
 """
 import asyncio
+import concurrent.futures
 import gc
 import os
 import re
@@ -308,6 +309,22 @@ class TestBehindTheEnd:
             async with m.reading() as db: assert db.execute('select n from row').fetchall() == [(1,)]
             await in_thread(m.broadcast, 'row', 2)
         assert rows(path) == ([1], [1, 2])
+
+
+async def test_blocks_wait_for_earlier_broadcasts_together(path, monkeypatch):
+    "As where a browser reads nothing: the second block does not begin to wait when the first has given up"
+    def wait(futures, timeout):
+        allowed.append(timeout)
+        return waiting(futures, timeout)
+    allowed, waiting = [], concurrent.futures.wait
+    monkeypatch.setattr(concurrent.futures, 'wait', wait)
+    async with managers(path, 1, timeout=.4) as (m,):
+        await m.open()
+        monkeypatch.setattr(m._pending, 'on_their_way', lambda: [concurrent.futures.Future()])
+        async def block(n):
+            async with m.transaction() as db: db.execute(f'create table t{n}(n)')
+        await asyncio.gather(block(1), block(2))
+    assert allowed[0] > .1 and allowed[1] < .1
 
 
 def adds_in_a_block(m, n):

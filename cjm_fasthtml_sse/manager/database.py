@@ -32,7 +32,7 @@ exactly there:
 __all__ = []
 
 # %% ../../nbs/manager/database.ipynb #8cbde4f5
-import concurrent.futures,os,threading
+import concurrent.futures,os,threading,time
 from contextvars import ContextVar
 from datetime import datetime,timezone
 from functools import partial
@@ -86,6 +86,7 @@ class TransactionBlock(Block):
         super().__init__(backend.blocks, backend.transaction)
         self._backend,self._pending,self._prepare = backend,pending,prepare
         self._earlier: Any = None        # Broadcasts that were before it
+        self._order_until = 0.           # Until when to wait for them: blocks that queue up wait at the same time
         self._broadcasts: list = []      # Each a `BroadcastInBlock`
         self._is_open,self._lock,self._pid = False,threading.Lock(),0
         self._outer: Any = None          # The block around it, of another manager
@@ -126,10 +127,11 @@ class TransactionBlock(Block):
         if self.find(self._backend) is not None: raise SSEError('There is a transaction already in this context: '
             'write into that one, or pass its `db` on')
         self._earlier = self._pending.on_their_way()
+        self._order_until = time.monotonic()+ORDER_SHARE*self._backend.settings.timeout
 
     def _begin(self):
         # What was broadcast before comes before
-        if self._earlier: concurrent.futures.wait(self._earlier, ORDER_SHARE*self._backend.settings.timeout)
+        if self._earlier: concurrent.futures.wait(self._earlier, max(0, self._order_until-time.monotonic()))
         super()._begin()
 
     def _submit(self, begin): return self._blocks.begin(begin)
