@@ -477,6 +477,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                        'cjm_fasthtml_sse/backends/sqlite_driver.py'),
                                                          'cjm_fasthtml_sse.backends.sqlite_driver._apsw': ( 'backends/sqlite_driver.html#_apsw',
                                                                                                             'cjm_fasthtml_sse/backends/sqlite_driver.py'),
+                                                         'cjm_fasthtml_sse.backends.sqlite_driver._descriptors': ( 'backends/sqlite_driver.html#_descriptors',
+                                                                                                                   'cjm_fasthtml_sse/backends/sqlite_driver.py'),
                                                          'cjm_fasthtml_sse.backends.sqlite_driver._identity': ( 'backends/sqlite_driver.html#_identity',
                                                                                                                 'cjm_fasthtml_sse/backends/sqlite_driver.py'),
                                                          'cjm_fasthtml_sse.backends.sqlite_driver._open_in_apsw': ( 'backends/sqlite_driver.html#_open_in_apsw',

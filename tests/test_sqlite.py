@@ -152,6 +152,23 @@ asyncio.run(main())
         done = subprocess.run([sys.executable, '-c', self.TWO, first, second, path], capture_output=True, text=True, timeout=BOUND)
         assert wanted in done.stdout and (second == 'none' or "library='" in done.stdout), done
 
+    BEFORE = '''
+import apsw, sqlite3, sys
+from cjm_fasthtml_sse.core import SSEBroadcastManager
+app = sqlite3.connect(sys.argv[1])
+app.execute('create table t(x)')
+m = SSEBroadcastManager(backend=f'sqlite:///{sys.argv[1]}')
+m.broadcast('n', 1).result(10)
+print('with apsw:', len(apsw.connections()))
+'''
+
+    @pytest.mark.skipif(sys.platform != 'linux', reason='looks at descriptors')
+    @needs_apsw
+    def test_a_file_that_the_app_opened_before_it_was_in_wal_mode(self, path):
+        "There is no FILE-shm yet, and apsw is imported: the library is the one that has opened it all the same"
+        done = subprocess.run([sys.executable, '-c', self.BEFORE, path], capture_output=True, text=True, timeout=BOUND)
+        assert done.stdout == 'with apsw: 0\n', done
+
     LATER = '''
 import asyncio, sys
 from pathlib import Path
@@ -159,7 +176,7 @@ from cjm_fasthtml_sse.backends import sqlite_driver
 from cjm_fasthtml_sse.backends.sqlite import SQLiteBackend
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 async def main():
-    sqlite_driver.count_copies = lambda *args: 0  # As where there is no /proc
+    sqlite_driver._descriptors = dict  # As where there is no /proc
     backends = [SQLiteBackend(Path(sys.argv[1]), name) for name in ('sse', 'more')]
     one, two = [SSEBroadcastManager(backend=b) for b in backends]
     await one.open()
@@ -251,6 +268,11 @@ asyncio.run(main())
             with Shell(path) as shell: shell.sql('update sse_meta set version=2')
             await eventually(lambda: any(looks), 'it has looked')
             assert await m.broadcast('n', 1) == 0  # Versions only add: whoever runs goes on
+            async with m.transaction() as db:
+                db.execute('create table t(x)')
+                sent = m.broadcast('n', 2)
+            assert await sent == 0
+            async with m.reading() as db: assert db.execute('select count(*) from t').fetchall() == [(0,)]
         with pytest.raises(BackendError, match='have version 2.*up to version 1'): await SSEBroadcastManager(backend=path).open()
 
     @pytest.mark.parametrize('what', ['a folder', 'another file', 'no folder'])

@@ -142,15 +142,19 @@ def _identity(path):
     except OSError: return None
     return s.st_dev,s.st_ino
 
+def _descriptors():
+    "Return what each descriptor of this process stands for; nothing where that is not known"
+    def target(fd):
+        try: return os.readlink(f'/proc/self/fd/{fd}').removesuffix(' (deleted)')
+        except OSError: return ''
+    try: return {fd: target(fd) for fd in os.listdir('/proc/self/fd')}
+    except OSError: return {}
+
 def count_copies(
     path  # As `os.path.realpath` returns it
 ) -> int: # 0 where that is not known
     "Count the copies of SQLite that have the file open in this process, by their descriptors of `FILE-shm`"
-    def target(fd):
-        try: return os.readlink(f'/proc/self/fd/{fd}').removesuffix(' (deleted)')
-        except OSError: return ''
-    try: targets = {fd: target(fd) for fd in os.listdir('/proc/self/fd')}
-    except OSError: return 0
+    targets = _descriptors()
     found = [*targets.values()].count(f'{path}-shm')
     if found<2: return found
     # A file that was replaced stays open, and one copy opens `FILE-shm` for it as well
@@ -171,7 +175,7 @@ def choose_driver(
         return ours
     if library is None and last is not None: return last
     if library is None:
-        free = 'apsw' in sys.modules and not count_copies(path)
+        free = 'apsw' in sys.modules and path not in _descriptors().values()  # `FILE-shm` is there in WAL mode only
         library = 'apsw' if free or _open_in_apsw(path, unknown=True) else 'sqlite3'
     return DRIVERS[library]()
 

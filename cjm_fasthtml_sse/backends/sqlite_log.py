@@ -153,16 +153,13 @@ class LogSchema:
         self.workers = ReportTable(self.name)
         self._was_known = False  # Had the tables a version that this process knows? Then it goes on with a newer one
 
-    def epoch(self,
-        connection,
-        newer=False  # Whether tables may have a newer version than any that was met here before
-    ) -> str:        # '' where there are no tables
-        "Return the epoch; `BackendError` for tables of a newer version"
+    def epoch(self, connection) -> str: # '' where there are no tables
+        "Return the epoch; `BackendError` for tables that have a newer version from the beginning"
         known = "select count(*) from sqlite_master where name in ('sse_meta', 'sse_log', 'sse_command', 'sse_worker')"
         if _all(self.name, connection, known)[0][0]<4: return ''
         found = _all(self.name, connection, 'select version, epoch from sse_meta')
         self._was_known = self._was_known or bool(found) and found[0][0]<=VERSION
-        if found and not (newer or self._was_known): raise BackendError(
+        if found and not self._was_known: raise BackendError(
             f'The tables {self.name}_... have version {found[0][0]}, '
             f'and this process knows them up to version {VERSION}. Update cjm-fasthtml-sse here, too')
         return found[0][1] if found else ''

@@ -118,7 +118,7 @@ class LogReader:
             return None
         rows = self._tables.read(connection, self.at)
         # Before the first message no row tells that a backup was restored
-        if rows is None or not self.at.seq and self._tables.epoch(connection, newer=True)!=self._epoch:
+        if rows is None or not self.at.seq and self._tables.epoch(connection)!=self._epoch:
             _log.warning('%s has lost messages, or dropped them before they were read here: all tabs are told of a gap',
                 self._name)
             return self.load(connection)
@@ -132,7 +132,7 @@ class LogReader:
         "Read the past, to go on behind it"
         connection.execute('begin')
         try:
-            self._epoch = self._tables.epoch(connection, newer=True)
+            self._epoch = self._tables.epoch(connection)
             origin,rows,end = self._tables.past(connection, self._size)
         finally: connection.execute('commit')
         self._undelivered([*self._own.values()])

@@ -71,7 +71,7 @@ FAULTS = [
     Fault('two processes write into two files as one of them was removed', 'backends/sqlite_driver.py', 'test_faults_of_sqlite.py', (
         ("return f'{path}-wal was removed while {path} was open'", "return ''"),)),
     Fault('a backup that is restored into an empty log is sent as news', 'backends/sqlite_reader.py', 'test_faults_of_sqlite.py', (
-        (' or not self.at.seq and self._tables.epoch(connection, newer=True)!=self._epoch:', ':'),)),
+        (' or not self.at.seq and self._tables.epoch(connection)!=self._epoch:', ':'),)),
     Fault('whoever could not write a file at the start never writes it', 'backends/sqlite_file.py', 'test_faults_of_sqlite.py', (
         ("raise PermissionError('the file is readonly for this process')", 'pass'),)),
     Fault('a broadcast waits in vain for a file that is no database', 'backends/sqlite_thread.py', 'test_faults_of_sqlite.py', (
