@@ -1544,6 +1544,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                     'cjm_fasthtml_sse/engine/hub.py'),
                                              'cjm_fasthtml_sse.engine.hub.Hub.wait_until_idle': ( 'engine/hub.html#hub.wait_until_idle',
                                                                                                   'cjm_fasthtml_sse/engine/hub.py'),
+                                             'cjm_fasthtml_sse.engine.hub._hint_at_private': ( 'engine/hub.html#_hint_at_private',
+                                                                                               'cjm_fasthtml_sse/engine/hub.py'),
                                              'cjm_fasthtml_sse.engine.hub._hint_at_silence': ( 'engine/hub.html#_hint_at_silence',
                                                                                                'cjm_fasthtml_sse/engine/hub.py')},
             'cjm_fasthtml_sse.engine.loop': { 'cjm_fasthtml_sse.engine.loop.LoopOwner': ( 'engine/loop.html#loopowner',

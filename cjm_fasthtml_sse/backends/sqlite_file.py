@@ -71,8 +71,9 @@ def check_environment(path, driver):
     "Log what is known to be dangerous, once; `BackendError` for an SQLite that is too old"
     version = tuple(map(int, driver.version.split('.')))
     if version<NEEDED: raise BackendError(f'{driver.name} has SQLite {driver.version}, and 3.35 or newer is needed')
-    if has_wal_reset_bug(version): warn_once('%s has SQLite %s, with the WAL-reset bug: in rare cases it damages a '
-        'file that several connections write. 3.51.3 and newer are repaired', driver.name, driver.version)
+    if has_wal_reset_bug(version): warn_once('%s has SQLite %s. Use 3.51.3 or newer when you can, as '
+        'that repairs a rare bug (WAL-reset): a newer Python has it, or apsw, if all that opens the file is changed to it',
+        driver.name, driver.version)
     if kind := network_of(os.path.dirname(path)): warn_once('%s is on a network file system (%s): SQLite needs all '
         'processes on one machine, and locks that work', path, kind)
 

@@ -221,10 +221,20 @@ def route(self:Hub,
         if len(routes)>=1000: routes.clear()
         groups: Any = self._patterns.matching(event_type)
         found = dict.fromkeys(groups)
-        if self.private.depth(event_type): found = [g for g in found if g.wants(event_type) or g.ends(event_type)]
+        if self.private.depth(event_type):
+            found = [g for g in found if g.wants(event_type) or g.ends(event_type)]
+            if groups and not found: _hint_at_private(self, event_type, groups)
         found = routes[event_type] = tuple(found)
         if self.connections: _hint_at_silence(self, event_type, found)
     return found
+
+def _hint_at_private(hub, event_type, groups):
+    "Say that no pattern names a watched table, if a stream whose pattern has a `*` may be meant to get its events"
+    if hub.queues or not event_type.startswith('table:'): return  # Others may be for somebody who is away
+    renderers = [g.renderer.render for g in groups]
+    if not any(f.handles(event_type) if hasattr(f, 'handles') else True for f in renderers): return
+    hint(('private', event_type), '%r is private, and no open stream names it: write `events=[\'**\', %r]` at `stream`, '
+        'or `sse.watch(..., private=False)`', event_type, event_type)
 
 def _hint_at_silence(hub, event_type, groups):
     "Say that no renderer handles such an event, if nobody else could want it"
