@@ -72,6 +72,7 @@ async def begin():
     async with sse.transaction() as db: db.execute("create table if not exists job(n integer primary key, id unique, "
         "first, report, state as (json_extract(report, '$.state')), worker, seen)")  # Both reports are JSON
     threading.Thread(target=take_up, daemon=True).start()
+    if workers>1: print(f'Worker {os.getpid()} serves', flush=True)  # Also one that takes the place of another
 
 def stop():
     "Stop the threads; each ends after the block that it reads, and its job is taken up when a worker is there"

@@ -96,12 +96,15 @@ async def test_pages_that_load_during_writes(tmp_path, name):
 
 # --- Several workers on a file, which are killed and restarted in the middle of writes
 
-def shop(folder, also):
-    "The recipes of `sse.transaction()` and `sse.reading()`, as one app with much in stock; `also`: what else to replace"
+def shop(folder):
+    "The recipes of `sse.transaction()` and `sse.reading()`, as one app with much in stock"
     cells = cells_of('recipes')
     code, = (o for o in cells if 'def buy(' in o)
-    page, = (o for o in cells if 'with sse.reading() as db:' in o)
-    for a, b in {"Path(folder.name)/'shop.db'": "Path('shop.db')", "('cake', 3)": "('cake', 100000)", **also}.items():
+    page, = (o for o in cells if 'def in_all(' in o)
+    write_app(folder, code, page, {"Path(folder.name)/'shop.db'": "Path('shop.db')", "('cake', 3)": "('cake', 100000)"})
+
+def write_app(folder, code, page, changes):
+    for a, b in changes.items():
         assert a in code
         code = code.replace(a, b)
     imports = 'from fasthtml.common import *\nfrom cjm_fasthtml_sse.common import *\n'
@@ -116,9 +119,9 @@ def is_a_row(seen, now):
 # App: how to make it, where to post and what, what a page or a message shows, and whether what a tab has seen is right
 ON_A_FILE = {'workers': (notes, '/add', dict(text='x'), r'<li\b[^>]*\bid="(_[\w-]{20,})"',
                          lambda seen, now: sorted(seen) == sorted(now)),
-             'recipes': (lambda folder: shop(folder, {}), '/buy', dict(id='cake', n=1), r'cake: (\d+) left', is_a_row),
-             'recipes, without a snapshot': (lambda folder: shop(folder, {', snapshot=state': ''}), '/buy', dict(id='cake', n=1),
-                                             r'cake: (\d+) left', is_a_row)}
+             'recipes': (shop, '/buy', dict(id='cake', n=1), r'cake: (\d+) left', is_a_row),
+             'recipes, the log': (shop, '/buy', dict(id='cake', n=1), r'id="sale-(\d+)"', lambda seen, now: seen == now),
+             'recipes, the sum': (shop, '/buy', dict(id='cake', n=1), r'(\d+) in all', is_a_row)}
 
 
 class Tab:
@@ -191,3 +194,69 @@ async def test_kills_and_restarts_during_writes(tmp_path, name):
                 for t in (*doing, *tasks): t.cancel()
                 await asyncio.wait([*doing, *tasks])
     assert 'Traceback' not in one.output
+
+
+# --- A table that announces itself, and a program that writes beside the app
+
+WRITER = '''
+import random, sqlite3, sys
+db, rng = sqlite3.connect(sys.argv[1], timeout=20), random.Random(1)
+for n in range(300):
+    with db:
+        if n % 100 == 50: db.executemany('insert into todo(title) values(?)', [(f'many {n}-{i}',) for i in range(250)])
+        db.execute('insert into todo(title) values(?)', (f'added {n}',))
+        db.execute('update todo set title=? where id=(select id from todo order by random() limit 1)', (f'changed {n}',))
+        if n % 3 == 0: db.execute('delete from todo where id=(select id from todo order by random() limit 1)')
+        if n % 100 == 99: db.execute('delete from todo where id%2')
+db.execute("insert into todo(title) values('the end')")
+db.commit()
+'''
+
+
+class Copy:
+    "What stands in a page: its list, changed as the browser does it"
+    ROW = r'<li\b[^>]*\bid="todo-(\d+)"[^>]*>([^<]*)'
+    def __init__(self, http): self.http, self.rows = http, {}
+
+    async def live(self):
+        html = (await self.http.get('/')).raise_for_status().text
+        self.rows = dict(re.findall(self.ROW, html))
+        (path, after), = re.findall(r'sse-connect="([^"]+)"[^>]*data-sse-cursor="([^"]*)"', html)
+        parser = Parser()
+        async with self.http.stream('GET', path, headers={'SSE-After': after}) as answer:
+            async for data in answer.aiter_bytes():
+                for e in parser.feed(data): self.take(e.data)
+
+    def take(self, html):
+        found = dict(re.findall(self.ROW, html))
+        if re.search('<ul[^>]*outerHTML', html): self.rows = found
+        elif 'hx-swap-oob="delete' in html:
+            for id in found: self.rows.pop(id, None)
+        else: self.rows |= found if 'beforeend' in html else {k: v for k, v in found.items() if k in self.rows}
+
+
+async def test_a_table_that_announces_itself(tmp_path):
+    "A program with plain `sqlite3` inserts, changes and deletes, one by one and many at once: each page is equal to the table"
+    cells = cells_of('recipes')
+    code, = (o for o in cells if 'async def changed(' in o)
+    write_app(tmp_path, f'import sqlite3,tempfile\nfrom pathlib import Path\n{code}', '', {"Path(folder.name)/'todos.db'": "Path('todos.db')"})
+    cmd = uvicorn('main:app', '--workers', '2', '--log-level', 'warning')
+    with running(cmd, tmp_path/'log', cwd=tmp_path, env=dict(SECRET_KEY='not-a-secret')) as server:
+        async with httpx.AsyncClient(base_url=server.url, timeout=BOUND, limits=httpx.Limits(max_connections=None)) as http:
+            writer = await asyncio.create_subprocess_exec(sys.executable, '-c', WRITER, tmp_path/'todos.db')
+            tabs, tasks = [], []
+            try:
+                while writer.returncode is None or len(tabs) < PAGES:
+                    tabs.append(Copy(http))
+                    tasks.append(asyncio.create_task(tabs[-1].live()))
+                    await asyncio.wait({asyncio.ensure_future(writer.wait())}, timeout=.2)
+                assert writer.returncode == 0
+                now = dict(re.findall(Copy.ROW, (await http.get('/')).text))
+                assert 'the end' in now.values()
+                await eventually(lambda: all(o.rows == now for o in tabs),
+                                 lambda: f'{[len(o.rows.items() ^ now.items()) for o in tabs]} of {len(now)} rows differ')
+            finally:
+                if writer.returncode is None: writer.kill()
+                for t in tasks: t.cancel()
+                await asyncio.wait(tasks)
+    assert 'Traceback' not in server.output

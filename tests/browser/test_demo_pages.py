@@ -166,6 +166,8 @@ def test_workers_are_killed(tab, server, serve, root):
     a,b = tab(),tab(width=390, height=844)
     workers = server.children()
     assert len(workers) == 2
+    def named(): return re.findall(r'^Worker (\d+) serves$', server.output, re.MULTILINE)
+    wait_until(lambda: sorted(named()) == sorted(map(str, workers)), 'it says which')
     a.start('quick')
     b.start('long')
     for t in (a, b): expect(t.page.locator('#tabs')).to_have_text('2')
@@ -173,6 +175,7 @@ def test_workers_are_killed(tab, server, serve, root):
         for t in (a, b): t.moves()
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda gone=pid: len(server.children()) == 2 and gone not in server.children(), 'there is another one')
+        wait_until(lambda n=3+workers.index(pid): len(named()) == n, 'it says so')
         a.post('long')
         for t in (a, b):
             t.is_('active')
