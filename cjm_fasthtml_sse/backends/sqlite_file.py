@@ -72,7 +72,7 @@ def check_environment(path, driver):
     version = tuple(map(int, driver.version.split('.')))
     if version<NEEDED: raise BackendError(f'{driver.name} has SQLite {driver.version}, and 3.35 or newer is needed')
     if has_wal_reset_bug(version): warn_once('%s has SQLite %s. Use 3.51.3 or newer when you can, as '
-        'that repairs a rare bug (WAL-reset): a newer Python has it, or apsw, if all that opens the file is changed to it',
+        'that repairs a rare bug (WAL-reset): a newer Python has it, or apsw, if all open the file with apsw',
         driver.name, driver.version)
     if kind := network_of(os.path.dirname(path)): warn_once('%s is on a network file system (%s): SQLite needs all '
         'processes on one machine, and locks that work', path, kind)

@@ -233,8 +233,8 @@ def _hint_at_private(hub, event_type, groups):
     if hub.queues or not event_type.startswith('table:'): return  # Others may be for somebody who is away
     renderers = [g.renderer.render for g in groups]
     if not any(f.handles(event_type) if hasattr(f, 'handles') else True for f in renderers): return
-    hint(('private', event_type), '%r is private, and no open stream names it: write `events=[\'**\', %r]` at `stream`, '
-        'or `sse.watch(..., private=False)`', event_type, event_type)
+    hint(('private', event_type), '%r is private, and no open stream names it: write `events=[\'**\', %r]` '
+        'at `stream`, or `sse.watch(..., private=False)`', event_type, event_type)
 
 def _hint_at_silence(hub, event_type, groups):
     "Say that no renderer handles such an event, if nobody else could want it"

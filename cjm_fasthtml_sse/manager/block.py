@@ -51,8 +51,8 @@ class Block:
 
     def __enter__(self):
         if running_loop() is not None: raise SSEError(f'`with sse.{self.name}()` would block the event loop while '
-            f'the file is locked: write `async with sse.{self.name}() as db`, in an `async def`, or call it in a thread, '
-            'where a plain `def` route runs')
+            f'the file is locked: write `async with sse.{self.name}() as db` in an `async def`, or call it in a '
+            'thread, where a plain `def` route runs')
         self._check()
         self._transaction = self._make()
         self._begin()
