@@ -8,6 +8,7 @@ import gc
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -19,7 +20,8 @@ import anyio
 import pytest
 
 from cjm_fasthtml_sse.backends.sqlite import SQLiteBackend
-from cjm_fasthtml_sse.backends.sqlite_driver import Handle
+from cjm_fasthtml_sse.backends.sqlite_driver import Handle, count_copies
+from cjm_fasthtml_sse.backends.sqlite_file import LogFile
 from cjm_fasthtml_sse.core import BackendError, SSEBroadcastManager
 from cjm_fasthtml_sse.htmx import HTMXSSEConnector
 from tests.contract.support import BOUND, following, forked, turns
@@ -325,6 +327,24 @@ async def test_blocks_wait_for_earlier_broadcasts_together(path, monkeypatch):
             async with m.transaction() as db: db.execute(f'create table t{n}(n)')
         await asyncio.gather(block(1), block(2))
     assert allowed[0] > .1 and allowed[1] < .1
+
+
+@pytest.mark.skipif(not os.path.isdir('/proc/self/fd'), reason='needs /proc')
+def test_copies_are_counted_among_many_sockets(path, monkeypatch):
+    "No link is read for a socket: with thousands of open streams that would take a tenth of a second"
+    def readlink(link):
+        read.append(link)
+        return really(link)
+    read, really = [], os.readlink
+    handle = LogFile(path).connect()
+    sockets = [o for _ in range(20) for o in socket.socketpair()]
+    try:
+        monkeypatch.setattr(os, 'readlink', readlink)
+        assert count_copies(str(path)) == 1
+        assert read and not {f'/proc/self/fd/{o.fileno()}' for o in sockets} & {*read}
+    finally:
+        handle.close()
+        for o in sockets: o.close()
 
 
 def adds_in_a_block(m, n):
