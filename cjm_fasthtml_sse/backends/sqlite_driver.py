@@ -22,6 +22,7 @@ from contextlib import contextmanager,suppress
 from functools import cache
 from operator import attrgetter
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any,NamedTuple
 from weakref import WeakSet
 
@@ -143,11 +144,13 @@ def _identity(path):
     return s.st_dev,s.st_ino
 
 def _descriptors():
-    "Return what each descriptor of this process stands for; nothing where that is not known"
+    "Return which file each descriptor of this process stands for; nothing where that is not known"
     def target(fd):
-        try: return os.readlink(f'/proc/self/fd/{fd}').removesuffix(' (deleted)')
+        try:  # Most are sockets, maybe thousands, and to read a link takes long
+            if not S_ISREG(os.fstat(int(fd)).st_mode): return ''
+            return os.readlink(f'/proc/self/fd/{fd}').removesuffix(' (deleted)')
         except OSError: return ''
-    try: return {fd: target(fd) for fd in os.listdir('/proc/self/fd')}
+    try: return {fd: file for fd in os.listdir('/proc/self/fd') if (file := target(fd))}
     except OSError: return {}
 
 def count_copies(
