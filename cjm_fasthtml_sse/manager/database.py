@@ -209,8 +209,8 @@ def broadcast_in(self:DatabaseMethods,
 def reading(self:DatabaseMethods
 ) -> ReadingBlock: # Its `as` is a connection of its own: fastlite's `Database` where the app uses that
     """Begin a transaction that reads the file of the backend: `with` in a thread, `async with` on an event loop. The
-    stream of an element that is made in the block goes on where the transaction stands, unless it has a `snapshot=`: then
-    it begins with that. `BackendError` if the file can't be read"""
+    stream of an element that is made in the block goes on where the transaction stands; one with a `snapshot=` begins
+    with that instead. `BackendError` if the file can't be read"""
     return ReadingBlock(self._database('reading'))
 
 # %% ../../nbs/manager/database.ipynb #148916be
