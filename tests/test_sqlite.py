@@ -169,6 +169,22 @@ print('with apsw:', len(apsw.connections()))
         done = subprocess.run([sys.executable, '-c', self.BEFORE, path], capture_output=True, text=True, timeout=BOUND)
         assert done.stdout == 'with apsw: 0\n', done
 
+    @needs_apsw
+    async def test_what_fastlite_does_with_a_connection(self, path, monkeypatch):
+        "It optimizes, for which it would wait for the lock: whoever reads waits for nobody"
+        from apsw import bestpractice
+        monkeypatch.setattr('apsw.connection_hooks', [bestpractice.connection_enable_foreign_keys, bestpractice.connection_optimize])
+        async with managers(path, 1, library='apsw') as (m,):
+            await m.open()
+            with Shell(path) as shell:
+                for sql in 'create table t(x)', 'create index i on t(x)', 'insert into t values(1)', 'begin immediate': shell.sql(sql)
+                for _ in range(2):
+                    async with m.reading() as db:
+                        assert db.execute('select * from t').fetchall() == [(1,)]
+                        assert db.execute('pragma foreign_keys').fetchall() == [(1,)]
+                shell.sql('commit')
+            assert 'sqlite_stat1' not in str(await m._backend._session.ask(lambda c: c.execute('select name from sqlite_master').fetchall()))
+
     LATER = '''
 import asyncio, sys
 from pathlib import Path

@@ -93,10 +93,18 @@ def _sqlite3():
     return Driver('sqlite3', sqlite3.sqlite_version, connect, sqlite3.Error,
         lambda e: getattr(e, 'sqlite_errorcode', 0)&255, (), lambda c, is_on: setattr(c, 'is_guarded', is_on))
 
+@cache
 def _apsw():
     import apsw
+    class Connection(apsw.Connection):
+        _is_opening = True
+        def pragma(self, name, *args, **kwargs):
+            # A hook of fastlite does it with each connection that is opened, and would wait for the lock
+            if name!='optimize' or not self._is_opening: return super().pragma(name, *args, **kwargs)
     def connect(path, create):
-        return apsw.Connection(path, apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_CREATE if create else 0))
+        c = Connection(path, apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_CREATE if create else 0))
+        c._is_opening = False
+        return c
     return Driver('apsw', apsw.sqlite_lib_version(), connect, apsw.Error, lambda e: getattr(e, 'result', 0)&255,
         apsw.ThreadingViolationError, lambda c, is_on: c.set_commit_hook((lambda: True) if is_on else None))
 
