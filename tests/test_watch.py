@@ -267,7 +267,7 @@ class TestProcesses:
             with pytest.raises(BackendError, match='2 processes use'): await in_thread(uninstall, path)
             await one.close(), await two.close()
             assert await in_thread(uninstall, path) == ['todos']
-            assert shell.sql('select name from sqlite_master') == [['todos']]
+            assert shell.sql("select name from sqlite_master where name not like 'sqlite_%'") == [['todos']]  # fastlite analyses each file that it opens
             shell.sql('insert into todos values(1, 1)')
             async with managers(path, 1, library=library) as (m,), following('queue', m, ['**', 'table:todos']) as c:
                 shell.sql('insert into todos values(2, 2)')
