@@ -88,7 +88,7 @@ class Tab:
     def moves(self):
         "Waits until the topmost bar of a running job has moved"
         was = self.rows('running').locator('progress').first.evaluate('bar => Math.max(0, bar.position)')
-        self.page.wait_for_function('was => document.querySelector("#jobs > .running progress").position > was', arg=was)
+        self.page.wait_for_function('was => document.querySelector("#jobs > .running progress")?.position > was', arg=was)
 
 
 @pytest.fixture
