@@ -1618,6 +1618,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                          'cjm_fasthtml_sse/engine/messages.py'),
                                                   'cjm_fasthtml_sse.engine.messages.epoch_of': ( 'engine/messages.html#epoch_of',
                                                                                                  'cjm_fasthtml_sse/engine/messages.py'),
+                                                  'cjm_fasthtml_sse.engine.messages.message_fields': ( 'engine/messages.html#message_fields',
+                                                                                                       'cjm_fasthtml_sse/engine/messages.py'),
                                                   'cjm_fasthtml_sse.engine.messages.written_at': ( 'engine/messages.html#written_at',
                                                                                                    'cjm_fasthtml_sse/engine/messages.py')},
             'cjm_fasthtml_sse.engine.middleware': { 'cjm_fasthtml_sse.engine.middleware._closed_over': ( 'engine/middleware.html#_closed_over',

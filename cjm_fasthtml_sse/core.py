@@ -25,7 +25,6 @@ __all__ = ['SSEBroadcastManager', 'BackendError', 'Broadcast', 'SSEError', 'Stre
 import os
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
-from datetime import datetime,timezone
 from functools import partial
 from inspect import iscoroutinefunction
 from typing import Any
@@ -45,11 +44,11 @@ from .engine.checks import ArgumentError,check_seconds,check_whole
 from .engine.connection import Connection
 from .engine.hints import hint_at_setup
 from .engine.hub import Hub
-from .engine.messages import BackendError,Command
+from .engine.messages import BackendError,Command,message_fields
 from .engine.queues import ConnectionQueue,Connections
 from .engine.servers import watch_signals
 from .engine.response import EventStreamResponse,drop_page_headers,patterns
-from .engine.wire import SSEError,StreamEnded,check_message_type
+from .engine.wire import SSEError,StreamEnded
 from .manager.hooks import ConnectionHooks,Hooks
 from .manager.outbox import BroadcastRouter,Outbox,PendingBroadcasts
 from .manager.presence import PresenceWatcher
@@ -222,10 +221,9 @@ def broadcast(self:SSEBroadcastManager,
 ) -> Broadcast: # Await it for the number of connections of this process that received it
     """Send an event to every connection, in every process; `FieldError` for a bad `event_type`. Awaiting raises
     `BackendError` if it may not have arrived. In a thread the call waits while a thousand broadcasts are pending"""
-    check_message_type(event_type)
+    fields = message_fields(event_type, data)
     timeout = self.default_timeout if timeout is None else check_seconds('timeout', timeout)
     hash(key)
-    fields = dict(type=event_type, timestamp=datetime.now(timezone.utc).isoformat(), data=data)
     return self._router.send(fields, key, timeout)
 
 setattr(SSEBroadcastManager, 'broadcast', mark_coroutine_function(SSEBroadcastManager.broadcast))

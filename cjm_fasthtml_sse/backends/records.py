@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from .packing import pack,unpack
 from ..engine.checks import ArgumentError,check_seconds,check_whole
-from ..engine.messages import BackendError
+from ..engine.messages import BackendError,message_fields
 from ..engine.wire import check_message_type
 
 # %% ../../nbs/backends/records.ipynb #5633825d
@@ -157,8 +157,7 @@ class PublisherBase:
         key=None           # As for the manager's `broadcast`
     ):
         "Send an event to all connections everywhere; `DataError`, `FieldError`, or `BackendError` if it may not arrive"
-        now = datetime.now(timezone.utc).isoformat()
-        self.send(dict(type=check_message_type(event_type), timestamp=now, data=data), key)
+        self.send(message_fields(event_type, data), key)
 
     def send(self, fields, key=None): raise NotImplementedError
     def close(self): raise NotImplementedError

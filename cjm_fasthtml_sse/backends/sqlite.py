@@ -72,8 +72,7 @@ class Publisher(PublisherBase):
         pool = self._pool
         def write(handle):
             with transaction(handle.connection):
-                if 'type' in fields: pool.tables.append(handle.connection, text, key_text)
-                else: pool.tables.append_command(handle.connection, text)
+                pool.tables.append_records(handle.connection, [(text, key_text, 'type' not in fields)])
         try: pool.keep(handle := pool.wait(write, time.monotonic()+self._timeout))
         except BackendError as e: raise BackendError(f'{e}. The broadcast was not sent') from e
         if handle.identity!=pool.file.identity(): raise BackendError(
@@ -210,7 +209,7 @@ class SQLiteSession(LogSession):
 
     def look_now(self):
         "Have the thread look for news at once"
-        self._thread.put(None)
+        self._thread.look_now()
 
     def announce(self):
         "Write the report of this process before what is published from now on"

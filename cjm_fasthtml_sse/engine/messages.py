@@ -13,10 +13,11 @@ __all__ = ['NO_PAGE', 'page_cursors', 'reading_at', 'Message', 'add_other_epochs
 # %% ../../nbs/engine/messages.ipynb #168504be
 import secrets
 from contextvars import Context,ContextVar
+from datetime import datetime,timezone
 from typing import Any,NamedTuple
 from weakref import WeakSet
 
-from .wire import SSEError
+from .wire import SSEError,check_message_type
 
 # %% ../../nbs/engine/messages.ipynb #3ada6fbc
 class Message(dict):
@@ -169,6 +170,14 @@ def written_at(
     context = Context()
     context.run(page_cursors.set, [id] if id else [])
     return context
+
+# %% ../../nbs/engine/messages.ipynb #e8317e50
+def message_fields(
+    event_type: str,
+    data
+) -> dict: # `type`, `timestamp` and `data`
+    "Return the fields of a message that is sent now; `FieldError` for a bad `event_type`"
+    return dict(type=check_message_type(event_type), timestamp=datetime.now(timezone.utc).isoformat(), data=data)
 
 # %% ../../nbs/engine/messages.ipynb #c0a1d001
 class Command(NamedTuple):

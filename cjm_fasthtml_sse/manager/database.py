@@ -34,7 +34,6 @@ __all__ = []
 # %% ../../nbs/manager/database.ipynb #8cbde4f5
 import concurrent.futures,os,threading,time
 from contextvars import ContextVar
-from datetime import datetime,timezone
 from functools import partial
 from typing import Any
 
@@ -42,8 +41,8 @@ from fastcore.basics import patch
 
 from ..backends.records import pack_record
 from ..engine.checks import ArgumentError
-from ..engine.messages import BackendError
-from ..engine.wire import SSEError,check_message_type
+from ..engine.messages import BackendError,message_fields
+from ..engine.wire import SSEError
 from .block import Block,ReadingBlock
 from .broadcast import Broadcast,PendingBroadcast
 
@@ -201,8 +200,7 @@ def broadcast_in(self:DatabaseMethods,
     """Write an event into the transaction that `connection` is in, by one `insert`: it is sent after the commit.
     Outside of a transaction, it is sent now. `BackendError` if that is another file, or the other SQLite library"""
     backend = self._database('broadcast_in')
-    fields = dict(type=check_message_type(event_type), timestamp=datetime.now(timezone.utc).isoformat(), data=data)
-    backend.append_in(connection, self._router.call_plain_hooks(fields), key)
+    backend.append_in(connection, self._router.call_plain_hooks(message_fields(event_type, data)), key)
 
 # %% ../../nbs/manager/database.ipynb #f6fa280a
 @patch
