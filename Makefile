@@ -32,6 +32,10 @@ tabs: .venv/dev ## Whatever may happen to tabs and connections: 20 random runs i
 	@TABS_RUNS=20 TABS_BROWSER=chromium $(BIN)/python -m pytest tests/browser/test_tabs_random.py -q
 	@TABS_RUNS=5 TABS_BROWSER=firefox $(BIN)/python -m pytest tests/browser/test_tabs_random.py -q
 
+live: .venv/dev ## Live elements: 3,000 random series of drawings and 30,000 random pieces of HTML in both browsers; five minutes
+	@LIVE_RUNS=3000 $(BIN)/python -m pytest tests/browser/test_live_changes.py -q -k random
+	@LIVE_RUNS=30000 $(BIN)/python -m pytest tests/browser/test_live_parser.py -q -k soup
+
 webkit: .venv/dev ## What matters most about tabs and connections, in Debian's WebKitGTK: a minute or two
 	@$(BIN)/python -m pytest tests/webkit.py -q
 
@@ -50,6 +54,7 @@ bench-all: .venv/dev ## The whole table: 20,000 clients, sizes, servers, the gar
 	@$(PYTHON) bench/run.py all
 	@$(PYTHON) bench/compare.py
 	@$(BIN)/python bench/backends.py
+	@$(BIN)/python bench/live.py
 	@$(BIN)/python bench/pages.py
 
 docs: .venv/dev ## Render the documentation into _docs/
@@ -77,4 +82,4 @@ clean: ## Remove the environment and all that the tools made
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@ .venv/app
 
-.PHONY: help demo test test-fast test-integration test-browser chaos tabs webkit faults soak bench bench-all docs prepare clean
+.PHONY: help demo test test-fast test-integration test-browser chaos tabs live webkit faults soak bench bench-all docs prepare clean

@@ -9,6 +9,7 @@ import gc
 import json
 import os
 import random
+import re
 import resource
 import select
 import socket
@@ -16,6 +17,7 @@ import struct
 import sys
 import time
 from errno import EINPROGRESS
+from html import unescape
 from string import ascii_lowercase
 
 MARK = b'@'
@@ -49,7 +51,8 @@ class Clients:
         self.text,self.patience = ''.join(random.Random(0).choices(ascii_lowercase+' ', k=size-1)).encode()+MARK,patience
         self.room = 2*size+2048     # Bytes to read at once
         self.ready,self.socks,self.waiting = select.epoll(),{},{}
-        self.wanted = self.got = 0
+        self.wanted = self.got = self.bytes = 0
+        self.body = b''             # Of the requests for streams, where they have one
         self.control = None         # The connection that publishes
 
     def dial(self, buffer=0):
@@ -61,7 +64,9 @@ class Clients:
         if sock.connect_ex(('127.0.0.1', self.port)) not in (0, EINPROGRESS): raise OSError('the server does not take connections')
         return sock
 
-    def request(self, n): return f'GET {self.path.format(n=n)} HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n{self.headers}\r\n'.encode()
+    def request(self, n):
+        if not self.body: return f'GET {self.path.format(n=n)} HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n{self.headers}\r\n'.encode()
+        return f'POST {self.path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(self.body)}\r\n{self.headers}\r\n'.encode()+self.body
 
     def publish(self, times=1):
         "Have the message sent, `times` times"
@@ -71,16 +76,17 @@ class Clients:
         elif self.own_times: self.control.sendall(post(times))
         else: self.control.sendall(post(1)*times)
 
-    def until(self, done, at=None):
-        "Read until `done()`, adding the time of each message to `at`"
+    def until(self, done, at=None, wait=1.):
+        "Read until `done()`, adding the time of each message to `at`; it is asked each `wait` seconds at least"
         end,mark,read,clock = time.monotonic()+self.patience,MARK,os.read,time.perf_counter
         while not done():
-            for fd,_ in self.ready.poll(1, 1024):
+            for fd,_ in self.ready.poll(wait, 1024):
                 if fd in self.waiting:
                     self.answered(fd)
                     continue
                 data = read(fd, self.room)
                 if not data: raise OSError('the server has closed a connection')
+                self.bytes += len(data)
                 if k := self.whole or data.count(mark):
                     self.got += k
                     if at is not None: at.append(clock())
@@ -159,6 +165,70 @@ class Clients:
         ours.shutdown(socket.SHUT_WR)
         return got | dict(route_ms=spread(json.loads(b''.join(iter(lambda: ours.recv(65536), b'')))))
 
+    # Pages with live elements
+
+    def live(self, path):
+        "Stand for so many tabs that have loaded this page: their streams are those of its live elements"
+        with self.get(path) as page: self.path,self.headers,self.body = page.stream()
+        return {}
+
+    def get(self, path): return Page(self.port, path, self.headers)
+
+    def changes(self, times, warm=5):
+        "`one_by_one`, with the bytes of each delivery and what one drawing takes"
+        for _ in range(warm): self.round()
+        before = self.bytes
+        got = self.one_by_one(times, 0)
+        with self.get('/drawing') as page: return got | dict(bytes=(self.bytes-before)/got['deliveries'], drawing_us=float(page.body))
+
+    def steadily(self, secs, rate, path):
+        "Publish `rate` times a second without waiting, while another process asks for a plain route: how long each of its requests took in ms"
+        ours,theirs = socket.socketpair()
+        if not os.fork():
+            theirs.sendall(json.dumps(ask(self.port, path, theirs)).encode())
+            os._exit(0)
+        theirs.close()
+        begin,start = cpu(self.pids),time.perf_counter()
+        for i in range(int(secs*rate)):
+            self.publish()
+            due = start+(i+1)/rate
+            self.until(lambda due=due: time.perf_counter()>=due, wait=.002)
+        share = (cpu(self.pids)-begin)/(time.perf_counter()-start)
+        ours.shutdown(socket.SHUT_WR)
+        return dict(share=100*share, seen=self.got/max(1, len(self.socks))/secs, route_ms=spread(json.loads(b''.join(iter(lambda: ours.recv(65536), b'')))))
+
+    def loads(self, path, times):
+        "Load a page again and again: microseconds of the server for each, and how long it took in ms"
+        took = []
+        with self.get(path) as page:
+            for _ in range(3): page.load()
+            self.calm()
+            begin = cpu(self.pids)
+            for _ in range(times):
+                start = time.perf_counter()
+                page.load()
+                took.append(time.perf_counter()-start)
+        return dict(load_us=(cpu(self.pids)-begin)*1e6/times, load_ms=spread(took))
+
+    def visits(self, path, times, warm=3):
+        "Load a page, open its streams, and leave, again and again: microseconds of the server for each"
+        with self.get(path) as page: self.headers = page.headers
+        for i in range(times+warm):
+            if i==warm:
+                self.calm()
+                begin = cpu(self.pids)
+            with self.get(path) as page:
+                socks = [self.dial() for _ in page.streams()]
+                for sock,request in zip(socks, page.streams(), strict=True):
+                    sock.setblocking(True)
+                    sock.sendall(request)
+                for sock in socks:
+                    data = b''
+                    while b'retry:' not in data: data += sock.recv(65536)
+                for sock in socks: sock.close()
+        self.calm()
+        return dict(visit_us=(cpu(self.pids)-begin)*1e6/times)
+
     def round(self, at=None):
         self.wanted += len(self.socks)
         start = time.perf_counter()
@@ -193,6 +263,42 @@ class Clients:
         self.until(lambda: self.got>=self.wanted)
         self.calm()
         return dict(us=(cpu(self.pids)-begin)*1e6/times)
+
+
+class Page:
+    "A page that a browser has loaded, on a connection that is kept"
+    def __init__(self, port, path, headers):
+        self.sock,self.path,self.headers = socket.create_connection(('127.0.0.1', port), 10),path,headers
+        self.load()
+
+    def __enter__(self): return self
+    def __exit__(self, *exc): self.sock.close()
+
+    def load(self):
+        self.sock.sendall(f'GET {self.path} HTTP/1.1\r\nHost: localhost\r\n{self.headers}\r\n'.encode())
+        data = b''
+        while b'\r\n\r\n' not in data: data += self.sock.recv(65536)
+        head,_,body = data.partition(b'\r\n\r\n')
+        size = int(re.search(rb'(?i)content-length: (\d+)', head)[1])
+        while len(body)<size: body += self.sock.recv(1<<20)
+        self.body = body.decode()
+        if new := re.search(r'(?i)set-cookie: ([^;\r]+)', head.decode()): self.headers = f'Cookie: {new[1]}\r\n'
+
+    def stream(self):
+        "Address, headers and body of the request for its live elements"
+        views = []
+        for tag in re.findall(r'<[^<>]* data-sse-live-key=[^<>]*>', self.body):
+            found = [unescape(re.search(f''' data-sse-live{o}=(?:"([^"]*)"|'([^']*)')''', tag).expand(r'\1\2')) for o in ('', '-key', '-version')]
+            views.append([*found, None])
+        return '/_sse/live',self.headers,json.dumps(dict(views=views)).encode()
+
+    def streams(self):
+        "The requests for all its streams"
+        path,headers,body = self.stream()
+        if 'data-sse-live-key=' in self.body:
+            return [f'POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n{headers}\r\n'.encode()+body]
+        paths = [unescape(o) for o in re.findall('sse-connect="([^"]+)"', self.body)]
+        return [f'GET {o} HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n{headers}\r\n'.encode() for o in paths]
 
 
 def ask(port, path, until):

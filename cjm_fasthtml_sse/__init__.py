@@ -36,6 +36,7 @@ Modules:
 - `cjm_fasthtml_sse.engine.group`: Connections that want the same: one rendering and one frame for all of them
 - `cjm_fasthtml_sse.engine.hints`: Say once, in the log, what a developer would else look for in vain
 - `cjm_fasthtml_sse.engine.hub`: All streams of one manager: who joins and leaves, and who gets a message
+- `cjm_fasthtml_sse.engine.local`: Streams of messages that only this process has
 - `cjm_fasthtml_sse.engine.loop`: The one owner of the event loop that streams live on: tasks, other threads, closed loops, forks
 - `cjm_fasthtml_sse.engine.messages`: How messages are kept and numbered, so that a browser that comes back gets what it missed
 - `cjm_fasthtml_sse.engine.middleware`: The layers between a response and the server, and whether they leave bodies alone
@@ -55,6 +56,16 @@ Modules:
 - `cjm_fasthtml_sse.helpers`: Set-up of an app, out-of-band elements, and `@sse_element`
 - `cjm_fasthtml_sse.htmx`: The attributes that connect a page to an event stream, and the scripts behind them
 - `cjm_fasthtml_sse.job`: A job that is tracked: its loop, its speed, and its reports
+- `cjm_fasthtml_sse.live.arguments`: The name of a live element with its arguments, as the page and its stream carry it
+- `cjm_fasthtml_sse.live.changes`: What changed between two drawings, as a list that the browser applies
+- `cjm_fasthtml_sse.live.drawing`: One result of a live element's function: its HTML, its version, the live elements within it
+- `cjm_fasthtml_sse.live.element`: `@sse.live`: a function that draws an element, which then stays as new as what it shows
+- `cjm_fasthtml_sse.live.endpoint`: The stream of a page's live elements: which of them it may follow, and what it sends first
+- `cjm_fasthtml_sse.live.query`: Which changes of an SQLite table concern a live element with its arguments
+- `cjm_fasthtml_sse.live.tree`: The tree that browsers make of a drawing's HTML
+- `cjm_fasthtml_sse.live.updates`: What those who follow a view get: when it is drawn for them, and what is sent
+- `cjm_fasthtml_sse.live.view`: One live element with its arguments: when it is drawn, and which drawing a page gets
+- `cjm_fasthtml_sse.live.views`: All views of a manager: which there are, which an event is for, and how long they are kept
 - `cjm_fasthtml_sse.manager.admission`: Who may open one more connection
 - `cjm_fasthtml_sse.manager.block`: A transaction of the app as a block: `with` in a thread, `async with` on an event loop
 - `cjm_fasthtml_sse.manager.broadcast`: What `broadcast` returns: a broadcast that was sent, and that may be awaited
@@ -74,6 +85,6 @@ Modules:
 - `cjm_fasthtml_sse.setup`: What stands around an app with event streams
 - `cjm_fasthtml_sse.testing`: A client for event streams that never end, in process: no server, no sockets, no waiting without a bound
 - `cjm_fasthtml_sse.updater`: Make elements of an event, which the browser swaps into the page out-of-band
-- `cjm_fasthtml_sse.visitor`: Which visitor sends a request, and the tickets that prove which streams this visitor may open"""
+- `cjm_fasthtml_sse.visitor`: Which visitor sends a request, and what proves which streams and live elements the app has served to this visitor"""
 
 __version__ = "0.1.0"

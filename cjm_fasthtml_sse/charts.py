@@ -20,12 +20,15 @@ from fasthtml.common import Div,Span
 
 from .backends.memory import MemoryBackend
 from .engine.messages import BackendError
+from .manager.cluster import add_live
 
 # %% ../nbs/charts.ipynb #21422d48
 class Sample(NamedTuple):
     "What a manager had counted at one moment"
     at: float    # `monotonic`, in seconds
     stats: dict  # As `stats()` gave them
+    live: dict = {}       # Name of a live element -> what all processes had counted
+    others: tuple = ()    # The other processes of these
 
 def values(samples, key, longest=None):
     "Read a figure as it was in each sample"
@@ -40,7 +43,8 @@ def rates(samples, key, longest):
 _log = logging.getLogger(__name__)
 SAMPLES = 120   # Samples that a chart shows
 TYPES = 500     # Event types that are counted one by one; what comes later is counted together
-MESSAGES = 20   # Newest messages that are kept, and rows of the table of types
+MESSAGES = 20   # Newest messages that are kept, and rows of the tables of types and of live elements
+RECENT = 30     # Intervals over which the drawings of live elements are counted
 _ASK_EVERY = 3. # Seconds; processes report no more often
 
 class Observer:
@@ -76,7 +80,17 @@ class Observer:
         now = monotonic()
         # A page that is loaded again asks for a sample at once, too short after the last one to compute a rate from
         if not self.samples or now-self.samples[-1].at>self.interval/2:
-            self.samples.append(Sample(now, self.manager.stats()))
+            stats,others = self.manager.stats(),(self.workers or ())[1:]
+            live = add_live([stats['live'], *(o['stats']['live'] for o in others)])
+            self.samples.append(Sample(now, stats, live, tuple(sorted(o['worker'] for o in others))))
+
+    def recent(self) -> Sample:
+        "Return the first of the recent samples, all of which are of the processes that there are now"
+        first = last = self.samples[-1]
+        for s in reversed(self.samples):
+            if s.others!=last.others or last.at-s.at>RECENT*self.interval: break
+            first = s
+        return first
 
     async def _ask(self):
         try: self.workers = (await self.manager.cluster_stats())['each']
@@ -101,6 +115,10 @@ def figure(
     "Write a number for people to read"
     if isinstance(x, int) or x>=10: return f'{x:,.0f}'
     return f'{x:.1f}' if x else '0'
+
+def two_digits(x) -> str:
+    "Write a number, also one far below 1"
+    return f'{x:,.0f}' if x>=10 else f'{x:.1f}' if x>=1 else f'{x:.2g}'
 
 def byte_figure(n) -> str:
     "Write a number of bytes"

@@ -49,6 +49,8 @@ from .engine.queues import ConnectionQueue,Connections
 from .engine.servers import watch_signals
 from .engine.response import EventStreamResponse,drop_page_headers,patterns
 from .engine.wire import SSEError,StreamEnded
+from .live.element import LiveMethods
+from .live.views import Views
 from .manager.hooks import ConnectionHooks,Hooks
 from .manager.outbox import BroadcastRouter,Outbox,PendingBroadcasts
 from .manager.presence import PresenceWatcher
@@ -56,7 +58,7 @@ from .manager.presence import PresenceWatcher
 _all_ = ['BackendError', 'Broadcast', 'SSEError', 'StreamEnded', 'TooManyConnections']
 
 # %% ../nbs/core.ipynb #77c0d80b
-class SSEBroadcastManager(DatabaseMethods):
+class SSEBroadcastManager(DatabaseMethods, LiveMethods):
     "Broadcast events to every open connection; `ArgumentError` for a bad setting"
     def __init__(self,
         max_queue_size: int=100,    # Messages that may wait for one connection; 0: no limit of its own
@@ -112,13 +114,13 @@ class SSEBroadcastManager(DatabaseMethods):
         # Nothing waits for the hooks of a queue that stayed full
         hub.queues.when_lost(lambda queue: hub.spawn(self._connection_hooks.queue_closed(queue)))
         self._queue_opener = QueueOpener(self, hub, self._admission, self._connection_hooks, self._begin)
-        self._commands,self._pending = Commands(),PendingBroadcasts(hub)
+        self._commands,self._pending,self._live = Commands(),PendingBroadcasts(hub),Views(hub)
         self._delivery = Delivery(hub, self._hooks, check_whole('history_size', history_size), self.default_timeout,
-            self._commands)
+            self._commands, self._live)
         self._lifecycle = BackendLifecycle(self._backend, hub, self._delivery, self._report,
             self._pending.fail_orphaned)
         self._outbox = Outbox(hub, self._delivery, self._lifecycle)
-        self._router = BroadcastRouter(hub, self._hooks, self._outbox, self._pending)
+        self._router = BroadcastRouter(hub, self._hooks, self._outbox, self._pending, self._live)
         self._cluster = ClusterReader()
         self._presence = PresenceWatcher(hub, self._hooks, self._lifecycle, self._poll_users)
         self._commands.on('disconnect', hub.disconnect)
@@ -150,11 +152,13 @@ class SSEBroadcastManager(DatabaseMethods):
     @property
     def _is_unused(self):
         "Whether there was no connection, no broadcast and no callback so far"
-        return not (self.connections or self._hub.counts['broadcasts'] or self._hooks)
+        used = self.connections or self._hub.counts['broadcasts'] or self._hooks or self._live.elements
+        return not used
 
     def _reset_after_fork(self):
         "Forget connections and broadcasts in a forked process: they belong to the parent"
-        for o in (self._hub, self._delivery, self._pending, self._outbox, self._lifecycle): o.reset_after_fork()
+        owners = self._live,self._hub,self._delivery,self._pending,self._outbox,self._lifecycle
+        for o in owners: o.reset_after_fork()
 
 def _make_backend(backend):
     if isinstance(backend, os.PathLike) or isinstance(backend, str) and backend.startswith('sqlite:'):
@@ -317,14 +321,17 @@ def cursor(self:SSEBroadcastManager) -> str:
 def stats(self:SSEBroadcastManager) -> dict:
     """Return counters since the start, in messages unless named otherwise: `connections` that are open, `backlog` (the
     messages that wait for the connection with most of them), `broadcasts`, `deliveries`, `coalesced`, `replayed`,
-    `evicted` (connections), `gaps`, `errors`, `bytes`; channels without a request of their own, `detached`, and
-    with one, `attached`; `direct`, streams that were opened on connections of their own, a `Counter` by reason;
+    `evicted` (connections), `gaps`, `errors`, `bytes`; `drawings` of live elements, and `live`, by the name of each: a
+    `Counter` of its `viewers` (streams, once for each view), its `views` (the element with different arguments), its
+    `drawings`, the `seconds` that these took, and its `errors`; channels without a request of their own, `detached`,
+    and with one, `attached`; `direct`, streams that were opened on connections of their own, a `Counter` by reason;
     `paths`, how the bytes of these went to the server: `transport`, or else why through ASGI, a `Counter`; in it
     `channel: transport`, channels whose bytes went there"""
-    hub = self._hub
+    hub,live = self._hub,self._live.stats()
     backlog = max(hub.max_queued(), hub.queues.max_queued())
-    return dict(connections=len(self.connections), backlog=backlog, **hub.counts, direct=hub.direct_reasons.copy(),
-        paths=hub.paths.copy())
+    drawings = sum(o['drawings'] for o in live.values())
+    return dict(connections=len(self.connections), backlog=backlog, **hub.counts, drawings=drawings, live=live,
+        direct=hub.direct_reasons.copy(), paths=hub.paths.copy())
 
 @patch
 def inspect(self:SSEBroadcastManager) -> dict: # `connections` in order of arrival; `requests` that the server still has
@@ -372,6 +379,11 @@ def on_presence(self:SSEBroadcastManager,
     self._presence.watch()
     return self._hooks.add('presence', callback)
 
+@patch(as_prop=True)
+def online(self:SSEBroadcastManager) -> dict: # User -> connections in all processes
+    "Return the users with which the hooks of `on_presence` were called last; empty without such a hook or live element"
+    return self._presence.users
+
 # %% ../nbs/core.ipynb #61100ce4
 @patch
 def broadcast_threadsafe(self:SSEBroadcastManager,
@@ -399,6 +411,7 @@ async def close(self:SSEBroadcastManager,
     "End every connection and stop the backend; after the last event browsers reconnect"
     check_seconds('timeout', timeout)
     hub,hooks = self._hub,self._connection_hooks
+    self._live.forget_all()
     if hub.loop is None or hub.loop.is_closed(): return await self._lifecycle.stop_unused()
     hub.enter_loop()
     until = hub.loop.time()+timeout
@@ -410,6 +423,7 @@ async def close(self:SSEBroadcastManager,
     await hooks.wait_until_quiet(timeout/2)
     await hooks.cancel_all()
     await self._presence.close()
+    self._live.forget_all()  # Pages were drawn meanwhile
     self._lifecycle.rest()
     await self._pending.wait(until)
     if self._lifecycle.resting: await self._lifecycle.stop()  # Otherwise a connection was opened meanwhile

@@ -35,14 +35,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from .backends.memory import MemoryBackend
-from cjm_fasthtml_sse.charts import (MESSAGES,SAMPLES,Observer,byte_figure,chart,chart_table,figure,rates,span,table,
-    values)
+from .charts import (MESSAGES,RECENT,SAMPLES,Observer,byte_figure,chart,chart_table,figure,rates,span,
+    table,two_digits,values)
 from .core import SSEBroadcastManager
-from .manager.cluster import worker_name
+from .manager.cluster import costliest,worker_name
 from .engine.checks import ArgumentError,check_seconds
+from .engine.messages import current_scope
 from .engine.render import to_html
 from .guards import check_authorise,check_route,refusal,user_of
-from .headers import current_scope
 from .helpers import oob_update
 from .htmx import HTMXSSEConnector
 from .setup import prepare
@@ -106,8 +106,8 @@ class DashboardView:
             parts += [place(key, newest, chart(found, label, now, seconds)),
                 place(f'{key}-table', chart_table(found, label, now, seconds))]
         about = f'Process {worker_name()} at {datetime.now(timezone.utc):%H:%M:%S} UTC'
-        parts += [place('about', about), place('counters', *self.counters()), place('direct', *self.direct()),
-            place('types', self.types()), place('messages', self.messages())]
+        parts += [place('about', about), place('counters', *self.counters()), place('elements', *self.elements()),
+            place('direct', *self.direct()), place('types', self.types()), place('messages', self.messages())]
         return parts + [place('workers', self.workers())]*self.observer.has_others
 
     def counters(self):
@@ -118,6 +118,25 @@ class DashboardView:
             new = last[key]-first[key]
             grown = f'+{text(new)} {late}' if new else f'none {late}'
             yield Div(Dt(label), Dd(text(last[key]), Small(grown)), cls='alarm' if key=='errors' and new else None)
+
+    def elements(self):
+        "Draw what live elements do, in all processes; nothing where the app has none"
+        first,last = self.observer.recent(),self.observer.samples[-1]
+        if not last.live: return
+        def row(name, now, before):
+            new = {k: max(0, now[k]-before[k]) for k in ('drawings', 'seconds')}
+            each = f'{two_digits(1000*new["seconds"]/new["drawings"])} ms' if new['drawings'] else '–'
+            rate = two_digits(new['drawings']/(last.at-first.at)) if last.at>first.at else '–'
+            return name,figure(now['viewers']),figure(now['views']),rate,each,figure(now['errors'])
+        found = costliest(last.live)
+        rows = [row(_code(_short(k)), o, first.live.get(k, Counter())) for k,o in found[:MESSAGES]]
+        if rest := dict(found[MESSAGES:]):
+            before = [o for k,o in first.live.items() if k in rest]
+            rows.append(row('Others', *(sum(o, Counter()) for o in (rest.values(), before))))
+        where = ', in all processes'*self.observer.has_others
+        yield P(f'Drawings of the last {span(RECENT*self.observer.interval)}{where}', cls='note')
+        yield table(('Element', 'Viewers', 'Views', 'Drawings a second', 'Time of each', 'Errors'), rows,
+            'What each live element does', {0: 'type', **dict.fromkeys(range(1, 6), 'n')})
 
     def direct(self):
         "Draw the streams that were opened on connections of their own: why, and how their bytes go to the server"
@@ -276,7 +295,8 @@ def sse_dashboard(
         Div(*[one(key, label) for key,(label,*_) in _CHARTS.items()], cls='charts'),
         Dl(id=f'{i}-counters', aria_label='Since the start'),
         frame('workers', 'Processes') if board.observer.has_others else None,
-        frame('direct', 'Direct streams'), Div(frame('types', 'Event types'), last, cls='lists'),
+        frame('elements', 'Live elements'), frame('direct', 'Direct streams'),
+        Div(frame('types', 'Event types'), last, cls='lists'),
         HTMXSSEConnector.create_sse_monitor_script(config, inline=False),
         cls='sse-dash', id=i, lang='en', aria_labelledby=f'{i}-title')
 

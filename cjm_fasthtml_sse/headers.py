@@ -14,7 +14,6 @@ __all__ = []
 
 # %% ../nbs/headers.ipynb #70a7248b
 import re
-from contextvars import ContextVar
 from functools import cache
 from hashlib import sha256
 from html import unescape
@@ -25,7 +24,9 @@ from fasthtml.common import Script
 from starlette.responses import Response
 from starlette.routing import get_route_path
 
-from .htmx import client_js,ext_script,hints_js,monitor_js,morph_js,morph_script
+from .engine.messages import current_scope
+from .htmx import client_js,ext_script,hints_js,live_js,monitor_js,morph_js,morph_script
+from .visitor import LIVE_PATH
 
 # %% ../nbs/headers.ipynb #238167d7
 class PageHeader:
@@ -60,13 +61,11 @@ def loads(pattern, hdrs) -> bool:
     return any(re.search(pattern, o) for h in hdrs for o in script_urls(h))
 
 # %% ../nbs/headers.ipynb #843aa1f5
-current_scope: ContextVar[dict] = ContextVar('current_scope', default={})  # Of the present request
-
 @cache
 def served_scripts() -> dict: # Name with a hash of the content -> content
     "Collect what is served below `/_sse/`"
     found = [('client', client_js(o)) for o in ('', '2', '4')]
-    found += [('monitor', monitor_js()), ('morph', morph_js()), ('hints', hints_js())]
+    found += [('monitor', monitor_js()), ('live', live_js()), ('morph', morph_js()), ('hints', hints_js())]
     return {f'{name}-{sha256(o.encode()).hexdigest()[:16]}': o for name,o in found}
 
 def script_url(visit, content) -> str:
@@ -135,8 +134,10 @@ class PageScripts:
         attrs = dict(data_sse_mux=path) if path else {}
         if self.multiplex == 'tab': attrs['data_sse_multiplex'] = 'tab'
         content = client_js(self.version[:1] if self.version[:1] in '24' else '')
-        if visit is None: content += monitor_js()
-        else: attrs['data_sse_monitor_src'] = script_url(visit, monitor_js())  # Loaded by pages that have a monitor
+        if visit is None: content += monitor_js()+live_js()
+        else:  # Loaded by pages that have a monitor, or live elements
+            attrs['data_sse_monitor_src'] = script_url(visit, monitor_js())
+            attrs |= dict(data_sse_live_src=script_url(visit, live_js()), data_sse_live=visit.root+LIVE_PATH)
         found = (own_script('client', content, nonce, **attrs),)  # A list would be drawn as text
         if url := current_scope.get().get('sse.dictionary'):  # A browser has it before the first stream begins
             found = (Script(src=url, nonce=nonce, data_sse_dictionary=True), *found)

@@ -29,17 +29,19 @@ from weakref import WeakSet
 from fasthtml.common import FastHTML
 from starlette.middleware import Middleware
 from starlette.responses import Response
+from starlette.routing import Route
 
 from .engine.checks import ArgumentError
-from .engine.messages import BackendUnavailable,page_cursors
+from .engine.messages import BackendUnavailable,current_scope,page_cursors
 from .engine.middleware import leaves_bodies_alone
 from .engine.request import OuterLayer
 from .engine.servers import ServerMonitor,abort_function,watch_signals
 from .engine.wire import SSEError,StreamEnded
 from .compress import Compressor,Dictionary,compressed
-from .headers import PageScripts,current_scope,script_response
+from .headers import PageScripts,script_response
+from .live.endpoint import BodyReader,LiveEndpoint
 from .multiplex.endpoint import Multiplexer
-from .visitor import Visitors,is_stream
+from .visitor import LIVE_PATH,Visitors,is_stream
 
 # %% ../nbs/setup.ipynb #0fa7e6dc
 _log = logging.getLogger(__name__)
@@ -48,9 +50,11 @@ STARTUP_TIMEOUT = 20.  # Seconds that a start waits for a backend that is away
 class AppManagers:
     "The managers of an app: `all` that are opened and closed with it, and `given`, those that are the app's own"
     def __init__(self,
-        last # Is closed last
+        last,        # Is closed last
+        signer=None  # `Signer` for the live elements of those that have none yet
     ):
         self.all: list = [last]
+        self._signer = signer
         self.given: list = []
         self._made = None       # By `setup_sse`, as the app gave none
         self._stopping = False
@@ -63,6 +67,7 @@ class AppManagers:
             self._made = None
         self.all.insert(0, manager)
         if not own: self.given.append(manager)
+        if (live := getattr(manager, '_live', None)) is not None: live.use_signer(self._signer)
         if made: self._made = manager
 
     async def open(self):
@@ -109,6 +114,7 @@ class LifespanMiddleware:
         if (abort := abort_function(send)) is not None: scope['sse.abort'] = abort
         managers = self.managers.all
         scope['sse_managers'] = [*scope.get('sse_managers', ()), *managers]  # A channel's request has them, too
+        scope['sse.apps'] = [*scope.get('sse.apps', ()), (scope.get('root_path', ''), self.managers.given)]
         cursors = [*page_cursors.get(), *filter(None, (getattr(o, 'cursor', '') for o in managers))]
         with self._monitor.during(send) as send:
             send = self._compressed(scope, send)
@@ -191,7 +197,7 @@ class AppSetup:
     def __init__(self, app):
         self.app,self.visitors = app,Visitors(app.secret_key)
         self.multiplexer = Multiplexer(self.visitors)
-        self.managers = AppManagers(self.multiplexer)  # It carries the last events of the others
+        self.managers = AppManagers(self.multiplexer, self.visitors.signer)  # It carries the last events of the others
         self.dictionary: Dictionary|None = None
 
     def configure(self, visitor=None, multiplex=True, compress=None):
@@ -203,7 +209,7 @@ class AppSetup:
     def build(self, build_stack):
         "Build the app's middleware, with our layers within and around it"
         app,inner = self.app,Middleware(StreamEndMiddleware)
-        if not any(getattr(o, 'name', '') == 'sse_mux' for o in app.routes): self._add_route()
+        if not any(getattr(o, 'name', '') == 'sse_mux' for o in app.routes): self._add_routes()
         app.user_middleware.append(inner)
         try: inside = MomentMiddleware(build_stack(app), self.managers)
         finally: app.user_middleware.remove(inner)
@@ -212,12 +218,20 @@ class AppSetup:
         compressor = self.dictionary and Compressor(self.dictionary, match)
         return LifespanMiddleware(self.multiplexer.around(inside), self.managers, compressor)
 
-    def _add_route(self):
-        "Add a route with Beforeware and all: behind it the visitor is known. To other requests it answers 404"
+    def _add_routes(self):
+        "Add routes with Beforeware and all: behind it the visitor is known. They come before any that takes all paths"
+        endpoint = LiveEndpoint(self.managers.given)
         async def identify(req): return Response(status_code=204 if 'sse.identify' in req.scope else 404)
-        self.app.route(self.multiplexer.path, methods=['GET'], name='sse_mux', include_in_schema=False)(identify)
+        async def live(req): return await endpoint.respond(req)
+        self._add_route(LIVE_PATH, ['GET', 'POST'], 'sse_live', live, BodyReader)
+        self._add_route(self.multiplexer.path, ['GET'], 'sse_mux', identify)
+
+    def _add_route(self, path, methods, name, respond, layer=None):
+        self.app.route(path, methods=methods, name=name, include_in_schema=False)(respond)
         routes = self.app.router.routes
-        routes.insert(0, routes.pop())  # Before any that takes all paths
+        made: Any = routes.pop()
+        if layer is not None: made = Route(path, layer(made.app), methods=methods, name=name, include_in_schema=False)
+        routes.insert(0, made)
 
 def app_setup(app) -> AppSetup:
     "Find the `AppSetup` of `app`, or make it"

@@ -65,7 +65,7 @@ def is_ours(host):
         return name in {'localhost', args.host, socket.gethostname()} or bool(ipaddress.ip_address(name))
 
 # --- The app
-sse,updater = SSEBroadcastManager(backend=file, retry=1000),SSEElementUpdater()
+sse = SSEBroadcastManager(backend=file, retry=1000)
 pool,closing = ThreadPoolExecutor(AT_ONCE),threading.Event()
 
 async def begin():
@@ -88,33 +88,19 @@ app = FastHTML(default_hdrs=False, routes=routes, key_fname=f'{file}.key', on_st
     hdrs=(Meta(charset='utf-8'), viewport, Link(rel='icon', href=ICON), style, *scripts))
 setup_sse(app, sse)
 
-# --- The state: rows of the file. They change together with what the tabs are sent, in one transaction
+# --- The state: rows of the file. They change together with the events that have the pages drawn anew
 OVER = "state in ('finished', 'cancelled', 'failed')"
+SAID = dict(added='waits', begun='started', left='begins again: its worker has ended', ended='')
 
-def change(what, sql, *params, key=None):
-    "Change jobs, and tell all tabs `what` has happened, or do neither. Return the jobs that have changed"
+def change(what, sql, *params):
+    "Change jobs, and tell that `what` has happened to them, or do neither. Return the jobs that have changed"
     with sse.transaction() as db:
         jobs = reports(db, f'{sql} returning report', *params)
-        for o in jobs: sse.broadcast(f'job:{o.id}:{what}', o, key=key)
-        if jobs: sse.broadcast('board:totals', totals(db), key='totals')
+        for o in jobs: sse.broadcast(f'job:{o.id}:{what}', f'{o.name} {SAID.get(what) or o.state}')
     return jobs
 
 def reports(db, sql='select report from job order by n desc', *params):
     return [Report(**json.loads(o)) for o, in db.execute(sql, params).fetchall()]
-
-def totals(db):
-    known = reports(db)
-    now = [o for o in known if o.state=='running']
-    return dict(running=len(now), speed=sum(o.speed for o in now), files=sum(o.files for o in known),
-        bytes=sum(o.bytes for o in known))
-
-tabs = 0  # That are open, with all workers
-
-@sse.on_presence
-def count(users):
-    global tabs
-    tabs = len(users)
-    sse.broadcast('board:tabs', tabs, key='tabs')
 
 # --- A job, in a thread of whichever worker takes it
 me,mine,work = secrets.token_hex(8),{},threading.Event()  # `mine`: job id -> what its thread will return
@@ -141,83 +127,55 @@ def take_up():
 
 def run(job):
     began,sent = monotonic(),0.
-    def save(what, key=None):  # It changes nothing where the job was cancelled, or is another worker's by now
+    def save(what):  # It changes nothing where the job was cancelled, or is another worker's by now
         return change(what, "update job set report=? where id=? and worker=? and state='running'",
-            json.dumps(asdict(job)), job.id, me, key=key)
+            json.dumps(asdict(job)), job.id, me)
     try:
         for job in hash_folder(job, root):
             if closing.wait(max(0, job.bytes/rate - (monotonic()-began))): return  # Leaves the disk to others, too
             job = replace(job, seconds=monotonic()-began)
             if job.state=='running' and job.seconds-sent > .15:
                 sent = job.seconds
-                if not save('progress', key='newest'): return  # To a slow tab only the newest progress is sent
+                if not save('progress'): return
     except BackendError as e: return log.warning('%s', e)  # The job is taken up again
     except Exception as e:
         job = replace(job, state='failed', text=f'Nothing could be read: {getattr(e, "strerror", None) or repr(e)}')
     save('ended')
 
-# --- What happened, as elements
-@updater.register('job:*:added')
-def added(job):  # A dict: messages travel as JSON
-    return oob_element('jobs', row(Report(**job)), 'afterbegin', element_type=Ul),say(f'{job["name"]} waits')
-
-@updater.register('job:*:begun')
-def begun(job): return oob_swap(row(Report(**job))),say(f'{job["name"]} started')
-
-@updater.register('job:*:progress')
-def progressed(job): return oob_swap(progress(Report(**job)))
-
-@updater.register('job:*:left')
-def left(job): return oob_swap(row(Report(**job))),say(f'{job["name"]} begins again: its worker has ended')
-
-@updater.register('job:*:ended')
-def ended(job): return oob_swap(row(Report(**job))),say(f'{job["name"]} {job["state"]}')
-
-@updater.register('job:*:cleared')
-def cleared(job): return oob_swap(Li(id=f'job-{job["id"]}'), 'delete')
-
-@updater.register('board:totals')
-def total(values): return oob_update('totals', tiles(**values), element_type=Dl)
-
-@updater.register('board:tabs')
-def looking(n): return oob_update('tabs', f'{n:,}', element_type=Span)
-
-def board(db):
-    "Draw the current state, for a tab whose missed messages are not available any more"
-    return oob_update('jobs', rows(db), element_type=Ul),total(totals(db)),looking(tabs)
-
 # --- The elements
-def say(text): return oob_update('news', text)
-def rows(db): return [row(o) for o in reports(db)]
+@sse.live('job:**', throttle=.1)
+def board():
+    with sse.reading() as db: return Ul(*map(row, reports(db)), id='jobs')
+
+@sse.live('job:**', throttle=.1)
+def totals():
+    with sse.reading() as db: jobs = reports(db)
+    now = [o for o in jobs if o.state=='running']
+    values = {'Running': f'{len(now):,}', 'Files per second': f'{sum(o.speed for o in now):,.0f}',
+        'Files read': f'{sum(o.files for o in jobs):,}', 'Data read': size(sum(o.bytes for o in jobs))}
+    return Dl(*[Div(Dt(k), Dd(v)) for k,v in values.items()], id='totals')
+
+@sse.live('sse:presence')
+def looking(): return Span(f'{len(sse.online):,}', id='tabs')
+
+def say(message): return oob_update('news', message['data'])  # To be read out once, so it is a message
 def size(n): return f'{n/1e9:,.2f} GB' if n>=1e9 else f'{n/1e6:,.1f} MB' if n>=1e5 else f'{n:,} bytes'
 def of(a, b): return a if a==b else f'{a} of {b}'
-
-def tiles(running, speed, files, bytes):
-    values = {'Running': f'{running:,}', 'Files per second': f'{speed:,.0f}', 'Files read': f'{files:,}',
-        'Data read': size(bytes)}
-    return [Div(Dt(k), Dd(v)) for k,v in values.items()]
 
 def row(job):
     name,route = ('Cancel',cancel) if job.state in ('waiting', 'running') else ('Clear',clear)
     return Li(Div(H3(job.name), Span(job.state.title(), cls='chip'),
         Button(name, id=f'act-{job.id}', hx_post=route.to(id=job.id), hx_swap='none', aria_label=f'{name} {job.name}'),
-        cls='head'), progress(job), unread(job), moves(job), id=f'job-{job.id}', cls=job.state)
+        cls='head'), progress(job), unread(job), id=f'job-{job.id}', cls=job.state)
 
-def moves(job):
-    "Connect a running job to the stream of its progress, which goes with the row"
-    if job.state!='running': return None
-    return HTMXSSEConnector.create_sse_element(endpoint=job_events.to(id=job.id), hidden=True, auto_reconnect=False)
-
-def progress(job):
-    "Draw the part of a row that changes; it is replaced often, so nothing in it may take the focus or be opened"
+def progress(job):  # What moves
     looking,files = job.state=='running' and not job.size,of(f'{job.files:,}', f'{job.found:,}')
     return Div(Progress(id=f'bar-{job.id}', max=1, value=None if looking else f'{job.done:.4f}'),
         Div(Label(f'{job.found:,} files found' if looking else f'{files} files', fr=f'bar-{job.id}'),
             Span(of(size(job.bytes), size(job.size))), Span(f'{job.speed:,.0f} files/s'),
             Span(f'{job.seconds:,.1f} s'),
             Span(f'{job.unread:,} unread', cls='unread') if job.unread else None, cls='figures'),
-        Code(job.text) if job.state in ('running', 'finished') else P(job.text),
-        id=f'progress-{job.id}' if job.state=='running' else None)
+        Code(job.text) if job.state in ('running', 'finished') else P(job.text))
 
 def unread(job):
     if job.state=='running' or not job.unread: return None
@@ -227,18 +185,10 @@ def unread(job):
 # --- The routes
 @app.get
 def events(req, tab: str = ''):
-    wanted = ['board:*', *(f'job:*:{o}' for o in ('added', 'begun', 'left', 'ended', 'cleared'))]
-    return sse.stream(req, render=updater, events=wanted, snapshot=board, user=tab or None)
-
-@app.get
-def job_events(req, id: str):
-    return sse.stream(req, render=updater, events=f'job:{segment(id)}:progress', until=f'job:{segment(id)}:ended')
+    return sse.stream(req, render=say, events=[f'job:*:{o}' for o in SAID], user=tab or None)
 
 @app.get('/')
 def index():
-    with sse.reading() as db: return page(db)  # Its streams go on from here
-
-def page(db):
     folders = [o.name for o in os.scandir(root) if o.is_dir(follow_symlinks=False)]
     names = sorted(shown(o) for o in folders if o[0] not in '._' and not o.endswith('.dist-info'))
     return Title('Job board'),Main(
@@ -250,11 +200,10 @@ def page(db):
                 autocomplete='off', spellcheck='false', aria_describedby='where problem'), Button('Start'),
             Datalist(*map(Option, names), id='folders'), P(f'In {root}', id='where'), P(id='problem', role='alert'),
             hx_post=start, hx_target='#problem'),
-        Dl(*tiles(**totals(db)), id='totals'),
+        totals(),
         Section(Header(H2('Jobs'), Button('Clear ended', hx_post=clear, hx_swap='none')),
-            Ul(*rows(db), id='jobs'), P('Nothing yet. Start a job above.')),
-        Footer('Tabs that show this page: ', Span(f'{tabs:,}', id='tabs'),
-            '. Each browser has one connection for all of its streams.'),
+            board(), P('Nothing yet. Start a job above.')),
+        Footer('Tabs that show this page: ', looking(), '. Each browser has one connection for all of its streams.'),
         Div(id='news', role='status'),
         HTMXSSEConnector.create_sse_element(endpoint=events.to(tab=secrets.token_hex(8)),
             element_id='sse-connection', hidden=True),

@@ -10,7 +10,7 @@ from tests.contract.support import Redis
 settings.register_profile('patient', deadline=None, suppress_health_check=[HealthCheck.too_slow])  # A busy machine is no failure
 settings.load_profile('patient')
 
-SERVERS = {'test_' + o for o in '''all_goes_wrong bench client_script compress dashboard demo exact_pages fanout full_queues hostile_clients model one_commit over_redis parked people proxies
+SERVERS = {'test_' + o for o in '''all_goes_wrong bench client_script compress dashboard demo exact_pages fanout full_queues hostile_clients live_races model one_commit over_redis parked people proxies
     reading redis reference servers several_workers silence_is_mended soak stopping_servers testing tools transactions transport tutorial_races watch wheel wire'''.split()}
 
 

@@ -9,6 +9,7 @@ import pytest
 sys.path.append(str(Path(__file__).resolve().parent.parent/'bench'))
 import backends  # noqa: E402
 import harness  # noqa: E402
+import live  # noqa: E402
 import tables  # noqa: E402
 
 SERVERS = harness.Servers(Path(sys.executable))
@@ -83,3 +84,14 @@ def test_each_backend_is_measured_and_each_figure_has_its_row(monkeypatch, tmp_p
     assert kept['`sqlite:///`'].keys()==found['`sqlite:///`'].keys()
     rows = tables.backends().data.split('\n\n')[0].split('\n')[2:]
     assert len(rows)==len({k for row in kept.values() for k in row}) and all(len(kept)+3==o.count('|')+1 for o in rows)
+
+
+def test_live_elements_are_measured_beside_messages_by_hand():
+    "Every client gets each change"
+    found = live.sections(10, .05)
+    some = dict(changes=['by hand', 'live'], steadily=['live, drawn in no time'], loads=['live, text, followed'], visits=['50 live elements'])
+    for section,names in some.items():
+        for name in names:
+            got = found[section][name]()
+            assert all(v>0 for k,v in got.items() if not k.startswith('route')), (section, name, got)
+    assert {k: [*v] for k,v in found.items()}.keys()==some.keys()

@@ -1,18 +1,21 @@
 "The live dashboard: what it shows, and that it does not disturb what it looks at. What the contract leaves out"
 import asyncio
 import gc
+import json
 import logging
 import re
+import time
 import weakref
 from html import unescape
 
 import pytest
-from fasthtml.common import FastHTML
+from fasthtml.common import FastHTML, P
 
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.dashboard import setup_dashboard, sse_dashboard
 from cjm_fasthtml_sse.htmx import ArgumentError
-from tests.contract.support import client, eventually, following, listening, no_task_left
+from cjm_fasthtml_sse.testing import SSEClient
+from tests.contract.support import OwnBackend, client, eventually, following, listening, no_task_left
 
 PATH = '/_sse/dashboard'
 
@@ -100,6 +103,58 @@ class TestShown:
         await manager.unregister_connection(queue)
         for i in range(3000): await manager.broadcast(f'user:{i}:news', i)
         async with look(app) as page: assert len(await shows(page, 'Others 2,981')) < 100_000
+
+
+class TestLiveElements:
+    async def test_nothing_without_any(self, manager):
+        app, _ = site(manager)
+        async with look(app) as page: assert 'Time of each' not in await shows(page, '0 open')
+
+    async def test_viewers_views_and_errors(self, manager):
+        app, _ = site(manager)
+        state = ['fine']
+        @manager.live('n')
+        def clock(): return P(len(state[0])//(state[0] != 'broken'))
+        @manager.live('user:{user}')
+        def inbox(user): return P(user)
+        app.get('/')(lambda: (clock(), inbox('ann'), inbox('bob')))
+        async with SSEClient(app, '/') as one, SSEClient(app, '/') as two, look(app) as page:
+            for tab in one, two: await tab.live(clock)
+            await shows(page, 'Element Viewers Views Drawings a second Time of each Errors', 'clock 2 1', 'inbox 4 2 0 – 0')
+            await manager.changed('n')
+            await eventually(lambda: re.search(r'clock 2 1 [\d.]+ [\d.]+ ms 0 ', text(newest(page))))
+            state[0] = 'broken'
+            await manager.changed('n')
+            await eventually(lambda: re.search(r'clock 2 1 [\d.]+ [\d.]+ ms [12] ', text(newest(page))))
+        async with look(app) as page: await shows(page, 'clock 0 1', 'inbox 0 2')
+
+    async def test_many(self, manager):
+        "Those that take longest come first; the page is bounded"
+        app, board = site(manager)
+        for i in range(70): manager.live('n', name=f'element_{i}')(lambda: P('x'))
+        @manager.live('n')
+        def slow():
+            time.sleep(.01)
+            return P('x')
+        slow()
+        async with look(app) as page:
+            html = await shows(page, 'slow 0 1', 'Others 0 0 0 – 0')
+            assert re.findall('<code>(slow|element_.*?)</code>', html)[0] == 'slow'
+            assert html.count('<code>element_') == 19
+
+    async def test_of_all_processes(self):
+        "What each process reports of itself is added up; one of an older version reports nothing of live elements"
+        two, one = SSEBroadcastManager(backend=(other := OwnBackend())), SSEBroadcastManager(backend=(backend := OwnBackend()))
+        @two.live('n')
+        def clock(): return P('x')
+        clock()
+        await two.open()
+        async def poll_workers(): return [backend.tell(), json.loads(json.dumps(other.tell())), dict(stats={}, users=[])]
+        backend.poll_workers = poll_workers
+        total = await one.cluster_stats()
+        assert total['stats']['live'] == two.stats()['live'] and one.stats()['live'] == total['each'][2]['stats']['live'] == {}
+        app, _ = site(one)
+        async with look(app) as page: await shows(page, 'in all processes', 'clock 0 1')
 
 
 class TestDoesNotDisturb:

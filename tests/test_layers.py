@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1]/NAME
 LAYERS = [o.split() for o in '''
 engine.wire engine.checks engine.patterns engine.messages engine.hints engine.middleware engine.render engine.servers
 engine.transport
-engine.loop engine.users engine.group
+engine.loop engine.users engine.group engine.local
 engine.access engine.sender engine.catch_up engine.connection engine.pump engine.queues
 engine.hub engine.request engine.response
 backends.base backends.memory backends.packing
@@ -26,11 +26,15 @@ backends.redis_writer backends.redis_reader backends.redis
 backends.sqlite_driver backends.sqlite_file backends.sqlite_log
 backends.sqlite_writer backends.sqlite_reader backends.sqlite_triggers
 backends.sqlite_thread backends.sqlite_transaction backends.sqlite_reading backends.sqlite_watch backends.sqlite_uninstall backends.sqlite
+live.tree live.changes live.arguments live.query
+live.drawing
 manager.admission manager.hooks manager.broadcast manager.cluster manager.delivery manager.outbox manager.presence
 manager.block manager.database
+live.updates live.view live.views
+live.element
 core
 visitor
-multiplex.protocol multiplex.request multiplex.channel multiplex.carrier multiplex.endpoint
+multiplex.protocol multiplex.request multiplex.channel multiplex.carrier multiplex.endpoint live.endpoint
 dispatcher updater htmx
 compress headers guards
 setup

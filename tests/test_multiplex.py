@@ -1,20 +1,23 @@
 "Inside the multiplexer: who waits, what a flood is, when a request is cancelled, how a carrier ends"
 import asyncio
+import json
 import logging
 from urllib.parse import unquote
 
 import pytest
 from starlette.responses import StreamingResponse
+from starlette.routing import Route
 
 from cjm_fasthtml_sse.multiplex import carrier as carriers
 from cjm_fasthtml_sse.multiplex import channel as channels
 from cjm_fasthtml_sse.multiplex.carrier import CHANNEL_BUFFER, MAX_DIRECT, Carrier, Writer
 from cjm_fasthtml_sse.multiplex.channel import Channel, PacketQueue
 from cjm_fasthtml_sse.multiplex.endpoint import Multiplexer
-from cjm_fasthtml_sse.multiplex.protocol import ChannelOpening, ChannelRequest, read_packets
+from cjm_fasthtml_sse.multiplex.protocol import MAX_BODY_BYTES, ChannelOpening, ChannelRequest, read_packets
 from cjm_fasthtml_sse.visitor import Visitors
 from tests.clock import timeless
 from tests.contract.support import BOUND, eventually
+from tests.contract.visitors import Channel as Stream
 from tests.contract.visitors import House
 
 
@@ -129,6 +132,68 @@ class TestRequests:
             channel = await visitor.opens('/endless')
             assert channel.words==[dict(direct='encoded')]
             assert (await visitor.ask('/nowhere')).status==404
+
+
+class TestBodies:
+    @pytest.fixture
+    def house(self):
+        house = House()
+        async def echo(request):
+            about = [request.method, *(request.headers.get(o, '') for o in ('content-type', 'content-length')), (await request.body()).decode()]
+            return StreamingResponse(frames(json.dumps(about)), media_type='text/event-stream')
+        async def frames(data):
+            yield f'data: {data}\n\n'
+            await asyncio.Event().wait()
+        async def news(request): return house.manager.stream(request, events=await request.json())
+        # FastHTML would read the bodies itself
+        house.app.router.routes[:0] = Route('/echo', echo, methods=['GET', 'POST']),Route('/news', news, methods=['POST'])
+        return house
+
+    async def opens(self, visitor, path, *rest):
+        "A channel that was answered; `rest` stands behind the ids"
+        visitor.number += 1
+        channel = visitor.channels[visitor.number] = Stream(visitor.number, path)
+        await visitor.order([[visitor.number, path, visitor.tickets[path], '', '', *rest]])
+        await channel.answered()
+        return channel
+
+    async def test_its_request_is_a_post(self, house):
+        "With JSON; without a body it is a `GET`, also where an old client leaves the field out"
+        async with house.visitors() as visitor:
+            await forge(visitor, '/echo')
+            for rest,about in {('["é"]',): ['POST', 'application/json', '6', '["é"]'], ('',): ['GET', '', '', ''], (): ['GET', '', '', '']}.items():
+                channel = await self.opens(visitor, '/echo', *rest)
+                await channel.says(json.dumps(about))
+
+    async def test_a_manager_answers_it(self, house):
+        "Behind the body `receive` gives the end of the stream alone, and the stream leaves its request"
+        async with house.visitors() as visitor:
+            await forge(visitor, '/news')
+            channel = await self.opens(visitor, '/news', '["weather", "sport"]')
+            await eventually(lambda: house.manager.connection_count==1)
+            assert house.manager.inspect()['connections'][0]['events']==['sport', 'weather']
+            await house.manager.broadcast('sport', 'won')
+            await channel.says('"won"')
+            assert house.manager.stats()['detached']==1
+            await visitor.close(channel)
+            await eventually(lambda: not house.manager.connection_count, 'it is closed as any other')
+            assert (await self.opens(visitor, '/news')).status==405
+
+    @pytest.mark.parametrize('body', [7, None, ['x'], '\ud800', 'x'*(MAX_BODY_BYTES+1), 'é'*(MAX_BODY_BYTES//2+1)],
+        ids=['number', 'null', 'list', 'surrogate', 'too long', 'too many bytes'])
+    async def test_what_is_none_concerns_no_other_channel(self, house, body):
+        async with house.visitors() as visitor:
+            await forge(visitor, '/echo')
+            assert (await self.opens(visitor, '/echo', 'x'*MAX_BODY_BYTES)).status==200
+            assert (await self.opens(visitor, '/echo', body)).words==[dict(direct='limit')]
+            assert (await self.opens(visitor, '/echo', '{}')).status==200
+
+    async def test_all_of_a_request_have_a_bound(self, house):
+        async with house.visitors() as visitor:
+            await forge(visitor, '/echo')
+            many = [[n, '/echo', visitor.tickets['/echo'], '', '', 'x'*MAX_BODY_BYTES] for n in range(1, 5)]
+            assert (await visitor.order(many)).status==413
+            assert (await visitor.order([[1, '/echo', '', '', '', '', 'more']])).status==400
 
 
 class TestCarriers:

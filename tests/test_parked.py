@@ -7,7 +7,7 @@ from starlette.background import BackgroundTask
 from starlette.responses import Response
 
 from cjm_fasthtml_sse.core import SSEBroadcastManager
-from cjm_fasthtml_sse.headers import current_scope
+from cjm_fasthtml_sse.engine.messages import current_scope
 from cjm_fasthtml_sse.helpers import setup_sse
 from cjm_fasthtml_sse.multiplex.carrier import Carrier
 from cjm_fasthtml_sse.multiplex.endpoint import Carriers

@@ -5,26 +5,30 @@ import os
 import re
 import signal
 import sys
+from itertools import count
 from pathlib import Path
 
 import httpx
 import pytest
 
 from cjm_fasthtml_sse.engine.wire import Parser
-from tests.contract.servers import NO_TLS, running, uvicorn
+from tests.contract.servers import running, uvicorn
 from tests.contract.support import BOUND, eventually
+from tests.live_tabs import LiveTab, client
 
 ROOT = Path(__file__).parent.parent
 WRITES, PAGES = 40, 12
 
 # Tutorial: (page, stream, where to post, what to post, the ids of what is added)
-APPS = {'first_app': ('/', '/events', '/add', lambda n: dict(title=f'{n}'), r'todo-\d+'),
-        'chat': ('/room/lobby', '/events/lobby', '/say', lambda n: dict(room='lobby', text=f'{n}'), r'said-\d+'),
-        'job_board': ('/', '/events', '/start', lambda n: dict(name=f'{n}', rows=1), r'job-[\w-]+'),
-        'workers': ('/', '/events', '/add', lambda n: dict(text=f'{n}'), r'_[\w-]{20,}'),
-        'workers, Redis': ('/', '/events', '/add', lambda n: dict(text=f'{n}'), r'_[\w-]{20,}'),
-        'htmx4': ('/2/', '/2/events', '/2/say', lambda n: dict(text=f'{n}'), r'said-\d+'),
-        'demo': ('/', '/events', '/start', lambda n: dict(folder=''), r'job-\w+')}
+APPS = {'htmx4': ('/2/', '/2/events', '/2/say', lambda n: dict(text=f'{n}'), r'said-\d+')}
+
+# Tutorial: (page, where to post, what to post, the live elements that show it, what each thing shows in the end)
+LIVE_APPS = {'first_app': ('/', '/add', lambda n: dict(title=f'No. {n}'), 'todo_list', r'No\. \d+'),
+             'chat': ('/room/lobby', '/say', lambda n: dict(room='lobby', text=f'No. {n}'), 'talk', r'Ann: No\. \d+'),
+             'job_board': ('/', '/start', lambda n: dict(name=f'No. {n}', rows=1), 'line', r'No\. \d+(?=.* Completed)'),
+             'workers': ('/', '/add', lambda n: dict(text=f'No. {n}'), 'note_list', r'No\. \d+'),
+             'workers, Redis': ('/', '/add', lambda n: dict(text=f'No. {n}'), 'note_list', r'No\. \d+'),
+             'demo': ('/', '/start', lambda n: dict(folder=''), 'board', r'#job-\w+')}
 
 
 def command(name, folder):
@@ -47,13 +51,9 @@ class App:
     "Somebody who uses one of the apps"
     def __init__(self, name, server):
         self.page, self.stream, self.add, self.data, self.ids = APPS[name]
-        self.http = httpx.AsyncClient(base_url=server.url, timeout=BOUND, verify=NO_TLS, follow_redirects=True)
-        self.logs_in = name == 'chat'
+        self.http = client(server)
 
-    async def __aenter__(self):
-        if self.logs_in: await self.http.post('/login', data=dict(name='Ann'))
-        return self
-
+    async def __aenter__(self): return self
     async def __aexit__(self, *exc): await self.http.aclose()
 
     async def write(self, n): assert (await self.http.post(self.add, data=self.data(n))).status_code < 400
@@ -94,6 +94,36 @@ async def test_pages_that_load_during_writes(tmp_path, name):
         assert 'Traceback' not in server.output
 
 
+@pytest.mark.parametrize('name', LIVE_APPS)
+async def test_live_pages_that_load_during_writes(tmp_path, name):
+    "All show the same in the end, in the same order, and what a new page does"
+    page, add, data, *what = LIVE_APPS[name]
+    with running(command(name, tmp_path), tmp_path/'log', cwd=tmp_path) as server:
+        async with client(server) as http:
+            if name == 'chat': await http.post('/login', data=dict(name='Ann'))
+            await http.get(page)  # The browser gets its cookie
+            tabs, tasks = [], []
+            for n in range(WRITES):
+                writing = asyncio.create_task(http.post(add, data=data(n)))
+                if n % (WRITES//PAGES) == 0:
+                    tabs.append(LiveTab(http, page, *what))
+                    tasks.append(asyncio.create_task(tabs[-1].live()))
+                assert (await writing).status_code < 400
+            def state(): return [len(o.seen) for o in tabs], [t.exception() for t in tasks if t.done()]
+            wanted = 24 if name == 'demo' else WRITES  # So many jobs may wait and run
+            try:
+                await eventually(lambda: all(len(o.seen) >= wanted for o in tabs), lambda: f'not {wanted}: {state()}')
+                late = await LiveTab(http, page, *what).load()
+                assert len({*late.seen}) == len(late.seen) >= wanted
+                assert all(o.seen == late.seen for o in tabs), [o.seen for o in tabs]
+            finally:
+                for t in tasks: t.cancel()
+                await asyncio.wait(tasks)
+        server.signal(signal.SIGTERM)
+        await asyncio.to_thread(server.ends)
+    assert 'Traceback' not in server.output
+
+
 # --- Several workers on a file, which are killed and restarted in the middle of writes
 
 def shop(folder):
@@ -111,17 +141,18 @@ def write_app(folder, code, page, changes):
     (folder/'main.py').write_text(f'{imports}{code}\n{page}')
 
 def notes(folder): command('workers', folder)
+def a_cake(): return dict(id='cake', n=1)
 
 def is_a_row(seen, now):
     "Each number in its place, down to the one that is there now"
     return [*map(int, seen)] == [*range(int(seen[0]), int(now[0])-1, -1)]
 
 # App: how to make it, where to post and what, what a page or a message shows, and whether what a tab has seen is right
-ON_A_FILE = {'workers': (notes, '/add', dict(text='x'), r'<li\b[^>]*\bid="(_[\w-]{20,})"',
-                         lambda seen, now: sorted(seen) == sorted(now)),
-             'recipes': (shop, '/buy', dict(id='cake', n=1), r'cake: (\d+) left', is_a_row),
-             'recipes, the log': (shop, '/buy', dict(id='cake', n=1), r'id="sale-(\d+)"', lambda seen, now: seen == now),
-             'recipes, the sum': (shop, '/buy', dict(id='cake', n=1), r'(\d+) in all', is_a_row)}
+numbers = count()
+ON_A_FILE = {'workers': (notes, '/add', lambda: dict(text=f'No. {next(numbers)}'), r'No\. \d+', lambda seen, now: seen == now),
+             'recipes': (shop, '/buy', a_cake, r'cake: (\d+) left', is_a_row),
+             'recipes, the log': (shop, '/buy', a_cake, r'id="sale-(\d+)"', lambda seen, now: seen == now),
+             'recipes, the sum': (shop, '/buy', a_cake, r'(\d+) in all', is_a_row)}
 
 
 class Tab:
@@ -163,11 +194,11 @@ async def test_kills_and_restarts_during_writes(tmp_path, name):
     async def write():
         nonlocal written
         while not stop.is_set():
-            try: written += (await http.post(add, data=data)).status_code < 400
+            try: written += (await http.post(add, data=data())).status_code < 400
             except httpx.HTTPError: await asyncio.sleep(.05)  # Whether it was written is not known: the file says it
     async def come():
         while not stop.is_set():
-            tabs.append(Tab(http, shows))
+            tabs.append(LiveTab(http, '/', 'note_list', shows) if name == 'workers' else Tab(http, shows))
             tasks.append(asyncio.create_task(tabs[-1].live()))
             await asyncio.sleep(.2)
     async def more(n=30):
@@ -175,6 +206,7 @@ async def test_kills_and_restarts_during_writes(tmp_path, name):
         await eventually(lambda: written >= upto, lambda: f'only {written} writes')
     with server() as one:
         async with httpx.AsyncClient(base_url=one.url, timeout=BOUND, limits=httpx.Limits(max_connections=None)) as http:
+            await http.get('/')  # The browser gets its cookie
             try:
                 doing = [asyncio.create_task(o()) for o in (write, write, come)]
                 await more()
@@ -187,7 +219,7 @@ async def test_kills_and_restarts_during_writes(tmp_path, name):
                     await more()
                     stop.set()
                     await asyncio.gather(*doing)
-                    now = re.findall(shows, await tabs[0].load())
+                    now = re.findall(shows, (await http.get('/')).text)
                     def wrong(): return [o.seen for o in tabs if not (o.seen and is_right(o.seen, now))]
                     await eventually(lambda: not wrong(), lambda: f'of {len(tabs)} tabs {len(wrong())} differ, such as {wrong()[0]}, from {now}')
             finally:
@@ -259,4 +291,34 @@ async def test_a_table_that_announces_itself(tmp_path):
                 if writer.returncode is None: writer.kill()
                 for t in tasks: t.cancel()
                 await asyncio.wait(tasks)
+
+
+async def test_a_live_query(tmp_path):
+    "The same program, which also gives rows away: the list of each owner is equal to the table, in both workers"
+    code, = (o for o in cells_of('recipes') if "@sse.live(table='task'" in o)
+    write_app(tmp_path, f'import tempfile\nfrom pathlib import Path\n{code}', '', {"Path(folder.name)/'tasks.db'": "Path('tasks.db')"})
+    gives = "        db.execute('update task set owner=? where id=(select id from task order by random() limit 1)', (rng.choice(['Ann', 'Bob']),))\n"
+    program = WRITER.replace('todo', 'task').replace('        if n % 3 == 0', f'{gives}        if n % 3 == 0')
+    cmd = uvicorn('main:app', '--workers', '2', '--log-level', 'warning')
+    with running(cmd, tmp_path/'log', cwd=tmp_path, env=dict(SECRET_KEY='not-a-secret')) as server:
+        async with httpx.AsyncClient(base_url=server.url, timeout=BOUND, limits=httpx.Limits(max_connections=None)) as http:
+            await http.get('/')  # The browser gets its cookie
+            writer = await asyncio.create_subprocess_exec(sys.executable, '-c', program, tmp_path/'tasks.db')
+            tabs, tasks = [], []
+            def tab(): return LiveTab(http, f"/?owner={['Ann', 'Bob'][len(tabs)%2]}", 'tasks', r'.+')
+            try:
+                while writer.returncode is None or len(tabs) < PAGES:
+                    tabs.append(tab())
+                    tasks.append(asyncio.create_task(tabs[-1].live()))
+                    await asyncio.wait({asyncio.ensure_future(writer.wait())}, timeout=.2)
+                assert writer.returncode == 0
+                ann, bob = [(await LiveTab(http, f'/?owner={o}', 'tasks', r'.+').load()).seen for o in ('Ann', 'Bob')]
+                assert 'the end' in ann[0] and ann and bob
+                await eventually(lambda: all(o.seen == (bob if n%2 else ann) for n, o in enumerate(tabs)),
+                                 lambda: f'{[o.seen for o in tabs]} are not {ann} and {bob}; {[t.exception() for t in tasks if t.done()]}')
+            finally:
+                if writer.returncode is None: writer.kill()
+                for t in tasks: t.cancel()
+                await asyncio.wait(tasks)
+    assert 'Traceback' not in server.output
     assert 'Traceback' not in server.output

@@ -1,7 +1,8 @@
 """Tables that announce themselves: no change is without an event, whoever writes, and in which way
 
 A copy of a table that is kept by the events alone is equal to the table. A random program writes: with conflicts, rollbacks, keys
-that change, keys of all kinds, and triggers of the app. Here the databases are in memory; what processes do with a file comes
+that change, keys of all kinds, and triggers of the app. Where the events have the values of some columns, those before and behind each commit
+are among them. Here the databases are in memory; what processes do with a file comes
 behind.
 """
 import json
@@ -13,7 +14,7 @@ from contextlib import suppress
 from importlib.util import find_spec
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cjm_fasthtml_sse.backends import sqlite_triggers
@@ -22,6 +23,7 @@ from cjm_fasthtml_sse.backends.sqlite_triggers import quote, read_shape
 from cjm_fasthtml_sse.backends.sqlite_uninstall import uninstall
 from cjm_fasthtml_sse.backends.sqlite_watch import TableWatcher, WatchTable
 from cjm_fasthtml_sse.core import BackendError, SSEBroadcastManager
+from cjm_fasthtml_sse.engine.patterns import segment
 from tests.contract.support import eventually, following
 from tests.contract.test_over_sqlite import Played, Shell, _library, _path, in_thread, managers, needs_apsw  # noqa: F401 - two are fixtures
 from tests.contract.test_watched_tables import LIMIT, MANY, connection, watching
@@ -42,15 +44,25 @@ def suppressed(db, sql):
 
 class Copy:
     "A watched table, and a copy of it that is kept by its events"
-    def __init__(self, db, table):
+    def __init__(self, db, table, columns=()):
         self.db, self.table, self.tables = db, table, LogTables()
         self.tables.create(db)
         self.watched, self.watcher = WatchTable(self.tables), TableWatcher('memory', self.tables)
-        self.watched.watch(db, table)
-        self.watched.check(db, table)
         self.key = read_shape(db, table).key
-        self.at, self.events = Position(), []
-        self.rows = self.read()
+        self.at, self.events, self.said = Position(), [], []
+        self.watch(columns)
+
+    def watch(self, columns):
+        self.watched.watch(self.db, self.table, columns)
+        self.watched.check(self.db, self.table)
+        self.follow()
+        self.rows, self.values = self.read(), self.read_values()
+
+    def read_values(self):
+        "Those of the columns that the events have, by key"
+        columns = self.watched.columns(self.db, self.table)
+        found = self.db.execute(f"select {', '.join(map(quote, [*self.key, *columns]))} from {quote(self.table)}").fetchall()
+        return {repr(o[:len(self.key)]): dict(zip(columns, o[len(self.key):], strict=True)) for o in found}
 
     def read(self, id=None):
         "Rows by their keys: all, or one"
@@ -62,11 +74,13 @@ class Copy:
 
     def follow(self):
         "Read what was announced, and nothing else"
+        self.said = []
         for _ in range(2):
             for row in self.tables.read(self.db, self.at, limit=10_000):
                 self.at = self.at.after(row)
                 data = json.loads(row.text)['data']
                 self.events.append((data['id'], data['change']))
+                self.said.append(data)
                 if data['change'] == 'many': self.rows = self.read()
                 else:
                     id = data['id'] if isinstance(data['id'], list) else [data['id']]
@@ -76,8 +90,17 @@ class Copy:
             if not self.watcher(self.db): return
 
     def check(self):
+        rows, values = dict(self.rows), self.values
         self.follow()
+        self.values = self.read_values()
         assert self.rows == self.read()
+        if any(o['change'] == 'many' for o in self.said): return
+        for data in self.said: assert data['change'] != 'insert' or 'old' not in data
+        for key in rows.keys() | self.rows.keys():
+            if rows.get(key) == self.rows.get(key): continue
+            said = [o[name] for o in self.said if key == repr(tuple(o['id'] if isinstance(o['id'], list) else [o['id']]))
+                    for name in ('old', 'new') if name in o]
+            for there in (values, self.values): assert not there.get(key) or repr(there[key]) in map(repr, said), (key, said)
 
 
 TABLES = dict(
@@ -125,9 +148,12 @@ def statements(draw):
 @pytest.mark.parametrize('name', TABLES)
 class TestCopy:
     @settings(max_examples=40, deadline=None)
-    @given(program=st.lists(statements(), max_size=25), limit=st.sampled_from([2, 100]), recursive=st.booleans())
-    def test_a_copy_kept_by_events(self, name, library, program, limit, recursive):
-        "It is equal to the table after each transaction"
+    @given(program=st.lists(statements(), max_size=25), limit=st.sampled_from([2, 100]), recursive=st.booleans(),
+           columns=st.lists(st.sampled_from('abc'), unique=True), more=st.integers(0, 50))
+    @example(program=['update or replace t set a=2 where a=1', "insert or replace into t(a, b, c) values (2, 'z', 'z')"],
+             limit=100, recursive=False, columns=['b', 'c'], more=50)
+    def test_a_copy_kept_by_events(self, name, library, program, limit, recursive, columns, more):
+        "It is equal to the table after each transaction, and the values that its events have are those before and behind it"
         db = in_memory(library)
         sqlite_triggers.LIMIT, before = limit, sqlite_triggers.LIMIT
         try:
@@ -135,10 +161,11 @@ class TestCopy:
             db.execute(f'pragma recursive_triggers={recursive}')
             db.execute('pragma foreign_keys=on')
             for row in "(1, 'x', 'x')", "(2, 'y', 'y')", "('z', 'z', 'z')": suppressed(db, f'insert into t(a, b, c) values {row}')
-            copy = Copy(db, 't')
-            for sql in program:
+            copy = Copy(db, 't', columns)
+            for n, sql in enumerate(program):
                 suppressed(db, sql)
                 if not db.in_transaction: copy.check()
+                if not db.in_transaction and n == more: copy.watch(['d', 'b'] if name == 'generated' else ['b'])
             while db.in_transaction: db.execute('commit')
             copy.check()
         finally:
@@ -231,9 +258,13 @@ class TestProcesses:
     async def test_names(self, path, name):
         async with watching(path, table=name, sql=f'create table {quote(name)}({quote(name)} text unique, b int primary key)') as (shell, (one, _)):
             db = connection(path)
-            async with following('queue', one, one.watch(db, name)) as c:
+            async with following('queue', one, f'table:{segment(name)}') as c:
+                one.watch(db, name, columns=[name])
+                assert await c.data(1) == [dict(id=None, change='many')]
                 for n in 1, 2: shell.sql(f"insert or replace into {quote(name)} values('a', {n})")
-                assert await c.data(3) == [dict(id=1, change='insert'), dict(id=1, change='update'), dict(id=2, change='insert')]
+                values = {name: 'a'}
+                assert await c.data(3) == [dict(id=1, change='insert', new=values), dict(id=1, change='update', old=values),
+                                           dict(id=2, change='insert', new=values)]
             one.unwatch(db, name)
             db.close()
             assert not shell.sql("select * from sqlite_master where type='trigger'")

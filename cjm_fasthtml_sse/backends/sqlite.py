@@ -283,11 +283,12 @@ class SQLiteBackend(LogBackend):
         append_in(self._pool, connection, *pack_record(fields, key))
 
     def watch(self,
-        connection, # Of the app
-        table       # Its name
+        connection, # Of the app; `None`: one of the library's own, which can't tell whether the app's can write then
+        table,      # Its name
+        columns=()  # Of which its events have the values
     ) -> str:       # The type of its events
         "Have a table announce its changes; `ArgumentError` if it can't, `BackendError` for another file, or a lock"
-        return self._watches.watch(connection, table)
+        return self._watches.watch(connection, table, columns)
 
     def unwatch(self,
         connection, # Of the app
@@ -295,6 +296,15 @@ class SQLiteBackend(LogBackend):
     ):
         "Have a table announce nothing; `ArgumentError` if it does not, `BackendError` for another file, or a lock"
         self._watches.unwatch(connection, table)
+
+    def has_news(self) -> bool:
+        "Return whether something was committed that was not delivered here yet; from any thread"
+        s,found = self._session,[]
+        if s is None: return True
+        def read(h): found.append((self._tables.newest(h.connection), self._watches.is_due(h.connection)))
+        try: self._pool.keep(self._pool.wait(read, 0))
+        except BackendError: return True  # Nobody knows
+        return found[-1]!=(*s.position.place, False)
 
     def look_now(self):
         "Read what was committed now, rather than within milliseconds; from any thread"

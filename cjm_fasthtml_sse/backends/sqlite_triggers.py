@@ -15,6 +15,12 @@ part of the transaction: a rollback takes it back.
 take `rowid` would not do: `vacuum` may change it unless it is the primary key. If a key is neither a whole number nor
 text, the event is `many`. An update that changes the key has two events, a `delete` and an `insert`.
 
+Whoever draws the rows of one user wants to know whose row has changed. So the events may also have the values of some
+columns: `old` has those before, and `new` those behind, as in `{"id": 7, "change": "update", "old": {"user": "ann"},
+"new": {"user": "bob"}}`. An `insert` has no `old`, and a `delete` no `new`. Where a row may be replaced, there is an
+`update` with its `old` alone. All values that the row had before a commit and has after it are in events of that
+commit. Real numbers have 15 digits; if a value is a blob, or a real number from 1e15 on, the event is `many`.
+
 An event says what happened then, and by now more may have happened. So an app reads the row again; if there is none,
 it is gone. An event may come though nothing has changed, as where `insert or ignore` has met a row with the same
 unique value. But no change is without an event, which comes with it or later.
@@ -36,6 +42,7 @@ from typing import NamedTuple
 
 from .sqlite_log import LogTables
 from ..engine.checks import ArgumentError
+from ..engine.hints import nearest
 from ..engine.messages import BackendError
 from ..engine.patterns import segment
 
@@ -51,6 +58,16 @@ class Shape(NamedTuple):
     uniques: tuple   # For each unique index, and for a `rowid` beside the key: pairs of a column and its collation
     defaults: dict   # Column -> what a NULL becomes by `or replace`
     is_opaque: bool  # Is there a unique index of which nobody knows what a row will replace?
+    columns: tuple   # The names of all
+
+    def check(self, columns):
+        "Raise an `ArgumentError` for what is no list of columns of the table"
+        if not isinstance(columns, list|tuple): raise ArgumentError(
+            f'`columns` must be a list of names of columns, got {columns!r}')
+        for c in columns:
+            if c in self.columns: continue
+            near = isinstance(c, str) and nearest(c, self.columns)
+            raise ArgumentError(f"Table {self.name!r} has no column {c!r}{near and f'. Did you mean {near!r}?' or ''}")
 
 def _find(connection, table):
     "Return the name of a table, and whether it has no `rowid`; `ArgumentError` if it can not be watched"
@@ -101,7 +118,7 @@ def read_shape(
         is_opaque = is_opaque or not is_clear
     if rowid and not is_rowid: uniques.append(((rowid, 'BINARY'),))
     defaults = {c: o for c,o in defaults.items() if _LITERAL.fullmatch(o)}
-    return Shape(name, key, is_rowid, tuple(uniques), defaults, is_opaque)
+    return Shape(name, key, is_rowid, tuple(uniques), defaults, is_opaque, tuple(o[0] for o in columns))
 
 # %% ../../nbs/backends/sqlite_triggers.ipynb #a9a60fcd
 TRIGGERS = 1  # Version of their text: triggers of a newer one are left as they are
@@ -125,13 +142,15 @@ def text(value) -> str:
 class TriggerText:
     "Writes the triggers of one table"
     def __init__(self,
-        log,  # Name of the log
-        shape # `Shape` of the table
+        log,       # Name of the log
+        shape,     # `Shape` of the table
+        columns=() # Whose values the events have; what is no column of the table is left out
     ):
         self._log,self._shape = log,shape
+        self._logged = [c for c in columns if c in shape.columns]
         self._begin = text(json.dumps(dict(type=event_type(shape.name)))[:-1]+', "data": {"id": ')
         self._table,self._row = quote(shape.name),f'name={text(shape.name)}'  # In which its changes are counted
-        self._columns = dict.fromkeys(c for unique in shape.uniques for c,_ in unique)
+        self._key = [(c, '') for c in shape.key]
 
     def triggers(self) -> dict: # Name -> SQL
         "Return the triggers of the table"
@@ -141,14 +160,18 @@ class TriggerText:
         is_known = f'(select replaced from {self._log}_watch where {self._row})'
         inserted = f"case when {is_known} then 'update' else 'insert' end"
         updated = f"case when {moved} then 'insert' else 'update' end"
-        changed = ' or '.join(f'new.{quote(c)} is not old.{quote(c)} collate binary' for c in self._columns)
+        # With the key of a row that is replaced, its new values are announced; only here, its old ones
+        key = [self._key] if self._logged else []
+        uniques = [*self._shape.uniques, *key] if self._shape.is_rowid else self._shape.uniques
+        changed = self._differ('new', 'old', dict.fromkeys(c for unique in uniques for c,_ in unique))
         opaque = [self._count('dirty=dirty+1')] if self._shape.is_opaque else []
         found = (
-            self._trigger('before insert', [self._note_replaced(same), *self._announce_replaced(f'not {same}')]),
+            self._trigger('before insert', [self._note_replaced(same),
+                *self._announce_replaced(self._shape.uniques, f'not {same}'), *self._announce_replaced(key, same)]),
             self._trigger('after insert', [*self._announce('new', inserted), *opaque]),
-            self._trigger('before update', self._announce_replaced(self._differ('t', 'old')), changed),
-            self._trigger('after update', [*self._announce('old', "'delete'", moved), *self._announce('new', updated),
-                *opaque]),
+            self._trigger('before update', self._announce_replaced(uniques, self._differ('t', 'old')), changed),
+            self._trigger('after update', [*self._announce('old', "'delete'", moved),
+                *self._announce('new', updated, before='old'), *opaque]),
             self._trigger('after delete', self._announce('old', "'delete'")))
         return dict(filter(None, found))
 
@@ -161,26 +184,27 @@ class TriggerText:
     def _count(self, values, condition='true'):
         return f'update {self._log}_watch set {values} where {self._row} and {condition}'
 
-    def _announce(self, row, change, condition='true', source=''):
+    def _announce(self, row, change, condition='true', source='', before=''):
         "Return the statements for one row, `new` or `old`; or for all of a `source` that meet the condition"
-        plain = self._is_plain(row)
+        plain = self._is_plain(row, before or row)
         met,odd = condition,f'not {plain}'
         if source: met,odd = [f'exists(select 1 from {source} where {condition} and {o})' for o in ('true', odd)]
         few = f'(select n<{LIMIT} from {self._log}_watch where {self._row})'
-        fields = f"{self._begin}||{self._id(row)}||', \"change\": \"'||{change}||'\"}}}}'"
+        values = self._values(row)
+        if before and values: values = f"||case {change} when 'insert' then '' else ''{self._values(before)} end"+values
+        fields = f"{self._begin}||{self._id(row)}||', \"change\": \"'||{change}||'\"'{values}||'}}}}'"
         return [f"insert into {self._log}_log(fields) select {fields}{source and f' from {source}'} "
             f'where {condition} and {plain} and {few}',
             self._count(f'n=n+1, dirty=dirty+(n>={LIMIT} or {odd})', met)]
 
-    def _announce_replaced(self, condition):
+    def _announce_replaced(self, uniques, condition):
         "Return the statements for the rows that have a unique value of `new`"
-        return [o for unique in self._shape.uniques for o in self._announce('t', "'update'",
+        return [o for unique in uniques for o in self._announce('t', "'update'",
             f'{self._match(unique)} and {condition}', f'{self._table} as t')]
 
     def _note_replaced(self, same):
         "Return the statement that notes whether there is a row with the key of `new`: if so, it becomes no new one"
-        key = self._match([(c, '') for c in self._shape.key])
-        is_there = f'exists(select 1 from {self._table} as t where {key} and {same})'
+        is_there = f'exists(select 1 from {self._table} as t where {self._match(self._key)} and {same})'
         return self._count('replaced=not replaced', f'replaced<>{is_there}')
 
     def _match(self, unique):
@@ -189,13 +213,22 @@ class TriggerText:
             return f'coalesce(new.{quote(c)}, {default})' if default else f'new.{quote(c)}'
         return ' and '.join(f't.{quote(c)}={value(c)}{coll and f" collate {quote(coll)}"}' for c,coll in unique)
 
-    def _differ(self, one, other):
-        return f"({' or '.join(f'{one}.{c} is not {other}.{c} collate binary' for c in map(quote, self._shape.key))})"
+    def _differ(self, one, other, columns=None):
+        names = map(quote, self._shape.key if columns is None else columns)
+        return f"({' or '.join(f'{one}.{c} is not {other}.{c} collate binary' for c in names) or 'false'})"
 
-    def _is_plain(self, row):
-        "Return whether JSON can carry the key, so that it can be looked up"
-        if self._shape.is_rowid: return 'true'
-        return f"({' and '.join(f'typeof({row}.{quote(c)}) in {PLAIN}' for c in self._shape.key)})"
+    def _is_plain(self, row, before):
+        "Return whether JSON can carry the key, so that it can be looked up, and the values"
+        key = [] if self._shape.is_rowid else [f'typeof({row}.{quote(c)}) in {PLAIN}' for c in self._shape.key]
+        values = [f"case typeof({o}) when 'blob' then 0 when 'real' then abs({o})<1e15 else 1 end"
+            for o in (f'{o}.{quote(c)}' for o in dict.fromkeys((before, row)) for c in self._logged)]
+        return f"({' and '.join(key+values) or 'true'})"
+
+    def _values(self, row):
+        "Return what is to be appended to the data: the values of a row"
+        if not self._logged: return ''
+        values = ', '.join(f'{text(c)}, {row}.{quote(c)}' for c in self._logged)
+        return f"||', \"{'new' if row=='new' else 'old'}\": '||json_object({values})"
 
     def _id(self, row):
         columns = [f'{row}.{quote(c)}' for c in self._shape.key]

@@ -9,6 +9,7 @@ also one that has never called `watch`. The row has the counters of the [trigger
 | `dirty` | changes without an event of their own |
 | `announced` | what `dirty` was at the last event `many` |
 | `at` | when `n` was set back, in milliseconds since 1970 |
+| `columns` | JSON: the columns of which the events have the values |
 
 After a commit, every process looks whether `dirty` and `announced` differ. One of them writes the event `many`, and
 sets `announced` and `n`, in one transaction. That happens four times a second at most for each table, so in a second
@@ -50,7 +51,7 @@ INTERVAL = 250   # Milliseconds after which it may be set back again
 
 _TABLE = """create table if not exists sse_watch(name text primary key collate nocase, n integer not null default 0,
     dirty integer not null default 0, announced integer not null default 0, at integer not null default 0,
-    replaced integer not null default 0) without rowid"""
+    replaced integer not null default 0, columns text not null default '[]') without rowid"""
 _DUE = f'dirty<>announced or n>{RESET}'
 _PASSED = f'abs({NOW_MS}-at)>={INTERVAL}'  # The clock may have been set back
 
@@ -87,6 +88,12 @@ class WatchTable:
         if not self.exists(connection): return []
         return [name for name, in self._all(connection, 'select name from sse_watch order by name')]
 
+    def columns(self, connection, table) -> list|None: # `None`: it is not watched
+        "Return the columns of which the events of a table have the values"
+        if not self.exists(connection): return None
+        found = self._all(connection, 'select columns from sse_watch where name=?', (table,))
+        return json.loads(found[0][0]) if found else None
+
     def compare(self, connection) -> list: # Of `Watched`
         "Compare the triggers of all watched tables with what they should be"
         found: dict = {}
@@ -100,7 +107,8 @@ class WatchTable:
         try: shape = read_shape(connection, name)
         except ArgumentError: return {}
         except BackendError: return found  # This SQLite is too old to tell
-        return TriggerText(self._tables.name, shape._replace(name=name)).triggers()
+        columns = self.columns(connection, name)
+        return TriggerText(self._tables.name, shape._replace(name=name), columns).triggers()
 
     def restore(self, connection) -> list: # Names of tables
         "Make triggers as they should be; the tables where something was wrong will say `many`"
@@ -113,15 +121,18 @@ class WatchTable:
 
     def watch(self,
         connection,
-        table        # Its name, in any case
+        table,       # Its name, in any case
+        columns=()   # Of which its events have the values, beside those that they have
     ) -> str:        # The type of its events
         "Have a table announce its changes, unless it does; `ArgumentError` if it can not be watched"
         name = read_shape(connection, table).name
+        known = self.columns(connection, name)
         self._all(connection, _TABLE)
-        was_known = name.lower() in [o.lower() for o in self.names(connection)]
         self._all(connection, 'insert or ignore into sse_watch(name) values(?)', (name,))
+        self._all(connection, 'update sse_watch set columns=? where name=?',
+            (json.dumps([*dict.fromkeys([*(known or ()), *columns])]), name))
         self.restore(connection)
-        if not was_known: self._all(connection, 'update sse_watch set announced=dirty where name=?', (name,))
+        if known is None: self._all(connection, 'update sse_watch set announced=dirty where name=?', (name,))
         return self.event_type(connection, name)
 
     def check(self,
@@ -129,9 +140,12 @@ class WatchTable:
         table
     ):
         "Compile the triggers of a table; `ArgumentError` where writing into it would be an error from now on"
+        name,once = quote(table),time.monotonic_ns()
         try:
-            for sql in ('insert into {} default values', 'delete from {}'):
-                connection.execute(f'explain {sql.format(quote(table))}').fetchall()
+            connection.execute(f'select 1 from {name} limit 0').fetchall()  # Reads the schema, if it has changed
+            # `explain` does not see that the schema has changed, so no statement of it is kept for the next time
+            for sql in f'insert into {name} default values',f'delete from {name}':
+                connection.execute(f'explain query plan {sql} /* {once} */').fetchall()
         except Exception as e: raise ArgumentError(f'{table!r} can not be watched: {e}') from e
 
     def event_type(self, connection, table) -> str: # '' if it is not watched, or its triggers are not as they should be
@@ -209,22 +223,38 @@ class TableWatches:
         self._pool,self._timeout,self._watched = pool,timeout,WatchTable(pool.tables)
 
     def watch(self,
-        connection, # Of the app
-        table       # Its name
+        connection, # Of the app; `None`: one of the library's own
+        table,      # Its name
+        columns=()  # Of which its events have the values
     ) -> str:       # The type of its events
         "Have a table announce its changes; nothing is written if it does so"
-        plain = check_connection(self._pool.file, connection)
+        if connection is not None: return self._watch(check_connection(self._pool.file, connection), table, columns)
+        handle = self._pool.wait(lambda handle: None, time.monotonic()+self._timeout)
+        try: return self._watch(PlainRows(handle.connection), table, columns)
+        finally: self._pool.keep(handle)
+
+    def _watch(self, plain, table, columns):
         if isinstance(table, str) and plain.execute('select 1 from temp.sqlite_master where name=? collate nocase',
             (table,)).fetchall(): raise ArgumentError(f'{table!r} can not be watched: this connection has a temporary '
                 'table of that name')
-        name = read_shape(plain, table).name
-        if known := self._watched.event_type(plain, name): return known
-        res = self._write(plain, lambda own: self._watched.watch(own, name))
+        shape = read_shape(plain, table)
+        shape.check(columns)
+        name,known = shape.name,self._watched.columns(plain, shape.name)
+        if known is not None and {*columns}<={*known} and (found := self._watched.event_type(plain, name)): return found
+        res = self._write(plain, lambda own: self._watched.watch(own, name, columns))
         try: self._watched.check(plain, name)
         except ArgumentError:
-            self._write(plain, lambda own: self._watched.unwatch(own, name))
+            self._write(plain, lambda own: self._take_back(own, name, known))
             raise
         return res
+
+    def _take_back(self, own, name, known):
+        self._watched.unwatch(own, name)
+        if known is not None: self._watched.watch(own, name, known)
+
+    def is_due(self, own) -> bool:
+        "Return whether a watched table will say `many`; with a connection of the library's own"
+        return self._watched.exists(own) and self._watched.is_due(own) is not False
 
     def unwatch(self,
         connection, # Of the app

@@ -44,9 +44,9 @@ class FinalSnapshot(NamedTuple):
 class SnapshotRead:
     "One call of a snapshot, for all connections that share it"
     __slots__ = 'hub','key','snapshot','seq','id','html','final','waiting','task','cheap','_timer'
-    def __init__(self, hub, key, snapshot):
-        self.hub,self.key,self.snapshot = hub,key,snapshot
-        self.seq,self.id = hub.replay.seq,hub.replay.cursor  # When it began: the state has all that came before
+    def __init__(self, hub, key, snapshot, buffer):
+        self.hub,self.key,self.snapshot = hub,key,snapshot   # `key`: `None` where it is not shared
+        self.seq,self.id = buffer.seq,buffer.cursor          # When it began: the state has all that came before
         self.html,self.final = None,False    # HTML, `None` where there is none; whether nothing comes after it
         self.waiting = 0                     # Connections that wait for it
         self.task: Any = None                # Where the snapshot is async, or called in a thread
@@ -79,7 +79,8 @@ class SnapshotRead:
             return self._failed()
         self._keep()
 
-    def _keep(self): self._timer = self.hub.loop.call_later(SHARED_SECS, self.forget, context=Context())
+    def _keep(self):
+        if self.key is not None: self._timer = self.hub.loop.call_later(SHARED_SECS, self.forget, context=Context())
 
     def _failed(self):
         self.forget()
@@ -125,7 +126,7 @@ class TransactionRead(SnapshotRead):
     __slots__ = '_database',
     def __init__(self, hub, key, snapshot, database):
         self._database = database
-        super().__init__(hub, key, snapshot)
+        super().__init__(hub, key, snapshot, hub.replay)
         self.cheap = False
 
     def _call(self): return self._read()
@@ -175,15 +176,16 @@ class SnapshotReads:
         if self._database is None: raise BackendError('a `snapshot` that takes `db` needs a backend in an SQLite file, '
             f"such as SSEBroadcastManager(backend='sqlite:///app.db'), got {snapshot!r}")
 
-    def read(self, snapshot, events) -> SnapshotRead:
+    def read(self, snapshot, group) -> SnapshotRead:
         "Call `snapshot`, or share the call by this very function for these patterns that is under way or was just made"
+        if group.is_local: return SnapshotRead(self.hub, None, snapshot, group.buffer)  # It is of one connection
         # An object has a new method each time that it is asked for one
-        key = snapshot if ismethod(snapshot) else id(snapshot),events
+        key = snapshot if ismethod(snapshot) else id(snapshot),group.events
         found = self._reads.get(key)
         if found is None or not found.is_good():
             in_transaction = takes_database(snapshot)
             found = TransactionRead(self.hub, key, snapshot, self._database) if in_transaction else \
-                SnapshotRead(self.hub, key, snapshot)
+                SnapshotRead(self.hub, key, snapshot, self.hub.replay)
             if found.html is not None or found.task is not None: self._reads[key] = found
         return found
 
@@ -228,14 +230,16 @@ class CatchUp:
 
     async def run(self):
         "Send what is missing, until nothing is"
-        conn,hub = self.connection,self.connection.hub
+        conn,group,buffer = self.connection,self.connection.group,self.connection.group.buffer
         if conn.ended: return
         if conn.is_opening: await self._open()
         if conn.ended: return
         conn.catching_up()
-        while self.preamble or conn.has_direct or conn.cursor<hub.replay.seq:
+        while self.preamble or conn.has_direct or conn.cursor<buffer.seq:
             conn.begin_step()
-            if not hub.replay.reaches(conn.cursor): self.preamble = 'gap'
+            if not buffer.reaches(conn.cursor):
+                group.overtaken()
+                self.preamble = 'gap'
             frame = await (self._make_preamble() if self.preamble else self._replay())
             if conn.ended: return  # Its renderer may have been stopped meanwhile, so the frame may have holes
             conn.move_to(frame.seq)
@@ -247,7 +251,7 @@ class CatchUp:
     async def _open(self):
         conn,hub = self.connection,self.connection.hub
         # No id yet where the state comes first: if the connection breaks before that, the browser must not skip it
-        id = None if self.preamble else hub.replay.id(conn.cursor)
+        id = None if self.preamble else conn.group.buffer.id(conn.cursor)
         await self._write(Frame(encode(event=HEARTBEAT, id=id, retry=hub.retry_ms).encode(), conn.cursor, 0))
         hooks,self.hooks = self.hooks,None
         if hooks is not None: await self._wait_with_heartbeats(hooks)
@@ -269,28 +273,29 @@ class CatchUp:
         group = conn.group
         if self.preamble=='gap': hub.counts['gaps'] += 1
         self.preamble = None  # Now, as the history may be lost while the state is read: that is a gap of its own
-        seq,id = hub.replay.seq,hub.replay.cursor
+        seq,id = group.buffer.seq,group.buffer.cursor
         if conn.snapshot is not None:
-            read = hub.snapshots.read(conn.snapshot, group.events)
+            read = hub.snapshots.read(conn.snapshot, group)
             if read.is_under_way:
                 self.read = read
                 try: await read.wait(self._wait_with_heartbeats)
                 finally: self.read = None
             seq,id,html,final = read.seq,read.id,read.html,read.final
+            if html is None and group.is_local: conn.end('failed')  # It comes back, and the state is read anew
         # It stands for all that came before it, so the end may be among that
         passed = hub.replay.after(conn.cursor, hub.replay.size, group.ends) if group.until and not final else ()
         last = final or any(group.ends(m['type']) for m in passed if m.seq<=seq)
-        event = GAP if html is None else None if html else HEARTBEAT  # An empty state is an id alone
+        event = GAP if html is None else group.renderer.event if html else HEARTBEAT  # An empty state is an id alone
         text = encode(html or '', event=event, id=id)+(encode(event=CLOSE, id=id) if last else '')
         return Frame(text.encode(), seq, 0, last)
 
     async def _replay(self):
         "Make the next frame from the replay buffer"
         conn,hub,frames,size,began = self.connection,self.connection.hub,[],0,self.connection.hub.loop.time()
-        group,carrier = conn.group,hub.requests.get(conn)
+        group,buffer,carrier = conn.group,conn.group.buffer,hub.requests.get(conn)
         piece = min(PIECE_BYTES, getattr(carrier, 'share', PIECE_BYTES))  # One of many channels has less room
-        messages = hub.replay.after(conn.cursor, hub.replay_batch, group.ends if group.until else None)
-        seq = messages[-1].seq if len(messages)==hub.replay_batch else hub.replay.seq
+        messages = buffer.after(conn.cursor, hub.replay_batch, group.ends if group.until else None)
+        seq = messages[-1].seq if len(messages)==hub.replay_batch else buffer.seq
         for m in messages:
             if frames and (size>=piece or hub.loop.time()-began>PIECE_SECS):
                 seq = m.seq-1

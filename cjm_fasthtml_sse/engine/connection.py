@@ -75,7 +75,7 @@ class Reader:
     def flush(self):
         "Hand over everything that this connection lacks"
         group = self.group
-        if self.cursor<group.dropped_seq and self.hub.overflow=='evict': return self._catch_up()
+        if self.cursor<group.dropped_seq and not group.skips: return self._catch_up()
         # Mostly one frame serves all
         frame = None if self._direct else group.joined.get(self.cursor)
         if frame is None: frame = self.next_frame()
@@ -138,7 +138,7 @@ class Reader:
 
     def history_lost(self):
         "Restart after a gap: all ids that were sent so far are void"
-        self.cursor = self.hub.replay.seq
+        self.cursor = self.group.buffer.seq
         if self.catch_up is None: self.catch_up = CatchUp(self)
         self.catch_up.history_lost()
         self.fell_behind()
@@ -205,9 +205,10 @@ class Connection(Reader):
     "One open stream, with the face of a queue"
     __slots__ = 'snapshot','user','request','rest','_handed_over','__weakref__'
     def __init__(self, hub, group, snapshot=None, last_event_id='', user=None):
-        seen = hub.replay.position(last_event_id) if last_event_id else None
+        buffer = group.buffer
+        seen = buffer.position(last_event_id) if last_event_id else None
         preamble = None if seen is not None else 'gap' if last_event_id else 'state' if snapshot else None
-        super().__init__(hub, group, hub.replay.seq if seen is None else seen, preamble)
+        super().__init__(hub, group, buffer.seq if seen is None else seen, preamble)
         self.snapshot,self.user = snapshot,user
         self.request: Any = None   # The task or channel behind it, which `interrupt`s what it waits for
         self.rest = b''            # What was still to be sent when it was closed

@@ -134,12 +134,15 @@ class PendingFrames:
 # %% ../../nbs/engine/group.ipynb #913d2cff
 class Group(PendingFrames):
     "Connections that want the same: one set of patterns, one renderer, one end"
-    __slots__ = ('hub','events','renderer','until','key','renderer_key','member_count','live','beat','renders',
-        '__weakref__')
+    __slots__ = ('hub','events','renderer','until','key','renderer_key','buffer','skips','member_count','live','beat',
+        'renders','__weakref__')
+    is_local = False  # See `engine.local`
     def __init__(self, hub, events, renderer, until, key=None, renderer_key=None):
         super().__init__(hub.max_pending)
         self.hub,self.events,self.renderer,self.until = hub,events,renderer,until
         self.key,self.renderer_key = key,renderer_key
+        self.buffer: Any = hub.replay        # Its sequence numbers are the cursors of the connections
+        self.skips = hub.overflow!='evict'   # Whether who is too slow skips what was dropped, without catching up
         self.member_count,self.live = 0,{}   # All connections that belong here; those served from here, in order
         self.beat = hub.loop.time() if hub.loop else 0.  # Loop time of the last pass or heartbeat, in seconds
         self.renders: Any = None             # `RenderQueue`, once a rendering had to wait
@@ -177,7 +180,7 @@ class Group(PendingFrames):
     def enqueue_direct(self, message, connection):
         "Have `message` rendered for `connection` alone, after what was broadcast before it"
         body = None if self.renders or self.renderer.slow else self.renderer.frame(message)
-        if type(body) is bytes: connection.add_direct(body, self.hub.replay.seq)
+        if type(body) is bytes: connection.add_direct(body, self.buffer.seq)
         else: self._render_later(message, body, connection)
 
     def _render_later(self, *args):
@@ -204,6 +207,9 @@ class Group(PendingFrames):
         for c in [*self.live]:
             if c.cursor>=self.newest_seq: c.has_seen(seq)
             c.fell_behind()
+
+    def overtaken(self):
+        "Take note that the buffer has dropped what a connection lacks, which gets the state for it"
 
     def begin_pass(self, now):
         "Take note that the pump looks at all connections, at loop time `now`"
@@ -253,7 +259,7 @@ class RenderQueue:
     def add(self, message, rendered=None, connection=None):
         "Have `message` rendered after those that came before it"
         hub = self.group.hub
-        self.pending.append(PendingRender(message, rendered, hub.replay.seq, connection))
+        self.pending.append(PendingRender(message, rendered, self.group.buffer.seq, connection))
         if connection is None and sum(p.connection is None for p in self.pending)>hub.max_pending: self._overflow()
         if self._worker is None: self._worker = hub.spawn(self._work(), Context())
 

@@ -171,13 +171,19 @@ def written_at(
     context.run(page_cursors.set, [id] if id else [])
     return context
 
+# %% ../../nbs/engine/messages.ipynb #68431994
+current_scope: ContextVar[dict] = ContextVar('current_scope', default={})  # Of the present request
+drawing_now: ContextVar[Any] = ContextVar('drawing_now', default=None)  # The drawing that is made at this moment
+
 # %% ../../nbs/engine/messages.ipynb #e8317e50
 def message_fields(
     event_type: str,
     data
-) -> dict: # `type`, `timestamp` and `data`
+) -> dict: # `type`, `timestamp` and `data`; `live`: the name of the live element in whose drawing it is sent
     "Return the fields of a message that is sent now; `FieldError` for a bad `event_type`"
-    return dict(type=check_message_type(event_type), timestamp=datetime.now(timezone.utc).isoformat(), data=data)
+    fields = dict(type=check_message_type(event_type), timestamp=datetime.now(timezone.utc).isoformat(), data=data)
+    drawing = drawing_now.get()
+    return fields if drawing is None or not drawing.is_open else fields | dict(live=drawing.name)
 
 # %% ../../nbs/engine/messages.ipynb #c0a1d001
 class Command(NamedTuple):

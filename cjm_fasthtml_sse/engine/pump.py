@@ -211,17 +211,18 @@ class Heartbeats:
                 if now-g.beat>=.9*hub.heartbeat: await self._beat(g)
             if hub.overflow=='evict':
                 for c in [*hub.pump.catching_up]:  # A replay that nobody reads ends when the buffer has moved on
-                    if c.sender is not None and c.sender.busy and not hub.replay.reaches(c.cursor): hub.pump.evict(c)
+                    if c.sender is not None and c.sender.busy and not c.group.buffer.reaches(c.cursor):
+                        hub.pump.evict(c)
             due = min((g.beat for g in hub.groups.values()), default=now)+hub.heartbeat
             await asyncio.sleep(max(due-hub.loop.time(), hub.heartbeat/10) if hub.heartbeat else REPLAY_LOOK_SECS)
 
     async def _beat(self, group):
-        hub,seq = self.hub,self.hub.replay.seq
+        hub,buffer,seq = self.hub,group.buffer,group.buffer.seq
         group.beat_at(hub.loop.time())
-        id = hub.replay.id(seq) if not group.renders else None  # What waits for its renderer was not sent yet
+        id = buffer.id(seq) if not group.renders else None  # What waits for its renderer was not sent yet
         frame = Frame(encode(event=HEARTBEAT, id=id).encode(), seq, 0)
         for i,c in enumerate([*group.live], 1):
             c.beat(frame, id is not None)
             if i%BATCH==0:
                 await asyncio.sleep(0)
-                if id is not None and hub.replay.id(seq)!=id: return  # The history was lost meanwhile
+                if id is not None and buffer.position(id) is None: return  # The history was lost meanwhile

@@ -27,7 +27,7 @@ from fastcore.xml import NotStr,to_xml
 
 from .messages import Message,written_at
 from .hints import hint
-from .wire import check_message_type,encode,replace_surrogates
+from .wire import LIVE,check_message_type,encode,replace_surrogates
 
 # %% ../../nbs/engine/render.ipynb #d5322147
 _log = logging.getLogger(__name__)
@@ -105,6 +105,7 @@ class Renderer:
         counts     # Counters of the hub; `errors` is the one that grows here
     ):
         self.render,self.counts,self.number = render,counts,next(self._numbers)
+        self.event = LIVE if getattr(render, 'event', None)==LIVE else None  # Name of the events that carry its HTML
         self.slow = False               # Whether it has ever returned an awaitable
         self.kept = False               # Whether a message keeps a frame of it
         self.group_count,self._tasks = 0,set()  # Groups that share it; renderings under way
@@ -175,7 +176,7 @@ class Renderer:
             text = to_html(data) if is_element(data) else to_json(data)
             return encode(text, event=check_message_type(message['type']), id=id).encode()
         html = to_html(result)
-        return encode(html, id=id).encode() if html else b''
+        return encode(html, event=self.event, id=id).encode() if html else b''
 
     def _failed(self, message):
         self.counts['errors'] += 1

@@ -140,7 +140,8 @@ class EventStreamResponse(Response):
         ready=_nothing,      # Awaited with the last event id and the ids of the page, before the connection is made
         opened=lambda conn: None, # Called with the connection behind the headers; gives a future to wait for, or `None`
         closed=_nothing,     # Awaited with the connection once it is unregistered, if it was opened
-        guard=None           # `authorise`, the request, and the seconds in which it is asked again; `None`: it is not
+        guard=None,          # `authorise`, the request, and the seconds in which it is asked again; `None`: it is not
+        local=False          # Gets what `Hub.deliver_here` delivers; `events` are exact types, no patterns
     ):
         for name,f in dict(render=render, snapshot=snapshot).items():
             if f is not None and not callable(f): raise TypeError(f'`{name}` must be callable, got {f!r}')
@@ -151,8 +152,9 @@ class EventStreamResponse(Response):
         self.is_authorised = guard is None  # A route may have asked `authorise` already
         self.lost = False           # `True`: the page names an id that means nothing here
         self.began = hub.users.moment  # At the latest: `setup_sse` notes it as soon as the request comes in
-        self._wants = dict(events=patterns(events), render=render, until=patterns(until or (), 'until'),
-            snapshot=snapshot, user=user)
+        events = tuple(sorted({*events})) if local else patterns(events)
+        self._wants = dict(events=events, render=render, until=patterns(until or (), 'until'),
+            snapshot=snapshot, user=user, local=local)
         self.status_code,self.background = 200,None
         self.raw_headers = [*_START_HEADERS]
 
@@ -170,7 +172,8 @@ class EventStreamResponse(Response):
             if denied is not None: return await denied(scope, receive, send)
         if wants_ticket(scope): return await ticket_alone()(scope, receive, send)
         seen = last_event_id(scope)
-        page = () if seen or self._wants['snapshot'] else page_ids(scope)  # A snapshot shows more than the page does
+        # A snapshot shows more than the page does. That of a local stream is of this process, which may be late
+        page = () if seen or self._wants['snapshot'] and not self._wants['local'] else page_ids(scope)
         if (refused := await self._get_ready(seen, page)) is not None: return await refused(scope, receive, send)
         conn,end = self._join(scope, seen, page)
         request = AttachedRequest(conn, end, scope.get('sse.abort'))
@@ -204,7 +207,8 @@ class EventStreamResponse(Response):
     def _join(self, scope, seen, page):
         hub,carrier = self.hub,getattr(scope.get('sse.channel'), 'carrier', None)
         began = scope.get('sse.began', {}).pop(hub, self.began)
-        conn = hub.join(last_event_id=seen or hub.replay.id_for_page(page), began=began, carrier=carrier, **self._wants)
+        last = '' if self._wants['local'] else seen or hub.replay.id_for_page(page)  # It begins with its state
+        conn = hub.join(last_event_id=last, began=began, carrier=carrier, **self._wants)
         self.began = None  # Held no longer, see `Moment`
         if (reason := direct_reason(scope)) is not None: hub.direct_reasons[reason] += 1
         recheck = hub.rechecks.add(conn, *self.guard) if self.guard is not None and not conn.ended else None

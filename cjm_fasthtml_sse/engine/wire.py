@@ -24,11 +24,14 @@ class SSEError(Exception): "Root of every error raised here"
 class FieldError(SSEError, ValueError): "A field that would corrupt the stream"
 class StreamEnded(SSEError): "The queue's connection was ended, and everything left in it was handed out"
 
+# %% ../../nbs/engine/wire.ipynb #fb4caf73
+LIVE = 'sse:live'  # Changes of live elements
+
 # %% ../../nbs/engine/wire.ipynb #df48013d
 HEARTBEAT = 'sse:heartbeat'  # Nothing happened, the connection lives
 GAP = 'sse:gap'              # Messages were missed that can't be replayed any more
 CLOSE = 'sse:close'          # The stream has ended on purpose: don't come back
-OWN_EVENTS = frozenset({HEARTBEAT, GAP, CLOSE})  # Refused in a broadcast
+OWN_EVENTS = frozenset({HEARTBEAT, GAP, CLOSE, LIVE})  # Refused in a broadcast
 
 # %% ../../nbs/engine/wire.ipynb #9f010236
 def _refuse(name, wanted, got): raise FieldError(f'`{name}` must be {wanted}, got {_brief(got)}')
@@ -69,7 +72,7 @@ def check_message_type(
     event_type: str  # What an app broadcasts, or puts into a connection
 ) -> str:            # The same, unchanged
     "Return `event_type`; raise `FieldError` if it can't name an event, or names one of the library's own"
-    if check_event_type(event_type) in OWN_EVENTS:
+    if check_event_type(event_type) in OWN_EVENTS or event_type.startswith(f'{LIVE}:'):
         _refuse('event type', 'a name that this library does not use itself', event_type)
     return event_type
 

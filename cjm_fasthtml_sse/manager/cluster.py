@@ -24,24 +24,43 @@ def worker_name() -> str:
 
 # %% ../../nbs/manager/cluster.ipynb #b3cca304
 _BY_REASON = 'direct','paths'  # Of the counters, those that are counted by reason
+MAX_ELEMENTS = 50  # Live elements in a report: those whose drawings took longest
+
+def add_live(
+    several # Dicts, name of a live element -> counters, as in `SSEBroadcastManager.stats`
+) -> dict:
+    "Add up what several processes counted of live elements"
+    total: dict = {}
+    for counts in several:
+        for name,o in counts.items(): total.setdefault(name, Counter()).update(o)
+    return total
+
+def costliest(
+    live # As from `add_live`
+) -> list: # Pairs of a name and counters
+    "Sort live elements by the time that their drawings took, longest first"
+    return sorted(live.items(), key=lambda o: -o[1]['seconds'])
 
 def make_report(
     stats, # As `SSEBroadcastManager.stats` returns them
     users  # User -> connections
 ) -> dict: # JSON can carry it
     "Describe this process to the others"
-    counts,by_reason = {k: n for k,n in stats.items() if k not in _BY_REASON},{k: stats[k] for k in _BY_REASON}
-    return dict(v=_VERSION, worker=worker_name(), stats=counts, users=[*users.items()], **by_reason)
+    counts = {k: n for k,n in stats.items() if k not in (*_BY_REASON, 'live')}
+    live,by_reason = dict(costliest(stats['live'])[:MAX_ELEMENTS]),{k: stats[k] for k in _BY_REASON}
+    return dict(v=_VERSION, worker=worker_name(), stats=counts, users=[*users.items()], live=live, **by_reason)
 
 def _read_report(report):
-    "Return the worker, its users, its counters, and those by reason; an error for what no manager has written"
+    "Return the worker, its users, its counters, those of live elements and by reason; an error for anything else"
     if report.get('v', _VERSION)!=_VERSION: raise ValueError(f'version {report["v"]!r} is not known')
-    # An older version may lack the worker and counters by reason
+    # An older version may lack the worker, counters by reason, and live elements
     users,stats = {_hashable(u): n for u,n in report['users']},{**report['stats']}
     by_reason = {k: Counter({**report.get(k, {})}) for k in _BY_REASON}
-    if not all(type(n) is int and n>=0 for o in (users, stats, *by_reason.values()) for n in o.values()):
+    live = {k: Counter({**o}) for k,o in report.get('live', {}).items()}
+    if not all(type(n) is int and n>=0 or k=='seconds' and type(n) is float and n>=0
+        for o in (users, stats, *by_reason.values(), *live.values()) for k,n in o.items()):
         raise ValueError('these are no counters')
-    return str(report.get('worker', '?')),users,stats,by_reason
+    return str(report.get('worker', '?')),users,stats,by_reason | dict(live=live)
 
 def _hashable(user): return tuple(map(_hashable, user)) if isinstance(user, list) else user
 
@@ -53,9 +72,9 @@ class ClusterReader:
         reports  # Of all processes, from the backend
     ) -> dict:   # As `SSEBroadcastManager.cluster_stats` returns them
         "Add up the reports; leave out those that can't be read, and log the first of them"
-        users,stats,each,reasons = {},{},[],{k: Counter() for k in _BY_REASON}
+        users,stats,each = {},{},[]
         for o in reports:
-            try: worker,here,theirs,by_reason = _read_report(o)
+            try: worker,here,theirs,several = _read_report(o)
             except (TypeError, ValueError, LookupError, AttributeError, RecursionError) as e:
                 if not self._warned: _log.warning(
                     "A report of a process can't be read (%s), it is ignored, as are others like it: %.200r", e, o)
@@ -63,7 +82,7 @@ class ClusterReader:
                 continue
             for u,n in here.items(): users[u] = users.get(u, 0)+n
             for k,n in theirs.items(): stats[k] = max(stats.get(k, 0), n) if k=='backlog' else stats.get(k, 0)+n
-            for k,n in by_reason.items(): reasons[k] += n
-            each.append(dict(worker=worker, stats=theirs | by_reason))
-        return dict(workers=len(each), connections=stats.get('connections', 0), users=users, stats=stats | reasons,
-            each=each)
+            each.append(dict(worker=worker, stats=theirs | several))
+        reasons = {k: sum((o['stats'][k] for o in each), Counter()) for k in _BY_REASON}
+        total = stats | reasons | dict(live=add_live(o['stats']['live'] for o in each))
+        return dict(workers=len(each), connections=stats.get('connections', 0), users=users, stats=total, each=each)

@@ -80,10 +80,11 @@ class TransactionBlock(Block):
     def __init__(self,
         backend,       # The `SQLiteBackend`
         pending,       # The manager's `PendingBroadcasts`
-        prepare        # Called with the fields of a message, it calls the hooks and returns fields
+        prepare,       # Called with the fields of a message, it calls the hooks and returns fields
+        views          # The manager's `Views`
     ):
         super().__init__(backend.blocks, backend.transaction)
-        self._backend,self._pending,self._prepare = backend,pending,prepare
+        self._backend,self._pending,self._prepare,self._views = backend,pending,prepare,views
         self._earlier: Any = None        # Broadcasts that were before it
         self._order_until = 0.           # Until when to wait for them: blocks that queue up wait at the same time
         self._broadcasts: list = []      # Each a `BroadcastInBlock`
@@ -157,7 +158,9 @@ class TransactionBlock(Block):
         finally:
             broadcasts,self._broadcasts = self._broadcasts,[]
             for p in broadcasts:
-                if t.is_committed: p.settle(0)
+                if t.is_committed:
+                    self._views.note(p.fields)
+                    p.settle(0)
                 else: p.forget(BackendError(why))
             if t.is_committed: self._backend.look_now()
 
@@ -168,6 +171,7 @@ class DatabaseMethods:
     _hub: Any
     _router: Any
     _pending: Any
+    _live: Any
 
     def _database(self, method):
         "Return the backend; `BackendError` for another kind"
@@ -184,7 +188,7 @@ def transaction(self:DatabaseMethods
     another connection keeps the lock, or the commit fails: then nothing was written"""
     backend = self._database('transaction')
     self._router.look_for_blocks(partial(TransactionBlock.find, backend))
-    return TransactionBlock(backend, self._pending, self._router.call_plain_hooks)
+    return TransactionBlock(backend, self._pending, self._router.call_plain_hooks, self._live)
 
 # %% ../../nbs/manager/database.ipynb #ec582291
 @patch
@@ -217,16 +221,19 @@ def watch(self:DatabaseMethods,
     db,     # Of `sqlite3` or `apsw`, or a `Database` of fastlite, with the file of the backend; in no transaction
     table: str, # Its name, as it stands in that file
     *,
+    # Their names: the events have the values of these columns, those before as `old`, and those behind as `new`
+    columns: list|tuple=(),
     # `True`: a stream gets the events of this table only if its pattern names the table, as `table:todos` does.
     # `False`: streams of this process get them by `**` as well
     private: bool=True
 ) -> str:   # The type of the events, such as `table:todos`
     """Have each change of a table announced as an event, whoever makes it: triggers write it into the transaction of
-    that change. It is for all processes and lasts until `unwatch`; once more does no harm. `ArgumentError` for what is
-    no table of the file, `BackendError` if that is another file, or another connection keeps the lock"""
+    that change. It is for all processes and lasts until `unwatch`; once more does no harm, and other `columns` join.
+    `ArgumentError` for what is no table of the file or no column of it, `BackendError` if that is another file, or
+    another connection keeps the lock"""
     backend = self._database('watch')
     if not isinstance(private, bool): raise ArgumentError(f'`private` must be True or False, got {private!r}')
-    event_type = backend.watch(db, table)
+    event_type = backend.watch(db, table, columns)
     self._hub.set_public(event_type, not private)
     return event_type
 

@@ -57,9 +57,11 @@ class Delivery:
         hub, hooks,      # Of the manager
         history_size,    # Messages that the history keeps
         default_timeout, # Seconds to wait for full queues where a record has no `timeout`
-        commands         # `Commands` for the records without `type`
+        commands,        # `Commands` for the records without `type`
+        views            # `Views` of the live elements
     ):
         self.hub,self.hooks,self.default_timeout,self.commands = hub,hooks,default_timeout,commands
+        self.views = views
         self.history: deque = deque(maxlen=history_size)
         self.is_delivering = False  # Is a message being given to the connections at this moment?
 
@@ -82,6 +84,7 @@ class Delivery:
             self.history.append(message)
             res = self.hub.deliver(message, record.id)
             self.hooks.call_delivery_hooks(message)
+            self.views.note_delivery(message)  # Behind the hooks, which may keep what is drawn
             return res
         finally: self.is_delivering = False
 
@@ -99,6 +102,7 @@ class Delivery:
         for _,m in messages[first:]:
             self.history.append(m)
             self.hooks.call_delivery_hooks(m)
+        self.views.note_gap()
 
     def reset_after_fork(self):
         "Forget that a message is being delivered, in the parent process"

@@ -201,9 +201,10 @@ class BroadcastRouter:
     "Takes a broadcast from whoever calls through the hooks to the outbox"
     def __init__(self,
         hub, hooks, outbox, # Of the manager
-        pending             # Its `PendingBroadcasts`
+        pending,            # Its `PendingBroadcasts`
+        views               # Its `Views`
     ):
-        self.hub,self.hooks,self.outbox,self.pending = hub,hooks,outbox,pending
+        self.hub,self.hooks,self.outbox,self.pending,self.views = hub,hooks,outbox,pending,views
         self.backend,self.delivery = outbox.backend,outbox.delivery
         self._temporary = TemporaryLoops()
         self._find_block: Any = None  # Returns the transaction that this context is in, or `None`
@@ -222,6 +223,7 @@ class BroadcastRouter:
         "Send a message, from any thread"
         if self._find_block is not None and (block := self._find_block()) is not None \
             and (sent := block.send(fields, key, timeout)) is not None: return sent
+        self.views.note(fields)  # Before anybody else hears of it: a page that is drawn now shows it
         here = self.hub.loop is not None and running_loop() is self.hub.loop
         rest = None  # Hooks that have to be awaited
         if not self.hooks.registered('broadcast'):

@@ -40,6 +40,11 @@ class PresenceWatcher:
         self._changed = asyncio.Event()
         self._own_changed = False      # Have users of this process changed since the last command?
 
+    @property
+    def users(self):
+        "User -> connections, as the hooks were called with last"
+        return dict(self._known)
+
     def watch(self):
         "Call the hooks from now on"
         self.hub.users.watch(self.note_change)

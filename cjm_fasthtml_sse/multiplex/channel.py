@@ -121,18 +121,18 @@ _log = logging.getLogger(__name__)
 
 class AppCall:
     "The request of a channel: the `receive` and the `send` of the app"
-    __slots__ = 'channel','_task','_closed','_counts','_has_read','_has_end'
+    __slots__ = 'channel','_task','_closed','_counts','_body','_has_end'
     def __init__(self, channel):
         self.channel = channel
         self._task: Any = None    # Runs the app
         self._closed: Any = None  # A future, while `receive` waits for the end
         self._counts = False      # Is it one of the carrier's requests that have no answer?
-        self._has_read = False    # Has the app received the empty body?
+        self._body: bytes|None = b''   # `None` once the app has received it
         self._has_end = False     # Has the app received `http.disconnect`?
 
-    def start(self, app, scope):
+    def start(self, app, scope, body=b''):
         "Call the app in a task of its own"
-        self._counts = True
+        self._counts,self._body = True,body
         self._task = asyncio.get_running_loop().create_task(self.run(app, scope), context=Context())
 
     async def run(self, app, scope):
@@ -148,10 +148,10 @@ class AppCall:
             self.channel.end_request(failed)
 
     async def receive(self):
-        "Return the empty body; when called again, wait for the end and return `http.disconnect`"
-        if not self._has_read:
-            self._has_read = True
-            return {'type': 'http.request', 'body': b'', 'more_body': False}
+        "Return the body; when called again, wait for the end and return `http.disconnect`"
+        if (body := self._body) is not None:
+            self._body = None
+            return {'type': 'http.request', 'body': body, 'more_body': False}
         self._note_answer()  # An app that waits for the end is under way, even if middleware holds its answer back
         if self.channel.open:
             if self._closed is None: self._closed = asyncio.get_running_loop().create_future()

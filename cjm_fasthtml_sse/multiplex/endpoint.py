@@ -270,7 +270,7 @@ class Multiplexer:
             return self.app(scope, receive, send)
         if self.enabled and scope['path'].endswith(self.path) and get_route_path(scope)==self.path:
             return self._handle(scope, receive, send)
-        visit = scope['sse.visit'] = Visit(scope, self.path if self.enabled else '')
+        visit = scope['sse.visit'] = Visit(scope, self.path if self.enabled else '', self.visitors)
         return self.app(scope, receive, adding_headers(self.visitors, visit, send))
 
     async def _handle(self, scope, receive, send):
@@ -302,10 +302,12 @@ class Multiplexer:
         "Begin the request of a channel; returns whether there is one"
         if not self.admission.accepts(opening, visitor, scope): channel.end(ticket=True)
         else:
-            try: request = channel_scope(scope, opening.url, opening.last_event_id, opening.page_cursors)
+            try: request = channel_scope(scope, opening.url, opening.last_event_id, opening.page_cursors, opening.body)
             except HTTPException: channel.end(direct='limit')
             else:
-                channel.request.start(self.app, request | {'sse.channel': channel})
+                visit = Visit(request, visitors=self.visitors)
+                request |= {'sse.channel': channel, 'sse.visit': visit}
+                channel.request.start(self.app, request, opening.body.encode())
                 return True
         return False
 

@@ -54,6 +54,7 @@ def read_packets(
 # %% ../../nbs/multiplex/protocol.ipynb #22f2d6fb
 MAX_REQUEST_BYTES = 1<<20  # Of the body
 MAX_CHANNELS = 1000        # On one carrier, and in one request
+MAX_BODY_BYTES = 1<<18     # Of the body of one channel's request
 
 class ChannelOpening(NamedTuple):
     "A channel that a browser wants to have opened. All but the number may be anything"
@@ -62,6 +63,7 @@ class ChannelOpening(NamedTuple):
     ticket: str            # Proves that this visitor was served this path as a stream
     last_event_id: str=''
     page_cursors: str=''   # Where the page stands: the header `SSE-After`
+    body: str=''           # JSON that is sent to the stream, in a `POST`; '': none, in a `GET`
 
 class ChannelRequest(NamedTuple):
     "Channels to open and to close"
@@ -86,4 +88,4 @@ class ChannelRequest(NamedTuple):
         if len(request.open)>MAX_CHANNELS: raise HTTPException(413, f'At most {MAX_CHANNELS} channels can be opened')
         return request._replace(open=[ChannelOpening(*o) for o in request.open])
 
-def _is_opening(o): return isinstance(o, list) and 3<=len(o)<=5 and type(o[0]) is int and 0<o[0]<CONTROL
+def _is_opening(o): return isinstance(o, list) and 3<=len(o)<=6 and type(o[0]) is int and 0<o[0]<CONTROL

@@ -18,7 +18,7 @@ from urllib.parse import unquote_to_bytes
 
 from starlette.exceptions import HTTPException
 
-from .protocol import MAX_REQUEST_BYTES
+from .protocol import MAX_BODY_BYTES,MAX_REQUEST_BYTES
 
 # %% ../../nbs/multiplex/request.ipynb #ddd34692
 REQUEST_TIMEOUT = 10  # Seconds for the body, and for the app to identify the visitor
@@ -39,7 +39,8 @@ def check_origin(
         if not origin or origin[1]!=headers.get(b'host', b'').lower(): raise HTTPException(403, 'From another origin')
 
 async def read_body(
-    receive  # Of the request
+    receive,                    # Of the request
+    max_bytes=MAX_REQUEST_BYTES # That it may have
 ) -> bytes:
     "Read the body; `HTTPException` with 413 or 408 if it is too long or comes too slowly"
     body = bytearray()
@@ -49,7 +50,7 @@ async def read_body(
                 message = await receive()
                 if message['type']=='http.disconnect': raise HTTPException(400, 'The client has disconnected')
                 body += message.get('body', b'')
-                if len(body)>MAX_REQUEST_BYTES: raise HTTPException(413, f'At most {MAX_REQUEST_BYTES} bytes')
+                if len(body)>max_bytes: raise HTTPException(413, f'At most {max_bytes} bytes')
                 if not message.get('more_body'): return bytes(body)
     raise HTTPException(408, 'The body came too slowly')
 
@@ -89,11 +90,19 @@ _OF_THE_POST = {o.encode() for o in (  # Headers that channels do not get
     'if-unmodified-since if-range range sse-mux sse-ticket sse-direct').split()}
 _NO_ID = re.compile(r'[\0\r\n\ud800-\udfff]')
 
+def body_size(body) -> int:
+    "Count the bytes of a channel's body; `HTTPException` for what is none"
+    try: size = len(body.encode())
+    except (AttributeError, UnicodeEncodeError): raise HTTPException(400, 'A body is a text') from None
+    if size>MAX_BODY_BYTES: raise HTTPException(413, f'A body has {MAX_BODY_BYTES} bytes at most')
+    return size
+
 def channel_scope(
     scope: dict,           # Of the `POST`
     url: str,              # Path and query
     last_event_id: str='',
-    page_cursors: str=''   # Where the page stands: the header `SSE-After`
+    page_cursors: str='',  # Where the page stands: the header `SSE-After`
+    body: str=''           # That the request has
 ) -> dict:
     "Make the ASGI scope of a channel's request; `HTTPException` if there must be none"
     path,raw,query = split_url(scope, url)
@@ -102,9 +111,11 @@ def channel_scope(
     headers = [(k, v) for k,v in scope['headers'] if k not in _OF_THE_POST]
     headers += [(b'accept', b'text/event-stream'), (b'cache-control', b'no-cache')]
     headers += [(k, v.encode()) for k,v in ((b'last-event-id', last_event_id), (b'sse-after', page_cursors)) if v]
+    if (size := body_size(body)): headers += [(b'content-type', b'application/json'), (b'content-length', b'%d' % size)]
     # What is around the app may have put in more; each request has its own
     kept = {k: {**v} if type(v) is dict else v for k,v in scope.items() if not k.startswith('sse.')}
     # 2.3: `send` never raises, `receive` returns the disconnect
     asgi = {**scope.get('asgi', {'version': '3.0'}), 'spec_version': '2.3'}
-    return kept | dict(type='http', asgi=asgi, method='GET', path=path, raw_path=raw, query_string=query,
-        root_path=scope.get('root_path', ''), headers=headers, state={**scope.get('state', {})}, extensions={})
+    return kept | dict(type='http', asgi=asgi, method='POST' if size else 'GET', path=path, raw_path=raw,
+        query_string=query, root_path=scope.get('root_path', ''), headers=headers, extensions={},
+        state={**scope.get('state', {})})

@@ -7,6 +7,7 @@
 
 const MAX_CARRIERS = 3;
 const MAX_OPENED = 100;   // channels in one request: they fit, however long their addresses are
+const MAX_BODIES = 2 ** 18;   // bytes of all their bodies, as JSON
 const SEARCH = [1, 30];   // misses in a row, after which one more carrier replaces the oldest; the same, once it has
 const REFUSALS = 2;       // in a row, an answer that never comes among them: no carrier works here
 const TROUBLE = 30000;    // milliseconds in which the server answers requests with errors, and with nothing else
@@ -106,7 +107,9 @@ class Carriers {
     this.anyway ||= anyway;
     if (this.requesting || this.ended) return;
     for (const [number, carrier] of this.closing) if (!this.carriers.has(carrier.id)) this.closing.delete(number);
-    const [open, close] = [[...this.wanted].slice(0, MAX_OPENED), [...this.closing.keys()]];
+    let room = MAX_BODIES;
+    const fitting = [...this.wanted].filter(({ body }) => (room -= sizeOf(body)) >= 0);
+    const [open, close] = [fitting.slice(0, MAX_OPENED), [...this.closing.keys()]];
     if (!this.anyway && !open.length && !close.length) return;
     this.requesting = true;
     this.anyway = false;
@@ -121,7 +124,7 @@ class Carriers {
         headers: { 'Content-Type': 'application/json', 'SSE-Mux': `${VERSION}` },
         body: JSON.stringify({
           carriers: [...this.carriers.keys()],
-          open: open.map(({ number, path, ticket, ids }) => [number, path, ticket, ...ids]),
+          open: open.map(({ number, path, ticket, ids, body }) => [number, path, ticket, ...ids].concat(body || [])),
           close, become,
         }),
       });
@@ -282,6 +285,11 @@ class Carriers {
     this.channels.clear();
     for (const carrier of [...this.carriers.values()]) this.drop(carrier);
   }
+}
+
+/** Count the bytes of a text as JSON; a tab of yesterday has none. @param {string} [text] */
+function sizeOf(text) {
+  return text ? new Blob([JSON.stringify(text)]).size : 0;
 }
 
 /**

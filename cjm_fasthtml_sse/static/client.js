@@ -12,7 +12,11 @@ class SSEClient extends EventTarget {
     /** @type {Multiplexer | null} */
     this.mux = null;         // where the app has one
     this.warned = false;     // of too many connections
-    this.monitor = document.createElement('script');   // for pages that have one
+    /** Scripts for pages that have such elements. @type {[selector: string, script: HTMLScriptElement][]} */
+    this.parts = [];
+    this.liveUrl = '';       // where live elements are followed
+    /** @type {(element: Element) => void} */
+    this.removal = element => element.remove();   // or as htmx does
   }
 
   /** The state of all streams together: the one that most wants attention. @returns {SSEState} */
@@ -34,8 +38,8 @@ class SSEClient extends EventTarget {
 
   /** Get the source of an element, or of the element with an id. @param {Element | string} element */
   get(element) {
-    const same = (/** @type {SSEEntry} */ entry) => [entry.element, entry.element?.id].includes(element);
-    return [...this.entries].find(same)?.source ?? null;
+    const same = (/** @type {Element | null} */ o) => o === element || o?.id === element;
+    return [...this.entries].find(entry => [entry.element, ...entry.roots()].some(same))?.source ?? null;
   }
 
   reconnect() {
@@ -49,7 +53,7 @@ class SSEClient extends EventTarget {
   /**
    * Make a source and connect it; nothing else does.
    * @param {string} url
-   * @param {{lastEventId?: string, cursor?: string, multiplex?: boolean}} options
+   * @param {{lastEventId?: string, cursor?: string, multiplex?: boolean, body?: () => string}} options
    */
   connect(url, { multiplex = true, ...options }) {
     const { mux } = this;
@@ -66,8 +70,12 @@ class SSEClient extends EventTarget {
 
   /** Take the settings of the page. @param {HTMLElement | SVGElement | null} script  that brought this file */
   configure(script) {
-    const { sseMultiplex, sseMux, sseMonitorSrc = '' } = script?.dataset ?? {};
-    Object.assign(this.monitor, { src: sseMonitorSrc, nonce: script?.nonce });
+    const { sseMultiplex, sseMux, sseMonitorSrc = '', sseLiveSrc = '', sseLive = '' } = script?.dataset ?? {};
+    for (const [selector, src] of [['script[data-sse-monitor]', sseMonitorSrc], ['[data-sse-live-key]', sseLiveSrc]]) {
+      const part = Object.assign(document.createElement('script'), { src, nonce: script?.nonce });
+      if (src) this.parts.push([selector, part]);
+    }
+    this.liveUrl = sseLive;
     if (sseMux) this.mux = new Multiplexer(sseMux, sseMultiplex !== 'tab', () => this.sources);
     this.load(document.readyState === 'loading' ? Infinity : 1000);
     // htmx connects what the page holds in the task of this event.
@@ -97,19 +105,23 @@ class SSEClient extends EventTarget {
     location.reload();
   }
 
-  /** Connect an element to a stream, in place of its former one. @param {string} url @param {Element | null} element */
-  open(url, element) {
+  /**
+   * Connect an element to a stream, in place of its former one; or no element, or several that come and go.
+   * @param {string} url
+   * @param {Element | null} element
+   * @param {{cursor?: string, body?: () => string, roots?: () => Element[]}} options
+   */
+  open(url, element, { cursor = element?.getAttribute('data-sse-cursor') ?? '', body, roots = () => [] } = {}) {
     let lastEventId = element?.getAttribute('data-sse-after') ?? '';
-    const cursor = element?.getAttribute('data-sse-cursor') ?? '';
     for (const entry of this.entries) {
       if (!element || entry.element !== element) continue;
       if (entry.url === url) lastEventId = entry.source.lastEventId;
       this.release(entry, 'replaced');
     }
     const multiplex = element?.closest('[data-sse-multiplex]')?.getAttribute('data-sse-multiplex') !== 'false';
-    const source = this.connect(url, { lastEventId, cursor, multiplex });
+    const source = this.connect(url, { lastEventId, cursor, multiplex, body });
     /** @type {SSEEntry} */
-    const entry = { url, element, source };
+    const entry = { url, element, source, roots };
     this.entries.add(entry);
     // A server may name an event as it likes, ours is no message.
     source.addEventListener('sse:state', e => { if (e instanceof CustomEvent) this.changed(entry, e.detail); });
@@ -121,6 +133,12 @@ class SSEClient extends EventTarget {
   release(entry, reason) {
     entry.source.close(reason);
     this.entries.delete(entry);
+  }
+
+  /** Remove a node from the page as htmx does, which ends what goes on within it. @param {ChildNode} node */
+  remove(node) {
+    if (node instanceof Element && node.isConnected) this.removal(node);
+    else node.remove();
   }
 
   /** @param {SSEEntry} entry @param {SSEStateDetail} detail */
@@ -140,8 +158,12 @@ class SSEClient extends EventTarget {
     console.warn(`[sse] ${what}; a browser has six for all tabs, so pages may hang: ${page}`);
   }
 
-  /** Follow the page: it is left, comes back, is looked at, and its elements come and go. */
-  follow() {
+  /**
+   * Follow the page: it is left, comes back, is looked at, and its elements come and go.
+   * @param {(element: Element) => void} [removal]  how htmx removes an element
+   */
+  follow(removal = this.removal) {
+    this.removal = removal;
     // A page with an open connection is not kept for Back.
     window.addEventListener('pagehide', () => {
       for (const source of this.sources) source.suspend();
@@ -159,15 +181,15 @@ class SSEClient extends EventTarget {
     window.addEventListener('online', check);
     // A moment later, because what arrived while the page slept is read first.
     document.addEventListener('visibilitychange', () => { if (!document.hidden) setTimeout(check, 250); });
-    const { monitor } = this;
-    const loadMonitor = () => {
-      const wanted = monitor.src && !monitor.isConnected && document.querySelector('script[data-sse-monitor]');
-      if (wanted) document.head.append(monitor);
+    const load = () => {
+      for (const [selector, part] of this.parts) {
+        if (!part.isConnected && document.querySelector(selector)) document.head.append(part);
+      }
     };
-    loadMonitor();
+    load();
     // An element may leave the page by other ways than htmx's.
     new MutationObserver(() => {
-      loadMonitor();
+      load();
       for (const o of this.entries) if (o.element?.isConnected === false) this.release(o, 'element removed');
     }).observe(document, { childList: true, subtree: true });
   }
@@ -179,10 +201,9 @@ if (!window.cjmSSE) {
   const start = () => {
     const { htmx } = window;
     if (!htmx) return;
-    client.follow();
     const serve = serveHtmx[parseInt(htmx.version)];
-    if (serve) serve(htmx, client);
-    else console.error(`[sse] this client is not for htmx ${htmx.version}`);
+    if (!serve) console.error(`[sse] this client is not for htmx ${htmx.version}`);
+    client.follow(serve?.(htmx, client));
   };
   if (window.htmx) start();
   else document.addEventListener('DOMContentLoaded', start);

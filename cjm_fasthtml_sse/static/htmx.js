@@ -4,8 +4,8 @@
 // and swaps. htmx2.js and htmx4.js call `serveElements`.
 
 /**
- * What makes each htmx work with our sources, by its major version.
- * @type {Record<number, (htmx: any, client: SSEClient) => void>}
+ * What makes each htmx work with our sources, by its major version; returns how it removes an element.
+ * @type {Record<number, (htmx: any, client: SSEClient) => (element: Element) => void>}
  */
 const serveHtmx = {};
 

@@ -65,6 +65,10 @@ serveHtmx[2] = (htmx, client) => {
     on(type, ({ xhr }) => client.visitor(/^sse-visitor: *(\w+)/im.exec(xhr.getAllResponseHeaders())?.[1] ?? ''));
   }
 
+  const removal = { swapStyle: 'delete', swapDelay: 0, settleDelay: 0, transition: false };
+  /** @type {(element: Element) => void} */
+  const remove = element => htmx.swap(element, '', removal);
+
   /**
    * What an out-of-band swap brings, by its detail object.
    * @type {WeakMap<object, {target: Element, former: Node | null, elements: Element[]}>}
@@ -83,7 +87,7 @@ serveHtmx[2] = (htmx, client) => {
     // Where the former children are gone, the content was replaced and nothing was appended. `morph.js` says where it
     // has merged it.
     if (!swap?.former || swap.former.parentNode !== swap.target || detail.fragment.sseMorphed) return;
-    const spec = { swapStyle: 'delete', swapDelay: 0, settleDelay: 0, transition: false };
-    takePlaces(swap.elements, old => htmx.swap(old, '', spec));
+    takePlaces(swap.elements, remove);
   });
+  return remove;
 };

@@ -44,8 +44,11 @@ serveHtmx[4] = (htmx, client) => {
       if (swapSpec.style === 'morph') Object.assign(swapSpec, { style: 'outerMorph', strip: false });
     }
   });
+  /** @type {(element: Element) => void} */
+  const remove = element => htmx.swap({ target: element, text: '', swap: 'delete' });
   on('htmx:before:settle', ({ detail: { task, newContent } }) => {
     if (task.type === 'main' || !/^(before|after)/.test(task.swapSpec.style)) return;
-    takePlaces(newContent, old => htmx.swap({ target: old, text: '', swap: 'delete' }));
+    takePlaces(newContent, remove);
   });
+  return remove;
 };

@@ -34,7 +34,9 @@ class ConnectionMonitor {
     const { cjmSSE: client } = window;
     const { sse_element_id: id } = this.settings;
     if (client) {
-      this.on(client, 'change', change => { if (this.concerns(change.element)) this.follow(change.source, change); });
+      const concerns = (/** @type {SSEChange} */ { element, source }) =>
+        element ? this.concerns(element) : client.get(id) === source;
+      this.on(client, 'change', change => { if (concerns(change)) this.follow(change.source, change); });
       const source = client.get(id);
       if (source) this.follow(source, source);
     }

@@ -89,6 +89,8 @@ class Multiplexer {
     if (key) signal.addEventListener('abort', () => this.close(key));
     if (reason) return fetchDirect(source, reason, headers, signal);
     let { url } = source;
+    const { body } = source;
+    if (sizeOf(body) > MAX_BODIES) return fetchDirect(source, 'limit', headers, signal);
     for (let refused = 0; !this.reason;) {
       if (signal.aborted) throw new TypeError('aborted');
       const { pathname, search } = new URL(url);
@@ -103,7 +105,7 @@ class Multiplexer {
         continue;
       }
       const ids = [source.lastEventId, source.cursor];
-      const answer = await this.open({ path: pathname + search, ticket, ids }, signal);
+      const answer = await this.open({ path: pathname + search, ticket, ids, body }, signal);
       if (answer instanceof Response) return answer;
       if (answer.direct) return fetchDirect(source, answer.direct, headers, signal);
       // Refused, or led elsewhere: a ticket request finds out.
@@ -148,7 +150,7 @@ class Multiplexer {
   /** @param {boolean} [check]  somebody looks at this tab */
   request(check = false) {
     this.updating = false;
-    const open = [...this.channels.values()].map(({ key, path, ticket, ids }) => ({ key, path, ticket, ids }));
+    const open = [...this.channels.values()].map(({ resolve, reject, controller, ...wish }) => wish);
     this.election.request({ open, check });
   }
 

@@ -25,7 +25,7 @@ class SSESource extends EventTarget {
 
   /**
    * @param {string} url
-   * @param {{lastEventId?: string, cursor?: string} & SSESettings} options
+   * @param {{lastEventId?: string, cursor?: string, body?: () => string} & SSESettings} options
    * @param {SSETransport} transport  what brings its responses
    */
   constructor(url, options, transport) {
@@ -41,6 +41,9 @@ class SSESource extends EventTarget {
     this.lastEventId = options.lastEventId ?? '';
     /** Where the page stands, for all managers: the stream goes on from there until an id has come. */
     this.cursor = this.lastEventId ? '' : options.cursor ?? '';
+    /** JSON for the server, asked for at each connect; the request is a `POST` then. */
+    this.makeBody = options.body;
+    this.body = '';          // of the present request
     this.ordered = false;    // whether ids say in which order they were made: those of other servers are opaque
     /** @type {{epoch: string, at: number[], shown: boolean} | null} */
     this.newest = null;      // id, and whether its message was shown
@@ -110,6 +113,7 @@ class SSESource extends EventTarget {
     if (ids) headers[name] = String.fromCharCode(...new TextEncoder().encode(ids));
     this.watchdog.start(false);
     try {
+      this.body = this.makeBody?.() ?? '';
       const response = await this.transport(this, headers, abort.signal);
       if (generation !== this.generation) return;
       if (!this.accept(response)) return;
@@ -332,5 +336,9 @@ function fetchDirect(source, reason, headers, signal) {
   // Another origin would have to allow the header.
   const ours = source.origin === location.origin;
   const sent = ours ? { ...headers, 'SSE-Direct': reason } : headers;
-  return fetch(source.url, { headers: sent, credentials: 'include', cache: 'no-store', signal });
+  /** @type {RequestInit} */
+  const init = { headers: sent, credentials: 'include', cache: 'no-store', signal };
+  const { body } = source;
+  if (!body) return fetch(source.url, init);
+  return fetch(source.url, { ...init, method: 'POST', body, headers: { ...sent, 'Content-Type': 'application/json' } });
 }

@@ -39,7 +39,8 @@ interface StreamReader {
 /** Brings the response to a source, as `fetch` does. */
 type SSETransport = (source: SSESource, headers: Record<string, string>, signal: AbortSignal) => Promise<Response>;
 
-interface SSEEntry { url: string; element: Element | null; source: SSESource }
+/** `roots` are the live elements that a stream is for. */
+interface SSEEntry { url: string; element: Element | null; source: SSESource; roots: () => Element[] }
 
 type SSEChange = SSEStateDetail & SSEEntry;
 
@@ -69,8 +70,8 @@ type MonitoredSource = EventTarget & {
 
 interface Window { htmx?: any; cjmSSE?: SSEClient; Idiomorph?: any }
 
-/** A channel that a tab wants: `ids` are the last event id, and without it where the page stands. */
-interface ChannelWish { key: number; path: string; ticket: string; ids: string[] }
+/** A channel that a tab wants: `ids` are the last event id, and without it where the page stands; `body` may be ''. */
+interface ChannelWish { key: number; path: string; ticket: string; ids: string[]; body: string }
 
 /** What a tab requests of the one that leads: its channels, all of them, and perhaps a check of the carriers. */
 interface TabRequest { open: ChannelWish[]; check: boolean }

@@ -26,7 +26,7 @@ import assets  # noqa: E402
 from browsers import chromium  # noqa: E402
 from cjm_fasthtml_sse.backends.redis import Publisher  # noqa: E402
 from cjm_fasthtml_sse.core import SSEBroadcastManager  # noqa: E402
-from tests.contract.servers import running  # noqa: E402
+from tests.contract.servers import running, uvicorn  # noqa: E402
 from tests.contract.support import Redis  # noqa: E402
 
 # Where an address of a CDN leads to; of the others the tutorials make no use
@@ -256,6 +256,33 @@ def film(tabs):
 film.size, film.scale, film.app = dict(width=525, height=725), 1, the_demo
 
 
+@contextmanager
+def the_board(code=None):
+    "Two processes of a busy app with a dashboard"
+    with a_folder() as folder:
+        env = dict(DB=f'sqlite:///{folder}/events.db')
+        def process(n): return running(uvicorn('board:app', '--log-level', 'warning'), folder/f'log{n}', cwd=ROOT/'tests/apps', env=env | dict(NAME=f'web-{n}:{4700 + 7*n}'))
+        with process(1) as one, process(2): yield one
+
+
+@walk
+def dashboard(tabs):
+    "The dashboard after two minutes: the whole on a wide screen, and its tables on a narrow one, dark"
+    page = tabs.open('/_sse/dashboard')
+    page.wait_for_timeout(125_000)
+    for name, width, scheme in ('wide', 1120, 'light'), ('narrow-dark', 390, 'dark'):
+        page.set_viewport_size(dict(width=width, height=900))
+        page.emulate_media(color_scheme=scheme)
+        def place(selector): return page.locator(selector).first.bounding_box()
+        types, counters = place('.lists'), place('dl')
+        top, bottom = (0, types['y'] + 120) if name == 'wide' else (counters['y'] - 16, types['y'])
+        out = NBS/'images'/f'dashboard-{name}.png'
+        page.screenshot(path=out, full_page=True, clip=dict(x=0, y=top, width=width, height=bottom - top))
+        print(out.relative_to(ROOT))
+
+dashboard.app, dashboard.scale = the_board, 1.5
+
+
 @walk
 def first_app(tabs):
     one, two = tabs.open(), tabs.open()
@@ -288,9 +315,9 @@ def job_board(tabs):
     one.wait_for_function('document.querySelector("#jobs > li:last-child progress").value > 100')
     tabs.picture('tutorial-job-board', Tab_1=one, Tab_2=two)
     job = tabs.open(one.get_attribute('#jobs > li:last-child > a:text-is("Page")', 'href'))
-    job.wait_for_selector('[id^=progress-span] progress')
+    job.wait_for_selector('li[id^=job] progress')
     two.click('#jobs > li:last-child >> text=Stop')
-    job.wait_for_selector('[id^=status-span] >> text=Cancelled')
+    job.wait_for_selector('li[id^=job] >> text=Cancelled')
     late = tabs.open()
     shows(late, 'Cancelled', 2)
 
@@ -310,19 +337,21 @@ def chat(tabs):
         return page
     def say(page, text, *readers):
         tabs.send(page, text)
-        tabs.show(f'#talk > li:has-text("{text.rpartition("@Ben ")[2]}")', *readers)
+        tabs.show(f'#{"private" if "@" in text else "talk"} > li:has-text("{text.rpartition("@Ben ")[2]}")', *readers)
     ann, ben, carl = enter('Ann'), enter('Ben'), enter('Carl', 'coffee break')
     again = tabs.open('/room/lobby')
-    tabs.show('#online:text-is("Ann, Ben, Carl")', ann, ben, carl)
+    tabs.show('#online:text-is("Online: Ann, Ben, Carl")', ann, ben, carl)
     say(ann, 'Good morning!', ann, again, ben)
     say(ben, 'Morning. Is there cake?', ann, ben)
     say(carl, 'Is anybody here?', carl)
     say(ann, '@Ben There is, but not for everybody', ann, again, ben)
+    ben.type('[name=text]', 'Ah, some cake', delay=100)
+    tabs.show('#busy:text-is("Ben …")', ann, again)
     assert carl.locator('#talk > li').count() == 1
     tabs.picture('tutorial-chat', Ann=ann, Ben=ben, Carl=carl)
     ann.click('text=Log out')
     ann.wait_for_selector('[name=name]')
-    ben.wait_for_selector('#online:text-is("Ben, Carl")')
+    ben.wait_for_selector('#online:text-is("Online: Ben, Carl")')
     tabs.complaints = [o for o in tabs.complaints if '401' not in o]  # Her other tab asked once more, and was told no
 
 chat.size = dict(width=440, height=440)
@@ -366,6 +395,20 @@ def from_hand_written(tabs):
 
 
 @walk
+def to_live_elements(tabs):
+    one, two = tabs.open(), tabs.open()
+    for tab, drink, n in (one, 'tea', 1), (two, 'water', 1), (two, 'tea', 2), (one, 'tea', 3):
+        tab.click(f'button:text-is("{drink}")')
+        tabs.show(f'li:has-text("{drink} {n}")', one, two)
+        tabs.show(f'#toasts > p:has-text("Somebody drinks {drink}")', one, two)
+    tabs.show('#people:text-is("1 here")', one, two)
+    two.wait_for_timeout(500)  # The bars have moved
+    tabs.picture('tutorial-to-live-elements', Tab_1=one, Tab_2=two)
+
+to_live_elements.size = dict(width=460, height=480)
+
+
+@walk
 def testing(tabs):
     one = tabs.open()
     tabs.send(one, 'Ann', 'name')
@@ -405,13 +448,12 @@ security.size = dict(width=440, height=400)
 
 def report(code, env):
     "What a cron job does"
-    note = dict(id='report', text='The report is ready')
     if 'REDIS_URL' in code:
-        with Publisher(env['REDIS_URL']) as script: return script.broadcast('note:added', dict(by='cron', **note))
+        with Publisher(env['REDIS_URL']) as script: return script.broadcast('note:added', dict(text='The report is ready', by='cron'))
     sse = SSEBroadcastManager(backend=env['BACKEND'])
     with sse.transaction() as db:
-        db.execute('insert into note values(:id, :text, :author)', note | dict(author='cron'))
-        sse.broadcast('note:added', note | dict(author='cron'))
+        db.execute("insert into note values('The report is ready', 'cron')")
+        sse.changed('notes')
 
 @walk
 def workers(tabs):

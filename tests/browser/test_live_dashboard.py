@@ -180,11 +180,14 @@ def test_for_everybody(page, make_site, redis_server):
     "Counters of processes, long names and an alarm, on three widths of the screen, light and dark"
     board = Board(make_site, HTMX2, backend=redis_server.url(1999))
     board.site.loop.run(board.manager.open())
+    for name in 'todo_list','x'*200: board.manager.live('todo:*', name=name)(lambda: Div('tea'))()
     def fails(message): raise ValueError('on purpose')
     for t in 'job:done','user:'+'x'*200,'a b': board.say(t)
     page.goto(board.url)
     processes = page.get_by_role('table', name='Counters of each process since its start')
     expect(processes).to_contain_text('(this one)')
+    elements = page.get_by_role('table', name='What each live element does')
+    expect(elements.get_by_role('row', name='todo_list')).to_contain_text('todo_list01')
     board.manager.on_broadcast(fails)
     board.say('job:done')
     expect(page.locator('.alarm')).to_contain_text('Errors')
@@ -197,10 +200,11 @@ def test_for_everybody(page, make_site, redis_server):
         assert res['least'] < 21 and res['width'] == width  # It has looked; nothing is wider than the screen
         parts = page.locator('.sse-dash > :is(header, .charts, dl, .card, .lists)').all()
         boxes = [o.bounding_box() for o in parts if o.is_visible()]
-        assert len(boxes) == 5 and len({(round(b['x']), round(b['width'])) for b in boxes}) == 1, boxes  # All in one column
-        frame = page.get_by_role('region', name='Processes')
-        expect(frame).to_have_css('overflow-x', 'auto')
-        if width < 400: assert frame.evaluate('e => e.scrollWidth > e.clientWidth')
+        assert len(boxes) == 6 and len({(round(b['x']), round(b['width'])) for b in boxes}) == 1, boxes  # All in one column
+        for name in 'Processes','Live elements':
+            frame = page.get_by_role('region', name=name)
+            expect(frame).to_have_css('overflow-x', 'auto')
+            if width < 400: assert frame.evaluate('e => e.scrollWidth > e.clientWidth')
         background = page.locator('.sse-dash').evaluate('e => getComputedStyle(e).backgroundColor')
         assert background == dict(light='rgb(245, 246, 248)', dark='rgb(16, 19, 24)')[scheme]
     assert calm(page)

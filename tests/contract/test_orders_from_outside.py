@@ -65,7 +65,7 @@ BODIES = ['', 'x', '[]', '{}', 'null', '1', '"x"', '['*100_000, '{"a":'*50_000, 
           '{"carriers":[],"open":[],"close":[]}',
     *(json.dumps(ORDER | o) for o in (dict(more=1), dict(carriers={}), dict(carriers=[1]), dict(carriers=[None]),
                                       dict(open=[1]), dict(open=[[1, '/events']]),
-                                      dict(open=[[1, '/events', '', '', '', '']]),
+                                      dict(open=[[1, '/events', '', '', '', '', '']]),
         *(dict(open=[[n, '/events', '']]) for n in ('1', 0, -1, True, 2**31, 1.5)), dict(close=[None]),
         dict(close=['1']), dict(close=7)))]
 

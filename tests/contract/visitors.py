@@ -68,7 +68,12 @@ class Visitor(Browser):
         cookie = {'cookie': '; '.join(f'{k}={v}' for k,v in self.jar.items())} if self.jar else {}
         return {k: v for k,v in (cookie | plain(self.headers) | plain(headers or {})).items() if v is not None}
 
-    def _keep(self, response):
+    def begins(self, path, method='GET', body=b'', **headers):
+        "One request, that is not waited for; `keep` takes what its response brings"
+        return Exchange(self.app, method, path, self._headers(headers), body)
+
+    def keep(self, response):
+        "Keep the cookies of a response, and who it says that the visitor is"
         self.tag = response.headers.get('sse-visitor', self.tag)
         for o in response.cookies:
             name,_,value = o.partition(';')[0].partition('=')
@@ -77,9 +82,9 @@ class Visitor(Browser):
 
     async def ask(self, path, method='GET', body=b'', **headers):
         "One request, to the end of its response"
-        async with Exchange(self.app, method, path, self._headers(headers), body) as r:
+        async with self.begins(path, method, body, **headers) as r:
             await eventually(lambda: r.over, f'{path} is answered')
-        self._keep(r)
+        self.keep(r)
         return r
 
     async def ticket(self, url):
@@ -89,7 +94,7 @@ class Visitor(Browser):
             async with Exchange(self.app, 'GET', url,
                                 self._headers({'SSE-Ticket': '1', 'Accept': 'text/event-stream'})) as r:
                 pass
-            self._keep(r)
+            self.keep(r)
             self.tickets[path] = r.headers.get('sse-ticket', '')
         return self.tickets[path]
 
@@ -108,7 +113,7 @@ class Visitor(Browser):
                 if (channel := self.channels.get(number%ABOUT)) is not None: channel.frame(body, number>=ABOUT)
         sent.heard = heard
         await sent.__aenter__()
-        self._keep(sent)
+        self.keep(sent)
         if sent.status==200:
             self.carriers[id := sent.headers['sse-carrier']] = sent
             sent.task.add_done_callback(lambda _: self.carriers.pop(id, None))

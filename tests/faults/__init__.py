@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class Fault:
     words: str      # What users would see
     file: str       # Within the package
-    suite: str      # File in tests/contract that runs first
+    suite: str      # File in tests/contract that runs first; or the one that judges, from tests/ on, for what has no public name
     changes: tuple  # Pairs: text that stands once in the file, and what stands there instead
 
     def __post_init__(self):

@@ -7,10 +7,10 @@ FAULTS = [
          'frames = [*direct, *group.frames_after(self.cursor)]'),)),
     Fault('a message that comes while a replay is sent is skipped', 'engine/catch_up.py', 'test_eight_promises.py', (
         ('            conn.move_to(frame.seq)\n            if frame.body: await self._write(frame)\n',
-         '            if frame.body: await self._write(frame)\n            conn.move_to(hub.replay.seq)\n'),)),
+         '            if frame.body: await self._write(frame)\n            conn.move_to(buffer.seq)\n'),)),
     Fault('a heartbeat is ahead of what an async renderer has yet to render, so a browser that breaks off there misses it', 'engine/pump.py', 'test_eight_promises.py', (
-        ('id = hub.replay.id(seq) if not group.renders else None',
-         'id = hub.replay.id(seq)'),)),
+        ('id = buffer.id(seq) if not group.renders else None',
+         'id = buffer.id(seq)'),)),
     Fault('the disconnect hooks hear of a connection of which the connect hooks never heard', 'engine/response.py', 'test_eight_promises.py', (
         ('        return conn,StreamEnd(recheck, self.background)',
          '        end = StreamEnd(recheck, self.background)\n        end._closed = self.closed\n        return conn,end'),)),
@@ -92,7 +92,21 @@ FAULTS = [
     Fault('what was broadcast before a transaction comes behind it', 'manager/database.py', 'test_one_commit.py', (
         ('        if self._earlier: concurrent.futures.wait(', '        if False: concurrent.futures.wait('),)),
     Fault('a row that another one replaces goes without an event', 'backends/sqlite_triggers.py', 'test_watched_tables.py', (
-        ('return [o for unique in self._shape.uniques for o in', 'return [o for unique in () for o in'),)),
+        ('return [o for unique in uniques for o in', 'return [o for unique in () for o in'),)),
+    Fault('the values of a row that one with its key replaces are in no event', 'backends/sqlite_triggers.py', 'test_watched_tables.py', (
+        (', *self._announce_replaced(key, same)', ''),)),
+    Fault('an update has only the new values', 'backends/sqlite_triggers.py', 'test_watched_tables.py', (
+        (", before='old')", ')'),)),
+    Fault('to watch more columns takes those away that there are', 'backends/sqlite_watch.py', 'test_watched_tables.py', (
+        ('[*(known or ()), *columns]', 'columns'),)),
+    Fault('a change of one row has the views of all users drawn', 'live/views.py', 'test_live_queries.py', (
+        ('if v.element.name!=live and v.element.concerns(fields, v.arguments)]', 'if v.element.name!=live]'),)),
+    Fault('a view shows a row that has become one of somebody else', 'live/query.py', 'test_live_queries.py', (
+        ("for o in ('old', 'new') if", "for o in ('new',) if"),)),
+    Fault('a view misses rows that are equal to its argument for SQLite alone', 'live/query.py', 'test_live_queries.py', (
+        ('return float(text) if _NUMBER.fullmatch(text) else text', 'return text'),)),
+    Fault('a page shows rows as they were before another program has committed', 'live/view.py', 'test_live_queries.py', (
+        (' or self.element.has_news()', ''),)),
     Fault('what a large transaction has changed beyond its first rows goes without an event', 'backends/sqlite_triggers.py', 'test_watched_tables.py', (
         ('dirty=dirty+(n>={LIMIT} or {odd})', 'dirty=dirty+({odd})'),)),
     Fault('a table that was made anew is watched no more', 'backends/sqlite_watch.py', 'test_watched_tables.py', (

@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 from tests.faults import Fault  # noqa: E402
 
-AREAS = 'delivery', 'modules', 'servers', 'browser'
+AREAS = 'delivery', 'modules', 'servers', 'browser', 'live_security', 'live_drawing', 'live_changes'
 PACKAGE = 'cjm_fasthtml_sse'
 COPIED = PACKAGE, 'tests', 'tools', 'demo', 'examples', 'nbs', 'pyproject.toml', 'package.json', 'settings.ini'
 CONTRACT = 'tests/contract'
@@ -99,6 +99,7 @@ def fair(why):
 
 def suites(first):
     "Arguments for pytest: the file that a fault names, then all others; browsers in a run of their own"
+    if first.startswith('tests/'): return [[first]]
     rest = sorted(str(f.relative_to(ROOT)) for f in (ROOT/CONTRACT).rglob('test_*.py'))
     named = f'{CONTRACT}/{first}'
     if named not in rest: raise LookupError(f'{named} is not there')
@@ -130,7 +131,7 @@ def control(results, folder):
     restore(folder)
     tests = sorted({o.caught for o in results if o.caught})
     for browser in False, True:
-        if not (some := [t for t in tests if t.startswith(BROWSER)==browser]): continue
+        if not (some := [t for t in tests if ('/browser/' in t)==browser]): continue
         code,test,why = pytest(folder, *some)
         if code: return test or why
     return ''
@@ -161,7 +162,7 @@ def main():
         results = []
         with ThreadPoolExecutor(args.jobs) as pool:
             # Browsers first: they take longest
-            for res in pool.map(one, sorted(faults, key=lambda o: not o.suite.startswith('browser/'))):
+            for res in pool.map(one, sorted(faults, key=lambda o: 'browser/' not in o.suite)):
                 results.append(res)
                 print(f"{len(results):3} {'caught' if res.caught else 'MISSED'} {res.secs:5.0f} s  {res.fault.words}\n{'':18}{res.caught or res.why}", flush=True)
         bad = control(results, folders[0])

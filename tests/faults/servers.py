@@ -31,7 +31,7 @@ FAULTS: list[Fault] = [
     Fault('`If-None-Match` of an order reaches the streams that it opens', 'multiplex/request.py', CHANNELS,
           [('if-none-match if-modified-since ', 'if-modified-since ')]),
     Fault('What one stream writes into `request.state` is read by the next one of its order', 'multiplex/request.py', CHANNELS,
-          [("headers=headers, state={**scope.get('state', {})}", "headers=headers, state=scope.get('state', {})")]),
+          [("state={**scope.get('state', {})}", "state=scope.get('state', {})")]),
     Fault('A page with many slow streams takes all of the server: its requests all begin at once', 'multiplex/carrier.py', CHANNELS,
           [('range(min(MAX_UNANSWERED-self.unanswered, len(self._waiting)))', 'range(len(self._waiting))')]),
     Fault('A connection that has reached its age takes its streams along: nobody tells the browser to open them anew', 'multiplex/carrier.py', CHANNELS,

@@ -54,7 +54,7 @@ async function opened(first, response = first.response) {
   return made;
 }
 
-const wish = key => ({ key, path: `/${key}`, ticket: 'ticket', ids: ['', ''] });
+const wish = (key, body = '') => ({ key, path: `/${key}`, ticket: 'ticket', ids: ['', ''], body });
 const soon = async () => { for (let i = 0; i < 5; i++) await new Promise(setImmediate); };
 const CONTROL = 2 ** 31;
 
@@ -89,6 +89,19 @@ test('channels of all tabs go on one carrier, and what comes goes to their tabs'
   await soon();
   assert.deepEqual(log.slice(2), [['one', 1, { lost: 0 }], ['two', 1, { lost: 0 }]]);
   assert.equal(carriers.carriers.size, 0);
+});
+
+test('a body is the last field, where there is one, and those of one request fit into it', async () => {
+  const first = carrier('A');
+  const { carriers, sent } = make(({ carriers }) => carriers.length ? attached('A') : first.response);
+  const long = '"'.repeat(100000);   // each has two bytes as JSON
+  const { body: _, ...yesterday } = wish(4);
+  carriers.want('one', [wish(1, long), wish(2, long), wish(3), yesterday, wish(5, 'x')]);
+  await soon();
+  first.say(CONTROL);
+  const asked = sent.map(o => o.open.map(([, path, , , , ...body]) => [path, ...body]));
+  assert.deepEqual(asked, [[['/1', long]], [['/2', long], ['/3'], ['/4'], ['/5', 'x']]]);
+  carriers.end();
 });
 
 test('what a tab wants no more is closed with the next request, and the last one ends the carrier', async () => {

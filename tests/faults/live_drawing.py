@@ -1,0 +1,41 @@
+"When live elements are drawn, in what context, and who gets the drawing"
+from tests.faults import Fault
+
+DRAWING, ELEMENT, UPDATES, VIEW, VIEWS = (f'live/{o}.py' for o in ('drawing', 'element', 'updates', 'view', 'views'))
+SUITE = 'test_live_elements.py'
+
+FAULTS: list[Fault] = [
+    Fault('a reload shows what was minutes ago', VIEW, SUITE, (
+        ('FRESH_SECS = 1. ', 'FRESH_SECS = 300. '),)),
+    Fault('each page draws a live element anew', VIEW, SUITE, (
+        ('FRESH_SECS = 1. ', 'FRESH_SECS = -1. '),)),
+    Fault('a hundred pages in threads draw one after the other', VIEW, SUITE, (
+        ('if self.is_fresh() and is_good(): return self.newest', 'pass'),
+        ('return self.newest if is_new and self.is_kept else self._draw()', 'return self._draw()'))),
+    Fault('everybody sees the name of the first visitor', DRAWING, SUITE, (
+        ('context,scope = written_at(cursor),', "context,scope = __import__('contextvars').copy_context(),"),)),
+    Fault('each event is a drawing of its own, however long that takes', UPDATES, SUITE, (
+        ('if self.view.followers and (self._task is None or self._task.done()):', 'if self.view.followers:'),)),
+    Fault('an event before its change leaves the old drawing', UPDATES, SUITE, (
+        ('if self.view.element.interval is None: self._draw_in(FOLLOW_UP_SECS)', 'pass'),)),
+    Fault('`throttle` is ignored', UPDATES, SUITE, (
+        ('view.newest.began+element.throttle-monotonic()', 'view.newest.began-monotonic()'),)),
+    Fault('`interval` draws once', UPDATES, SUITE, (
+        ('if element.interval is not None: self._draw_in(element.interval)\n        elif', 'if'),)),
+    Fault('a live element that nobody follows is drawn for ever', UPDATES, SUITE, (
+        ("for o in (self._timer, self._task):", 'for o in ():'),
+        ('if not self.view.followers: return', 'pass'), ('if self.view.followers and (', 'if ('),
+        ('while view.followers:', 'while True:'))),
+    Fault('a drawing that broadcasts is drawn again because of that', VIEWS, SUITE, (
+        ('if v.element.name!=live and v.element', 'if v.element'),)),
+    Fault('a change without an event reaches those who load the page, and no others', VIEW, SUITE, (
+        ('self._updates.note_drawing(drawing)', 'pass'),)),
+    Fault('each change sends the whole drawing', UPDATES, SUITE, (
+        ('if last is not None: return new.changes_since(last)', 'pass'),)),
+    Fault('what is in a slot is sent with the drawing around it', DRAWING, SUITE, (
+        ('self.version = version_of(text)', 'self.version = version_of(html)'),)),
+    Fault('a view listens to the events of all by an argument with a star', 'live/arguments.py', SUITE, (
+        ('segment(values[m[1]])', 'str(values[m[1]])'),)),
+    Fault('two copies in a page have one id', ELEMENT, SUITE, (
+        ('id = visit.take_id(self._id())', 'id = self._id()'),)),
+]
