@@ -69,7 +69,7 @@ def test_light_and_dark(page, site):
 
 def test_search(page, site):
     "By the words that people look for; among the first three"
-    for words,where in {'oob_swap': 'helpers', 'presence': 'core', 'notify one user': 'recipes', 'celery': 'recipes',
+    for words,where in {'oob_swap': 'helpers', 'presence': 'presence', 'notify one user': 'recipes', 'celery': 'recipes',
                         'multiple workers': 'recipes', 'who is online': 'recipes', 'offline': 'recipes'}.items():
         page.goto(f"{site}/search.html?q={words.replace(' ', '+')}")
         page.wait_for_selector('#search-results li a')
