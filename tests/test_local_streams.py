@@ -334,7 +334,7 @@ class TestStateThatTakesLong:
             await eventually(lambda: counter.value and counter.shown(page)==counter.value)
             assert counter.reads==4 and counter.hub.counts['gaps']==3
             group, = counter.hub.local_groups(counter.type)
-            assert group.buffer.size==KEPT, 'the next time it begins anew'
+            await eventually(lambda: group.buffer.size==KEPT, 'the next time it begins anew')
 
     async def test_who_is_served_stays_so(self, counter, gate):
         "While another of the group reads the state"

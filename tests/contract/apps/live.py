@@ -19,9 +19,20 @@ drawn = dict(plain=0, later=0, total=0, kind=0)
 
 def opened():
     db = sqlite3.connect(env('DB'), timeout=20)
-    db.executescript('pragma journal_mode=wal; pragma synchronous=off')
-    db.execute('create table if not exists item(id integer primary key autoincrement, text text)')
+    db.execute('pragma synchronous=off')
     return closing(db)
+
+def prepare(tries=200):
+    "Make the table; SQLite does not wait for a lock where a file changes to WAL"
+    try:
+        with opened() as db: db.executescript(
+            'pragma journal_mode=wal; create table if not exists item(id integer primary key autoincrement, text text)')
+    except sqlite3.OperationalError:
+        if not tries: raise
+        time.sleep(.05)
+        prepare(tries-1)
+
+prepare()
 
 def rows():
     with opened() as db: return db.execute('select id, text from item order by id').fetchall()
