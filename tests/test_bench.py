@@ -88,7 +88,7 @@ def test_each_backend_is_measured_and_each_figure_has_its_row(monkeypatch, tmp_p
 
 def test_live_elements_are_measured_beside_messages_by_hand():
     "Every client gets each change"
-    found = live.sections(10, .05)
+    found = live.sections(10, .5)
     some = dict(changes=['by hand', 'live'], steadily=['live, drawn in no time'], loads=['live, text, followed'], visits=['50 live elements'])
     for section,names in some.items():
         for name in names:
