@@ -134,7 +134,7 @@ class PageScripts:
         attrs = dict(data_sse_mux=path) if path else {}
         if self.multiplex == 'tab': attrs['data_sse_multiplex'] = 'tab'
         content = client_js(self.version[:1] if self.version[:1] in '24' else '')
-        if visit is None: content += monitor_js()+live_js()
+        if visit is None: content += monitor_js()  # A live element needs the app's layers
         else:  # Loaded by pages that have a monitor, or live elements
             attrs['data_sse_monitor_src'] = script_url(visit, monitor_js())
             attrs |= dict(data_sse_live_src=script_url(visit, live_js()), data_sse_live=visit.root+LIVE_PATH)

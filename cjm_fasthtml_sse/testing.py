@@ -25,6 +25,7 @@ from fastcore.basics import patch
 from .engine.render import to_html
 from .engine.wire import HEARTBEAT,LIVE,Parser,ServerSentEvent,StreamEnded
 from .live.arguments import view_text
+from .live.tree import VOID
 
 # %% ../nbs/testing.ipynb #a6811f3f
 class ASGIRequest:
@@ -214,7 +215,6 @@ def resume(self:SSEClient):
     self._gate.set()
 
 # %% ../nbs/testing.ipynb #t0000008
-_VOID = {*'area base br col embed hr img input link meta source track wbr'.split()}  # Elements without an end tag
 # Elements that begin a line, or a cell
 _BLOCK = {*('address article aside blockquote br button caption dd details dialog div dl dt fieldset figcaption '
     'figure footer form h1 h2 h3 h4 h5 h6 header hr legend li main menu nav ol option p pre section select summary '
@@ -252,7 +252,7 @@ class _OOBParser(HTMLParser):
         if o := self._entry({k: v or '' for k,v in attrs}): self.found.append(o)  # `None`: it has no value
         self._open.append((tag, o))
         self._add(self.get_starttag_text(), ' '*(tag in _BLOCK))
-        if tag in _VOID: self._open.pop()
+        if tag in VOID: self._open.pop()
 
     def handle_startendtag(self, tag, attrs): self.handle_starttag(tag, attrs)
 

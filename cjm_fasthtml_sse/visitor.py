@@ -20,6 +20,7 @@ from starlette.routing import get_route_path
 
 from .engine.hints import hint
 from .engine.render import is_hashable
+from .live.drawing import TakenIds
 
 # %% ../nbs/visitor.ipynb #aad48252
 LIVE_PATH = '/_sse/live'  # Of the streams of live elements, below the path of the app
@@ -42,7 +43,7 @@ class Visit:
         self._visitors: Any = visitors
         self._visitor: Any = None       # Once it was asked for
         self._has_session = False
-        self._ids: dict = {}            # Ids of elements that were taken -> how often
+        self._ids = TakenIds()
 
     @property
     def path(self):
@@ -89,11 +90,7 @@ class Visit:
         id: str  # That an element would have
     ) -> str:    # `id`, or with `-2`, `-3`, ... behind it
         "Return an id that no element has taken in this response"
-        n = self._ids.get(id, 0)
-        while (taken := f'{id}-{n+1}' if n else id) in self._ids: n += 1
-        self._ids[id] = n+1
-        self._ids.setdefault(taken, 1)
-        return taken
+        return self._ids.take(id)
 
     def live_url(self,
         scope: dict,  # Of the innermost app, as `setup.LifespanMiddleware` has noted it

@@ -175,6 +175,11 @@ def written_at(
 current_scope: ContextVar[dict] = ContextVar('current_scope', default={})  # Of the present request
 drawing_now: ContextVar[Any] = ContextVar('drawing_now', default=None)  # The drawing that is made at this moment
 
+def open_drawing():
+    "Return the drawing that this code is a part of; `None` for none, also in a task that outlives its drawing"
+    drawing = drawing_now.get()
+    return drawing if drawing is not None and drawing.is_open else None
+
 # %% ../../nbs/engine/messages.ipynb #e8317e50
 def message_fields(
     event_type: str,
@@ -182,8 +187,7 @@ def message_fields(
 ) -> dict: # `type`, `timestamp` and `data`; `live`: the name of the live element in whose drawing it is sent
     "Return the fields of a message that is sent now; `FieldError` for a bad `event_type`"
     fields = dict(type=check_message_type(event_type), timestamp=datetime.now(timezone.utc).isoformat(), data=data)
-    drawing = drawing_now.get()
-    return fields if drawing is None or not drawing.is_open else fields | dict(live=drawing.name)
+    return fields if (drawing := open_drawing()) is None else fields | dict(live=drawing.name)
 
 # %% ../../nbs/engine/messages.ipynb #c0a1d001
 class Command(NamedTuple):

@@ -27,11 +27,11 @@ from typing import Any
 
 from fastcore.xml import FT
 
-from ..engine.messages import drawing_now,written_at
+from ..engine.messages import drawing_now,open_drawing,written_at
 from ..engine.render import function_name,is_element,to_html
 from ..engine.wire import SSEError
 from .changes import compare
-from .tree import parse
+from .tree import VOID,parse
 
 # %% ../../nbs/live/drawing.ipynb #1fdc289f
 EMPTY = '<template></template>'  # The drawing of a function that returned `None`
@@ -39,12 +39,11 @@ _ATTRS = r'''((?:"[^"]*"|'[^']*'|[^"'>])*)'''
 _START = re.compile(fr'<([a-zA-Z][^\s/>]*){_ATTRS}>')
 # What may hold text that looks like a tag: comments and raw text
 _PASSED = fr'<!--.*?-->|<(script|style|textarea|title)\b{_ATTRS}>.*?</\1\s*>'
-_VOID = frozenset('area base br col embed hr img input link meta source track wbr'.split())
 
 def _end_of_root(html, start):
     "Return where the element ends that begins with the match `start`; -1 where its end tag is missing"
     tag = start[1].lower()
-    if tag in _VOID or start[2].endswith('/'): return start.end()
+    if tag in VOID or start[2].endswith('/'): return start.end()
     if tag in ('script', 'style', 'textarea', 'title'):
         found = re.compile(fr'</{tag}\s*>', re.I).search(html, start.end())
         return found.end() if found else -1
@@ -80,6 +79,18 @@ def one_root(
 # %% ../../nbs/live/drawing.ipynb #d88de374
 _numbers = count(1)
 
+class TakenIds(dict): # Id -> how often
+    "The ids of elements that were taken in one response, or in one drawing"
+    def take(self,
+        id: str  # That an element would have
+    ) -> str:    # `id`, or with `-2`, `-3`, ... behind it
+        "Take an id that is not taken"
+        n = self.get(id, 0)
+        while (taken := f'{id}-{n+1}' if n else id) in self: n += 1
+        self[id] = n+1
+        self.setdefault(taken, 1)
+        return taken
+
 class DrawingScope:
     "One drawing that is under way"
     def __init__(self,
@@ -90,7 +101,7 @@ class DrawingScope:
         self.view,self.mark,self.outer = view,mark,outer
         self.number,self.began,self.is_open = next(_numbers),monotonic(),True
         self._slots: list = []     # (view, version, ids, HTML as it was written)
-        self._ids: dict = {}       # Id -> how often it was written
+        self._ids = TakenIds()
 
     @property
     def name(self): return self.view.element.name
@@ -101,8 +112,7 @@ class DrawingScope:
 
     def take_id(self, id) -> str:
         "Return an id that is not in this drawing: `id`, or the next with a number"
-        n = self._ids[id] = self._ids.get(id, 0)+1
-        return id if n==1 else f'{id}-{n}'
+        return self._ids.take(id)
 
     def add_slot(self, view, version, ids, html):
         "Note that a live element was written into this drawing, with these ids: its own, and those of what is in it"
@@ -192,16 +202,21 @@ class Drawing:
         return compare(old, self.tree(old))
 
 # %% ../../nbs/live/drawing.ipynb #19f3c2ba
+def outer_of(
+    view # To draw
+):       # `DrawingScope`
+    "Return the drawing that asks for a view; `None` for none, `SSEError` for a view that is a part of itself"
+    outer = open_drawing()
+    if outer is not None and outer.is_within(view): raise SSEError(f'{view.text} is a part of its own drawing')
+    return outer
+
 def begin_drawing(
     view,     # To draw; it has `text`, `element` and `call()`
     cursor,   # Id of the newest message that this process knows
     mark=None # As in `DrawingScope`
 ) -> tuple:   # `Context` to draw in, and the `DrawingScope`
     "Begin a drawing; `SSEError` for a view that is a part of itself"
-    outer = drawing_now.get()
-    if outer is not None and not outer.is_open: outer = None  # A task of a drawing may outlive it
-    if outer is not None and outer.is_within(view): raise SSEError(f'{view.text} is a part of its own drawing')
-    context,scope = written_at(cursor),DrawingScope(view, mark, outer)
+    context,scope = written_at(cursor),DrawingScope(view, mark, outer_of(view))
     context.run(drawing_now.set, scope)
     return context,scope
 

@@ -42,7 +42,7 @@ from fastcore.xml import NotStr
 
 from ..engine.checks import ArgumentError,check_seconds
 from ..engine.hints import calling_line,hint
-from ..engine.messages import current_scope,drawing_now
+from ..engine.messages import current_scope,open_drawing
 from ..engine.render import function_name
 from ..engine.wire import LIVE,FieldError,SSEError
 from .arguments import Parameters,check_name,check_patterns,fill
@@ -76,8 +76,7 @@ class DrawnElement:
     def __ft__(self): return NotStr(self.__html__())
 
     def __html__(self):
-        scope = drawing_now.get()
-        if scope is not None and scope.is_open: return self._as_slot(scope)
+        if (scope := open_drawing()) is not None: return self._as_slot(scope)
         request = current_scope.get()
         if (visit := request.get('sse.visit')) is None: return self._alone()
         if (url := visit.live_url(request, self.view.element.manager)) is None: return self._alone()

@@ -33,11 +33,11 @@ from ..engine.access import call_authorise,call_in_time,not_ready
 from ..engine.middleware import leaves_bodies_alone
 from ..engine.response import EventStreamResponse,drop_page_headers,ticket_alone,wants_ticket
 from .element import render_live,wire_data
+from ..multiplex.protocol import MAX_BODY_BYTES
 from ..multiplex.request import read_body
 from ..visitor import Visit
 
 # %% ../../nbs/live/endpoint.ipynb #e9a2c634
-MAX_BODY_BYTES = 1<<18
 MAX_VIEWS = 1000
 
 class WantedView(NamedTuple):

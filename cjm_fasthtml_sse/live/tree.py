@@ -119,7 +119,7 @@ MAX_DEPTH,MAX_TEXT = 100,30_000  # Browsers cut deeper trees (512) and longer te
 
 def _words(s): return frozenset(s.split())
 
-_VOID = _words('area base br col embed hr img input link meta param source track wbr')
+VOID = _words('area base br col embed hr img input link meta param source track wbr')
 _RAW = _words('iframe noembed noframes noscript script style textarea title xmp')  # No tags within
 _OPAQUE = _words('noscript script template')  # Replaced where they differ: what is in them is not in the page's tree
 _FOREIGN = _words('circle ellipse g line path polygon polyline rect text tspan use')  # A root of these stands in an svg
@@ -175,7 +175,7 @@ class _Parser:
             tag in _CHILDREN.get(parent, (tag,)) and parent in _PARENTS.get(tag, (parent,))
         if not fits or tag in _REPAIRED or state&_BAD.get(tag, 0):
             raise self._error(m.start(), f'<{tag}> has no place in <{parent}>')
-        if m[3] and tag!='svg' and tag not in _VOID: raise self._error(m.start(), f'<{tag}/> does not close it')
+        if m[3] and tag!='svg' and tag not in VOID: raise self._error(m.start(), f'<{tag}/> does not close it')
         return state&~_CLEARS.get(tag, 0)|_SETS.get(tag, 0)
 
     def _element(self, m, marks, parent, state, last):
@@ -184,7 +184,7 @@ class _Parser:
         inner,children = self._enter(m, tag, parent, state),[]
         self.depth += 1
         if self.depth>MAX_DEPTH: raise self._error(pos, f'More than {MAX_DEPTH} elements in each other')
-        if not (m[3] if inner&_SVG or state&_SVG else tag in _VOID):
+        if not (m[3] if inner&_SVG or state&_SVG else tag in VOID):
             html = not state&_SVG
             if html and tag in ('pre','textarea','listing') and (dropped := _newline.match(self.html, pos)):
                 pos = dropped.end()

@@ -16,7 +16,6 @@ __all__ = []
 import asyncio,logging
 from contextlib import suppress
 from contextvars import Context
-from datetime import datetime,timezone
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -62,8 +61,7 @@ class Sent:
         changes = compare() if is_small else await self.hub.loop.run_in_executor(None, compare)
         self.drawing = new
         begins = None if last is None or changes and changes[0][0]=='whole' else last.version
-        self.hub.deliver_here(Message(dict(type=view.event_type, timestamp=datetime.now(timezone.utc).isoformat(),
-            data=[[view.text, begins, new.version, changes]])))
+        self.hub.deliver_here(Message(dict(type=view.event_type, data=[[view.text, begins, new.version, changes]])))
 
     def _changes(self, last, new):
         try:

@@ -24,11 +24,11 @@ from typing import Any
 
 from ..engine.hints import hint
 from ..engine.loop import being_cancelled
-from ..engine.messages import drawing_now
+from ..engine.messages import drawing_now,open_drawing
 from ..engine.patterns import segment
 from ..engine.render import SLOW_CALL,function_name
-from ..engine.wire import LIVE,SSEError
-from .drawing import Drawing,begin_async,draw
+from ..engine.wire import LIVE
+from .drawing import Drawing,begin_async,draw,outer_of
 from .updates import ViewUpdates
 from ..manager.broadcast import running_loop
 
@@ -85,7 +85,7 @@ class View:
 
     def drawn(self) -> Drawing:
         "Return a drawing for a page, of a plain function; in a thread, wait for another one that draws"
-        self._check_outer()
+        outer_of(self)
         if self.is_fresh(): return self.newest
         if running_loop() is not None:
             began = perf_counter()
@@ -95,7 +95,7 @@ class View:
 
     async def fetch(self, is_good) -> Drawing:
         "Return the newest drawing if `is_good()`, else one that begins after this call; on an event loop"
-        self._check_outer()
+        outer_of(self)
         if is_good(): return self.newest
         task = self._running()
         if task is not None and (self._begun[0] is not self.mark or monotonic()-self._begun[1]>FRESH_SECS):
@@ -158,11 +158,6 @@ class View:
         self.followers.clear()
         self._updates.stop()
 
-    def _check_outer(self):
-        outer = drawing_now.get()
-        if outer is not None and outer.is_open and outer.is_within(self): raise SSEError(
-            f'{self.text} is a part of its own drawing')
-
     def _running(self):
         task = self._drawing
         return None if task is None or task.done() or task.get_loop() is not running_loop() else task
@@ -205,8 +200,7 @@ class View:
 
 def _patience():
     "Return how many seconds to wait for another drawing, at most; `None`: as long as it takes"
-    outer = drawing_now.get()
-    return NESTED_SECS if outer is not None and outer.is_open else None
+    return None if open_drawing() is None else NESTED_SECS
 
 def _context_of_drawing():
     "Make an empty context in which it is still known which drawing asks"
