@@ -74,6 +74,17 @@ class Gate:
         assert self.open.wait(BOUND)
 
 
+def held(sse, at):
+    "A live element `element` that shows how often it was drawn before; its drawing number `at` waits at the gate"
+    gate, calls = Gate(), count()
+    @sse.live('n')
+    def element():
+        n = next(calls)
+        if n == at: gate()
+        return P(n)
+    return gate, element
+
+
 @asynccontextmanager
 async def manager(**kw):
     sse = SSEBroadcastManager(**kw)
@@ -168,12 +179,7 @@ class TestPages:
     async def test_the_loop_waits_for_no_thread_that_draws(self):
         "And of two drawings, the one that began later is the newer one, though it ended first"
         async with manager() as sse:
-            gate, calls = Gate(), count()
-            @sse.live('n')
-            def element():
-                n = next(calls)
-                if not n: gate()
-                return P(n)
+            gate, element = held(sse, 0)
             page = asyncio.create_task(asyncio.to_thread(element))
             assert await asyncio.to_thread(gate.reached.wait, BOUND)
             assert seen(element()) == '<p>1</p>'
@@ -183,12 +189,7 @@ class TestPages:
 
     async def test_who_waited_for_an_older_drawing_gets_another(self):
         async with manager() as sse:
-            gate, calls = Gate(), count()
-            @sse.live('n')
-            def element():
-                n = next(calls)
-                if not n: gate()
-                return P(n)
+            gate, element = held(sse, 0)
             before = asyncio.create_task(asyncio.to_thread(element))
             assert await asyncio.to_thread(gate.reached.wait, BOUND)
             sse.changed('n')
@@ -263,12 +264,7 @@ class TestContext:
 class TestFollowing:
     async def test_events_while_drawing_are_one_more(self):
         async with manager() as sse:
-            gate, calls = Gate(), count()
-            @sse.live('n')
-            def element():
-                n = next(calls)
-                if n == 1: gate()
-                return P(n)
+            gate, element = held(sse, 1)
             async with Tab(sse, 'element[]') as tab:
                 assert await tab.changes() == [['whole', '<p>0</p>']]
                 sse.changed('n')

@@ -52,6 +52,12 @@ class App:
 
     def live(self, until, n): until(lambda: self.sse.connection_count==n, lambda: f'{n} streams, not {self.sse.connection_count}')
 
+    def enter(self, page, until):
+        "Log in as Ann, and open her page"
+        page.goto(f'{self.url}/login/ann')
+        page.goto(f'{self.url}/mine')
+        self.live(until, 1)
+
 
 @pytest.fixture
 def app(make_site): return App(make_site)
@@ -63,9 +69,7 @@ def shows(page, name, *texts): page.wait_for_function(SHOWS, arg=[name, texts])
 @each_browser
 def test_stranger_with_a_copied_page(page, app, browser, until):
     "All that stands in a page of ann's, opened by somebody else: it shows nothing of what ann gets"
-    page.goto(f'{app.url}/login/ann')
-    page.goto(f'{app.url}/mine')
-    app.live(until, 1)
+    app.enter(page, until)
     app.add_mail('ann', 'the first')
     shows(page, 'inbox', 'the first')
     copy = page.evaluate('document.querySelector(\'[data-sse-live^="inbox["]\').outerHTML')
@@ -94,9 +98,7 @@ def test_stranger_with_a_copied_page(page, app, browser, until):
 
 def test_withdrawn(page, app, until):
     "What may not be seen any more stops, and the page says so; the rest goes on"
-    page.goto(f'{app.url}/login/ann')
-    page.goto(f'{app.url}/mine')
-    app.live(until, 1)
+    app.enter(page, until)
     app.add_mail('ann', 'allowed')
     shows(page, 'inbox', 'allowed')
     app.allowed.clear()
@@ -111,9 +113,7 @@ def test_withdrawn(page, app, until):
 
 def test_all_withdrawn(page, app, until):
     "With nothing left to show the state is `error`"
-    page.goto(f'{app.url}/login/ann')
-    page.goto(f'{app.url}/mine')
-    app.live(until, 1)
+    app.enter(page, until)
     page.evaluate('document.querySelector(\'[data-sse-live^="news["]\').remove()')
     app.allowed.clear()
     app.site.loop.run(app.sse.disconnect('ann'))
@@ -152,9 +152,7 @@ def test_one_more_by_a_swap(page, make_site, until, hdrs):
 @each_browser
 def test_field_beside_it(page, app, until):
     "What somebody types stays, and the focus"
-    page.goto(f'{app.url}/login/ann')
-    page.goto(f'{app.url}/mine')
-    app.live(until, 1)
+    app.enter(page, until)
     page.evaluate("() => { const f = document.querySelector('#field'); f.focus(); f.value = 'typed'; f.setSelectionRange(2, 3) }")
     for n in range(3): app.add_mail('ann', f'{n}')
     shows(page, 'inbox', '012')
@@ -163,9 +161,7 @@ def test_field_beside_it(page, app, until):
 
 def test_reconnects(page, app, until):
     "What happened while nobody answered is shown once somebody does"
-    page.goto(f'{app.url}/login/ann')
-    page.goto(f'{app.url}/mine')
-    app.live(until, 1)
+    app.enter(page, until)
     app.add_mail('ann', 'a')
     shows(page, 'inbox', 'a')
     app.site.stop()
