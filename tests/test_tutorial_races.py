@@ -115,7 +115,7 @@ async def test_live_pages_that_load_during_writes(tmp_path, name):
                 await eventually(lambda: all(len(o.seen) >= wanted for o in tabs), lambda: f'not {wanted}: {state()}')
                 late = await LiveTab(http, page, *what).load()
                 assert len({*late.seen}) == len(late.seen) >= wanted
-                assert all(o.seen == late.seen for o in tabs), [o.seen for o in tabs]
+                await eventually(lambda: all(o.seen == late.seen for o in tabs), lambda: f'{late.seen}: {[o.seen for o in tabs]}')
             finally:
                 for t in tasks: t.cancel()
                 await asyncio.wait(tasks)

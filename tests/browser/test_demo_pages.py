@@ -94,9 +94,10 @@ class Tab:
         return re.sub(r'<(\w+)((?: [^ =]+="[^"]*")+)>', tag, self.page.inner_html(css))
 
     def moves(self):
-        "Waits until the topmost bar of a running job has moved"
-        was = self.rows('running').locator('progress').first.evaluate('bar => Math.max(0, bar.position)')
-        self.page.wait_for_function('was => document.querySelector("#jobs > .running progress")?.position > was', arg=was)
+        "Waits until the topmost bar of a job on `long` has moved"
+        bar = self.rows('running').filter(has_text='root/long').locator('progress').first
+        arg = bar.evaluate('bar => [bar.id, Math.max(0, bar.position)]')
+        self.page.wait_for_function('([id, was]) => document.getElementById(id)?.position > was', arg=arg)
 
 
 @pytest.fixture

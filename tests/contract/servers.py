@@ -89,8 +89,11 @@ class Server:
 
     def children(self):
         "The process ids of its workers, oldest first"
+        def command(pid):
+            try: return Path(f'/proc/{pid}/cmdline').read_bytes()
+            except OSError: return b''  # It has ended meanwhile
         found = Path(f'/proc/{self.process.pid}/task/{self.process.pid}/children').read_text().split()
-        return [int(o) for o in found if b'spawn_main' in Path(f'/proc/{o}/cmdline').read_bytes()]
+        return [int(o) for o in found if b'spawn_main' in command(o)]
 
     def interrupt(self):
         "Ctrl-C in a terminal: it reaches this process and all that it started"
