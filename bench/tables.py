@@ -40,9 +40,21 @@ def about(section='fanout'):
 def table(section, columns, first=''):
     "Medians of the rounds, with the least and the most; `columns` maps titles to figures, or to a figure and what it is multiplied with"
     if (o := results.get(section)) is None: return UNKNOWN
+    return _table(o, {called(name): row for name,row in o['found'].items()}, columns, first)
+
+
+def _table(o, found, columns, first=''):
     keys = [(k, 1) if isinstance(k, str) else k for k in columns.values()]
-    body = [[called(name), *(spread(row[k], scale) if k in row else '' for k,scale in keys)] for name,row in o['found'].items()]
+    body = [[name, *(spread(row[k], scale) if k in row else '' for k,scale in keys)] for name,row in found.items()]
     return Markdown(f"{rows([first, *columns], body).data}\n\n{when(o)}.")
+
+
+def live(section, names, columns):
+    "What live elements cost, as `table`; `names` maps titles of rows to what bench/live.py calls them"
+    path = Path(__file__).parent/'results/live.json'
+    if not path.exists(): return UNKNOWN
+    o = json.loads(path.read_text(encoding='utf-8'))
+    return _table(o, {title: o['found'][section][name] for title,name in names.items()}, columns)
 
 
 def ahead(figures):

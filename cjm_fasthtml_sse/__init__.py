@@ -62,6 +62,7 @@ Modules:
 - `cjm_fasthtml_sse.live.element`: `@sse.live`: a function that draws an element, which then stays as new as what it shows
 - `cjm_fasthtml_sse.live.endpoint`: The stream of a page's live elements: which of them it may follow, and what it sends first
 - `cjm_fasthtml_sse.live.query`: Which changes of an SQLite table concern a live element with its arguments
+- `cjm_fasthtml_sse.live.registry`: The live elements of a manager: which function has which name, and which events may be misspelt
 - `cjm_fasthtml_sse.live.tree`: The tree that browsers make of a drawing's HTML
 - `cjm_fasthtml_sse.live.updates`: What those who follow a view get: when it is drawn for them, and what is sent
 - `cjm_fasthtml_sse.live.view`: One live element with its arguments: when it is drawn, and which drawing a page gets

@@ -163,6 +163,8 @@ class SSEBroadcastManager(DatabaseMethods, LiveMethods):
 def _make_backend(backend):
     if isinstance(backend, os.PathLike) or isinstance(backend, str) and backend.startswith('sqlite:'):
         return SQLiteBackend(backend)
+    if isinstance(backend, str) and backend and ':' not in backend: raise ArgumentError('`backend` must be an address, '
+        f'such as sqlite:///app.db or redis://localhost. For an SQLite file write {"sqlite:///"+backend!r}')
     return RedisBackend(backend) if isinstance(backend, str) else backend or MemoryBackend()
 
 _managers: WeakSet = WeakSet()

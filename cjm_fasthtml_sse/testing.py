@@ -302,8 +302,8 @@ def _contains(o, what):
     return what is None or (_reads(o.text, what) if isinstance(what, str) else to_html(what) in o.html)
 
 def _reads(text, words):
-    "Tell whether `words` stand in `text`, neither within a longer word nor within a longer number"
-    words = ' '.join(words.split())
+    "Tell whether `words` stand in `text`, neither within a longer word nor within a longer number; '': it has none"
+    if not (words := ' '.join(words.split())): return not text
     before = r'(?<!\w)(?<!\d[.,])' if re.match(r'\w', words) else ''
     after = r'(?!\w|[.,]\d)' if re.search(r'\w$', words) else ''
     return re.search(before + re.escape(words) + after, text) is not None
@@ -398,7 +398,7 @@ class LiveHTML:
 async def live(self:SSEClient,
     element,    # The live element, or its name
     *arguments, # Of the element; they may be left out where the page has one of this name
-    shows=None, # Text that people must be able to read in it, as whole words; or elements that must be in it
+    shows=None, # Text that people must be able to read in it, as whole words, '' for none; or elements in it
     timeout=5.  # Seconds until it does; then `AssertionError`
 ) -> LiveHTML:  # What the tab shows then
     "Follow the live elements of the page, and wait until `element` shows something"

@@ -28,7 +28,7 @@ LIVE_PATH = '/_sse/live'  # Of the streams of live elements, below the path of t
 class Visit:
     "One request: its address as the browser wrote it, the session, and what is written into the response"
     __slots__ = ('scope','root','multiplexer_path','session','new_browser','is_signed','has_begun','_visitors',
-        '_visitor','_has_session','_ids')
+        '_visitor','_has_session','_ids','_news')
     def __init__(self,
         scope: dict,               # As the outermost layer gets it
         multiplexer_path: str='',  # That takes requests for channels, below the app's root; empty: none does
@@ -44,6 +44,7 @@ class Visit:
         self._visitor: Any = None       # Once it was asked for
         self._has_session = False
         self._ids = TakenIds()
+        self._news: dict = {}           # As `has_news` found it
 
     @property
     def path(self):
@@ -85,6 +86,13 @@ class Visit:
         if not self.visitor.id: return ''
         self.is_signed = True
         return self._visitors.signer.sign(self.visitor.id, view)
+
+    def has_news(self,
+        look  # Of a backend: tells whether something was committed that was not delivered here yet
+    ) -> bool:
+        "Return what `look` said when it was called first: a page is as new as its request"
+        if look not in self._news: self._news[look] = look()
+        return self._news[look]
 
     def take_id(self,
         id: str  # That an element would have

@@ -87,10 +87,10 @@ def trusting(proxy, protocols=()):
 
 
 @asynccontextmanager
-async def browsing(server, http2=True, connections=6):
-    "A client with as many connections as a browser has"
+async def browsing(server, http2=True, connections=6, patience=BOUND):
+    "A client with as many connections as a browser has; a request waits for `patience` seconds for one of them"
     verify = trusting(server) if hasattr(server, 'cert') else NO_TLS
-    async with httpx.AsyncClient(base_url=server.url, http1=not http2, http2=http2, verify=verify, timeout=httpx.Timeout(BOUND, pool=2),
+    async with httpx.AsyncClient(base_url=server.url, http1=not http2, http2=http2, verify=verify, timeout=httpx.Timeout(BOUND, pool=patience),
                                  limits=httpx.Limits(max_connections=connections), trust_env=False) as client: yield client
 
 

@@ -30,7 +30,7 @@ live.tree live.changes live.arguments live.query
 live.drawing
 manager.admission manager.hooks manager.broadcast manager.cluster manager.delivery manager.outbox manager.presence
 manager.block manager.database
-live.updates live.view live.views
+live.registry live.updates live.view live.views
 live.element
 core
 visitor

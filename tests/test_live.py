@@ -1,6 +1,7 @@
 "Live elements within one process: when a view is drawn, in what context, who gets the drawing, and what is left behind"
 import asyncio
 import gc
+import inspect
 import json
 import logging
 import os
@@ -15,10 +16,12 @@ from itertools import count
 
 import pytest
 from fasthtml.common import H1, Div, FastHTML, Li, NotStr, P, Redirect, Titled, Ul, to_xml
+from starlette.responses import StreamingResponse
 from starlette.testclient import TestClient
 
 from cjm_fasthtml_sse.core import SSEBroadcastManager, SSEError
 from cjm_fasthtml_sse.engine import hints
+from cjm_fasthtml_sse.engine import loop as loop_module
 from cjm_fasthtml_sse.engine.checks import ArgumentError
 from cjm_fasthtml_sse.engine.response import EventStreamResponse
 from cjm_fasthtml_sse.engine.wire import FieldError
@@ -29,6 +32,14 @@ from cjm_fasthtml_sse.live import views as views_module
 from cjm_fasthtml_sse.live.element import render_live, wire_data
 from cjm_fasthtml_sse.testing import SSEClient
 from tests.contract.support import BOUND, OwnBackend, eventually, forked, turns
+
+FRESH_SECS = view_module.FRESH_SECS
+
+
+@pytest.fixture(autouse=True)
+def fresh_for_long(monkeypatch):
+    "What a page gets may be older than a second here: on a slow machine a second passes between any two lines"
+    monkeypatch.setattr(view_module, 'FRESH_SECS', 10*BOUND)
 
 
 @pytest.fixture
@@ -165,6 +176,7 @@ class TestPages:
         async with manager() as sse:
             state, now = [0], [time.monotonic()]
             monkeypatch.setattr(view_module, 'monotonic', lambda: now[0])
+            monkeypatch.setattr(view_module, 'FRESH_SECS', FRESH_SECS)
             @sse.live('n')
             def element(): return P(state[0])
             @sse.live('around')
@@ -236,6 +248,28 @@ class TestPages:
             sse.changed('n')
             element()
             assert 'await element.fresh(...)' in caplog.text
+
+    async def test_async_ones_that_keep_the_loop_busy_are_named(self, caplog, fresh_hints, monkeypatch):
+        "And not those that wait: others have the event loop meanwhile"
+        clock = [0.]
+        monkeypatch.setattr(loop_module, 'perf_counter', lambda: clock[0])
+        def passes(secs): clock[0] += secs
+        async with manager() as sse:
+            @sse.live('n')
+            async def waits():
+                waiting = asyncio.get_running_loop().create_future()
+                asyncio.get_running_loop().call_soon(lambda: (passes(.06), waiting.set_result(None)))
+                await waiting
+                return P()
+            @sse.live('n')
+            async def works():
+                await asyncio.sleep(0)
+                passes(.06)
+                return P()
+            await waits()
+            assert not caplog.records
+            await works()
+            assert 'works' in caplog.text and 'waited 60 ms for it: make it a plain `def`' in caplog.text
 
 
 class TestContext:
@@ -342,16 +376,14 @@ class TestFollowing:
 
     async def test_throttle_is_between_beginnings(self):
         async with manager() as sse:
-            began = []
+            calls, began = count(), []
             @sse.live('n', throttle=.1)
-            def element():
-                began.append(time.monotonic())
-                return P(len(began))
+            def element(): return P(next(calls))
             async with Tab(sse, 'element[]') as tab:
-                await tab.changes()
-                for _ in range(3):
-                    sse.changed('n')
+                for _ in range(4):
                     await tab.changes()
+                    began.append(sse._live.find('element[]').newest.began)
+                    sse.changed('n')
             assert min(b-a for a, b in zip(began, began[1:])) >= .099
 
     async def test_interval_needs_no_event(self):
@@ -432,6 +464,22 @@ class TestFollowing:
                 await eventually(lambda: sent)
                 assert sent == [[['broken[]', None, view.newest.version, [['whole', '<p>1</p>']]]]]
                 view.unfollow(tab)
+
+    async def test_the_last_one_leaves_while_a_thread_draws(self, monkeypatch):
+        async with manager() as sse:
+            @sse.live('n')
+            def element(): return P()
+            async with Tab(sse, 'element[]') as tab:
+                await tab.changes()
+                view = sse._live.find('element[]')
+                there, loop = [view.newest], threading.current_thread()  # Once: then the event loop has forgotten it
+                def last(self):
+                    if threading.current_thread() is loop: return self.__dict__.get('last')
+                    return there.pop() if there else None
+                last = property(last, lambda self, o: self.__dict__.update(last=o))
+                monkeypatch.setattr(updates_module.ChangeSender, 'last', last, raising=False)
+                sse.changed('n')
+                assert seen(await asyncio.to_thread(element)) == '<p></p>'
 
     async def test_who_is_here(self):
         async with manager() as sse:
@@ -566,6 +614,13 @@ class TestSlots:
                 sse.changed('around')
                 changes = await tab.changes()
                 assert 'Around it' in str(changes) and 'data-sse-live' not in str(changes)
+
+    async def test_what_a_plain_function_draws_is_nothing_to_await(self):
+        "Else whoever awaits what can be awaited, as FastHTML and `snapshot=` do, would fail"
+        async with manager() as sse:
+            @sse.live('n')
+            def plain(): return P('n')
+            assert not inspect.isawaitable(plain())
 
     async def test_none_is_part_of_itself(self):
         async with manager() as sse:
@@ -851,6 +906,23 @@ class TestWriting:
         def element(): return NotStr('<p>1</p>')
         for _ in range(3): assert 'data-sse-live-key' not in to_xml(element())
         assert len([r for r in caplog.records if 'element' in r.getMessage()]) == 1
+
+    def test_behind_the_headers_there_is_no_key(self, caplog, fresh_hints):
+        "A new browser gets no cookie any more, so nobody would be the one who may follow"
+        app, sse = FastHTML(secret_key='test'), SSEBroadcastManager()
+        setup_sse(app, sse)
+        @sse.live('n')
+        def element(): return P()
+        @app.get('/')
+        def page():
+            async def parts():
+                yield '<p>'
+                yield str(element())
+            return StreamingResponse(parts(), media_type='text/html')
+        with TestClient(app) as client:
+            assert 'live-key' not in client.get('/').text and 'element' in caplog.text and 'visitor' in caplog.text
+            client.cookies.set('sse_browser', 'x'*24)
+            assert 'live-key' in client.get('/').text
 
     def test_another_manager_is_not_of_this_app(self, caplog, fresh_hints):
         _, app, web = self.app()

@@ -13,7 +13,7 @@ from cjm_fasthtml_sse.live import view as view_module
 from tests.contract.live import PATH
 from tests.contract.support import BOUND, Exchange, eventually
 from tests.contract.test_live_elements import Site
-from tests.test_live import Gate, Tab, manager
+from tests.test_live import Gate, Tab, fresh_hints, manager  # noqa: F401
 
 
 class TestFailures:
@@ -83,6 +83,20 @@ class TestFailures:
             wrong.clear()
             await tab.shows(['a', 'b'])
 
+    async def test_next_without_anything(self):
+        "`StopIteration` is an error as any other: no future can have it, so those who wait would wait for ever"
+        site, rows = Site(), ['a']
+        @site.sse.live('item:*', name='items')
+        def items(): return Ul(Li(next(iter(rows))))
+        site.shows(items)
+        async with site.browser().follows() as tab:
+            rows.clear()
+            await site.sse.changed('item:gone')
+            await eventually(lambda: site.sse.stats()['errors'], 'the error counts')
+            rows.append('b')
+            await site.sse.changed('item:added')
+            await tab.shows(['b'])
+
 
 class TestSlowDrawings:
     async def test_an_element_leaves_a_thread_to_others(self):
@@ -126,6 +140,62 @@ class TestSlowDrawings:
             finally: gate.open.set()
             await tab.shows(['slow!'], 'p', of='slow')
 
+    @pytest.mark.parametrize('later', [False, True])
+    async def test_one_that_never_ends(self, later, monkeypatch, caplog):
+        "As one that waits for a server that is gone: nobody waits for it for ever, and the next one comes"
+        monkeypatch.setattr(view_module, 'HUNG_SECS', .1)
+        monkeypatch.setattr(updates_module, 'FOLLOW_UP_SECS', .05)
+        site, gate, hangs, ended = Site(), Gate(), [], []
+        def draw(): return Ul(*map(Li, site.items))
+        if later:
+            @site.sse.live('item:*')
+            async def items():
+                try:
+                    if hangs and hangs.pop(): await asyncio.Event().wait()
+                finally: ended.append(1)
+                return draw()
+        else:
+            @site.sse.live('item:*')
+            def items():
+                if hangs and hangs.pop(): gate()
+                return draw()
+        site.shows(items, later)
+        try:
+            async with site.browser().follows() as tab:
+                hangs.append(1)
+                await site.add('a')
+                await tab.shows(['a'])
+                assert not hangs and 'was not drawn within' in caplog.text
+                errors = site.sse.stats()['errors']
+                hangs.append(1)
+                site.sse.changed('item:none')
+                await eventually(lambda: not hangs and site.sse.stats()['errors']>errors, 'it has hung again')
+                assert (await asyncio.wait_for(site.browser().tab(), BOUND)).texts()==['a']
+            assert not later or len(ended)>=4, 'what hangs on the event loop is cancelled'
+        finally: gate.open.set()
+
+    async def test_those_that_never_end_leave_threads_to_others(self, monkeypatch):
+        monkeypatch.setattr(view_module, 'HUNG_SECS', .1)
+        async with manager() as sse:
+            gate, state = Gate(), [0]
+            def draw(n: int):
+                if state[0]: gate()
+                return P(n)
+            names = 'one', 'two', 'three'
+            for name in names: sse.live('slow', name=name)(draw)
+            @sse.live('n')
+            def element(): return P(state[0])
+            try:
+                async with Tab(sse, *(f'{name}[{n}]' for name in names for n in range(4))) as slow_tab, Tab(sse, 'element[]') as tab:
+                    await slow_tab.changes()
+                    await tab.changes()
+                    state[0] = 1
+                    sse.changed('slow')
+                    assert await asyncio.to_thread(gate.reached.wait, BOUND)
+                    sse.changed('n')
+                    assert '1' in str(await tab.changes())
+            finally: gate.open.set()
+
 
 class TestOldDrawings:
     @pytest.mark.parametrize('followed', [False, True])
@@ -161,6 +231,19 @@ class TestBodies:
         async with Exchange(site.app, 'POST', PATH, {'content-type': 'application/json'}, body) as r:
             await eventually(lambda: r.over or r.status==200, 'it is answered')
             assert r.error is None and r.status == (200 if outer=='' else 400), (r.status, r.error)
+
+    @pytest.mark.usefixtures('fresh_hints')
+    @pytest.mark.parametrize('n, text', [(999, ''), (1000, 'A page has 1000 live elements or more'), (3000, 'too long')])
+    async def test_more_than_one_page_can_have(self, caplog, n, text):
+        "The page lists the first ones, or is refused: the log says so, once"
+        site = Site()
+        site.shows(site.live())
+        tab = await site.browser().tab()
+        for _ in range(2):
+            async with tab.ask(dict(views=[[f'items[{i}]', 'k'*100, '', None] for i in range(n)])) as r:
+                await eventually(lambda: r.status, 'it is answered')
+        assert r.status == (413 if n>1000 else 200)
+        assert [text in o.getMessage() for o in caplog.records] == [True]*bool(text)
 
 
 class TestCircles:

@@ -93,7 +93,7 @@ async def test_many_streams_need_one_connection(proxy):
     async with browsing(proxy, connections=1) as client, AsyncExitStack() as stack:
         streams = [await stack.enter_async_context(listening(client)) for _ in range(80)]
         assert await add(client, *streams)==80
-    async with browsing(proxy, http2=False) as client, AsyncExitStack() as stack:
+    async with browsing(proxy, http2=False, patience=1) as client, AsyncExitStack() as stack:
         for _ in range(6): await stack.enter_async_context(listening(client))
         with pytest.raises(httpx.PoolTimeout): await client.get('/health')
 
@@ -168,16 +168,16 @@ async def test_a_tab_that_is_closed_is_noticed_behind_the_proxy(app, proxy):
 
 
 @needs['nginx']
-@pytest.mark.parametrize('heartbeat', ['.2', '0'])
+@pytest.mark.parametrize('heartbeat', ['.3', '0'])
 async def test_heartbeats_keep_a_stream_alive_for_longer_than_the_timeout(tmp_path, heartbeat):
     "Without them the proxy ends a silent stream"
-    changes = {'proxy_read_timeout 60s': 'proxy_read_timeout 1s'}
+    changes = {'proxy_read_timeout 60s': 'proxy_read_timeout 3s'}
     with serving(tmp_path, HEARTBEAT=heartbeat) as app, proxying('nginx', app.port, tmp_path, changes=changes) as proxy:
         async with browsing(proxy) as client, listening(client) as stream, within('heartbeats, or the end'):
             if heartbeat=='0':
                 while await stream.next() is not None: pass
             else:
-                for _ in range(10): await stream.until(lambda e: e.event=='sse:heartbeat')
+                for _ in range(14): await stream.until(lambda e: e.event=='sse:heartbeat')
 
 
 @needs['nginx']

@@ -59,7 +59,7 @@ class TestCarrying:
             for c in a, b: assert await c.data(5000) == [*range(5000)] and not c.gaps
 
     async def test_a_burst_larger_than_the_log(self, path):
-        async with managers(path, max_length=10) as (one, two), following('queue', one) as a, following('stream', two) as b:
+        async with managers(path, max_length=10, timeout=BOUND) as (one, two), following('queue', one) as a, following('stream', two) as b:
             counts = await asyncio.gather(*[one.broadcast('n', n) for n in range(3000)])
             for c in a, b: assert await c.data(3000) == [*range(3000)] and not c.gaps
             assert {*counts} == {1}
@@ -158,7 +158,7 @@ from cjm_fasthtml_sse.core import SSEBroadcastManager
 app = sqlite3.connect(sys.argv[1])
 app.execute('create table t(x)')
 m = SSEBroadcastManager(backend=f'sqlite:///{sys.argv[1]}')
-m.broadcast('n', 1).result(10)
+m.broadcast('n', 1).result(30)
 print('with apsw:', len(apsw.connections()))
 '''
 

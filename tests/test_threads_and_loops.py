@@ -100,7 +100,7 @@ class TestForks:
     async def test_has_neither_connections_nor_their_loop(self):
         manager = SSEBroadcastManager()
         async with following('stream', manager):
-            def child(): return [manager.broadcast('x', 1).result(5), len(manager.connections)]
+            def child(): return [manager.broadcast('x', 1).result(BOUND), len(manager.connections)]
             assert await asyncio.wait_for(asyncio.to_thread(in_a_fork, child), BOUND) == [0, 0]
             assert await manager.broadcast('x', 2) == 1
 

@@ -49,9 +49,23 @@ def test_a_few_tests_that_failed_are_run_once_more(monkeypatch, capsys, bad, aga
 def test_notebooks_that_failed_count():
     "One that came to no end is not taken for passed"
     ran = '- Completed a/core.ipynb\n- Completed a/htmx.ipynb\n'
-    assert check.lessons(ran + 'Success.\n') == (2, 0)
-    assert check.lessons(ran + 'nbdev Tests Failed On The Following Notebooks:\n==\n\tcore.ipynb\n') == (1, 1)
+    assert check.lessons(ran + 'Success.\n') == (2, [])
+    assert check.lessons(ran + 'nbdev Tests Failed On The Following Notebooks:\n==\n\tcore.ipynb\n') == (1, ['core.ipynb'])
     for o in 'No files were eligible for testing\n', ran: pytest.raises(check.Failed, check.lessons, o)
+
+
+@pytest.mark.parametrize('again', [0, 1])
+def test_a_notebook_that_failed_is_run_alone(again, monkeypatch, capsys):
+    "One that fails twice has failed"
+    failed = 'nbdev Tests Failed On The Following Notebooks:\n==\n\tcore.ipynb\n'
+    ran = []
+    def run(cmd, *args, **kw):
+        ran.append(args)
+        return '- Completed nbs/core.ipynb\n' + (failed if again or len(ran) == 1 else 'Success.\n')
+    monkeypatch.setattr(check, 'run', run)
+    assert check.notebooks() == (1-again, again)
+    assert [args[0] for args in ran[1:]] == [check.ROOT/'nbs/core.ipynb']
+    assert ('FAILED' if again else 'UNSTEADY') + ': core.ipynb' in capsys.readouterr().out
 
 
 def test_a_check_that_fails_does_not_keep_others_from_running(monkeypatch, capsys):

@@ -15,6 +15,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from types import SimpleNamespace
 
 import anyio
 import pytest
@@ -320,13 +321,13 @@ async def test_blocks_wait_for_earlier_broadcasts_together(path, monkeypatch):
         return waiting(futures, timeout)
     allowed, waiting = [], concurrent.futures.wait
     monkeypatch.setattr(concurrent.futures, 'wait', wait)
-    async with managers(path, 1, timeout=.4) as (m,):
+    async with managers(path, 1, timeout=1.) as (m,):
         await m.open()
         monkeypatch.setattr(m._pending, 'on_their_way', lambda: [concurrent.futures.Future()])
         async def block(n):
             async with m.transaction() as db: db.execute(f'create table t{n}(n)')
         await asyncio.gather(block(1), block(2))
-    assert allowed[0] > .1 and allowed[1] < .1
+    assert allowed[0] > .3 and allowed[1] < .3
 
 
 @pytest.mark.skipif(not os.path.isdir('/proc/self/fd'), reason='needs /proc')
@@ -373,3 +374,20 @@ async def test_two_threads_send_first_at_once(path):
     await backend.stop()
     assert not open_files(path)
     with Shell(path) as shell: assert shell.sql('select count(*) from sse_log') == [[2]]
+
+
+def test_two_threads_begin_the_first_block_at_once(monkeypatch):
+    "Both wait for the same lock, also where one has it before the other one has made its own"
+    from cjm_fasthtml_sse.backends import sqlite_transaction
+    both, one_has_it, blocks = threading.Barrier(2), threading.Event(), sqlite_transaction.BlockThreads()
+    def lock():
+        if both.wait(BOUND): one_has_it.wait(BOUND)
+        return threading.Lock()
+    def turn():
+        found = blocks.turn
+        one_has_it.set()
+        return found
+    monkeypatch.setattr(sqlite_transaction, 'threading', SimpleNamespace(Lock=lock))
+    with ThreadPoolExecutor(2) as threads: first, second = [o.result(BOUND) for o in [threads.submit(turn) for _ in range(2)]]
+    assert first is second is blocks.turn
+    blocks.close()

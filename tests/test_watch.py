@@ -251,7 +251,7 @@ class TestProcesses:
             await transform()
             async with managers(path) as (one, two), following('stream', one, 'table:todos'):
                 await eventually(lambda: MANY[1] in [o['data'] for o in one.get_history(private=True)], 'it is announced')
-        said = [o for o in warnings(caplog) if 'were lost' in o]
+        said = [o for o in warnings(caplog) if 'were missing or changed' in o]
         assert len(said) == 1 and "table 'todos'" in said[0] and str(path) in said[0]
 
     @pytest.mark.parametrize('name', ['to "do": *', "it's", 'ünïcødé', 'a.b', '%_', 'select', 'x'*500, 'x'*50+'_log', 'sqlitely_log'])

@@ -121,33 +121,31 @@ class PlainRows:
 
 class BlockThreads:
     "What the blocks of one process share"
-    def __init__(self): self._pid: Any = None
+    def __init__(self): self._by_process: dict = {}  # Process id -> a lock, and an executor of one thread for each use
 
-    def _ensure(self):
-        if self._pid==os.getpid(): return self
-        self._turn = threading.Lock()
-        self._begins,self._ends = (ThreadPoolExecutor(1, 'sse block') for _ in range(2))
-        self._pid = os.getpid()
-        return self
+    def _shared(self):
+        pid = os.getpid()
+        if (found := self._by_process.get(pid)) is not None: return found
+        # Of two threads that are the first ones, both get the same; an executor begins its thread when it is used
+        threads = (ThreadPoolExecutor(1, 'sse block') for _ in range(2))
+        return self._by_process.setdefault(pid, (threading.Lock(), *threads))
 
     @property
     def turn(self) -> threading.Lock:
         "The lock of the one block that writes"
-        return self._ensure()._turn
+        return self._shared()[0]
 
     def begin(self, function) -> Future:
         "Call `function`, which may wait for other blocks, in a thread"
-        return self._ensure()._begins.submit(function)
+        return self._shared()[1].submit(function)
 
     def call(self, function) -> Future:
         "Call `function`, which waits for no other block, in a thread"
-        return self._ensure()._ends.submit(function)
+        return self._shared()[2].submit(function)
 
     def close(self):
         "End the threads; a block that is open begins one again"
-        if self._pid==os.getpid():
-            for o in (self._begins, self._ends): o.shutdown(wait=False)
-        self._pid = None
+        for o in self._by_process.pop(os.getpid(), ())[1:]: o.shutdown(wait=False)
 
 # %% ../../nbs/backends/sqlite_transaction.ipynb #7e522e56
 _TRANSACTION,_DENY = 22,1  # `SQLITE_TRANSACTION`: begin, commit, rollback; `SQLITE_DENY`

@@ -206,8 +206,8 @@ class TableWatcher:
         compared = self._watched.compare(connection)
         if not all(o.is_intact for o in compared):
             with transaction(connection): restored = self._watched.restore(connection)  # Another process may have
-            for name in restored: _log.warning('The triggers of table %r in %s were lost, as where a table is rebuilt, '
-                'or not as they should be. They were set right, and the table says `many`', name, self._file)
+            for name in restored: _log.warning('The triggers of table %r in %s were missing or changed, as '
+                'after a migration. They are there again, and all that shows the table is drawn anew', name, self._file)
         missing = frozenset(o.name for o in compared if not o.wanted)
         for name in missing-self._missing: _log.warning('Table %r of %s is watched, and it does not exist or can not '
             'have triggers any more. It is watched again as soon as there is one of that name', name, self._file)

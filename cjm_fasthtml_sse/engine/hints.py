@@ -56,6 +56,17 @@ def has_hint(
     "Tell whether `hint` would not log anything for `place` any more"
     return place in _given or len(_given)>=MAX_HINTS
 
+# %% ../../nbs/engine/hints.ipynb #f94ff139
+def hint_at_event(
+    event_type: str, # That was broadcast
+    kind: str,       # Of the event; a line of the app's code gets one hint for each
+    text: str,       # Why nobody gets it
+    *args            # Put into `text`
+):
+    "Log that nobody gets an event, with the line of the app's code that broadcasts it"
+    place = calling_line()
+    hint((place, text, kind), f'%s%r was broadcast, and {text}', place and f'{place}: ', event_type, *args)
+
 # %% ../../nbs/engine/hints.ipynb #4de252c2
 def hint_at_setup(
     manager, # Of a stream

@@ -23,7 +23,7 @@ from .access import Rechecks
 from .catch_up import SnapshotReads
 from .connection import Connection
 from .group import Frame,Group
-from .hints import calling_line,hint,nearest
+from .hints import hint,hint_at_event,nearest
 from .local import LocalGroup,LocalGroups
 from .loop import LoopOwner
 from .messages import Message,ReplayBuffer
@@ -252,8 +252,7 @@ def _hint_at_private(hub, event_type, groups):
     "Say that no pattern names a watched table, if a stream whose pattern has a `*` may be meant to get its events"
     # Others may be for somebody who is away. What a local stream gets is made from broadcasts
     if hub.queues or hub.local or not event_type.startswith('table:'): return
-    renderers = [g.renderer.render for g in groups]
-    if not any(f.handles(event_type) if hasattr(f, 'handles') else True for f in renderers): return
+    if not any(g.renderer.handles(event_type) for g in groups): return
     hint(('private', event_type), '%r is private, and no open stream names it: write `events=[\'**\', %r]` '
         'at `stream`, or `sse.watch(..., private=False)`', event_type, event_type)
 
@@ -261,17 +260,15 @@ def _hint_at_silence(hub, event_type, groups):
     "Say that no renderer handles such an event, if nobody else could want it"
     # Queues get all, and are read by the app. What a local stream gets is made from broadcasts
     if hub.queues or hub.local: return
-    renderers = [g.renderer.render for g in groups or hub.groups.values()]
-    if not all(hasattr(f, 'handles') for f in renderers) or any(f.handles(event_type) for f in renderers): return
-    known = sorted({p for f in renderers for p in f.get_registered_events()})
+    renderers = [g.renderer for g in groups or hub.groups.values()]
+    if any(o.handles(event_type) for o in renderers): return
+    known = sorted({p for o in renderers for p in o.render.get_registered_events()})
     near = nearest(event_type, known)
     # It may be for somebody who is away; `track` reports whether somebody watches or not
     if not near and (not groups or event_type.startswith('job:')): return
-    place = calling_line()
     names = ', '.join(map(repr, known)) or 'nothing'
-    instead = f'; did you mean {near!r}?' if near else f'; there are handlers for {names}'
-    hint(place or ('unhandled', near), '%s%r was broadcast, and no open stream has a handler for it%s',
-        place and f'{place}: ', event_type, instead)
+    hint_at_event(event_type, near, 'no open stream has a handler for it; %s',
+        f'did you mean {near!r}?' if near else f'there are handlers for {names}')
 
 @patch
 def max_queued(self:Hub) -> int:

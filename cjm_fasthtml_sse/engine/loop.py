@@ -14,6 +14,10 @@ __all__ = []
 
 # %% ../../nbs/engine/loop.ipynb #b994ef92
 import asyncio,threading
+from contextlib import suppress
+from contextvars import Context
+from time import perf_counter
+from types import coroutine
 from typing import Any
 
 from .wire import SSEError
@@ -23,6 +27,22 @@ def being_cancelled() -> bool:
     "Tell whether somebody has cancelled the running task, so that a `CancelledError` is meant for it"
     task = asyncio.current_task()
     return task is not None and task.cancelling()>0
+
+# %% ../../nbs/engine/loop.ipynb #ed819d8c
+@coroutine
+def in_steps(
+    work, # An awaitable
+    note  # Called with the seconds of each step that `work` takes on the event loop
+):
+    "Await `work`, and measure its steps"
+    it,error = work.__await__(),None
+    while True:
+        began = perf_counter()
+        try: waits_for = it.send(None) if error is None else it.throw(error)
+        except StopIteration as e: return e.value
+        finally: note(perf_counter()-began)
+        try: error = yield waits_for
+        except BaseException as e: error = e
 
 # %% ../../nbs/engine/loop.ipynb #6c3b867f
 class PublishLock(asyncio.Lock):
@@ -54,6 +74,13 @@ class LoopOwner:
     def in_other_thread(self) -> bool:
         "Tell whether the loop runs, and this is not its thread"
         return self.loop is not None and asyncio._get_running_loop() is not self.loop and self.loop.is_running()
+
+    def call_on_loop(self,
+        f # A plain function
+    ):
+        "Call `f` on the loop: at once if this is its thread, else soon; never, if the loop is closed"
+        if asyncio._get_running_loop() is self.loop: return f()
+        with suppress(RuntimeError): self.loop.call_soon_threadsafe(f, context=Context())
 
     def spawn(self,
         coro,         # Coroutine

@@ -126,6 +126,13 @@ class Renderer:
         self._latest = message,made
         return made
 
+    def handles(self,
+        event_type: str,
+        unknown: bool=True # What to answer for a `render` that can't tell
+    ) -> bool:
+        "Tell whether `render` makes something of events of this type"
+        return self.render.handles(event_type) if hasattr(self.render, 'handles') else unknown
+
     def _make(self, message, frames):
         context,began = written_at(getattr(message, 'id', None)),perf_counter()
         try: result = context.run(self._call, message)

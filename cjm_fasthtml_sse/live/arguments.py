@@ -35,7 +35,7 @@ def check_name(
     "Return `name`; `ArgumentError` for what can't be a live element's name"
     if isinstance(name, str) and _NAME.fullmatch(name): return name
     raise ArgumentError('The name of a live element begins with a letter or `_`, and has letters, digits, `_`, `-` '
-        f'and `.` in it, got {name!r}')
+        f'and `.` in it; `name=` gives one. Got {name!r}')
 
 def plain(
     value: Any, # One argument of a live element
@@ -49,8 +49,8 @@ def plain(
         return str.__str__(value)
     if isinstance(value, int): return int(value)
     if isinstance(value, date) and not isinstance(value, datetime): return date(value.year, value.month, value.day)
-    raise TypeError(f'`{name}` must be {WANTED}, as it is part of what the page names the element by; '
-        f'got {value!r}, a {type(value).__name__}')
+    raise TypeError(f'`{name}` must be {WANTED}, as the page names an element by its function and its arguments; got '
+        f'{value!r}, a {type(value).__name__}. Give an id or a name, and look up the rest in the function')
 
 def _tagged(value):
     if isinstance(value, UUID): return ['uuid', str(value)]

@@ -42,7 +42,8 @@ _PASSED = fr'<!--.*?-->|<(script|style|textarea|title)\b{_ATTRS}>.*?</\1\s*>'
 
 def _end_of_root(html, start):
     "Return where the element ends that begins with the match `start`; -1 where its end tag is missing"
-    tag = start[1].lower()
+    tag,lower = start[1].lower(),html.lower()
+    if lower.endswith(f'</{tag}>') and lower.count(f'<{tag}')==lower.count(f'</{tag}')==1: return len(html)
     if tag in VOID or start[2].endswith('/'): return start.end()
     if tag in ('script', 'style', 'textarea', 'title'):
         found = re.compile(fr'</{tag}\s*>', re.I).search(html, start.end())
@@ -64,7 +65,10 @@ def one_root(
     if isawaitable(made):
         if hasattr(made, 'close'): made.close()
         refuse('something to await: make it an `async def`')
-    if isinstance(made, (list, tuple)): refuse(f'a {type(made).__name__}: put them into one, such as `Div(*...)`')
+    if isinstance(made, (list, tuple)):
+        if any(getattr(o, 'tag', '')=='title' for o in made): refuse('the title and the body of a page, as from '
+            '`Titled(...)`: write that in the route, around the call of this function')
+        refuse(f'a {type(made).__name__}: put them into one, such as `Div(*...)`')
     if made is not None and not isinstance(made, str) and not is_element(made): refuse(repr(made)[:100])
     html = to_html(made).strip()
     if not html: return EMPTY

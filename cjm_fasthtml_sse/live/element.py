@@ -30,6 +30,7 @@ __all__ = ['LiveElement']
 
 # %% ../../nbs/live/element.ipynb #1fd3bc08
 import asyncio,json,sys
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import wait
 from functools import update_wrapper
@@ -52,19 +53,6 @@ from ..manager.broadcast import running_loop
 from ..manager.outbox import lasting_loop
 
 # %% ../../nbs/live/element.ipynb #7ecf2b6b
-def wire_data(
-    entries: list # Each `[view, from version, to version, changes]`
-) -> str:
-    "Write the data of an event `sse:live`"
-    return json.dumps(entries, ensure_ascii=False, separators=(',', ':'))
-
-class RenderLive:
-    "Renders the local messages about views"
-    event = LIVE
-    def __call__(self, message): return wire_data(message['data'])
-
-render_live = RenderLive()
-
 class DrawnElement:
     "A drawing of a live element, to put into a page"
     def __init__(self, view, drawing): self.view,self.drawing = view,drawing
@@ -82,7 +70,10 @@ class DrawnElement:
         if (url := visit.live_url(request, self.view.element.manager)) is None: return self._alone()
         id = visit.take_id(self._id())
         for o in self.drawing.slot_ids: visit.take_id(o)
-        return self._write(id, visit.sign(self.view.text), url, self.view.element.manager.cursor)
+        if not (key := visit.sign(self.view.text)): hint(('live unsigned', name := function_name(
+            self.view.element.function)), 'The live element %s was written for a visitor who is not known: the headers '
+            'of the page were sent before, or `visitor` has failed. Nothing keeps it up to date', name)
+        return self._write(id, key, url, self.view.element.manager.cursor)
 
     def _as_slot(self, scope):
         view,drawing = self.view,self.drawing
@@ -120,6 +111,20 @@ class PendingElement:
 
 async def _fetch(view): return DrawnElement(view, await view.fetch(view.is_fresh))
 
+# %% ../../nbs/live/element.ipynb #3f2dbb65
+def wire_data(
+    entries: list # Each `[view, from version, to version, changes]`
+) -> str:
+    "Write the data of an event `sse:live`"
+    return json.dumps(entries, ensure_ascii=False, separators=(',', ':'))
+
+class RenderLive:
+    "Renders the local messages about views"
+    event = LIVE
+    def __call__(self, message): return wire_data(message['data'])
+
+render_live = RenderLive()
+
 # %% ../../nbs/live/element.ipynb #3d6488fa
 _NOW_SECS = 10.  # That `now` waits for the event loop
 
@@ -150,10 +155,14 @@ class LiveElement:
         self.is_async = iscoroutinefunction(function)
         if query is not None: query.bind(names, self.name)
         self._views: Views = manager._live
+        former = self._views.elements.get(self.name)
+        self.counts = Counter(drawings=0, seconds=0, errors=0) if former is None else former.counts
         update_wrapper(self, function)
         self._views.add_element(self)
 
     def __repr__(self): return f"<live element {self.name} of {', '.join(map(repr, self.patterns))}>"
+
+    def __ft__(self): raise TypeError(f'{self!r} itself stands in a page: write `{self.name}(...)`, which draws it')
 
     @property
     def patterns(self) -> tuple:
@@ -172,8 +181,11 @@ class LiveElement:
         return self._query is None or self._query.concerns(fields, values)
 
     def has_news(self) -> bool:
-        "Tell whether its rows may have changed, though no event has come yet"
-        return self._query is not None and self._query.has_news()
+        "Tell whether another process has committed something of which no event has come yet; a page asks once"
+        if self._query is not None: return self._query.has_news()
+        if (look := getattr(self.manager._backend, 'has_news', None)) is None: return False
+        visit = current_scope.get().get('sse.visit')
+        return look() if visit is None else visit.has_news(look)
 
     def call(self,
         values # Arguments in the order of the parameters
@@ -184,8 +196,7 @@ class LiveElement:
     def filled_patterns(self,
         values # Arguments in the order of the parameters
     ) -> tuple:
-        "Return the patterns of a view; `FieldError` for an argument that can be no segment"
-        self.begin()
+        "Return the patterns of a view, after `begin`; `FieldError` for an argument that can be no segment"
         filled = [fill(p, dict(zip(self.parameters.names, values)), self.name) for p in self._patterns]
         return *filled,*self.patterns[len(filled):]
 
@@ -229,6 +240,7 @@ def _run(view, loop):
 class LiveMethods:
     "What a manager has for live elements"
     _live: Views
+    _backend: Any
     _database: Callable
     broadcast: Callable
     on_presence: Callable

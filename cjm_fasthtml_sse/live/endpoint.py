@@ -30,6 +30,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
 
 from ..engine.access import call_authorise,call_in_time,not_ready
+from ..engine.hints import hint
 from ..engine.middleware import leaves_bodies_alone
 from ..engine.response import EventStreamResponse,drop_page_headers,ticket_alone,wants_ticket
 from .element import render_live,wire_data
@@ -60,6 +61,8 @@ def read_views(
         raise HTTPException(400, 'A view is its text, signature and version, and the text of its outer view or null')
     wanted = [WantedView(*o) for o in views]
     if len({o.text for o in wanted})<len(wanted): raise HTTPException(400, 'Each view can be there once')
+    if len(views)==MAX_VIEWS: hint(('live', MAX_VIEWS), 'A page has %d live elements or more. Others are not kept up '
+        'to date: draw several rows by one element', MAX_VIEWS)
     return wanted
 
 def _is_view(o):
@@ -80,7 +83,10 @@ class BodyReader:
     async def __call__(self, scope, receive, send):
         if scope['method']!='POST': return await self.app(scope, receive, send)
         try: views = await self._read(scope, receive)
-        except HTTPException as e: return await _plain(e.detail, e.status_code)(scope, receive, send)
+        except HTTPException as e:
+            if e.status_code==413: hint(('live', 413), 'The live elements of a page have arguments that are too long: '
+                'with the signatures 256 KB at most. None of them is kept up to date')
+            return await _plain(e.detail, e.status_code)(scope, receive, send)
         await self.app(scope | {'sse.live': (views, receive)}, _without_body(receive), send)
 
     async def _read(self, scope, receive):

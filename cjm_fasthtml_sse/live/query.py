@@ -43,7 +43,8 @@ def comparable(
 def _names(argument, given):
     "Return `given` as a list of names; `ArgumentError` for anything else"
     if isinstance(given, list|tuple) and all(isinstance(o, str) for o in given): return [*given]
-    raise ArgumentError(f'`{argument}` must be a list of names, got {given!r}')
+    example = f', such as {[given]}' if isinstance(given, str) else ''
+    raise ArgumentError(f'`{argument}` must be a list of names{example}; got {given!r}')
 
 class LiveQuery:
     "The rows that a live element shows"

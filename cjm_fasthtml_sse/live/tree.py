@@ -18,6 +18,7 @@ __all__ = []
 # %% ../../nbs/live/tree.ipynb #dfd1f543
 import re
 from functools import cached_property
+from itertools import accumulate
 from sys import getsizeof
 
 # %% ../../nbs/live/tree.ipynb #8937301a
@@ -85,27 +86,51 @@ class _FormerChildren:
     def by_id(self): return {o.id: k for k,o in enumerate(self.nodes) if type(o) is Node and o.id}
     @cached_property
     def by_html(self): return {o.html: k for k,o in enumerate(self.nodes) if type(o) is Node and o.start}
+    @cached_property
+    def texts(self): return [o if type(o) is str else o.html for o in self.nodes]
+    @cached_property
+    def html(self): return ''.join(self.texts)
+    @cached_property
+    def ends(self): return [0,*accumulate(map(len, self.texts))]  # In `html`
 
     def at(self, html, pos):
-        "Return the child whose HTML stands at `pos`: the expected one, or the one after it"
+        "Return the children that stand at `pos`, from the expected one or the one after it on, and where they end"
         for k in (self.next,self.next+1):
-            if k<len(self.nodes) and type(o := self.nodes[k]) is Node and o.start and html.startswith(o.html, pos):
-                self.next = k+1
-                return o
+            if self._is_whole(k) and html.startswith(self.nodes[k].html, pos):
+                self.next = end = self._end_of_run(k, html, pos)
+                return self.nodes[k:end],pos+self.ends[end]-self.ends[k]
+        return (),pos
+
+    def _is_whole(self, k):
+        "Return whether child `k` ends where its HTML does, whatever comes behind: no text, no `tbody` without tags"
+        return k<len(self.nodes) and type(o := self.nodes[k]) is Node and bool(o.start)
+
+    def _end_of_run(self, first, html, pos):
+        "Return up to which child those from `first` on stand at `pos`, where `first` does"
+        end,step,ends = first+1,1,self.ends
+        while step:
+            last = end+step
+            same = last<len(ends) and html.startswith(self.html[ends[end]:ends[last]], pos+ends[end]-ends[first])
+            end,step = (last,2*step) if same else (end,step//2)
+        while not self._is_whole(end-1): end -= 1
+        return end
 
     def of(self, id):
         "Return the child with this id; where there is no id, the expected one"
-        k = self.by_id.get(id, -1) if id else self.next
-        return self.nodes[k] if 0<=k<len(self.nodes) and type(self.nodes[k]) is Node else None
+        k = self._place(id) if id else self.next
+        return self.nodes[k] if k is not None and k<len(self.nodes) and type(self.nodes[k]) is Node else None
+
+    def _place(self, id):
+        k = self.next  # Mostly it is the expected one
+        return k if k<len(self.nodes) and getattr(self.nodes[k], 'id', '')==id else self.by_id.get(id)
 
     def keep(self, node):
         "Return the child that has the HTML of `node`, or else `node`, and expect the one after it"
         if not self.nodes: return node
-        k = self.by_html.get(node.html)
-        if k is not None: node = self.nodes[k]
-        elif node.id: k = self.by_id.get(node.id)
-        if k is not None: self.next = k+1
-        return node
+        k = self._place(node.id) if node.id else self.by_html.get(node.html)
+        if k is None: return node
+        self.next = k+1
+        return self.nodes[k] if self.nodes[k].html==node.html else node
 
     def added_tbody(self):
         "Return the `tbody` that browsers added"
@@ -208,18 +233,19 @@ class _Parser:
         "Return the children of an element, and where it ends; `implied`: of a `tbody` without tags"
         html,children,former = self.html,[],_FormerChildren(last)
         while True:
-            o = former.at(html, pos) if former.nodes else None
-            if o is None:
-                m = _token.match(html, pos)
-                if not m: raise self._error(pos, 'Not closed, or not HTML')
-                if (kind := m.lastindex)==_END:
-                    if implied: return children,pos
-                    if m[4].lower()!=tag: raise self._error(pos, f'</{m[4]}> where </{tag}> was to come')
-                    return children,m.end()
-                if kind!=_OPEN: o = self._text(m[0], kind, tag, pos, former)
-                elif implied and m[1].lower() not in _CHILDREN['tbody']: return children,pos
-                elif tag=='table' and m[1].lower()=='tr': o = self._added_tbody(pos, state, former)
-                else: o = self._child(m, tag, state, former)
+            same,pos = former.at(html, pos)
+            children += same
+            if same: continue
+            m = _token.match(html, pos)
+            if not m: raise self._error(pos, 'Not closed, or not HTML')
+            if (kind := m.lastindex)==_END:
+                if implied: return children,pos
+                if m[4].lower()!=tag: raise self._error(pos, f'</{m[4]}> where </{tag}> was to come')
+                return children,m.end()
+            if kind!=_OPEN: o = self._text(m[0], kind, tag, pos, former)
+            elif implied and m[1].lower() not in _CHILDREN['tbody']: return children,pos
+            elif tag=='table' and m[1].lower()=='tr': o = self._added_tbody(pos, state, former)
+            else: o = self._child(m, tag, state, former)
             children.append(o)
             pos += len(o if type(o) is str else o.html)
 

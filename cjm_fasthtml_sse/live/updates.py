@@ -14,7 +14,6 @@ __all__ = []
 
 # %% ../../nbs/live/updates.ipynb #f8bc4b87
 import asyncio,logging
-from contextlib import suppress
 from contextvars import Context
 from functools import partial
 from time import monotonic
@@ -26,40 +25,51 @@ from ..engine.messages import Message
 from ..engine.render import function_name
 from .drawing import Drawing
 from .tree import IrregularHTML
-from ..manager.broadcast import running_loop
 
 # %% ../../nbs/live/updates.ipynb #62ccab74
+_log = logging.getLogger(__name__)
 SMALL_HTML = 2000    # Characters of a drawing that is compared on the event loop
 
-class Sent:
-    "The drawing that those who follow a view have, or will have"
+class ChangeSender:
+    "Sends those who follow a view what has changed since the drawing that they have"
     def __init__(self, view):
         self.view,self.hub = view,view.hub
-        self.drawing: Any = None  # `None`: nobody has any
+        self.last: Any = None       # The drawing that they have, or will have; `None`: no such drawing
+        self.needs_whole = False    # Is there one who has none, so that the next drawing must be sent whole?
 
     def begin_with(self, drawing):
-        "Note that the first one has `drawing`"
-        self.drawing = drawing
+        "Note that one more begins with `drawing`"
+        if self.last is None and not self.needs_whole: self.last = drawing
 
     def clear(self):
-        "Note that nobody follows any more, or that not all have any"
-        self.drawing = None
+        "Note that nobody follows any more"
+        self.last,self.needs_whole = None,False
 
-    def differs_from(self, drawing) -> bool:
-        "Tell whether others see that `drawing` is another one"
-        return self.drawing is not None and self.drawing.version!=drawing.version
+    def require_whole(self):
+        "Send the next drawing whole"
+        self.last,self.needs_whole = None,True
+
+    def is_needed(self, drawing) -> bool:
+        "Tell whether some who follow have another drawing than this one, or must get one; from any thread"
+        last = self.last  # Read once: the event loop may set it to `None` meanwhile
+        return self.needs_whole or last is not None and last.version!=drawing.version
+
+    def is_ready(self) -> bool:
+        "Tell whether to send the newest drawing; where it is sent whole, it must have begun after the last event"
+        return self.view.newest is not self.last and (self.last is not None or self.view.is_current())
 
     async def send(self, new):
         "Send what changed"
-        view,last = self.view,self.drawing
+        view,last = self.view,self.last
+        self.needs_whole = False
         if last is not None and last.version==new.version:
             new.keep_tree_of(last)
-            self.drawing = new
+            self.last = new
             return
         compare = partial(self._changes, last, new)
         is_small = last is None or len(new.html)<=SMALL_HTML
         changes = compare() if is_small else await self.hub.loop.run_in_executor(None, compare)
-        self.drawing = new
+        if not self.needs_whole: self.last = new  # Else somebody came meanwhile who has none
         begins = None if last is None or changes and changes[0][0]=='whole' else last.version
         self.hub.deliver_here(Message(dict(type=view.event_type, data=[[view.text, begins, new.version, changes]])))
 
@@ -75,8 +85,27 @@ class Sent:
             _log.exception('Two drawings of %s could not be compared', self.view.text)
         return [['whole', new.html]]
 
+# %% ../../nbs/live/updates.ipynb #6fc95df1
+def is_unannounced(
+    element, # The `LiveElement`
+    last,    # The `Drawing` before `new`, or `None`
+    new      # The next `Drawing` of the same view
+) -> bool:
+    "Tell whether two drawings differ though no event came between them, if `hint_at_unannounced` would log that"
+    if last is None or last.version==new.version or last.mark is not new.mark: return False
+    return element.interval is None and not has_hint(('unannounced', element.name))
+
+def hint_at_unannounced(
+    element,   # The `LiveElement`
+    event_type # Of the last event; empty where none has come
+):
+    "Log that the drawings of an element change without an event"
+    why = f'The last was {event_type!r}; it may have come too early' if event_type else \
+        f"None of {', '.join(map(repr, element.patterns))} has come"
+    hint(('unannounced', element.name), 'The live element %s changed without an event. %s: change the state first, '
+        'then broadcast; or give it `interval=`', function_name(element.function), why)
+
 # %% ../../nbs/live/updates.ipynb #820cf167
-_log = logging.getLogger(__name__)
 FOLLOW_UP_SECS = 1.  # After the last event of a burst, a view is drawn once more; or after a drawing that failed
 MAX_DOUBLINGS = 6    # Of that time, while the function fails
 
@@ -84,15 +113,14 @@ class ViewUpdates:
     "Draws a view for those who follow it, and sends what changed"
     def __init__(self, view):
         self.view,self.hub = view,view.hub
-        self.sent = Sent(view)
+        self._sender = ChangeSender(view)
         self._task: Any = None      # Draws and sends, until there is nothing newer
         self._timer: Any = None
         self._due = 0.              # Loop time at which `_timer` is to draw
         self._failures = 0          # Drawings that failed since the last one that did not
-        self._owes_whole = False    # Is there one who follows and has nothing yet?
         self._must_draw = False     # Draw even if no event has come since the last drawing?
         self._tried: Any = None     # What `mark` of the view was when it was drawn last, with success or without
-        self._unexplained: Any = None  # What it was when a drawing differed, though no event had come
+        self._unannounced: Any = None  # What it was when a drawing differed, though no event had come
         self._event_type = ''       # Of the last event
 
     def start(self):
@@ -103,42 +131,38 @@ class ViewUpdates:
         "End with the last one who follows"
         for o in (self._timer, self._task):
             if o is not None and not self.hub.loop.is_closed(): o.cancel()
-        self._task = self._timer = self._unexplained = None
-        self.sent.clear()
-        self._must_draw,self._failures,self._owes_whole = False,0,False
+        self._task = self._timer = self._unannounced = None
+        self._must_draw,self._failures = False,0
+        self._sender.clear()
 
     def begin_with(self, drawing) -> Drawing:
         "Return `drawing`, the newest, for one more who follows"
-        if self.sent.drawing is None and not self._owes_whole: self.sent.begin_with(drawing)
-        elif self._owes_whole or self.sent.differs_from(drawing): self._begin()
+        self._sender.begin_with(drawing)
+        self.note_drawing(drawing)
         return drawing
 
     def send_whole(self):
         "Send the whole to all, as soon as there is a drawing that is new enough"
-        self._owes_whole = True
+        self._sender.require_whole()
         self._begin()
 
     def note_event(self, event_type):
         "Draw, as an event has come; from any thread"
         self._event_type = event_type
-        self._on_loop(self._event_came)
+        self.hub.call_on_loop(self._event_came)
 
     def note_drawing(self, drawing):
         "Send `drawing`, which somebody else has made, if it differs; from any thread"
-        if self._owes_whole or self.sent.differs_from(drawing): self._on_loop(self._begin)
+        if self._sender.is_needed(drawing): self.hub.call_on_loop(self._begin)
 
     def note_error(self, is_expected=False):
         "Log the error that is being handled, which the function has raised, and draw again later"
         self.hub.counts['errors'] += 1
-        self.view.views.note_error(self.view)
+        self.view.element.counts['errors'] += 1
         _log.log(logging.DEBUG if is_expected else logging.ERROR, 'The live element %s could not be drawn',
             function_name(self.view.element.function), exc_info=True)
-        self._owes_whole = self._owes_whole or self.view.newest is None
+        if self.view.newest is None: self._sender.require_whole()
         self._draw_in(FOLLOW_UP_SECS*2**self._failures)
-
-    def _on_loop(self, f):
-        if (loop := self.hub.loop) is running_loop(): return f()
-        with suppress(RuntimeError): loop.call_soon_threadsafe(f, context=Context())  # Closed: nobody follows
 
     def _event_came(self):
         if self.view.element.interval is None: self._draw_in(FOLLOW_UP_SECS)
@@ -146,11 +170,12 @@ class ViewUpdates:
 
     def _draw_in(self, secs):
         "Draw in `secs` seconds, and not when an earlier call said"
-        self._due = self.hub.loop.time()+secs
-        if self._timer is not None and self._timer.when()>self._due:
-            self._timer.cancel()
-            self._timer = None
-        if self._timer is None: self._timer = self.hub.loop.call_at(self._due, self._fire, context=Context())
+        loop,timer = self.hub.loop,self._timer
+        self._due = loop.time()+secs
+        if timer is not None:
+            if timer.when()<=self._due: return  # `_fire` waits for the rest
+            timer.cancel()
+        self._timer = loop.call_at(self._due, self._fire, context=Context())
 
     def _fire(self):
         self._timer = None
@@ -164,10 +189,9 @@ class ViewUpdates:
             self._task = self.hub.spawn(self._work(), Context())
 
     async def _work(self):
-        view,sent = self.view,self.sent
+        view = self.view
         while view.followers:
-            if self._owes_whole: sent.clear()
-            if sent.drawing is not view.newest and (sent.drawing or view.is_current()): await self._send(view.newest)
+            if self._sender.is_ready(): await self._send(view.newest)
             elif self._must_draw or not view.is_current() and self._tried is not view.mark: await self._draw()
             else: return
 
@@ -187,22 +211,11 @@ class ViewUpdates:
             return
         self._failures = 0
         if element.interval is not None: self._draw_in(element.interval)
-        elif checks and self._unexplained is view.mark: self._hint()
+        elif checks and view.mark is self._unannounced: hint_at_unannounced(element, self._event_type)
 
     async def _send(self, new):
-        is_unexplained = self.sent.differs_from(new) and new.mark is self.sent.drawing.mark
-        if self.sent.drawing is None: self._owes_whole = False
-        await self.sent.send(new)
-        if not is_unexplained or self.view.element.interval is not None or has_hint(self._hint_key): return
-        self._unexplained = new.mark
+        last = self._sender.last
+        await self._sender.send(new)
+        if not is_unannounced(self.view.element, last, new): return
+        self._unannounced = new.mark
         self._draw_in(FOLLOW_UP_SECS)  # Its event may be on its way
-
-    @property
-    def _hint_key(self): return 'unannounced',self.view.element.name
-
-    def _hint(self):
-        element,last = self.view.element,self._event_type
-        why = f'The last was {last!r}; it may have come too early' if last else \
-            f"None of {', '.join(map(repr, element.patterns))} has come"
-        hint(self._hint_key, 'The live element %s changed without an event. %s: change the state first, then '
-            'broadcast; or give it `interval=`', function_name(element.function), why)

@@ -17,13 +17,17 @@ __all__ = []
 
 # %% ../../nbs/live/view.ipynb #0dacbb1c
 import asyncio,threading
+from contextlib import asynccontextmanager
 from contextvars import Context
 from functools import partial
+from math import inf
 from time import monotonic,perf_counter
 from typing import Any
 
+from anyio import CapacityLimiter,to_thread
+
 from ..engine.hints import hint
-from ..engine.loop import being_cancelled
+from ..engine.loop import being_cancelled,in_steps
 from ..engine.messages import drawing_now,open_drawing
 from ..engine.patterns import segment
 from ..engine.render import SLOW_CALL,function_name
@@ -32,10 +36,135 @@ from .drawing import Drawing,begin_async,draw,outer_of
 from .updates import ViewUpdates
 from ..manager.broadcast import running_loop
 
-# %% ../../nbs/live/view.ipynb #e0743efa
+# %% ../../nbs/live/view.ipynb #f5d34ec7
+MAX_IN_THREADS = 4      # Calls at a time
+MAX_OF_ONE_ELEMENT = 3  # Of these
+HUNG_SECS = 60.         # That a drawing may take: nobody waits longer for it
+
+@asynccontextmanager
+async def _not_hung(element):
+    "Cancel the block where it takes `HUNG_SECS`, and raise `TimeoutError`"
+    try:
+        async with asyncio.timeout(HUNG_SECS) as limit: yield
+    except TimeoutError:
+        if not limit.expired(): raise
+        raise TimeoutError(f'{element.name} was not drawn within {HUNG_SECS:g} s') from None
+
+class DrawingThreads:
+    "Has the functions of live elements called in threads, a few at a time"
+    def __init__(self): self._turns: Any = None,None,None,None
+
+    async def call(self,
+        element, # The live element
+        f        # Draws it; called without arguments
+    ) -> Any:    # What it returns
+        "Call `f` in a thread, when not too many calls are under way; `TimeoutError` where it takes `HUNG_SECS`"
+        loop = asyncio.get_running_loop()
+        if self._turns[0] is not loop:  # The semaphore of all, those by element; threads that hang are not counted
+            self._turns = loop,asyncio.Semaphore(MAX_IN_THREADS),{},CapacityLimiter(inf)
+        _,turns,by_name,any_number = self._turns
+        own = by_name.setdefault(element.name, asyncio.Semaphore(MAX_OF_ONE_ELEMENT))
+        async with own,turns,_not_hung(element):
+            return await to_thread.run_sync(f, abandon_on_cancel=True, limiter=any_number)
+
+# %% ../../nbs/live/view.ipynb #c4ee2e6a
 FRESH_SECS = 1.      # So old may a drawing be that a page gets
 NESTED_SECS = 5.     # That one drawing waits for another, at most: that one may wait for it
 
+class SingleFlight:
+    "Draws one view; all who ask at the same time share a drawing"
+    def __init__(self,
+        view # A `View`
+    ):
+        self.view = view
+        self._lock = threading.Lock() # Held by a thread that draws
+        self._task: Any = None        # Draws, for all who wait on the event loop
+        self._begun: Any = None       # What `mark` of the view was when the task was made, and when that was
+
+    def drawn(self) -> Drawing:
+        "Return a drawing for a page, of a plain function; in a thread, wait for another one that draws"
+        view = self.view
+        outer_of(view)
+        if view.is_fresh(): return view.newest
+        if running_loop() is None: return self._draw_in_thread(view.is_fresh)
+        began = perf_counter()
+        try: return self._draw()
+        finally: self.hint_if_slow(perf_counter()-began)
+
+    async def fetch(self, is_good) -> Drawing:
+        "Return the newest drawing if `is_good()`, else one that begins after this call; on an event loop"
+        outer_of(self.view)
+        if is_good(): return self.view.newest
+        task = self._running()
+        if task is not None and (self._begun[0] is not self.view.mark or monotonic()-self._begun[1]>FRESH_SECS):
+            await asyncio.wait({task}, timeout=_patience())  # It began too early
+            if is_good(): return self.view.newest
+            task = self._running()
+        if task is not None: await asyncio.wait({task}, timeout=_patience())
+        if task is None or not task.done(): task = self._begin(is_good)
+        return await asyncio.shield(task)
+
+    def _running(self):
+        task = self._task
+        return None if task is None or task.done() or task.get_loop() is not running_loop() else task
+
+    def _begin(self, is_good):
+        task = asyncio.Task(self._draw_later(is_good), loop=running_loop(), context=_context_of_drawing())
+        task.add_done_callback(_retrieve)
+        self._task,self._begun = task,(self.view.mark, monotonic())
+        return task
+
+    async def _draw_later(self, is_good):
+        view,began = self.view,perf_counter()
+        try:
+            if not view.element.is_async:
+                return await view.views.threads.call(view.element, partial(self._draw_in_thread, is_good))
+            async with _not_hung(view.element): drawing = await begin_async(view, view.hub.replay.cursor, view.mark)
+        except TimeoutError:
+            self._lock = threading.Lock()  # A thread that hangs may have the former one
+            raise
+        return view.accept(drawing, perf_counter()-began)
+
+    def _draw_in_thread(self, is_good):
+        view,called = self.view,monotonic()
+        has_lock = (lock := self._lock).acquire(timeout=_patience())
+        if not has_lock and open_drawing() is None: self._lock = threading.Lock()  # Who has the former one hangs
+        try:  # Who had it may have drawn what this call needs
+            if view.is_fresh() and is_good(): return view.newest
+            is_new = view.newest is not None and view.newest.began>called
+            return view.newest if is_new and view.is_kept else self._draw()
+        finally:
+            if has_lock: lock.release()
+
+    def _draw(self):
+        view,began = self.view,perf_counter()
+        return view.accept(draw(view, view.hub.replay.cursor, view.mark), perf_counter()-began)
+
+    def hint_if_slow(self,
+        secs # That the function had the event loop to itself
+    ):
+        "Name the function in the log if all connections waited for it"
+        if secs<=SLOW_CALL: return
+        element,name = self.view.element,function_name(self.view.element.function)
+        hint(('slow', name), 'The live element %s was drawn on the event loop, and every connection waited %.0f ms for '
+            'it: %s', name, secs*1000, 'make it a plain `def`, which is drawn in a thread' if element.is_async else
+            f'write `await {element.name}.fresh(...)`, or call it in a plain `def` route')
+
+def _retrieve(task):
+    "Note that nobody may wait for a task any more, which is no reason to log its error"
+    return task.cancelled() or task.exception()
+
+def _patience():
+    "Return how many seconds to wait for another drawing, at most"
+    return HUNG_SECS if open_drawing() is None else NESTED_SECS
+
+def _context_of_drawing():
+    "Make an empty context in which it is still known which drawing asks"
+    context = Context()
+    if (outer := drawing_now.get()) is not None: context.run(drawing_now.set, outer)
+    return context
+
+# %% ../../nbs/live/view.ipynb #e914d43d
 class View:
     "One live element with its arguments: its newest drawing, and who follows it"
     def __init__(self,
@@ -50,14 +179,12 @@ class View:
         self.is_kept = False          # Is it among `views`, so that events reach it?
         self.followers: dict = {}     # Connections
         self.mark: Any = object()     # Another one after each event
-        self._lock = threading.Lock() # Held by a thread that draws
-        self._drawing: Any = None     # The task that draws, for all who wait on the event loop
-        self._begun: Any = None       # What `mark` was when it was made, and when that was
-        self._updates = ViewUpdates(self)
+        self._flight,self._updates = SingleFlight(self),ViewUpdates(self)
 
     def call(self):
         "Call the function"
-        return self.element.call(self.arguments)
+        made = self.element.call(self.arguments)
+        return in_steps(made, self._flight.hint_if_slow) if self.element.is_async else made
 
     def is_current(self) -> bool:
         "Tell whether the newest drawing began after the last event"
@@ -84,32 +211,17 @@ class View:
         if self.followers: self._updates.note_event(event_type)
 
     def drawn(self) -> Drawing:
-        "Return a drawing for a page, of a plain function; in a thread, wait for another one that draws"
-        outer_of(self)
-        if self.is_fresh(): return self.newest
-        if running_loop() is not None:
-            began = perf_counter()
-            try: return self._draw()
-            finally: self._hint_if_slow(began)
-        return self._draw_in_thread(self.is_fresh)
+        "Return a drawing for a page, as `SingleFlight.drawn`"
+        return self._flight.drawn()
 
     async def fetch(self, is_good) -> Drawing:
-        "Return the newest drawing if `is_good()`, else one that begins after this call; on an event loop"
-        outer_of(self)
-        if is_good(): return self.newest
-        task = self._running()
-        if task is not None and (self._begun[0] is not self.mark or monotonic()-self._begun[1]>FRESH_SECS):
-            await asyncio.wait({task}, timeout=_patience())  # It began too early
-            if is_good(): return self.newest
-            task = self._running()
-        if task is not None: await asyncio.wait({task}, timeout=_patience())
-        if task is None or not task.done(): task = self._begin(is_good)
-        return await asyncio.shield(task)
+        "Return a drawing, as `SingleFlight.fetch`"
+        return await self._flight.fetch(is_good)
 
     async def current(self, version=None) -> Drawing:
         """Return a drawing for a stream that begins, whose page shows `version`; if the function fails, the last one,
         or else its error"""
-        try: await self.fetch(partial(self.is_good_for_stream, version))
+        try: await self._flight.fetch(partial(self.is_good_for_stream, version))
         except (Exception, asyncio.CancelledError):
             if being_cancelled(): raise
             self._updates.note_error()
@@ -119,6 +231,11 @@ class View:
     def send_whole(self):
         "Send the whole to all who follow, as soon as it is drawn: one of them could not wait for it"
         self._updates.send_whole()
+
+    def accept(self, drawing, secs) -> Drawing:
+        "Keep a drawing that was made in `secs` seconds, unless a newer one is here; return it"
+        if self.views.count_drawing(self, drawing, secs): self._updates.note_drawing(drawing)
+        return drawing
 
     def keep(self, drawing) -> bool:
         "Keep a drawing; `False` if there is a newer one. Called with the lock of `views`"
@@ -136,7 +253,7 @@ class View:
         is_first = not self.followers
         self.followers[conn] = None
         if is_first:
-            self.views.move(self)
+            self.views.followers_changed(self)
             self._updates.start()
 
     def unfollow(self, conn):
@@ -146,7 +263,7 @@ class View:
         if self.followers: return
         self._updates.stop()
         if self.newest is not None: self.newest.drop_tree()
-        self.views.move(self)
+        self.views.followers_changed(self)
 
     def kept(self):
         "Note that events reach it from now on; what came before may have been missed"
@@ -157,53 +274,3 @@ class View:
         self.is_kept = False
         self.followers.clear()
         self._updates.stop()
-
-    def _running(self):
-        task = self._drawing
-        return None if task is None or task.done() or task.get_loop() is not running_loop() else task
-
-    def _begin(self, is_good):
-        task = asyncio.Task(self._draw_later(is_good), loop=running_loop(), context=_context_of_drawing())
-        task.add_done_callback(lambda t: t.cancelled() or t.exception())  # All who waited may have left
-        self._drawing,self._begun = task,(self.mark, monotonic())
-        return task
-
-    async def _draw_later(self, is_good):
-        element = self.element
-        if not element.is_async: return await self.views.in_thread(element, partial(self._draw_in_thread, is_good))
-        began = perf_counter()
-        return self._take(await begin_async(self, self.hub.replay.cursor, self.mark), began)
-
-    def _draw_in_thread(self, is_good):
-        called = monotonic()
-        has_lock = self._lock.acquire(timeout=_patience() or -1)
-        try:  # Who had it may have drawn what this call needs
-            if self.is_fresh() and is_good(): return self.newest
-            is_new = self.newest is not None and self.newest.began>called
-            return self.newest if is_new and self.is_kept else self._draw()
-        finally:
-            if has_lock: self._lock.release()
-
-    def _draw(self):
-        began = perf_counter()
-        return self._take(draw(self, self.hub.replay.cursor, self.mark), began)
-
-    def _take(self, drawing, began):
-        "Keep a drawing unless a newer one is here"
-        if self.views.take(self, drawing, perf_counter()-began): self._updates.note_drawing(drawing)
-        return drawing
-
-    def _hint_if_slow(self, began):
-        if (secs := perf_counter()-began)>SLOW_CALL: hint(('slow', name := function_name(self.element.function)),
-            'The live element %s was drawn on the event loop, and every connection waited %.0f ms for it: '
-            'write `await %s.fresh(...)`, or call it in a plain `def` route', name, secs*1000, self.element.name)
-
-def _patience():
-    "Return how many seconds to wait for another drawing, at most; `None`: as long as it takes"
-    return None if open_drawing() is None else NESTED_SECS
-
-def _context_of_drawing():
-    "Make an empty context in which it is still known which drawing asks"
-    context = Context()
-    if (outer := drawing_now.get()) is not None: context.run(drawing_now.set, outer)
-    return context

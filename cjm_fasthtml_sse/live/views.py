@@ -13,24 +13,19 @@ elements looks at an empty dictionary for each event, and at nothing else."""
 __all__ = []
 
 # %% ../../nbs/live/views.ipynb #a37965e5
-import asyncio,re,threading
+import threading
 from collections import Counter,OrderedDict
-from contextlib import suppress
-from contextvars import Context,copy_context
-from difflib import get_close_matches
-from inspect import unwrap
-from os.path import realpath
+from contextvars import Context
 from time import monotonic
 from typing import Any
 
-from ..engine.checks import ArgumentError
-from ..engine.hints import calling_line,hint,nearest
-from ..engine.patterns import PatternIndex,matches
-from ..engine.render import function_name
+from fastcore.basics import patch
+
+from ..engine.patterns import PatternIndex
 from ..engine.wire import FieldError
-from .arguments import read_view,view_text
-from .view import View
-from ..manager.broadcast import running_loop
+from .arguments import view_text
+from .registry import ElementRegistry,UnmatchedEvents
+from .view import DrawingThreads,View
 
 # %% ../../nbs/live/views.ipynb #21693bb9
 MAX_ROUTES = 1000  # Event types whose views are remembered
@@ -76,6 +71,12 @@ class ViewIndex:
                 found = routes[event_type] = self._index.matching(event_type)
         return [*dict.fromkeys(v for views in found for v in [*views])] if found else []
 
+    def concerned_by(self, fields) -> list:
+        "List the views whose drawings a message may change; not those in whose drawing it was broadcast"
+        live = fields.get('live')
+        return [v for v in self.matching(fields['type'])
+            if v.element.name!=live and v.element.concerns(fields, v.arguments)]
+
 # %% ../../nbs/live/views.ipynb #75367117
 KEPT_SECS = 30.       # That a view is kept for after a page had it, if nobody follows it
 MAX_KEPT = 1000       # Views that nobody follows
@@ -84,76 +85,75 @@ VIEW_BYTES = 2000     # That a view takes beside its drawing, about
 
 class UnfollowedViews:
     "Views that nobody follows, for as long as they are kept"
-    def __init__(self):
+    def __init__(self,
+        hub,  # Of the manager
+        lock, # That callers of a method hold
+        drop  # Called with each view that is kept no longer
+    ):
+        self.hub,self._lock,self._drop = hub,lock,drop
         self._times: OrderedDict = OrderedDict()  # View -> when a page had it, by `monotonic`; oldest first
         self._sizes: dict = {}                    # View -> bytes
         self._bytes = 0                           # Their sum
+        self._timer: Any = None
 
     def __len__(self): return len(self._times)
-
-    def __contains__(self, view): return view in self._times
 
     def add(self, view):
         "Keep a view that a page has at this moment"
         self._times[view] = monotonic()
         self._times.move_to_end(view)
         self.measure(view)
+        if self._timer is None and (loop := self.hub.loop) is not None and loop.is_running():
+            self.hub.call_on_loop(self._set_timer)
 
     def measure(self, view):
-        "Note how large a view is"
+        "Note how large a view is now, if it is among these"
+        if view not in self._times: return
         size = VIEW_BYTES+(0 if view.newest is None else view.newest.size)
         self._bytes += size-self._sizes.get(view, 0)
         self._sizes[view] = size
+        self._drop_old()
 
     def remove(self, view):
-        "Keep a view no longer for that"
+        "Take out a view that is followed now, or that is dropped"
         self._times.pop(view, None)
         self._bytes -= self._sizes.pop(view, 0)
 
-    def seconds_left(self) -> float:
-        "Return the time until that of the first view is over, in seconds"
-        return next(iter(self._times.values()))+KEPT_SECS-monotonic()
+    def stop_timer(self):
+        "Keep what there is until the next view is added"
+        if self._timer is not None and not self.hub.loop.is_closed(): self._timer.cancel()
+        self._timer = None
 
-    def take_old(self) -> list:
-        "Remove, and list, those whose time is over, and the oldest ones while there are too many"
-        old,until = [],monotonic()-KEPT_SECS
+    def _drop_old(self):
+        "Drop those whose time is over, and the oldest ones while there are too many"
+        until = monotonic()-KEPT_SECS
         while self._times:
             view,used = next(iter(self._times.items()))
-            if used>until and (len(self)==1 or len(self)<=MAX_KEPT and self._bytes<=MAX_BYTES): break
+            if used>until and (len(self)==1 or len(self)<=MAX_KEPT and self._bytes<=MAX_BYTES): return
             self.remove(view)
-            old.append(view)
-        return old
+            self._drop(view)
+
+    def _set_timer(self):
+        with self._lock:
+            if self._timer is not None or not self._times: return
+            left = next(iter(self._times.values()))+KEPT_SECS-monotonic()
+            self._timer = self.hub.loop.call_later(max(0, left), self._time_over, context=Context())
+
+    def _time_over(self):
+        self._timer = None
+        with self._lock: self._drop_old()
+        self._set_timer()
 
 # %% ../../nbs/live/views.ipynb #e41f2ed9
-MAX_IN_THREADS = 4         # Views that are drawn in threads at a time
-MAX_OF_ONE_ELEMENT = 3     # Of these, so that others go on if a function blocks
-PRESENCE = 'sse:presence'  # As a pattern: users have come or gone
-
-def _places(element):
-    "Return where the function of an element is written: a file runs twice as `__main__` and by its name, a cell never"
-    f = unwrap(element.function)
-    code,name = getattr(f, '__code__', None),getattr(f, '__qualname__', element.name)
-    return {(f.__module__, name), (realpath(code.co_filename) if code else f.__module__, name)}
-
-def _near(pattern, event):
-    "Return the event type that fits to `pattern`, if `event` is nearly that; both as lists of segments"
-    if pattern[-1]=='**': pattern = pattern[:-1]+event[len(pattern)-1:]
-    meant = [b if '*' in a else a for a,b in zip(pattern, event)]
-    return ':'.join(meant) if len(pattern)==len(event) and all(nearest(b, [a]) for a,b in zip(meant, event)) else ''
-
 class Views:
     "All views of one manager"
     def __init__(self,
         hub # Of the manager
     ):
-        self.hub = hub
-        self.elements: dict = {}  # Name -> live element
-        self._counts: dict = {}   # Name -> what it has counted so far
+        self.hub,self.elements,self.threads = hub,ElementRegistry(),DrawingThreads()
+        self._unmatched = UnmatchedEvents(self.elements, lambda: [*hub.groups.values()])
         self._signer: Any = None
-        self._watches_presence = False
-        self._unmatched: set = set()  # Event types that were for no view, and were looked at
-        # An event loop, the semaphore of those that draw in threads for it, and those by element
-        self._turns: Any = (None, None, None)
+        self._watches_presence = False  # See `watch_presence`
         self.reset_after_fork()
         hub.cleared_with_loop.append(self)
 
@@ -161,36 +161,12 @@ class Views:
         "Forget all views: those who follow them are connected to the parent process"
         self._lock = threading.RLock() # Never held for long; for what follows
         self._by_text: dict = {}       # Text -> view
-        self._index,self._unfollowed = ViewIndex(),UnfollowedViews()
-        self._timer: Any = None
+        self._index = ViewIndex()
+        self._unfollowed = UnfollowedViews(self.hub, self._lock, self._remove)
 
     def __bool__(self): return False  # Views alone keep no event loop from being exchanged; who follows them does
 
     def __len__(self): return len(self._by_text)
-
-    def add_element(self,
-        element # A `LiveElement`
-    ):
-        "Keep a live element; `ArgumentError` if another function has its name"
-        former = self.elements.get(element.name)
-        if former is not None and not _places(former) & _places(element): raise ArgumentError(
-            f'{function_name(former.function)} is the live element {element.name!r} already: give this one another '
-            f"name, as in `@sse.live(..., name='{element.name}_2')`")
-        self.elements[element.name] = element
-        self._counts.setdefault(element.name, Counter(drawings=0, seconds=0, errors=0))
-        if former is None: return
-        first,second = function_name(former.function),function_name(element.function)
-        if first!=second and former.scope is element.scope is not None: hint(('replaced', second), 'The live element '
-            '%s replaces %s, which has the same name: give one of them another name', second, first)
-        self._replace(former, element)
-
-    def watch_presence(self,
-        on_presence # Of the manager
-    ):
-        "Draw the views with the pattern `sse:presence` when users have come or gone"
-        if self._watches_presence: return
-        self._watches_presence = True
-        on_presence(lambda users: self.note_delivery(dict(type=PRESENCE)))
 
     def use_signer(self,
         signer # Has `sign_slot(outer, view)`
@@ -211,14 +187,9 @@ class Views:
         element.begin()  # Before the lock: it may have to wait for one of the database
         with self._lock:
             found = self._by_text.get(text)
-            if found is not None:
-                if found in self._unfollowed: self._unfollowed.add(found)
-                return found
-            found = View(self, element, values, text)
-            self._add(found)
-            self._drop_old()
-        self._watch_time()
-        return found
+            if found is None: self._add(found := View(self, element, values, text))
+            if not found.followers: self._unfollowed.add(found)
+            return found
 
     def find(self,
         text: str  # From a browser
@@ -226,79 +197,30 @@ class Views:
         "Find the view with this text, or make it; `LookupError` for what no live element has"
         found = self._by_text.get(text) if isinstance(text, str) else None
         if found is not None: return found
-        name,values = read_view(text)
-        element = self.elements.get(name)
-        if element is None or len(values)!=len(element.parameters.names): raise LookupError(
-            f'There is no live element for {text[:200]!r}')
-        try: return self.view(element, values)
+        try: return self.view(*self.elements.read(text))
         except FieldError as e: raise LookupError(str(e)) from None
 
-    def take(self, view, drawing, secs) -> bool:
-        "Note that a drawing was made in `secs` seconds; keep it and return `True`, unless there is a newer one"
+    def count_drawing(self, view, drawing, secs) -> bool:
+        "Count a drawing that was made in `secs` seconds; have `view` keep it, or return `False` if it has a newer one"
         with self._lock:
-            self._counts[view.element.name].update(drawings=1, seconds=secs)
+            view.element.counts.update(drawings=1, seconds=secs)
             if not view.keep(drawing): return False
-            if view in self._unfollowed:
-                self._unfollowed.measure(view)
-                self._drop_old()
+            self._unfollowed.measure(view)
         return True
 
-    def move(self, view):
-        "Keep `view` as one that is followed, or not followed any more"
+    def followers_changed(self, view):
+        "Keep a view that has its first follower now, or has lost its last one, for as long as such views are kept"
         with self._lock:
             if not view.is_kept: self._add(view)
             if view.followers: self._unfollowed.remove(view)
             else: self._unfollowed.add(view)
-            self._drop_old()
-        self._watch_time()
-
-    def note(self, fields):
-        "Note that a message is broadcast here: what pages draw from now on is newer"
-        if not self._by_text: return
-        for v in (found := self._matching(fields)): v.note()
-        if not found and fields['type'] not in self._unmatched: self._hint_at_silence(**fields)
-
-    def _hint_at_silence(self, type, data=None, **_):
-        "Say that no pattern fits to an event that is meant for one: its name is nearly right, or it is without data"
-        if len(self._unmatched)>=MAX_ROUTES: return  # Names without end are made by a program
-        self._unmatched.add(event_type := type)
-        known = {re.sub(r'\{\w+\}', '*', p): p for o in self.elements.values() for p in o.patterns}
-        near = next(filter(None, (_near(p.split(':'), event_type.split(':')) for p in sorted(known))), '')
-        if not known or any(matches(p, event_type) for p in known) or not near and data is not None: return
-        renderers = [g.renderer.render for g in [*self.hub.groups.values()]]
-        if any(hasattr(f, 'handles') and f.handles(event_type) for f in renderers): return
-        patterns = ', '.join(map(repr, get_close_matches(event_type, {*known.values()}, 5, 0)))
-        place,meant = calling_line(),f'; did you mean {near!r}?' if near else ''
-        hint((place, event_type.split(':')[0]), '%s%r was broadcast, and no live element has such a pattern, but %s%s',
-            place and f'{place}: ', event_type, patterns, meant)
-
-    def note_delivery(self, message):
-        "Note that a message has come, from here or from another process, and draw for those who follow"
-        if self._by_text:
-            for v in self._matching(message): v.note_delivery(message['type'])
-
-    def note_gap(self):
-        "Note that messages may have been lost"
-        for v in self._index.views(): v.note_delivery('')
-
-    async def in_thread(self, element, f):
-        "Call `f`, which draws `element`, in a thread, when not too many are under way"
-        loop = asyncio.get_running_loop()
-        if self._turns[0] is not loop: self._turns = loop,asyncio.Semaphore(MAX_IN_THREADS),{}
-        _,turns,by_name = self._turns
-        own = by_name.setdefault(element.name, asyncio.Semaphore(MAX_OF_ONE_ELEMENT))
-        async with own,turns: return await loop.run_in_executor(None, copy_context().run, f)
-
-    def note_error(self, view):
-        "Note that a drawing failed for those who follow; on the event loop"
-        self._counts[view.element.name]['errors'] += 1
 
     def stats(self) -> dict: # Name -> `Counter`, as in `SSEBroadcastManager.stats`
-        "Count what the live elements do"
+        "Report what the live elements have drawn, and how many follow their views"
         viewers: dict = {}  # Name -> how many follow each of its views
         for v in self._index.views(): viewers.setdefault(v.element.name, []).append(len(v.followers))
-        def count(name, others): return Counter(viewers=sum(n := viewers.get(name, ())), views=len(n), **others)
-        return {k: count(k, o) for k,o in [*self._counts.items()]}
+        def count(element, of): return Counter(viewers=sum(of), views=len(of), **element.counts)
+        return {name: count(o, viewers.get(name, ())) for name,o in [*self.elements.items()]}
 
     def clear(self):
         "Forget all views, as the event loop was closed; where there has been none, they stay"
@@ -308,14 +230,12 @@ class Views:
         "Forget all views"
         with self._lock:
             for v in self._index.views(): self._remove(v)
-        if self._timer is not None and not self.hub.loop.is_closed(): self._timer.cancel()
-        self._timer = None
+            self._unfollowed.stop_timer()
 
     def _add(self, view):
         self._index.set(view, view.element.filled_patterns(view.arguments))
         self._by_text[view.text] = view
         view.kept()
-        self._unfollowed.add(view)
 
     def _remove(self, view):
         self._unfollowed.remove(view)
@@ -323,40 +243,50 @@ class Views:
         if self._by_text.get(view.text) is view: del self._by_text[view.text]
         view.lost()
 
-    def _replace(self, former, element):
-        "Draw the views of an element by one that was loaded in its place"
-        with self._lock:
-            views = [v for v in self._index.views() if v.element is former]
-            for v in views:
-                if not v.followers: self._remove(v)
-                elif len(v.arguments)==len(element.parameters.names):
-                    v.use_element(element)
-                    self._index.set(v, element.filled_patterns(v.arguments))
-        for v in views: v.note_delivery('')
+# %% ../../nbs/live/views.ipynb #b142aca9
+PRESENCE = 'sse:presence'  # As a pattern: users have come or gone
 
-    def _drop_old(self):
-        for v in self._unfollowed.take_old(): self._remove(v)
+@patch
+def note(self:Views, fields):
+    "Note that a message is broadcast here: what pages draw from now on is newer"
+    if not self._by_text: return
+    for v in (found := self._index.concerned_by(fields)): v.note()
+    if not found: self._unmatched.note(fields)
 
-    def _matching(self, fields):
-        "List the views that a message concerns; not those in whose drawing it was broadcast"
-        live = fields.get('live')
-        return [v for v in self._index.matching(fields['type'])
-            if v.element.name!=live and v.element.concerns(fields, v.arguments)]
+@patch
+def note_delivery(self:Views, message):
+    "Note that a message has come, from here or from another process, and draw for those who follow"
+    if self._by_text:
+        for v in self._index.concerned_by(message): v.note_delivery(message['type'])
 
-    def _watch_time(self):
-        "Look at the times of the views as long as there are some that nobody follows"
-        if self._timer is not None or not self._unfollowed: return
-        if (loop := self.hub.loop) is None or not loop.is_running(): return  # The next view that is made looks
-        if loop is running_loop(): return self._set_timer()
-        with suppress(RuntimeError): loop.call_soon_threadsafe(self._set_timer, context=Context())
+@patch
+def note_gap(self:Views):
+    "Note that messages may have been lost"
+    for v in self._index.views(): v.note_delivery('')
 
-    def _set_timer(self):
-        with self._lock:
-            if self._timer is not None or not self._unfollowed: return
-            left = max(0, self._unfollowed.seconds_left())
-            self._timer = self.hub.loop.call_later(left, self._time_over, context=Context())
+@patch
+def watch_presence(self:Views,
+    on_presence # Of the manager
+):
+    "Draw the views with the pattern `sse:presence` when users have come or gone"
+    if self._watches_presence: return
+    self._watches_presence = True
+    on_presence(lambda users: self.note_delivery(dict(type=PRESENCE)))
 
-    def _time_over(self):
-        self._timer = None
-        with self._lock: self._drop_old()
-        self._watch_time()
+# %% ../../nbs/live/views.ipynb #fc03de1a
+@patch
+def add_element(self:Views,
+    element # A `LiveElement`
+):
+    """Keep a live element, and draw the views of the one whose place it takes by it; errors as from
+    `ElementRegistry.add`, and as from `watch`"""
+    former = self.elements.add(element)
+    views = [v for v in self._index.views() if v.element is former]
+    if any(v.followers for v in views): element.begin()
+    with self._lock:
+        for v in views:
+            if not v.followers: self._remove(v)
+            elif len(v.arguments)==len(element.parameters.names):
+                v.use_element(element)
+                self._index.set(v, element.filled_patterns(v.arguments))
+    for v in views: v.note_delivery('')

@@ -2,7 +2,8 @@
 // An element of the page that the server draws anew: the changes from one drawing to the next are applied to what
 // stands in the page. Only what the server changed is touched: what users typed and opened, what scripts set, inserted
 // and moved stays. For that, a copy of the last drawing is kept in a document of its own, in which nothing is loaded
-// and no script runs. Each node of the copy knows the node in the page that was made of it.
+// and no script runs. Each node of the copy knows the node that shows it in the page, and the other way round. What the
+// server changes is changed in the copy, and where it is shown.
 
 /**
  * One change. The place is a path from the root: ids, which stand for themselves, and indexes among what the server
@@ -24,7 +25,7 @@ let focused = null;
 
 class LiveElement {
   /**
-   * @param {Element} root  as the server drew it
+   * @param {any} root  an element, as the server drew it
    * @param {(node: ChildNode) => void} remove  removes a node, and ends what goes on within it
    */
   constructor(root, remove = node => node.remove()) {
@@ -32,10 +33,8 @@ class LiveElement {
     this.remove = remove;
     this.drawing = document.implementation.createHTMLDocument();
     this.range = this.drawing.createRange();
-    /** Node in the page -> node of the drawing. @type {WeakMap<Node, ChildNode>} */
+    /** Node in the page -> its copy. @type {WeakMap<Node, Drawn>} */
     this.drawn = new WeakMap();
-    /** Node of the drawing -> node in the page. @type {WeakMap<Node, ChildNode>} */
-    this.shown = new WeakMap();
     /** New elements, and those with new attributes. @type {Set<Element>} */
     this.changed = new Set();
     this.count = 0;
@@ -45,11 +44,17 @@ class LiveElement {
   /** Take all that stands here as drawn by the server. */
   adopt() {
     const { root, drawing } = this;
-    const { namespaceURI, localName } = root.parentElement ?? document.body;
-    const parent = drawing.createElementNS(namespaceURI, localName);   // HTML is parsed according to where it stands
+    // Below a copy of its parent, because HTML is parsed according to where it stands.
+    const parent = drawing.importNode(root.parentElement ?? document.body);
     drawing.body.replaceChildren(parent);
-    // How many nodes the server drew is compared once. From then on both sides count alike.
-    this.count = this.pair(root, parent.appendChild(drawing.importNode(root, true)));
+    this.count = 0;        // of nodes that the server drew; it is compared once, from then on both sides count alike
+    this.swapped = false;  // whether somebody else has put something in the place of what the server drew
+    this.pair(root, parent.appendChild(drawing.importNode(root, true)));
+  }
+
+  /** The last drawing. */
+  get copy() {
+    return /** @type {Drawn} */ (this.drawn.get(this.root));
   }
 
   /**
@@ -60,115 +65,88 @@ class LiveElement {
    */
   apply(changes) {
     this.changed.clear();
+    this.fits = true;
     focused = document.activeElement;
-    const { selectionStart: start, selectionEnd: end } = focused ?? {};
-    try {
-      return changes.every(change => this.step(change)) ? [...this.changed] : null;
-    } finally {
-      if (focused !== document.activeElement && document.activeElement === document.body) {   // a move took it
-        focused?.focus({ preventScroll: true });
-        if (start != null && focused.selectionStart != null) focused.setSelectionRange(start, end);
-      }
+    const { selectionStart, selectionEnd } = focused;
+    this.fits = changes.every(change => this.step(change)) && this.fits;
+    if (document.activeElement === document.body) {   // a move took the focus
+      focused.focus({ preventScroll: true });
+      if (focused.selectionStart != null) focused.setSelectionRange(selectionStart, selectionEnd);
     }
+    return this.fits ? [...this.changed] : null;
   }
 
   /**
-   * @param {Change} change
+   * @param {any[]} change  a `Change`
    * @returns {boolean}  whether it fits
    */
-  step([kind, ...change]) {
-    if (kind === 'count') return !this.count || this.count === change[0];
-    this.count = 0;
-    if (kind === 'whole') return this.replace(/** @type {string} */ (change[0]));
-    if (kind === 'take') return /** @type {string[]} */ (change[0]).every(id => this.take(id));
-    const [path, from, to] = /** @type {[(string | number)[], any, any]} */ (change);
-    let drawn = /** @type {ChildNode | null | undefined} */ (this.drawn.get(this.root));
-    for (const part of path) drawn = this.at(drawn, part);
+  step([kind, path, from, to]) {
+    if (kind === 'count') return !this.count || this.count === path;
+    this.count = NaN;
+    if (kind === 'whole') return this.replace(path);
+    let drawn = this.copy;
+    // Elements that change their parents don't count as children until they are moved; in the page they stay.
+    if (kind === 'take') return path.every((/** @type {string} */ id) => {
+      const taken = this.at(drawn, id);
+      if (taken) drawn.after(taken);
+      return taken;
+    });
+    for (const place of path) drawn = this.at(drawn, place);
     if (!drawn) return false;
+    const { childNodes } = drawn;
     if (kind === 'merge') {
       const next = this.parse(drawn.parentNode, from).firstChild;
-      if (!next || next.nodeName !== drawn.nodeName) return false;
+      if (next?.nodeName !== drawn.nodeName) return false;
       this.update(drawn, next);
-      while (drawn.firstChild) next.appendChild(drawn.firstChild);
-      drawn.replaceWith(next);
-      return true;
-    }
-    const { childNodes } = drawn;
-    if (kind === 'put') {
+    } else if (kind === 'put') {
       if (from > childNodes.length) return false;
-      const piece = this.parse(drawn, to);
-      const children = [...piece.childNodes];
-      const nodes = [...document.importNode(piece, true).childNodes];   // a script that stood elsewhere would not run
-      drawn.insertBefore(piece, childNodes[from] ?? null);
-      children.forEach((child, index) => this.put(child, nodes[index]));
+      const before = childNodes[from];
+      for (const child of [...this.parse(drawn, to).childNodes]) this.insert(drawn, child, before);
     } else if (kind === 'drop') {
-      const children = [...childNodes].slice(from, from + to);
-      if (children.length < to) return false;
-      children.forEach(child => this.drop(child));
+      if (from + to > childNodes.length) return false;
+      [...childNodes].slice(from, from + to).forEach(child => this.drop(child));
     } else {
       const child = this.at(drawn, from);
       if (!child) return false;
       child.remove();
-      drawn.insertBefore(child, childNodes[to] ?? null);
-      // Else scripts have removed it, or moved it out of what the server draws.
-      if (this.drawn.has(/** @type {Node} */ (this.node(child).parentNode))) this.place(child);
+      this.insert(drawn, child, childNodes[to]);
     }
-    settle(this.node(drawn));
     return true;
   }
 
   /**
-   * Find a node of the drawing.
-   * @param {ChildNode | null | undefined} parent
+   * Find a node of the copy.
+   * @param {Drawn | undefined} parent
    * @param {string | number} place  id, or index within `parent`
-   * @returns {ChildNode | null | undefined}
    */
   at(parent, place) {
     return typeof place === 'string' ? this.drawing.getElementById(place) : parent?.childNodes[place];
   }
 
-  /** @param {ChildNode} drawn */
-  node(drawn) {
-    return /** @type {ChildNode} */ (this.shown.get(drawn));
-  }
-
   /**
-   * Parse HTML as content of an element of the drawing.
-   * @param {ParentNode | Node | null} parent
+   * Parse HTML as content of an element of the copy.
+   * @param {Drawn} parent
    * @param {string} html
+   * @returns {any}
    */
   parse(parent, html) {
-    this.range.selectNodeContents(/** @type {Node} */ (parent));
+    this.range.selectNodeContents(parent);
     return this.range.createContextualFragment(html);   // unlike those of innerHTML, its scripts run in the page
   }
 
   /**
-   * Note that a node is what the server drew last of a node in the page.
-   * @param {ChildNode} node
-   * @param {ChildNode} drawn
-   */
-  link(node, drawn) {
-    this.drawn.set(node, drawn);
-    this.shown.set(drawn, node);
-    if (node !== this.root && drawn instanceof Element && drawn.matches(KEPT)) drawn.replaceChildren();
-  }
-
-  /**
-   * Link two trees.
-   * @param {ChildNode} node
-   * @param {ChildNode} drawn  a copy of it, or the other way round
-   * @returns {number}  of nodes
+   * Link two trees that are alike.
+   * @param {ChildNode} node  in the page
+   * @param {any} drawn  in the copy
    */
   pair(node, drawn) {
-    this.link(node, drawn);
-    let count = 1;
-    if (OPAQUE.test(drawn.nodeName)) return count;
-    let child = node.firstChild;
-    for (const copy of drawn.childNodes) {
-      count += this.pair(/** @type {ChildNode} */ (child), copy);
-      child = /** @type {ChildNode} */ (child).nextSibling;
-    }
-    return count;
+    this.drawn.set(node, drawn);
+    drawn.shown = node;
+    this.count++;
+    if (OPAQUE.test(drawn.nodeName)) return;
+    if (drawn !== this.copy && drawn.matches?.(KEPT)) drawn.replaceChildren();
+    drawn.childNodes.forEach((/** @type {Drawn} */ child, /** @type {number} */ index) =>
+      this.pair(node.childNodes[index], child));
   }
 
   /**
@@ -176,159 +154,148 @@ class LiveElement {
    * @param {string} html
    */
   replace(html) {
-    const { root } = this;
-    [...this.drawing.body.children].slice(1).forEach(taken => this.drop(taken));   // by a list that did not fit
-    const drawn = /** @type {ChildNode} */ (this.drawn.get(root));
-    const { children } = this.parse(drawn.parentNode, html);
-    const next = [...children].find(element => element.nodeName === drawn.nodeName) ?? children[0];
-    if (!next) return false;
-    if (next.nodeName === drawn.nodeName && !OPAQUE.test(next.nodeName)) this.reconcile(drawn, next);
+    const { root, copy } = this;
+    while (copy.nextSibling) this.drop(copy.nextSibling);   // taken by a list that did not fit
+    const next = this.parse(copy.parentNode, html).firstChild;
+    if (next.nodeName === copy.nodeName && !OPAQUE.test(next.nodeName)) this.reconcile(copy, next);
     else {
       this.root = document.importNode(next, true);
       for (const { name, value } of root.attributes) if (BOUND.test(name)) this.root.setAttribute(name, value);
+      copy.replaceWith(next);
       this.pair(this.root, next);
       root.before(this.root);
       this.remove(root);
       this.changed.add(this.root);
     }
-    drawn.replaceWith(next);
     return true;
   }
 
   /**
-   * @param {ChildNode} drawn
-   * @param {ChildNode} next  the same node in a whole drawing
+   * @param {Drawn} drawn
+   * @param {Drawn} next  the same element in a whole drawing
    */
   reconcile(drawn, next) {
-    /** @type {Node} */
-    const node = this.node(drawn);
     this.update(drawn, next);
-    if (OPAQUE.test(drawn.nodeName)) return;
     const left = new Set(drawn.childNodes);
-    const drawing = [...next.childNodes].map(child => {
-      const same = this.find(left, child);
-      if (same) left.delete(same);
-      return /** @type {const} */ ([same, child]);
+    const children = [...next.childNodes].map(child => {
+      const same = [...child.id ? [this.at(drawn, child.id)] : left]
+        .find(node => left.has(node) && matches(node, child));
+      left.delete(same);
+      if (same && !child.matches?.(KEPT)) this.reconcile(same, child);
+      return same ?? child;
     });
     left.forEach(child => this.drop(child));
-    for (const [same, child] of drawing) {
-      if (!same) this.put(child);
-      else {
-        this.link(this.node(same), child);
-        if (this.node(same).parentNode === node) this.place(child);
-        if (!(child instanceof Element && child.matches(KEPT))) this.reconcile(same, child);
-      }
-    }
-    if (left.size || drawing.some(([same]) => !same)) settle(node);
-  }
-
-  /**
-   * Find what a node of a new drawing was before.
-   * @param {Set<ChildNode>} left
-   * @param {ChildNode} next
-   */
-  find(left, next) {
-    const id = next instanceof Element && next.id;
-    for (const drawn of id ? [this.drawing.getElementById(id)] : left) {
-      if (drawn && left.has(drawn) && matches(drawn, next)) return drawn;
+    let before = drawn.firstChild;
+    for (const child of children) {
+      if (child === before) before = before.nextSibling;
+      else this.insert(drawn, child, before);
     }
   }
 
   /**
-   * Show a new node.
-   * @param {ChildNode} drawn  where it is to stand
-   * @param {ChildNode} node
+   * Insert a node that is new, or move one. In the page it comes right after the one before it, among those that the
+   * server drew and that are still here.
+   * @param {Drawn} parent
+   * @param {Drawn} drawn
+   * @param {Drawn} before
    */
-  put(drawn, node = document.importNode(drawn, true)) {
-    this.pair(node, drawn);
-    this.place(drawn);
-    if (node instanceof Element) this.changed.add(node);
-  }
-
-  /**
-   * Place a node right after the one before it, among those that the server drew and that are still here. What scripts
-   * inserted between the two stays there.
-   * @param {ChildNode} drawn
-   */
-  place(drawn) {
-    /** @type {Node} */
-    const node = this.node(drawn);
-    const parent = /** @type {any} */ (this.node(/** @type {any} */ (drawn.parentNode)));
-    /** @type {any} */
+  insert(parent, drawn, before) {
+    const { shown } = drawn;
+    const node = shown ?? document.importNode(drawn, true);   // first: a script that stood elsewhere would not run
+    parent.insertBefore(drawn, before ?? null);
+    if (!shown) {
+      this.pair(node, drawn);
+      if (node instanceof Element) this.changed.add(node);
+    } else if (!this.drawn.has(node.parentNode)) return;   // scripts removed it, or it is out of what the server draws
+    const place = parent.shown;
     let last = drawn.previousSibling;
-    while (last && this.node(last).parentNode !== parent) last = last.previousSibling;
-    const first = last ? this.node(last).nextSibling : parent.firstChild;
-    let next = first;
-    while (next && next !== node && !this.drawn.has(next)) next = next.nextSibling;
-    if (next === node) return;
-    // Keeps focus, scroll, frames and animations; for nodes of the same tree only.
-    const insert = parent.moveBefore && node.getRootNode() === parent.getRootNode() ? 'moveBefore' : 'insertBefore';
-    parent[insert](node, last ? first : next);
+    while (last && last.shown.parentNode !== place) last = last.previousSibling;
+    // What scripts inserted before the first one stays there.
+    const next = last ? last.shown.nextSibling : [...place.childNodes].find(child => this.drawn.has(child)) ?? null;
+    // Keeps focus, scroll, frames and animations; for nodes of the page only.
+    if (place.moveBefore && place.isConnected && node.isConnected) place.moveBefore(node, next);
+    else place.insertBefore(node, next);
+    this.touch(parent);
+    settle(place);
   }
 
-  /**
-   * Take an element from among the children of its parent; in the page it stays until it is moved.
-   * @param {string} id
-   */
-  take(id) {
-    const drawn = this.at(null, id);
-    if (drawn) this.drawing.body.append(drawn);
-    return !!drawn;
-  }
-
-  /** @param {ChildNode} drawn */
+  /** @param {Drawn} drawn */
   drop(drawn) {
-    this.remove(this.node(drawn));
+    const { parentNode, shown } = drawn;
+    this.touch(drawn);
+    this.remove(shown);
     drawn.remove();
+    settle(parentNode.shown);
   }
 
   /**
    * Take over what the server changed of a node, without its children.
-   * @param {ChildNode} drawn
-   * @param {ChildNode} next
+   * @param {Drawn} drawn
+   * @param {Drawn} next
    */
   update(drawn, next) {
-    const node = this.node(drawn);
-    this.link(node, next);
-    if (!(drawn instanceof Element && next instanceof Element)) {
-      if (drawn.nodeValue === next.nodeValue) return;
-      node.nodeValue = next.nodeValue;
+    const node = drawn.shown;
+    if (!drawn.matches) {
+      if (drawn.data === next.data) return;
+      node.data = drawn.data = next.data;
+      this.touch(drawn);
       return settle(node.parentNode);
     }
-    const element = /** @type {any} */ (node);
-    for (const name of new Set([...drawn.getAttributeNames(), ...next.getAttributeNames()])) {
+    for (const { name } of [...drawn.attributes, ...next.attributes]) {
       const was = drawn.getAttribute(name);
-      if (was === next.getAttribute(name) || element === this.root && BOUND.test(name)) continue;
       const attribute = next.getAttributeNode(name);
-      if (name === 'class' && element.getAttribute(name) !== was) {
-        for (const token of drawn.classList) if (!next.classList.contains(token)) element.classList.remove(token);
-        for (const token of next.classList) if (!drawn.classList.contains(token)) element.classList.add(token);
-      } else if (attribute) element.setAttributeNode(document.importNode(attribute));   // scripts can't write all names
-      else element.removeAttribute(name);
-      if (name === 'value') settle(element);
-      if (/^(checked|selected)$/.test(name) && name in element) element[name] = !!attribute;
-      this.changed.add(element);
+      if (was === next.getAttribute(name) || drawn === this.copy && BOUND.test(name)) continue;
+      // What htmx leaves behind.
+      if (name === 'class' && !was && !attribute?.value || /^data-htmx/.test(name)) continue;
+      if (name === 'class' && node.getAttribute(name) !== was) {
+        for (const token of [...drawn.classList, ...next.classList]) {
+          const is = next.classList.contains(token);
+          if (is !== drawn.classList.contains(token)) node.classList.toggle(token, is);
+        }
+      } else set(node, name, attribute);
+      set(drawn, name, attribute);
+      if (name === 'value') settle(node);
+      if (name === 'checked' || name === 'selected') node[name] = !!attribute;
+      this.changed.add(node);
+      this.touch(drawn);
     }
+  }
+
+  /**
+   * Note that the server changed a node. Where somebody else put something in its place, the change does not fit.
+   * @param {Drawn} drawn
+   */
+  touch(drawn) {
+    const { shown } = drawn;
+    if (this.swapped && (!shown.isConnected || this.drawn.get(shown) !== drawn)) this.fits = false;
   }
 }
 
 /**
- * @param {ChildNode} drawn
- * @param {ChildNode} next
+ * @param {any} element
+ * @param {string} name
+ * @param {Attr | null} attribute  `null`: none
+ */
+function set(element, name, attribute) {
+  if (attribute) element.setAttributeNode(attribute.cloneNode());   // scripts can't write all names
+  else element.removeAttribute(name);
+}
+
+/**
+ * Whether a node of a new drawing is one that was drawn before.
+ * @param {Drawn} drawn
+ * @param {Drawn} next
  */
 function matches(drawn, next) {
-  if (drawn.nodeName !== next.nodeName) return false;
-  if (!(drawn instanceof Element && next instanceof Element)) return true;
-  return drawn.id === next.id && drawn.matches(KEPT) === next.matches(KEPT)
+  return drawn.nodeName === next.nodeName && drawn.id === next.id && drawn.matches?.(KEPT) === next.matches?.(KEPT)
     && (!OPAQUE.test(next.nodeName) || drawn.outerHTML === next.outerHTML);
 }
 
 /**
  * Show the server's new value of a text field, unless somebody is typing there.
- * @param {Node | null} node
+ * @param {any} field
  */
-function settle(node) {
-  const field = /** @type {HTMLInputElement | null} */ (node);
-  if (!field || !/^(input|textarea)$/.test(field.localName) || /^(checkbox|radio|file)$/.test(field.type)) return;
-  if (field.value !== field.defaultValue && field !== focused) field.value = field.defaultValue;
+function settle(field) {
+  const { type, value, defaultValue = value } = field ?? {};
+  if (value !== defaultValue && field !== focused && !/checkbox|radio|file/.test(type)) field.value = defaultValue;
 }

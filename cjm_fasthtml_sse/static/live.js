@@ -1,6 +1,9 @@
 // @ts-check
 // The live elements of a page: one stream for all of them, whose changes `LiveElement` applies. The attributes of an
 // element say which view of the server it shows, in which version, and have a signature that lets the page follow it.
+//
+// What htmx puts in the place of something within a live element stays until the server changes that. Then the page
+// asks for the whole element, and what it brings replaces all that stands there.
 
 /**
  * What a stream brings: a view, the versions from which and to which it changes, and how. From `null`: the whole. To
@@ -8,10 +11,7 @@
  * @typedef {[view: string, from: string | null, to: string | null, changes: Change[]]} ViewChange
  */
 
-const NAME = 'data-sse-live';
-const LIVE = `[${NAME}-key]`;
-const MARK = `${NAME}-on`;   // on what the page follows; a morph takes it away, because the server draws none
-const SETTLING = '.htmx-added, .htmx-settling';   // classes are not yet those that the server drew
+const LIVE = '[data-sse-live-key]';
 const client = /** @type {SSEClient} */ (window.cjmSSE);
 /** By root. @type {Map<Element, LivePart>} */
 const parts = new Map();
@@ -19,10 +19,11 @@ const parts = new Map();
 const streams = new Map();
 let applying = false;   // what htmx does is done for us
 
+/** The page as it was when the server refused an element, with other signatures. @type {Promise<any> | null} */
+let page = null;
+
 /** @param {any} node */
 const partAround = node => parts.get(node?.closest?.(LIVE));
-/** What the server drew, without what htmx and this client add. @param {any} node */
-const text = node => node.outerHTML?.replace(/ (class=""|data-(htmx|sse)-[\w-]+="[^"]*")/g, '') ?? node.nodeValue;
 
 class LivePart extends LiveElement {
   /** @param {Element} root */
@@ -30,8 +31,6 @@ class LivePart extends LiveElement {
     super(root, node => client.remove(node));
     parts.set(root, this);
     this.timer = this.delay = 0;
-    /** What htmx put in the place of something. @type {WeakSet<Node>} */
-    this.instead = new WeakSet();
   }
 
   /** Begin with what stands here: the server has drawn all of it. */
@@ -39,65 +38,28 @@ class LivePart extends LiveElement {
     super.adopt();
     const { root } = this;
     const around = partAround(root.parentElement);
-    this.outer = around?.drawn.has(root) ? around.view : null;   // in whose drawing this is
-    this.refused = this.swapped = false;   // by the server; by htmx, something in here
-    this.instead = new WeakSet();
-    this.settling = root.closest(SETTLING);
-    root.setAttribute(MARK, '');
+    /** In whose drawing this is. @type {LivePart | null} */
+    this.outer = around?.drawn.has(root) ? around : null;
+    this.refused = false;   // by the server
+    this.data.sseLiveOn = 'true';   // a morph takes this away, because the server draws none
   }
 
-  /** @param {string} name */
-  get(name) {
-    return this.root.getAttribute(NAME + name) ?? '';
+  /** @returns {Record<string, string>} */
+  get data() {
+    return this.root.dataset;
   }
 
-  get view() {
-    return this.get('');
-  }
-
-  get version() {
-    return this.get('-version');
-  }
-
-  set version(version) {
-    this.root.setAttribute(`${NAME}-version`, version);
-  }
-
+  /** @returns {LiveStream} */
   get stream() {
-    const url = this.root.closest(`[${NAME}-url]`)?.getAttribute(`${NAME}-url`) ?? client.liveUrl;
-    return streams.get(url) ?? new LiveStream(url);
-  }
-
-  /** What htmx put in the place of something stays until the server changes that. @type {LiveElement['at']} */
-  at(parent, place) {
-    const found = super.at(parent, place);
-    return found && this.isHere(found) ? found : null;
-  }
-
-  /** @type {LiveElement['drop']} */
-  drop(drawn) {
-    if (!this.isHere(drawn)) throw new Error('swapped');
-    super.drop(drawn);
-  }
-
-  /** @type {LiveElement['reconcile']} */
-  reconcile(drawn, next) {
-    if (this.isHere(drawn)) return super.reconcile(drawn, next);
-    if (next instanceof Element) next.querySelectorAll(KEPT).forEach(kept => kept.replaceChildren());
-    if (text(drawn) !== text(next)) throw new Error('swapped');
-    next.replaceWith(drawn);
-    this.drawn.delete(this.node(drawn));
-  }
-
-  /** @param {ChildNode} drawn */
-  isHere(drawn) {
-    const node = this.node(drawn);
-    return !this.swapped || node.isConnected && !this.instead.has(node);
+    const { outer, data: { sseLiveUrl = client.liveUrl } } = this;
+    return outer?.stream ?? streams.get(sseLiveUrl) ?? new LiveStream(sseLiveUrl);
   }
 
   /** @param {ViewChange} change */
   receive([, from, to, changes]) {
-    const { root, version } = this;
+    const { root } = this;
+    const version = this.data.sseLiveVersion;
+    if (to === null) return this.renew();
     if (from !== null && from !== version && to !== version) {
       // Does the next one fit?
       if (version) this.timer ||= setTimeout(() => this.ask(), 200);
@@ -106,52 +68,74 @@ class LivePart extends LiveElement {
     clearTimeout(this.timer);
     this.timer = 0;
     if (to === version) return;
-    /** @type {Element[] | null} */
-    let changed = null;
+    if (this.swapped && !version) this.adopt();
     applying = true;
     try {
-      if (this.swapped && !version) this.adopt();
-      try {
-        changed = this.apply(changes);
-        if (this.root !== root) {
-          parts.delete(root);
-          parts.set(this.root, this);
-        }
-      } finally {   // also what came before a change that did not fit
-        this.changed.forEach(element => window.htmx?.process(element));
-      }
+      this.apply(changes);
+      // Also what came before a change that did not fit.
+      this.changed.forEach(element => window.htmx.process(element));
     } catch (error) {
-      if (changed || !this.swapped) reportError(error);
+      reportError(error);
+      this.fits = false;
     }
     applying = false;
-    if (!changed) return this.ask();
-    this.version = to ?? '';
+    if (this.root !== root) {
+      parts.delete(root);
+      parts.set(this.root, this);
+      this.outer?.pair(this.root, this.outer.drawn.get(root));
+    }
+    if (!this.fits) return this.ask();
+    this.data.sseLiveVersion = to;
     if (from !== null) this.delay = 0;
   }
 
-  /** Ask for the whole, later each time until changes fit again; but what htmx swaps comes to an end. */
+  /** Ask for the whole, later each time until changes fit again. */
   ask() {
-    this.version = '';
+    this.data.sseLiveVersion = '';
     this.timer = 0;
-    setTimeout(() => this.stream.update(), this.swapped ? 0 : this.delay);
-    this.delay = Math.min(2 * this.delay + 100, 30000);
+    setTimeout(() => this.stream.update(), this.delay);
+    this.delay = Math.min(2 * this.delay + 100, 20000);
   }
 
-  /** htmx has put an element here, or has morphed it. @param {Element} element */
+  /** Look for another signature in the page as it is now, because the server refuses this one. */
+  async renew() {
+    const { stream, data: { sseLive, sseLiveKey } } = this;
+    page ??= load();
+    const key = (await page).querySelector(`[data-sse-live=${CSS.escape(sseLive)}]`)?.dataset.sseLiveKey ?? sseLiveKey;
+    if (key !== sseLiveKey) {
+      this.data.sseLiveKey = key;
+      return stream.update(true);
+    }
+    this.refused = true;
+    console.error('[sse] The server refuses this element: reload the page', this.root);
+    if (stream.parts.every(({ refused }) => refused)) stream.source?.stop('error', 'refused');
+  }
+
+  /**
+   * Note that htmx has put an element here, or has morphed it. What stands where one node was is shown in its place;
+   * of anything else only the server knows what it is.
+   * @param {Element} element
+   */
   note(element) {
     const around = this.drawn.get(/** @type {Element} */ (element.parentElement));
-    if (!this.version || !around || this.instead.has(element)) return;
-    const known = this.at(null, element.id);
-    if (known && this.node(known) !== element) return client.remove(element);   // a change has brought it before
-    const { childNodes } = around;
-    const gone = [...childNodes].filter(child => !this.node(child).isConnected);
-    // In a new place, or in that of many.
-    if (this.drawn.has(element) || !gone.length || gone.length > 1 && gone.length === childNodes.length) this.ask();
-    else if (gone.length === 1) {
-      this.shown.set(gone[0], element);
-      this.instead.add(element);
-    }
+    if (!this.data.sseLiveVersion || !around || around.matches('[data-sse-keep]')) return;
+    /** @type {Drawn | null} */
+    const known = this.at(around, element.id);
+    // A change has brought it before.
+    if (known?.shown.isConnected && known.shown !== element) return client.remove(element);
+    const [gone, more] = [...around.childNodes].filter(({ shown }) => shown === element || !shown.isConnected);
+    if (!gone || more || this.drawn.has(element)) this.ask();
+    else gone.shown = element;
   }
+}
+
+/** Fetch the page as it is now, not in all tabs at the same time. */
+async function load() {
+  setTimeout(() => { page = null; }, 600000);
+  await new Promise(resolve => setTimeout(resolve, 2000 * Math.random()));
+  const { body } = document.implementation.createHTMLDocument();
+  body.innerHTML = await fetch(location.href, { cache: 'no-store' }).then(answer => answer.text(), () => '');
+  return body;
 }
 
 class LiveStream {
@@ -160,10 +144,8 @@ class LiveStream {
     streams.set(this.url = url, this);
     /** @type {SSESource | null} */
     this.source = null;
-    this.added = this.changed = false;   // since the server was told
-    this.timer = this.renewAt = 0;
-    /** Views that the server has refused, until the page was looked at. @type {string[]} */
-    this.refused = [];
+    this.added = false;   // something new, since it was opened
+    this.timer = 0;
   }
 
   get parts() {
@@ -171,10 +153,10 @@ class LiveStream {
   }
 
   /** Say what the page has, once for all that changes in one go. */
-  update() {
+  update(added = false) {
+    this.added ||= added;
     this.timer ||= setTimeout(() => {
       this.timer = 0;
-      this.changed = true;
       this.connect();
     });
   }
@@ -185,77 +167,41 @@ class LiveStream {
       for (const entry of client.entries) if (entry.source === source) client.release(entry, 'element removed');
       this.source = null;
     } else if (!source) this.open();
-    // Later, where it connects just now; and one that was closed stays so until something new comes.
-    else if (source.readyState === source.OPEN || this.added && source.readyState === source.CLOSED) source.connect();
+    // Else later, where it connects just now; and one that was closed stays so until something new comes.
+    else if (source.readyState && (this.added || source.readyState === source.OPEN)) source.connect();
   }
 
   open() {
-    const cursor = document.querySelector(`${LIVE}[data-sse-cursor]`)?.getAttribute('data-sse-cursor') ?? '';
-    const roots = () => this.parts.map(({ root }) => root);
-    const source = this.source = client.open(this.url, null, { cursor, roots, body: () => this.body() });
-    source.addEventListener('sse:live', event => {
-      this.receive(JSON.parse(/** @type {MessageEvent} */ (event).data));
+    const source = this.source = client.open(this.url, null, {
+      cursor: this.parts[0].data.sseCursor,
+      roots: () => this.parts.map(({ root }) => root),
+      body: () => this.body(),
     });
-    source.addEventListener('open', () => { if (this.changed) this.connect(); });
+    source.addEventListener('sse:live', (/** @type {any} */ event) => {
+      for (const change of JSON.parse(event.data)) {
+        for (const part of this.parts) if (part.data.sseLive === change[0]) part.receive(change);
+      }
+    });
+    source.addEventListener('open', () => { if (this.body() !== source.body) this.connect(); });
   }
 
   /** List the views: text, signature, version, and the view around it. */
   body() {
     const { parts } = this;
-    this.added = this.changed = false;
-    /** @type {Map<string, (string | null | undefined)[]>} */
     const views = new Map();
-    for (const part of parts) {
-      const { view, version, outer } = part;
-      const other = views.get(view)?.[2] ?? version;
-      // Where all are refused, a script wants to know once more.
-      const wanted = !part.refused || parts.every(({ refused }) => refused);
-      if (wanted) views.set(view, [view, part.get('-key'), other === version ? version : '', outer]);
+    // Where all are refused, it is a script that connects: it wants to know once more.
+    if (parts.every(({ refused }) => refused)) for (const part of parts) part.refused = false;
+    for (const { data: { sseLive, sseLiveKey, sseLiveVersion }, outer, refused } of parts) {
+      if (refused) continue;
+      const other = views.get(sseLive)?.[2] ?? sseLiveVersion;
+      views.set(sseLive, [sseLive, sseLiveKey, other === sseLiveVersion ? other : '', outer?.data.sseLive]);
     }
-    return JSON.stringify({ views: [...views.values()] });
-  }
-
-  /** @param {ViewChange[]} changes */
-  receive(changes) {
-    const refused = changes.filter(change => {
-      const [view, , to] = change;
-      for (const part of this.parts) if (to !== null && part.view === view) part.receive(change);
-      return to === null;
-    });
-    if (refused.length) this.renew(refused.map(([view]) => view));
-  }
-
-  /**
-   * Look in the page as it is now for other signatures of views that the server refuses: once, and not in all tabs at
-   * the same time.
-   * @param {string[]} views
-   */
-  async renew(views) {
-    if (this.refused.push(...views) > views.length) return;   // it is on its way
-    const now = performance.now();
-    let html = '';
-    if (now >= this.renewAt) {
-      this.renewAt = now + 600000;
-      await new Promise(resolve => setTimeout(resolve, 2000 * Math.random()));
-      html = await fetch(location.href, { cache: 'no-store' }).then(answer => answer.text(), () => '');
+    const list = [...views.values()];
+    if (list.splice(1000).length && this.added) {
+      console.error('[sse] Too many live elements: 1000 are live');
     }
-    const found = [...new DOMParser().parseFromString(html, 'text/html').querySelectorAll(LIVE)];
-    for (const part of this.parts) {
-      if (!this.refused.includes(part.view)) continue;
-      const key = found.find(root => root.getAttribute(NAME) === part.view)?.getAttribute(`${NAME}-key`);
-      if (key && key !== part.get('-key')) {
-        part.root.setAttribute(`${NAME}-key`, key);
-        part.refused = false;
-        this.added = true;
-      } else {
-        part.refused = true;
-        console.error('[sse] The server refuses to keep this element live (was it drawn for another visitor, '
-          + 'before a login or logout?): reload the page', part.root);
-      }
-    }
-    this.refused = [];
-    if (this.added) this.update();
-    else if (this.parts.every(({ refused }) => refused)) this.source?.stop('error', 'refused');
+    this.added = false;
+    return JSON.stringify({ views: list });
   }
 }
 
@@ -263,12 +209,9 @@ class LiveStream {
 function scan() {
   if (document.readyState === 'loading') return;
   for (const root of document.querySelectorAll(LIVE)) {
-    let part = parts.get(root);
-    if (part && root.hasAttribute(MARK)) continue;
-    if (part) part.adopt();
-    else part = new LivePart(root);
-    part.stream.added = true;
-    part.stream.update();
+    // htmx writes the attributes of what it has added a moment later; a morph has taken the mark away.
+    if (parts.get(root)?.data.sseLiveOn || root.closest('.htmx-added')) continue;
+    new LivePart(root).stream.update(true);
   }
   for (const [root, { stream }] of parts) {
     if (root.isConnected) continue;
@@ -277,24 +220,23 @@ function scan() {
   }
 }
 
-const SWAPS = 'beforeCleanupElement before:swap afterSwap before:settle load afterSettle after:process';
-for (const type of SWAPS.split(' ')) {
-  // With FastHTML's settings htmx 4 has another separator.
-  for (const name of [`htmx:${type}`, `htmx-${type.replace(':', '-')}`]) {
-    document.addEventListener(name, event => {
-      if (applying) return;
-      const { target, detail } = /** @type {CustomEvent} */ (event);
-      const part = partAround(target);
-      if (part) part.swapped = true;
-      const added = type === 'afterSwap' ? document.querySelectorAll('.htmx-added') : type === 'load' ? [target] : [];
-      for (const node of detail.newContent ?? added) {
-        if (node instanceof Element) partAround(node.parentElement)?.note(node);
-      }
-      for (const part of parts.values()) if (part.settling && !part.root.closest(SETTLING)) part.adopt();
-    }, true);
-  }
+for (const type of ['beforeCleanupElement', 'before:cleanup', 'afterSwap', 'before:settle', 'load']) {
+  document.addEventListener(`htmx:${type}`.replaceAll(':', window.htmx.config.metaCharacter || ':'), event => {
+    if (applying) return;
+    const { target, detail } = /** @type {CustomEvent} */ (event);
+    const part = partAround(target);
+    // What was added may have been adopted before htmx says that it has loaded.
+    const added = type === 'afterSwap' ? document.querySelectorAll('.htmx-added')
+      : type === 'load' && part?.swapped ? [target] : [];
+    if (part) part.swapped = true;
+    for (const node of detail.newContent ?? added) {
+      if (node instanceof Element) partAround(node.parentElement)?.note(node);
+    }
+  }, true);
 }
 
 document.addEventListener('readystatechange', scan);
-new MutationObserver(scan).observe(document, { childList: true, subtree: true, attributeFilter: [MARK] });
+new MutationObserver(scan).observe(document, {
+  childList: true, subtree: true, attributeFilter: ['class', 'data-sse-live-on'],
+});
 scan();

@@ -106,6 +106,8 @@ class Multiplexer {
       }
       const ids = [source.lastEventId, source.cursor];
       const answer = await this.open({ path: pathname + search, ticket, ids, body }, signal);
+      // Where a page from before a deploy leads, it drops bodies.
+      if (body && answer.status === 405) return fetchDirect(source, 'version', headers, signal);
       if (answer instanceof Response) return answer;
       if (answer.direct) return fetchDirect(source, answer.direct, headers, signal);
       // Refused, or led elsewhere: a ticket request finds out.

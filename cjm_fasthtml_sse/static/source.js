@@ -147,7 +147,7 @@ class SSESource extends EventTarget {
     const type = mediaType(response);
     if (status === 204) this.stop('disconnected', 'status 204', status);
     else if (response.redirected && type !== 'text/event-stream') this.stop('error', 'Log in again', status);
-    else if ([401, 403, 410].includes(status)) this.stop('error', `status ${status}`, status);
+    else if ([401, 403, 410, 413].includes(status)) this.stop('error', `status ${status}`, status);
     else if (status !== 200) this.lost(`status ${status}`, status, status === 503 ? retryAfter(response) : 0);
     else if (type !== 'text/event-stream') this.lost(`content type ${type || 'missing'}`, status);
     else return true;

@@ -68,6 +68,10 @@ type MonitoredSource = EventTarget & {
   close(): void;
 };
 
+/** A node of the copy that a live element keeps of its last drawing. `shown` is what shows it in the page. */
+type Drawn = Element & CharacterData & { shown: any; parentNode: any; previousSibling: any; nextSibling: any;
+  firstChild: any; childNodes: any };
+
 interface Window { htmx?: any; cjmSSE?: SSEClient; Idiomorph?: any }
 
 /** A channel that a tab wants: `ids` are the last event id, and without it where the page stands; `body` may be ''. */

@@ -24,7 +24,7 @@ async def say(text: str): return str(await sse.broadcast('said', text))
 @rt
 def say_from_a_thread(text: str):
     if db is not None: todos.insert(text=text)
-    return str(sse.broadcast('said', text).result(5))
+    return str(sse.broadcast('said', text).result(30))
 
 @rt
 async def everywhere(): return JSONResponse(await sse.cluster_stats())

@@ -17,7 +17,8 @@ from fasthtml.common import Div
 from handmade import ASSETS
 from starlette.responses import StreamingResponse
 
-from tests.contract.servers import free_port, running, uvicorn
+from tests.contract.servers import NO_TLS, free_port, running, uvicorn
+from tests.contract.support import BOUND
 from tests.proxies import lacking, proxying
 
 from cjm_fasthtml_sse.htmx import HTMXSSEConnector
@@ -48,7 +49,7 @@ def serve(tmp_path):
 
 def ask(server, path, **params):
     "The answer, by a connection of its own; a worker that is about to go may drop it"
-    with suppress(httpx.TransportError): return httpx.get(f'{server.url}{path}', params=params, verify=False).json()
+    with suppress(httpx.TransportError): return httpx.get(f'{server.url}{path}', params=params, verify=NO_TLS, timeout=BOUND).json()
 
 
 def shown(server, tabs, text):
@@ -59,7 +60,7 @@ def shown(server, tabs, text):
 
 def carriers(server, until, n):
     "Wait until the server has `n` carriers open, and nothing else that streams"
-    until(lambda: ask(server, '/counted')['open']=={CARRIER: n}, lambda: f"{n} carriers, not {ask(server, '/counted')}")
+    until(lambda: (ask(server, '/counted') or {}).get('open')=={CARRIER: n}, lambda: f"{n} carriers, not {ask(server, '/counted')}")
 
 
 def test_killed_server(tabs, serve, until):

@@ -3,6 +3,7 @@ import json
 
 import pytest
 from fasthtml.common import P
+from starlette.responses import Response
 from starlette.routing import Route
 
 from cjm_fasthtml_sse.core import SSEBroadcastManager
@@ -90,3 +91,28 @@ def test_what_is_too_long_goes_alone(page, live, until):
     until(lambda: [o[0] for o in live.seen]==['direct'], 'a connection of its own')
     live.say('hello')
     live.shows(page, 'hello')
+
+
+def test_a_leader_from_before_a_deploy(tabs, live, site, until):
+    "It drops bodies, and the server wants one: the stream has a connection of its own"
+    tabs.context.direct.add('version')
+    async def wants_body(request):
+        if request.method=='GET' and 'sse-ticket' not in request.headers: return Response(status_code=405)
+        return await live._live(request)
+    site.app.router.routes.insert(0, Route('/wants', wants_body, methods=['GET', 'POST']))
+    def older(route):
+        script = route.fetch()
+        assert '.concat(body || [])' in script.text()
+        route.fulfill(response=script, body=script.text().replace('.concat(body || [])', ''))
+    first = tabs.open('about:blank')
+    first.route('**/_sse/client-*', older)
+    first.goto(site.url('p'))
+    first.wait_for_function('window.cjmSSE')
+    first.evaluate("window.source = cjmSSE.connect('/live', {})")
+    first.wait_for_function("source.state === 'active'")
+    second = tabs.open(site.url('p'))
+    second.evaluate(OPEN.replace('/live', '/wants'), ['second', {}])
+    second.wait_for_function("source.state === 'active'")
+    assert live.seen==[('direct', 'second', 'nothing')]
+    live.say('hello')
+    live.shows(second, 'hello')

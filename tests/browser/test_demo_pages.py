@@ -27,9 +27,9 @@ def switches(): return []
 
 @pytest.fixture
 def root(tmp_path):
-    "Folders to hash: `quick` takes no time, `long` minutes. Its files are holes, which take no room on the disk"
+    "Folders to hash: `quick` takes no time, `long` minutes on any machine. Its files are holes, which take no room on the disk"
     root = tmp_path/'root'
-    for name,sizes in dict(quick=[5, 0], long=[1<<30]*4).items():
+    for name,sizes in dict(quick=[5, 0], long=[1<<35]*4).items():
         (root/name).mkdir(parents=True)
         for i,size in enumerate(sizes):
             (root/name/f'{i:02}').touch()
@@ -68,6 +68,14 @@ class Tab:
         self.is_('active')
 
     def is_(self, state): expect(self.page.locator('#connection-status')).to_have_attribute('data-sse-state', state)
+    def comes_back(self):
+        "Waits until it is connected again; an attempt that fails makes the next one late, so it is told to try"
+        def is_active():
+            if self.page.get_attribute('#connection-status', 'data-sse-state') == 'active': return True
+            self.page.evaluate("dispatchEvent(new Event('online'))")
+            self.page.wait_for_timeout(500)
+        wait_until(is_active, 'it comes back')
+
     def rows(self, state=''): return self.page.locator(f'#jobs > li{state and "." + state}')
     def folders(self): return self.page.locator('#jobs h3').all_inner_texts()
 
@@ -78,7 +86,7 @@ class Tab:
     def post(self, folder):
         "Start a job as soon as a worker answers"
         answer = self.page.evaluate("""async folder => {
-            for (let i = 0; i < 200; i++) {
+            for (let i = 0; i < 600; i++) {
                 const answer = await fetch('/start', {method: 'POST', body: new URLSearchParams({folder})}).catch(() => {})
                 if (answer?.ok) return answer.text()
                 await new Promise(o => setTimeout(o, 100))
@@ -159,8 +167,7 @@ def test_restart(tab, server, serve):
         expect(t.page.locator('#connection-status')).to_have_text(re.compile('Reconnecting'))
     with serve(server.port):
         for t in (a, b):
-            t.page.evaluate("dispatchEvent(new Event('online'))")  # Not to wait for some seconds
-            t.is_('active')
+            t.comes_back()
             expect(t.rows()).to_have_count(0)
             expect(t.page.locator('#totals')).to_have_text(re.compile(r'Running0.*Files read0'))
         b.start('quick')
@@ -173,18 +180,18 @@ def test_workers_are_killed(tab, server, serve, root):
     """Two workers on one file: each is killed once, and then all are restarted. The jobs are taken up, both tabs follow,
     and show in the end what a new tab does. The console has nothing but connections that were cut off"""
     a,b = tab(),tab(width=390, height=844)
-    workers = server.children()
-    assert len(workers) == 2
-    def named(): return re.findall(r'^Worker (\d+) serves$', server.output, re.MULTILINE)
-    wait_until(lambda: sorted(named()) == sorted(map(str, workers)), 'it says which')
+    def serving():
+        "The two workers, oldest first, once each has said that it serves; uvicorn replaces one that starts slowly"
+        found = server.children()
+        return found if len(found) == 2 and {*map(str, found)} <= {*re.findall(r'^Worker (\d+) serves$', server.output, re.MULTILINE)} else []
+    wait_until(serving, lambda: f'both serve: {server.output}')
     a.start('quick')
     b.start('long')
     for t in (a, b): expect(t.page.locator('#tabs')).to_have_text('2')
-    for pid in workers:
+    for _ in range(2):
         for t in (a, b): t.moves()
-        os.kill(pid, signal.SIGKILL)
-        wait_until(lambda gone=pid: len(server.children()) == 2 and gone not in server.children(), 'there is another one')
-        wait_until(lambda n=3+workers.index(pid): len(named()) == n, 'it says so')
+        os.kill(pid := server.children()[0], signal.SIGKILL)
+        wait_until(lambda gone=pid: serving() and gone not in serving(), lambda: f'there is another one: {server.output}')
         a.post('long')
         for t in (a, b):
             t.is_('active')
@@ -195,8 +202,7 @@ def test_workers_are_killed(tab, server, serve, root):
     assert server.ends() == 0
     with serve(server.port):
         for t in (a, b):
-            t.page.evaluate("dispatchEvent(new Event('online'))")  # Not to wait for some seconds
-            t.is_('active')
+            t.comes_back()
         a.post('quick')
         for t in (a, b):
             expect(t.rows('finished')).to_have_count(2)
@@ -250,6 +256,7 @@ def test_keyboard(tab):
     a.page.keyboard.press('Enter')
     expect(a.rows('cancelled')).to_have_count(1)
     expect(a.page.locator('#news')).to_have_text('root/long cancelled')
+    expect(a.page.locator('.htmx-added, .htmx-settling')).to_have_count(0)  # htmx 2 wires a new button 20 ms after it can be seen
     assert a.page.evaluate(focus) == at
     a.page.keyboard.press('Enter')
     expect(a.rows()).to_have_count(0)

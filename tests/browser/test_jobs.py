@@ -25,7 +25,7 @@ class Work(threading.Thread):
 
     def run(self):
         for _ in self.job:
-            if not self.go.acquire(timeout=30): break
+            if not self.go.acquire(timeout=150): break
 
     def done(self):
         self.go.release(self.job.total)

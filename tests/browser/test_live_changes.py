@@ -291,6 +291,12 @@ class TestWhatScriptsDid:
         assert ''.join(o for o in order() if o in 'nba')=='nba'
         assert sorted(order())==sorted('zanybx')
 
+    def test_what_was_inserted_first_stays_first(self, live):
+        live.show(blocks('a', 'b'), "root.prepend(Object.assign(document.createElement('i'), { id: 'x' }))")
+        for ids in ('nab', 'bna'):
+            live.draw(blocks(*ids))
+            assert live.says("[...root.children].map(o => o.id)")==['x', *ids]
+
     def test_nodes_that_were_taken_elsewhere_stay_there(self, live):
         "They are still drawn, and go when the server drops them"
         def div(text, *ids): return '<div id="d">'+''.join(f'<p id="{o}">{text}</p>' for o in ids)+'</div>'

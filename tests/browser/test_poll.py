@@ -107,10 +107,11 @@ def walk(browser, poll, people, tabs_each, voters, **options):
         tabs = [o for pages in everyone for o in pages]
         def pump(): tabs[0].wait_for_timeout(20)
         def all_show(script, wanted, what):
+            "Whoever has tried often while no server was there waits for up to 45 s"
             def right():
                 pump()
                 return all(o.evaluate(script)==wanted for o in tabs)
-            wait_until(right, lambda: f'{what}: {wanted}, not {[o.evaluate(script) for o in tabs]}')
+            wait_until(right, lambda: f'{what}: {wanted}, not {[(i, o.evaluate(script), o.evaluate("cjmSSE.sources.map(s => [s.state, s.reason, s.readyState])")) for i,o in enumerate(tabs) if o.evaluate(script) != wanted]}', 3*BOUND)
         def chart(counts): return [f'{o}: {counts.get(o, 0)}' for o in OPTIONS]
         def right(what):
             counts = poll.counts()
@@ -137,6 +138,8 @@ def walk(browser, poll, people, tabs_each, voters, **options):
             first.ends()
             second = stack.enter_context(poll.served(first.port, 'log2'))
             tabs[-1].go_back(wait_until='commit')
+            if options:  # Not to wait for some seconds
+                for o in tabs[:-1]: o.evaluate("dispatchEvent(new Event('online'))")
             crowd.end()
         counts = right('after a kill and a restart')
         wanted = dict.fromkeys(OPTIONS[:3], 0)

@@ -8,7 +8,7 @@ from browsers import new_context
 from handmade import ASSETS
 from playwright.sync_api import expect
 
-from tests.contract.servers import BOUND, running, uvicorn
+from tests.contract.servers import BOUND, running, uvicorn, wait_until
 
 RECIPES = Path(__file__).parents[2]/'nbs/tutorials/recipes.ipynb'
 SCRIPTS = {'htmx-ext-sse': 'htmx-ext-sse/dist/sse.min.js', 'htmx.org': 'htmx.org/dist/htmx.min.js'}
@@ -42,8 +42,11 @@ def test_a_gap_brings_the_page(browser, tmp_path):
             server.ends()
         for o in tmp_path.glob('shop.db*'): o.unlink()
         with running(cmd, tmp_path/'log2', cwd=tmp_path, port=server.port) as server:
-            tab.evaluate("dispatchEvent(new Event('online'))")  # Not to wait for some seconds
-            expect(tab.locator('#total')).to_have_text('3 in all')
+            def is_back():
+                tab.evaluate("dispatchEvent(new Event('online'))")  # Not to wait for some seconds
+                tab.wait_for_timeout(500)
+                return tab.inner_text('#total') == '3 in all'
+            wait_until(is_back, 'the page is fetched')
             expect(tab.locator('#sales li')).to_have_count(0)
             tab.wait_for_function('cjmSSE.sources.length === 1')
             for n in 1, 2:

@@ -67,14 +67,14 @@ def test_light_and_dark(page, site):
         assert (paper > 200 and ink < 100) if scheme == 'light' else (paper < 60 and ink > 150)
 
 
-def test_search(page, site):
+def test_search(page, site, until):
     "By the words that people look for; among the first three"
     for words,where in {'oob_swap': 'helpers', 'presence': 'presence', 'notify one user': 'recipes', 'celery': 'recipes',
                         'multiple workers': 'recipes', 'who is online': 'recipes', 'offline': 'recipes'}.items():
         page.goto(f"{site}/search.html?q={words.replace(' ', '+')}")
-        page.wait_for_selector('#search-results li a')
-        found = page.locator('#search-results li a').evaluate_all('all => all.slice(0, 3).map(o => o.href)')
-        assert any(f'{where}.html' in o for o in found), (words, found)
+        found = page.locator('#search-results li a')
+        def first(): return found.evaluate_all('all => all.slice(0, 3).map(o => o.href)')
+        until(lambda: any(f'{where}.html' in o for o in first()), lambda: f'{words}: {where} among {first()}')
 
 
 def test_markdown_twins():

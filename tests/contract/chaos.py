@@ -258,7 +258,7 @@ async def run(store, secs, seed, clients=300, rate=200, folder=None):
         crowd = [Client(port, random.Random(rnd.random()), tally) for _ in range(clients)]
         lives = [asyncio.create_task(c.live(stop)) for c in crowd]
         start = time.monotonic()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while not all(c.first for c in crowd): await asyncio.sleep(.05)
         saying = asyncio.create_task(broadcasts(port, rate, IN_FILE if has_file else PLAIN, stop, tally))
         watching = asyncio.create_task(witness.watch(stop))
@@ -269,10 +269,12 @@ async def run(store, secs, seed, clients=300, rate=200, folder=None):
         acknowledged = await saying
         await watching
         truth,end,until = witness.truth,None,time.monotonic()+60
-        while end!=(end := await witness.finish()) and time.monotonic()<until:  # A message whose fate was unknown may come late
+        def lacks(): return {*acknowledged}-{n for _,n in truth}  # A worker may not have read them yet
+        while (end!=(end := await witness.finish()) or lacks()) and time.monotonic()<until:  # A message whose fate was unknown may come late
+            await asyncio.sleep(.1)
             with suppress(TimeoutError):
                 async with asyncio.timeout(30):  # Whoever was away comes back, reads on, and sees the last one
-                    while not all(c.seen and c.seen[-1][0]==truth[-1][0] or c.gaps and c.gaps[-1][1]==truth[-1][0] for c in crowd):
+                    while truth and not all(c.seen and c.seen[-1][0]==truth[-1][0] or c.gaps and c.gaps[-1][1]==truth[-1][0] for c in crowd):
                         await asyncio.sleep(.1)
         stop.set()
         for t in lives: t.cancel()

@@ -64,7 +64,9 @@ class Server:
     def __init__(self, cmd, log, port=None, env=None, cwd=APPS):
         self.port,self.log = port or free_port(),Path(log)
         self.url = f'http://127.0.0.1:{self.port}'
+        # uvicorn kills a worker that has not answered for five seconds, which on a busy machine is nobody's fault
         env = {**os.environ, 'PYTHONUNBUFFERED': '1', 'PORT': str(self.port), 'HOME': str(self.log.parent),
+               'UVICORN_TIMEOUT_WORKER_HEALTHCHECK': '15',
                'PYTHONPATH': os.pathsep.join(filter(None, [os.environ.get('PYTHONPATH'), str(OTHER_APPS)])), **(env or {})}
         with open(log, 'ab') as f:
             self.process = subprocess.Popen([str(c).replace('{port}', str(self.port)) for c in cmd], cwd=cwd, env=env,

@@ -233,7 +233,7 @@ class Exchange:
         await asyncio.wait({self.task}, timeout=BOUND)
         if not self.over:
             self.task.cancel()
-            await asyncio.wait({self.task}, timeout=5)
+            await asyncio.wait({self.task}, timeout=BOUND)
             raise AssertionError('the app goes on, though its client has gone')
         if self.error is not None and self.error is not self.fails:
             raise AssertionError('the app failed') from self.error
@@ -533,7 +533,7 @@ class Redis:
     def __init__(self, folder, *args):
         self.folder, self.args, self.port, self.process = folder, args or ('--appendonly', 'no'), free_port(), None
         password = args[args.index('--requirepass')+1] if '--requirepass' in args else None
-        self.client = redis.Redis(port=self.port, password=password, socket_timeout=5)
+        self.client = redis.Redis(port=self.port, password=password, socket_timeout=BOUND)
 
     def start(self):
         cmd = [self.binary, '--port', self.port, '--bind', '127.0.0.1', '--save', '', '--databases', 2000, '--dir',
@@ -552,6 +552,6 @@ class Redis:
     def kill(self, sig=signal.SIGKILL):
         if self.process is None: return
         self.process.send_signal(sig)
-        self.process.wait(10)
+        self.process.wait(BOUND)
         self.client.close()
         self.process = None

@@ -17,7 +17,7 @@ from tests.contract.support import BOUND, Redis
 pytestmark = [pytest.mark.redis, pytest.mark.skipif(not Redis.binary, reason='needs redis-server or valkey-server')]
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize('store', [o if o!='fastlite' else pytest.param(o, marks=pytest.mark.skipif(not find_spec(o), reason='needs fastlite'))
                                    for o in STORES])
 def test_nothing_is_lost_or_doubled(store):

@@ -23,6 +23,7 @@ from tests.contract.support import BOUND, GAP, within
 from tests.contract.test_over_sqlite import Shell, _path, in_thread  # noqa: F401 - one is a fixture
 
 KILLS, BETWEEN = 20, 40  # Writers that are killed, and messages from one to the next
+PAGES, APART = 100, 3    # Pages at least, and those that stand elsewhere than their process
 EVERY = 8                # One page of so many follows from the beginning, all others go on at the end
 EVENT = re.compile(rb'event: (\S+)\nid: (\S+)\ndata: (.*)\n')
 
@@ -95,8 +96,12 @@ class Run:
             self.pages.append(page)
             await asyncio.sleep(.1)
 
+    def apart(self):
+        "How many pages stand elsewhere than their process did, when they were drawn"
+        return sum(seq(page.after)!=seq(page.heard) for page in self.pages if page.heard)
+
     async def kill_writers(self, writers):
-        for n in range(KILLS):
+        while writers.kills<KILLS or len(self.pages)<PAGES or self.apart()<APART:  # A machine with slow pages, or a fast file, takes some more
             start, = (await self.sql('select max(seq) from sse_log'))[0]
             while (await self.sql('select max(seq) from sse_log'))[0][0]<(start or 0)+BETWEEN: await asyncio.sleep(.005)
             writers.kill()
@@ -135,7 +140,7 @@ async def test_state_and_messages(path, tmp_path, fastlite):
         shell.run("[sql('insert into item values(?, 0)', i) for i in range(21)]")
         with running(uvicorn('exact:app', '--workers', '2'), tmp_path/'log', env=dict(DB=str(path), FASTLITE=fastlite)) as app, Writers(path) as writers:
             run = Run(app.port, shell)
-            async with within('all pages hear the end', 4*BOUND):
+            async with within('all pages hear the end', 5*BOUND):
                 await run.get('/begin')
                 async with asyncio.TaskGroup() as tasks:
                     for address in '/page', '/page', '/page_on_the_loop': tasks.create_task(run.visit(address))
@@ -148,9 +153,8 @@ async def test_state_and_messages(path, tmp_path, fastlite):
                 await run.go_on()
             final = dict(map(tuple, shell.sql('select id, version from item')))
             assert [*run.wrong(final)] == []
-            apart = sum(seq(page.after)!=seq(page.heard) for page in run.pages if page.heard)
-            figures = dict(pages=len(run.pages), live=sum(o.after is None for o in run.pages), apart=apart,
+            figures = dict(pages=len(run.pages), live=sum(o.after is None for o in run.pages), apart=run.apart(),
                            messages=sum(final.values()), kills=writers.kills)
             print(figures)
-            assert len(run.pages)>=100 and apart>=3 and sum(final.values())>=KILLS*BETWEEN/2, figures
+            assert sum(final.values())>=KILLS*BETWEEN/2, figures
             assert 'Traceback' not in app.output

@@ -74,7 +74,7 @@ NOBODY = dict(connections=0, requests=0)
 
 def at_rest(server, most=NOBODY):
     "What a server holds, once all clients have left and it holds `most` at most"
-    until = time.monotonic()+BOUND/2
+    until = time.monotonic()+BOUND
     while True:
         state = held(server)
         if not (more := {k: v for k,v in state.items() if v>most.get(k, v)}): return state

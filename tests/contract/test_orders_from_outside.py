@@ -11,7 +11,7 @@ import pytest
 from fasthtml.common import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from tests.contract.support import MUX, eventually, serve
+from tests.contract.support import BOUND, MUX, eventually, serve
 from tests.contract.visitors import House
 
 
@@ -96,7 +96,7 @@ async def test_a_body_without_an_end_has_one_too():
         writer.write(f'POST {MUX} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nOrigin: http://127.0.0.1:{port}\r\nSSE-Mux: 2\r\n'
                      'Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n'.encode())
         for _ in range(300): writer.write(b'1000\r\n'+b'x'*4096+b'\r\n')
-        async with asyncio.timeout(10): assert b' 413 ' in await reader.readline()
+        async with asyncio.timeout(BOUND): assert b' 413 ' in await reader.readline()
         writer.close()
 
 

@@ -182,9 +182,9 @@ class TestLocked:
             shell.sql('pragma journal_mode=wal'), shell.sql('begin immediate')
             with pytest.raises(BackendError, match='was locked'): await SSEBroadcastManager(backend=Played(path, timeout=.1)).open()
             shell.sql('commit')
-            async with managers(path, 1, timeout=.5) as (m,): await m.open()
+            async with managers(path, 1, timeout=BOUND) as (m,): await m.open()
             shell.sql('begin immediate')
-            async with managers(path, 1, timeout=.5) as (m,): await m.open()
+            async with managers(path, 1, timeout=BOUND) as (m,): await m.open()
             shell.sql('commit')
 
 

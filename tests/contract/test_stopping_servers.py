@@ -74,7 +74,7 @@ def in_a_thread(request):
     def say(text): return manager.broadcast_threadsafe('said', text).result(BOUND)
     yield SimpleNamespace(server=server, thread=thread, ran=ran, port=server.config.port, say=say)
     server.should_exit = server.force_exit = True
-    thread.join(10)
+    thread.join(BOUND)
 
 
 @pytest.mark.parametrize('path', ['/events', '/by_hand'])
@@ -154,12 +154,14 @@ def test_a_second_signal_ends_it_all_the_more(tmp_path, sig):
 
 def test_a_stream_that_begins_too_late_is_refused(tmp_path):
     "Its request was under way when the server was told to stop: the browser is told to come back later, and nobody waits for it"
-    with running(SERVERS['uvicorn'], tmp_path/'log') as server, Stream(server) as open_, \
+    with running(SERVERS['uvicorn'], tmp_path/'log', env=dict(LATE=str(tmp_path/'late'))) as server, Stream(server) as open_, \
             Stream(server, '/late') as late:
         open_.begun()
         wait_until(lambda: server.get('/stats').json()['late'], 'the request is under way')
         server.signal()
-        for o in (open_, late): o.until_end()
+        open_.until_end()
+        (tmp_path/'late').touch()
+        late.until_end()
         server.ends()
         assert late.status==503 and b'retry-after:' in late.head.lower()
         server.is_calm()

@@ -319,8 +319,9 @@ class TestNobodyToTell:
             for n in range(100):
                 time.sleep(.001)
                 yield n
+        start = time.monotonic()
         assert [*track(Away(), items(), 'j', throttle=0)]==[*range(100)]
-        assert len(tries)<20 and (tries[0], tries[-1])==('job:j:started', 'job:j:completed')
+        assert len(tries)<=3+(time.monotonic()-start)/.1 and (tries[0], tries[-1])==('job:j:started', 'job:j:completed')
 
     async def test_error_that_nobody_can_name(self, manager, caplog):
         def why(e): raise KeyError('broken')

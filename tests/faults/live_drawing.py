@@ -7,11 +7,13 @@ SUITE = 'test_live_elements.py'
 FAULTS: list[Fault] = [
     Fault('a reload shows what was minutes ago', VIEW, SUITE, (
         ('FRESH_SECS = 1. ', 'FRESH_SECS = 300. '),)),
+    Fault('who has written at one worker sees an older state at another one', ELEMENT, 'test_live_races.py', (
+        ("if (look := getattr(self.manager._backend, 'has_news', None)) is None: return False", 'return False'),)),
     Fault('each page draws a live element anew', VIEW, SUITE, (
         ('FRESH_SECS = 1. ', 'FRESH_SECS = -1. '),)),
     Fault('a hundred pages in threads draw one after the other', VIEW, SUITE, (
-        ('if self.is_fresh() and is_good(): return self.newest', 'pass'),
-        ('return self.newest if is_new and self.is_kept else self._draw()', 'return self._draw()'))),
+        ('if view.is_fresh() and is_good(): return view.newest', 'pass'),
+        ('return view.newest if is_new and view.is_kept else self._draw()', 'return self._draw()'))),
     Fault('everybody sees the name of the first visitor', DRAWING, SUITE, (
         ('context,scope = written_at(cursor),', "context,scope = __import__('contextvars').copy_context(),"),)),
     Fault('each event is a drawing of its own, however long that takes', UPDATES, SUITE, (

@@ -1,6 +1,6 @@
 """An app with every kind of stream, for tests that need a server process
 
-Set by the environment: LIFESPAN names a file to which the shutdown writes, BACKEND what connects several workers, SECRET the app's key;
+Set by the environment: LIFESPAN names a file to which the shutdown writes, LATE one that `/late` waits for, BACKEND what connects several workers, SECRET the app's key;
 MAX_QUEUE, REPLAY, HEARTBEAT and RETRY are the manager's.
 """
 import asyncio
@@ -62,9 +62,11 @@ late_ones = []
 
 @rt
 async def late(req):
-    "One that begins after a while"
+    "One that begins after a while: once there is the file LATE, or after a second"
     late_ones.append(req)
-    await asyncio.sleep(1)
+    if name := env('LATE'):
+        while not os.path.exists(name): await asyncio.sleep(.02)
+    else: await asyncio.sleep(1)
     return manager.stream(req)
 
 @rt

@@ -37,6 +37,6 @@ if __name__=='__main__':
             with suppress(ChildProcessError):
                 while os.waitpid(-1, os.WNOHANG)[0]: pass
         else:
-            signal.alarm(60)
+            signal.alarm(300)
             sys.stdin.close()
             write(sys.argv[1], random.Random(seed))

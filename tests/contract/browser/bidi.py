@@ -151,7 +151,7 @@ class Firefox:
         "End it, and what it started"
         with suppress(ProcessLookupError): os.killpg(self.process.pid, signal.SIGKILL)
         self.stack.close()
-        self.process.wait(10)
+        self.process.wait(BOUND)
         self.profile.cleanup()
 
 

@@ -13,7 +13,7 @@ from cjm_fasthtml_sse.htmx import HTMXSSEConnector
 
 SHOWN = "id => [...document.querySelectorAll(`#${id} > i`)].map(e => e.textContent)"
 SHOWS = "([id, last]) => document.querySelector(`#${id} > i:last-child`)?.textContent === last"
-ANSWERED = "async () => (await fetch('/pages/none', {cache: 'no-store', signal: AbortSignal.timeout(10000)})).status"
+ANSWERED = "async () => (await fetch('/pages/none', {cache: 'no-store', signal: AbortSignal.timeout(25000)})).status"
 # What takes a second or longer in a page takes a tenth of it
 HASTE = 'const wait = setTimeout; window.setTimeout = (f, ms, ...rest) => wait(f, ms < 1000 ? ms : ms / 10, ...rest)'
 
@@ -111,7 +111,7 @@ class Board:
         try: yield
         finally:
             flowing.clear()
-            task.result(10)
+            task.result(30)
 
     def complete(self, tabs):
         "Every tab shows all that was sent since it was drawn, in order and once"

@@ -4,6 +4,7 @@ import time
 from contextlib import ExitStack, closing
 from pathlib import Path
 from types import SimpleNamespace
+from zlib import crc32
 
 import pytest
 from bidi import Firefox
@@ -18,6 +19,19 @@ sys.path.insert(0, str(Path(__file__).parents[3]/'tools'))
 import assets  # noqa: E402
 
 expect.set_options(timeout=30000)  # Milliseconds, as for all else in a page
+
+
+def leave_out_twins(config, items, twins):
+    "Of each two tests whose names differ by a pair of `twins`, one: the name says which one, so that it is the same wherever it runs"
+    found = {}
+    for item in items:
+        pair = next((pair for pair in twins if any(f'{one}-' in item.name or f'{one}]' in item.name for one in pair)), None)
+        if pair is None: continue
+        one = max((o for o in pair if o in item.name), key=len)
+        found.setdefault(item.nodeid.replace(one, pair[0]), []).append(item)
+    left_out = [both[crc32(name.encode())%2] for name,both in found.items() if len(both)==2]
+    items[:] = [o for o in items if o not in left_out]
+    config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.fixture(scope='session')
@@ -93,7 +107,7 @@ def make_site(loop):
 
 
 @pytest.fixture
-def site(make_site): return make_site()
+def site(request, make_site): return make_site(getattr(request, 'param', setup_sse))
 
 
 @pytest.fixture

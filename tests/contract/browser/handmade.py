@@ -31,7 +31,7 @@ class Loop:
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
 
-    def run(self, coro, secs=10): return asyncio.run_coroutine_threadsafe(coro, self.loop).result(secs)
+    def run(self, coro, secs=30): return asyncio.run_coroutine_threadsafe(coro, self.loop).result(secs)
 
 
 class Server(uvicorn.Server):
@@ -173,7 +173,7 @@ class Site:
             self.port = socks[0].getsockname()[1]
         self.server = Server(uvicorn.Config(self.served, log_level='error', lifespan='off', timeout_graceful_shutdown=1))
         self.serving = asyncio.run_coroutine_threadsafe(self.server._serve(socks), self.loop.loop)
-        until = time.monotonic()+10
+        until = time.monotonic()+30
         while not self.server.started:
             if time.monotonic()>until: raise TimeoutError('The server did not start')
             time.sleep(.002)
@@ -184,7 +184,7 @@ class Site:
         for path in {s.path for s in self.open}: self.send(None, path)
         self.server.should_exit = self.server.force_exit = True
         self.loop.loop.call_soon_threadsafe(self.server.end.set)
-        self.serving.result(10)
+        self.serving.result(30)
 
     def url(self, page): return f'http://127.0.0.1:{self.port}/pages/{page}'
 

@@ -76,13 +76,13 @@ class TestWhatIsClosed:
         site.pages['third'] = lambda: log('/stream/two', 'third')
         tabs.open(site.url('p'))
         tabs.active(2)
-        orders = []
-        tabs.context.route(ORDERS, lambda route: orders.append(route))
+        orders,held = [],[True]
+        tabs.context.route(ORDERS, lambda route: orders.append(route) if held else route.continue_())
         tabs[0].evaluate("void htmx.ajax('GET', '/pages/third', '#place')")
         until(lambda: orders, 'the third stream is being opened')
         tabs[0].evaluate("for (const id of ['one', 'third']) document.getElementById(id).remove()")
-        orders.pop().continue_()
-        tabs.context.unroute(ORDERS)
+        held.clear()
+        for o in orders: o.continue_()
         until(lambda: (site.count('one'), site.count('two'))==(0, 1), 'the others are closed')
 
     @each_browser
@@ -301,6 +301,7 @@ class TestReconnecting:
 
     def test_a_silent_connection(self, tabs, loop, board, until):
         "It is half open: what is sent meanwhile comes on a new one"
+        tabs.context.clock.install()
         proxy = Proxy(loop, board.site.port)
         try:
             tabs.open(proxy.url('p').replace('pages/p', 'board'), 2)
@@ -309,6 +310,7 @@ class TestReconnecting:
             board.complete(tabs)
             proxy.fall_silent(idle=False)
             board.say()
+            tabs.context.clock.run_for(8000)  # Not to wait for so long
             board.complete(tabs)
         finally: proxy.stop()
 

@@ -44,11 +44,11 @@ class App:
 
     def add_mail(self, user, text):
         self.mail[user].append(text)
-        self.sse.changed(f'mail:{user}').result(10)
+        self.sse.changed(f'mail:{user}').result(30)
 
     def add_news(self, o):
         self.news.append(o)
-        self.sse.changed('news' if isinstance(o, str) else f'n:{o}').result(10)
+        self.sse.changed('news' if isinstance(o, str) else f'n:{o}').result(30)
 
     def live(self, until, n): until(lambda: self.sse.connection_count==n, lambda: f'{n} streams, not {self.sse.connection_count}')
 
@@ -105,7 +105,7 @@ def test_withdrawn(page, app, until):
     app.site.loop.run(app.sse.disconnect('ann'))
     until(lambda: any(k=='error' and 'refuses' in t for k,t in page.console), lambda: f'the console says it: {page.console}')
     app.mail['ann'].append('secret')
-    app.sse.changed('mail:ann').result(10)
+    app.sse.changed('mail:ann').result(30)
     app.add_news('goes on')
     shows(page, 'news', 'goes on')
     assert page.evaluate(TEXTS, 'inbox')==['allowed']

@@ -44,10 +44,10 @@ class TestAnswers:
         page.goto(site.url('p'))
         for n in ('s500', 's404', 's503', 'login'):
             until(lambda n=n: len(site.last_ids(n)) == 3 and site.count(n) == 1, n)
+        page.wait_for_function("['s204', 's401', 's403', 's410', 's500', 'login'].map(n => cjmSSE.get(n).state).join() === "
+                               "'disconnected,error,error,error,active,active'")
         page.wait_for_timeout(300)
         assert {n: len(site.last_ids(n)) for n in ends} == dict.fromkeys(ends, 1)
-        assert page.evaluate("['s204', 's401', 's403', 's410', 's500', 'login'].map(n => cjmSSE.get(n).state)") == \
-            ['disconnected', 'error', 'error', 'error', 'active', 'active']
         assert page.evaluate("cjmSSE.get('s403').reason") == 'status 403'
         assert page.locator('text=log in').count() == 0
 

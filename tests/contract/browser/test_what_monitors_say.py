@@ -46,6 +46,23 @@ def items(page): return page.locator('#list > li').all_inner_texts()
 def beats(page, n): page.wait_for_function('n => beats >= n', arg=n)
 
 
+@pytest.fixture
+def passes(page, site):
+    """Time passes in the page where the test says so, and nowhere else: however slow the machine is, no heartbeat is late.
+    `passes.stop()` stops the clock, `passes(ms)` lets it go on for so long, and `passes.beats(n)` sends heartbeats meanwhile"""
+    page.clock.install()
+    def passes(ms): page.clock.run_for(ms)
+    def stop(): page.clock.pause_at(page.evaluate('Date.now()')/1000+.1)
+    def send_beats(n, ms=600):
+        for _ in range(n):
+            heard = page.evaluate('beats')
+            site.send(HEARTBEAT)
+            beats(page, heard+1)
+            passes(ms)
+    passes.stop,passes.beats,passes.resume = stop,send_beats,page.clock.resume
+    return passes
+
+
 def hold(page):
     "From here on no stream gets an answer, whatever carries it"
     page.route(re.compile('/stream/|/_sse/mux'), lambda route: None)
@@ -197,20 +214,24 @@ class TestWhatIsReadOut:
 
 
 class TestSilence:
-    def test_half_open(self, page, site, proxy, until, state):
+    def test_half_open(self, page, site, proxy, until, state, passes):
         "Silence is noticed, said and mended: from the last id, without a repetition, with what was typed left alone"
-        site.heartbeat['events'] = .6
         site.pages['p'] = watched(Input(id='typed'), heartbeat_timeout=700, reconnect_delay=800)
         page.goto(proxy.url('p'))
         state('active')
         site.publish(item(1))
         page.wait_for_selector('#list > li')
         page.fill('#typed', 'half a sent')
-        beats(page, 2)
+        passes.stop()
+        passes.beats(3)
         proxy.fall_silent(idle=False)
         site.publish(item(2))
-        state.passed('reconnecting')
+        passes(700)
+        assert page.get_attribute('#connection-status', 'data-sse-state') == 'active'
+        passes(1000)
+        state('reconnecting')
         assert items(page) == ['1']
+        passes.resume()
         state('active')
         site.publish(item(3))
         page.wait_for_selector('#list > li:nth-child(3)')
@@ -221,6 +242,7 @@ class TestSilence:
         "They are what older apps send; and a request that gets no answer is given up like a silent stream"
         site.pages['p'] = watched(heartbeat_timeout=500)
         page.add_init_script(HASTE)
+        page.direct.add('step')  # In so little time the common connection may seem not to come
         page.goto(proxy.url('p'))
         state('active')
         for n in (1, 2):
@@ -234,11 +256,10 @@ class TestSilence:
         state('active')
         assert site.count()
 
-    def test_plain_extension(self, page, make_site, loop, state):
+    @pytest.mark.parametrize('site', [None], ids=['no setup'], indirect=True)
+    def test_plain_extension(self, page, site, loop, state, passes):
         "A page with htmx's extension and the browser's own EventSource: the monitor makes do with what these tell"
-        site = make_site(setup=None)
         site.opening['events'] = 'retry: 100\ndata: \n\n'
-        site.heartbeat['events'] = .6
         site.pages['p'] = watched(heartbeat_timeout=500)
         page.add_init_script("""addEventListener('htmx:sseOpen', ({ detail: { source } }) => {
             window.beats = 0;
@@ -252,10 +273,13 @@ class TestSilence:
             site.send(None)
             state.passed('reconnecting')
             state('active')
-            beats(page, 2)
+            passes.stop()
+            passes.beats(3)
             n = len(site.requests)
             proxy.fall_silent(idle=False)
+            passes(2000)
             state.passed('reconnecting')
+            passes.resume()
             state('active')
             assert len(site.requests) == n+1
             page.evaluate("htmx.swap('#sse-connection', '', {swapStyle: 'delete'})")
@@ -271,41 +295,41 @@ class TestSilence:
         page.wait_for_timeout(1000)
         assert (len(site.requests), page.get_attribute('#connection-status', 'data-sse-state')) == (1, 'active')
 
-    def test_slow_heartbeats_are_learned(self, page, site, until, state):
+    def test_slow_heartbeats_are_learned(self, page, site, until, state, passes):
         "Heartbeats slower than `heartbeat_timeout`, of a server that does not say how often it sends them: peace"
-        site.heartbeat['events'] = .7
         site.pages['p'] = watched(heartbeat_timeout=200, reconnect_delay=20)
         page.goto(site.url('p'))
         state('active')
-        beats(page, 5)
-        assert len(site.requests) == 1
+        passes.stop()
+        passes.beats(6, 700)
+        assert (len(site.requests), page.get_attribute('#connection-status', 'data-sse-state')) == (1, 'active')
 
-    def test_a_computer_that_slept(self, page, site, proxy, state):
+    def test_a_computer_that_slept(self, page, site, proxy, state, passes):
         "What was not heard meanwhile says nothing: silence that comes later is noticed as soon as before"
-        page.clock.install()
-        site.heartbeat['events'] = .6
         site.pages['p'] = watched(heartbeat_timeout=3000)
         page.goto(proxy.url('p'))
         state('active')
-        beats(page, 2)
+        passes.stop()
+        passes.beats(3)
         page.clock.fast_forward(240_000)
-        beats(page, 5)
+        passes.beats(3)
         state('active')
         assert len(site.requests) == 1
         proxy.fall_silent(idle=False)
+        passes(5000)
         state.passed('reconnecting')
 
-    def test_hidden_tab(self, page, site, until, state):
+    def test_hidden_tab(self, page, site, until, state, passes):
         "In a tab behind others timers tick slowly; what arrives counts, so nothing is raised"
-        site.heartbeat['events'] = .2
         site.pages['p'] = watched(heartbeat_timeout=600)
         page.add_init_script("""
             const later = window.setTimeout;
             window.setTimeout = (f, ms, ...args) => later(f, Math.ceil((ms || 1) / 1000) * 1000, ...args);""")
         page.goto(site.url('p'))
         state('active')
-        beats(page, 12)
-        assert len(site.requests) == 1
+        passes.stop()
+        passes.beats(12)
+        assert (len(site.requests), page.get_attribute('#connection-status', 'data-sse-state')) == (1, 'active')
 
 
 class TestSettings:
@@ -321,7 +345,7 @@ class TestSettings:
             page.wait_for_function("told.some(c => c.state === 'reconnecting')")
             assert low <= page.evaluate("told.find(c => c.state === 'reconnecting').retryIn") <= high
 
-    def test_reconnect_delay_in_time(self, page, site, until):
+    def test_reconnect_delay_in_time(self, page, site, until, passes):
         "Of two streams that end together, the one with the shorter delay is back first"
 
         def one(name, delay): return Div(connect(endpoint=f'/stream/{name}', element_id=name),
@@ -329,8 +353,11 @@ class TestSettings:
         site.pages['p'] = lambda: Div(one('slow', 1200), one('fast', 50))
         page.goto(site.url('p'))
         until(lambda: site.count('slow') == site.count('fast') == 1)
+        page.wait_for_function("cjmSSE.sources.every(source => source.state === 'active')")
+        passes.stop()
         for name in ('slow', 'fast'): site.send(None, name)
-        until(lambda: len(site.requests) == 4)
+        page.wait_for_function("cjmSSE.sources.every(source => source.state === 'reconnecting')")
+        for n in 3, 4: until(lambda n=n: passes(10) or len(site.requests) == n)
         assert [p for p,_ in site.requests[2:]] == ['fast', 'slow']
 
     def test_debug(self, page, site, until, state):
