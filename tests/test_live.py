@@ -51,6 +51,13 @@ def fresh_hints(monkeypatch):
 def seen(drawn): return re.sub(r"^(<\w+)( [\w-]+='[^']*')*", r'\1', to_xml(drawn).strip())
 
 
+async def changed_and_drawn(sse, event_type):
+    "Say that something has changed, and wait until that led to a drawing"
+    drawn = sse.stats()['drawings']
+    sse.changed(event_type)
+    await eventually(lambda: sse.stats()['drawings'] > drawn)
+
+
 class Tab(SSEClient):
     "Follows views as the endpoint of live elements has it done"
     def __init__(self, sse, *texts):
@@ -317,9 +324,7 @@ class TestFollowing:
             def element(): return P(state[0])
             async with Tab(sse, 'element[]') as tab:
                 await tab.changes()
-                drawn = sse.stats()['drawings']
-                sse.changed('n')
-                await eventually(lambda: sse.stats()['drawings'] > drawn)
+                await changed_and_drawn(sse, 'n')
                 state[0] = 'b'
                 sse.changed('n')
                 assert 'b' in str(await tab.changes())
@@ -333,9 +338,7 @@ class TestFollowing:
             def element(): return P(state[0])
             async with Tab(sse, 'element[]') as tab:
                 await tab.changes()
-                drawn = sse.stats()['drawings']
-                sse.changed('n:changed')
-                await eventually(lambda: sse.stats()['drawings'] > drawn)
+                await changed_and_drawn(sse, 'n:changed')
                 state[0] = 1
                 assert '1' in str(await tab.changes())
                 await eventually(lambda: 'n:changed' in caplog.text)
