@@ -28,9 +28,10 @@ test-browser: .venv/dev ## The tests in browsers
 chaos: .venv/dev ## Six minutes in which all goes wrong: workers killed, Redis restarted, the file locked, clients that stall and die
 	@for store in sqlite3 fastlite redis; do $(BIN)/python tests/contract/chaos.py $$store --seconds 120 || exit; done
 
-tabs: .venv/dev ## Whatever may happen to tabs and connections: 20 random runs in Chromium, 5 in Firefox; ten minutes
+tabs: .venv/dev ## Whatever may happen to tabs and connections: 20 random runs in Chromium, 5 in Firefox, 20 returns of the server with each log; forty minutes
 	@TABS_RUNS=20 TABS_BROWSER=chromium $(BIN)/python -m pytest tests/browser/test_tabs_random.py -q
 	@TABS_RUNS=5 TABS_BROWSER=firefox $(BIN)/python -m pytest tests/browser/test_tabs_random.py -q
+	@TABS_RESTARTS=20 $(BIN)/python -m pytest tests/browser/test_tabs_come_back.py -q -s
 
 live: .venv/dev ## Live elements: 3,000 random series of drawings and 30,000 random pieces of HTML in both browsers; five minutes
 	@LIVE_RUNS=3000 $(BIN)/python -m pytest tests/browser/test_live_changes.py -q -k random

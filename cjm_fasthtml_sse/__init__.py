@@ -13,6 +13,7 @@ Modules:
 - `cjm_fasthtml_sse.backends.redis_writer`: How records get into the stream, and what is known of each when something goes wrong
 - `cjm_fasthtml_sse.backends.session`: What a backend between processes has on one event loop: its tasks, and how far this process has read the log
 - `cjm_fasthtml_sse.backends.sqlite`: Broadcasts between processes of one machine, and across restarts, through an SQLite file
+- `cjm_fasthtml_sse.backends.sqlite_alarm`: What wakes the thread of a log while nothing happens: a write into the file, or the event loop
 - `cjm_fasthtml_sse.backends.sqlite_driver`: The two SQLite libraries that a Python process may have, and why a file may be opened with one of them only
 - `cjm_fasthtml_sse.backends.sqlite_file`: The file of a log: its address, what is checked before it is used, and how a file that was replaced is noticed
 - `cjm_fasthtml_sse.backends.sqlite_log`: What stands in the SQLite file: the log of messages, the commands, the reports of the processes

@@ -22,7 +22,7 @@ the same messages in the same order, and a slow one never delays another."""
 __all__ = ['SSEBroadcastManager', 'BackendError', 'Broadcast', 'SSEError', 'StreamEnded', 'TooManyConnections']
 
 # %% ../nbs/core.ipynb #0b4c04f6
-import os
+import os,re
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from functools import partial
@@ -58,6 +58,8 @@ from .manager.presence import PresenceWatcher
 _all_ = ['BackendError', 'Broadcast', 'SSEError', 'StreamEnded', 'TooManyConnections']
 
 # %% ../nbs/core.ipynb #77c0d80b
+_NAME = re.compile(r'[\w.-]{1,64}', re.ASCII)
+
 class SSEBroadcastManager(DatabaseMethods, LiveMethods):
     "Broadcast events to every open connection; `ArgumentError` for a bad setting"
     def __init__(self,
@@ -91,17 +93,22 @@ class SSEBroadcastManager(DatabaseMethods, LiveMethods):
         private=None,
         # Whether bytes may go straight to the server's transport, where the server and all layers in between are known;
         # `False`: always through ASGI
-        direct: bool=True
+        direct: bool=True,
+        # Tells the managers of one app apart, the same in all processes and after a deploy: letters, digits, `_`, `-`
+        # and `.`, 64 at most. Pages with live elements are signed for it
+        name: str='main'
     ):
         check_whole('max_queue_size', max_queue_size)
         if replay_size is None: replay_size = max(1000, 10*max_queue_size)
-        for name,x in dict(max_connections=max_connections, max_per_user=max_per_user).items():
-            if x is not None: check_whole(name, x, 1)
+        for limit,x in dict(max_connections=max_connections, max_per_user=max_per_user).items():
+            if x is not None: check_whole(limit, x, 1)
         if max_age is not None: check_seconds('max_age', max_age, positive=True)
         if overflow not in ('evict', 'drop_oldest'): raise ArgumentError(
             f"`overflow` must be 'evict' or 'drop_oldest', got {overflow!r}")
         if not isinstance(direct, bool): raise ArgumentError(f'`direct` must be True or False, got {direct!r}')
-        self.max_queue_size,self.max_age = max_queue_size,max_age
+        if not isinstance(name, str) or not _NAME.fullmatch(name): raise ArgumentError(
+            f"`name` must be 1 to 64 letters, digits, `_`, `-` or `.`, such as 'admin', got {name!r}")
+        self.name,self.max_queue_size,self.max_age = name,max_queue_size,max_age
         self.max_connections,self.max_per_user = max_connections,max_per_user
         self.default_timeout = check_seconds('default_timeout', default_timeout)
         self.hook_timeout = check_seconds('hook_timeout', hook_timeout)
@@ -194,8 +201,8 @@ def stream(self:SSEBroadcastManager,
     # Callable of `request`, sync (in a thread) or async, that decides whether the stream is allowed: it returns `True`,
     # `False` or a response. It is called when the stream opens, and again while it is open. `None` or `True`: always
     authorise=None,
-    # Seconds between these calls, one for all streams of this `user`; the stream ends if `authorise` does not return
-    # `True`, fails, or takes longer than 10 seconds
+    # Seconds between these calls. Each stream has its own, with the request that opened it: look up in them what may
+    # have changed since. It ends if `authorise` does not return `True`, fails, or takes longer than 10 seconds
     recheck: float=30.
 ) -> EventStreamResponse:
     "Return a response that sends what is broadcast; `ArgumentError`, `TypeError` or `PatternError` for a bad argument"
@@ -360,8 +367,12 @@ def present(self:SSEBroadcastManager,
 async def disconnect(self:SSEBroadcastManager,
     user  # As given to `stream`
 ) -> int: # Connections of this process that were ended
-    "End all streams of `user`, in every process; also those whose request began before this call, and which open later"
-    return await self._router.send_command(Command('disconnect', user))
+    """End all streams of `user`, in every process, also those whose request began before this call. `BackendError` if
+    other processes may not have learnt of it: the streams of this one have ended all the same"""
+    try: return await self._router.send_command(Command('disconnect', user))
+    except BaseException:  # Whatever the other processes learn of it, here it holds
+        self._hub.disconnect(user)
+        raise
 
 # %% ../nbs/core.ipynb #2a816f36
 @patch

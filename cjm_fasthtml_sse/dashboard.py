@@ -42,6 +42,7 @@ from .manager.cluster import costliest,worker_name
 from .engine.checks import ArgumentError,check_seconds
 from .engine.messages import current_scope
 from .engine.render import to_html
+from .engine.response import ticket_alone,ticket_request
 from .guards import check_authorise,check_route,refusal,user_of
 from .helpers import oob_update
 from .htmx import HTMXSSEConnector
@@ -350,8 +351,10 @@ def _add_routes(app, board, authorise):
         viewport = Meta(name='viewport', content='width=device-width, initial-scale=1')
         return Title('Event streams'),viewport,Main(sse_dashboard(board.manager, level=1), cls='sse-dash-page')
     def live(req): return _pause(board, 'paused' in req.query_params)
-    for name,answer in (('', page), ('/events', board.stream), ('/live', live)):
-        app.route(board.path+name, methods=['GET'], name=f'sse_dashboard{name.replace("/", "_")}')(guarded(answer))
+    follow = guarded(board.stream)
+    async def events(req): return ticket_alone() if ticket_request(req.scope)=='1' else await follow(req)
+    for name,answer in (('', guarded(page)), ('/events', events), ('/live', guarded(live))):
+        app.route(board.path+name, methods=['GET'], name=f'sse_dashboard{name.replace("/", "_")}')(answer)
     forever = {'Cache-Control': 'public, max-age=31536000, immutable'}
     async def style(req): return Response(_css(), media_type='text/css', headers=forever)
     # First of all: `fast_app` has a route for files that would take it

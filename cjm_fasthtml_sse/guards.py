@@ -11,19 +11,20 @@ So only `True` lets in."""
 __all__ = []
 
 # %% ../nbs/guards.ipynb #53eabc36
-from inspect import isawaitable
+import logging
 
 from fastcore.basics import risinstance
 from fastcore.xml import FT
 from fasthtml.common import HttpHeader
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 from starlette.routing import Match
 
-from .engine.access import denial
+from .engine.access import call_in_time,denial,not_ready
 from .engine.checks import ArgumentError
+from .engine.users import user_key
 
 # %% ../nbs/guards.ipynb #2c5f8b00
+_log = logging.getLogger(__name__)
 _is_answer = risinstance((Response, FT, HttpHeader, tuple, list))
 
 def check_authorise(
@@ -51,8 +52,10 @@ async def refusal(
     *args      # What it is called with, the request first
 ):             # `None`: the request may go on
     "Ask `authorise`, and return what a guarded route answers instead; `TypeError` for an answer of another kind"
-    allowed = authorise is True or await run_in_threadpool(authorise, *args)
-    if isawaitable(allowed): allowed = await allowed
+    try: allowed = authorise is True or await call_in_time(authorise, *args)
+    except TimeoutError as e:
+        _log.error('A request was refused: %s', e)
+        return not_ready()
     # FastHTML makes responses of elements and the like
     return allowed if _is_answer(allowed) or hasattr(allowed, '__ft__') else denial(allowed, args[0])
 
@@ -63,4 +66,4 @@ def user_of(
     "Find whose stream it is: what the app says, else what FastHTML apps put into `session['auth']`"
     if user is not None: return user(req)
     auth = (req.scope.get('session') or {}).get('auth')
-    return auth if isinstance(auth, (str, int)) else None
+    return None if auth is False or auth=='' else user_key(auth)

@@ -25,7 +25,7 @@ from starlette.responses import Response
 from starlette.routing import get_route_path
 
 from .engine.messages import current_scope
-from .htmx import client_js,ext_script,hints_js,live_js,monitor_js,morph_js,morph_script
+from .htmx import client_js,election_js,ext_script,hints_js,live_js,monitor_js,morph_js,morph_script
 from .visitor import LIVE_PATH
 
 # %% ../nbs/headers.ipynb #238167d7
@@ -65,7 +65,8 @@ def loads(pattern, hdrs) -> bool:
 def served_scripts() -> dict: # Name with a hash of the content -> content
     "Collect what is served below `/_sse/`"
     found = [('client', client_js(o)) for o in ('', '2', '4')]
-    found += [('monitor', monitor_js()), ('live', live_js()), ('morph', morph_js()), ('hints', hints_js())]
+    found += [('election', election_js()), ('monitor', monitor_js()), ('live', live_js())]
+    found += [('morph', morph_js()), ('hints', hints_js())]
     return {f'{name}-{sha256(o.encode()).hexdigest()[:16]}': o for name,o in found}
 
 def script_url(visit, content) -> str:
@@ -134,8 +135,9 @@ class PageScripts:
         attrs = dict(data_sse_mux=path) if path else {}
         if self.multiplex == 'tab': attrs['data_sse_multiplex'] = 'tab'
         content = client_js(self.version[:1] if self.version[:1] in '24' else '')
-        if visit is None: content += monitor_js()  # A live element needs the app's layers
-        else:  # Loaded by pages that have a monitor, or live elements
+        if visit is None: content += election_js()+monitor_js()  # A live element needs the app's layers
+        else:  # Loaded by pages whose tabs share a connection, that have a monitor, or live elements
+            if path: attrs['data_sse_election_src'] = script_url(visit, election_js())
             attrs['data_sse_monitor_src'] = script_url(visit, monitor_js())
             attrs |= dict(data_sse_live_src=script_url(visit, live_js()), data_sse_live=visit.root+LIVE_PATH)
         found = (own_script('client', content, nonce, **attrs),)  # A list would be drawn as text

@@ -14,6 +14,7 @@ are the same for htmx 2 and htmx 4.
 | `data-sse-client` | the client's script | marks it as the client |
 | `data-sse-mux` | the client's script | where channels are opened |
 | `data-sse-multiplex` | the client's script | `tab`: each tab has a connection of its own |
+| `data-sse-election-src` | the client's script | where the script is by which tabs share one |
 | `data-sse-monitor-src` | the client's script | where the monitor's script is |
 | `data-sse-monitor` | the monitor's script | its settings, as JSON |
 | `data-sse-state` | the monitor's status | the state, for styles |
@@ -239,10 +240,14 @@ def morph_script(
 _COMMENT = re.compile(r'^[ \t]*//[^\n]*$|^[ \t]*/\*\*(?:(?!\*/).)*\*/$|'
     r'/\*\* @type [^\n]*?\*/ ?|[ \t]{2,}// [^\n]*$', re.DOTALL|re.MULTILINE)
 _INDENT = re.compile(r'^\s+', re.MULTILINE)
+# Strings, templates and regular expressions stay as they are; around the rest of these characters blanks mean nothing
+_LITERAL = (r'"(?:[^"\\\n]|\\.)*"', r"'(?:[^'\\\n]|\\.)*'", r'`(?:[^`\\]|\\.)*`',
+    r'(?:(?<=[(,=:!&|?{};\[\n])|(?<=[(,=:!&|?{};\[] ))/(?:[^/\\\n\[]|\\.|\[(?:[^\]\\\n]|\\.)*\])+/')
+_BLANK = re.compile(rf'({"|".join(_LITERAL)})|[ \t]*([{{}}()\[\]=<>!&|?:;,*])[ \t]*')
 
 def _bare(code):
-    "Strip comments, indentation and empty lines from a script"
-    return _INDENT.sub('', _COMMENT.sub('', code))
+    "Strip comments, indentation, empty lines and blanks that mean nothing from a script"
+    return _BLANK.sub(lambda m: m[1] or m[2], _INDENT.sub('', _COMMENT.sub('', code)))
 
 @cache
 def _js(*names):
@@ -255,8 +260,13 @@ def client_js(
 ) -> str:                   # JavaScript
     "Read the client, as one script"
     versions = [f'htmx{o}' for o in '24' if htmx_version[:1] in ('', o)]
-    names = 'parser watchdog source tickets election carrier multiplex htmx'.split()
+    names = 'parser watchdog source tickets carrier multiplex htmx'.split()
     return _js(*names, *versions, 'client')
+
+def election_js(
+) -> str: # JavaScript
+    "Read the election of the tab that holds the connection of all, for pages with the client over HTTP/1.1"
+    return _js('election')
 
 def monitor_js(
 ) -> str: # JavaScript

@@ -32,7 +32,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from inspect import isawaitable
 from operator import length_hint
-from typing import Any,NamedTuple
 from urllib.parse import quote
 
 from fastcore.xml import FT
@@ -46,7 +45,7 @@ from .engine.messages import BackendError
 from .engine.render import to_html
 from .engine.access import call_authorise
 from .engine.catch_up import FinalSnapshot
-from .engine.response import last_event_id,page_ids,ticket_alone,wants_ticket
+from .engine.response import last_event_id,page_ids,ticket_alone,ticket_request
 from .engine.wire import CLOSE,FieldError,encode
 from .guards import check_authorise,check_route,refusal,user_of
 from .helpers import oob_update
@@ -188,24 +187,24 @@ class JobStream(Response):
         self.init_headers()
 
     async def __call__(self, scope, receive, send):
-        if wants_ticket(scope): return await ticket_alone()(scope, receive, send)
         seen,page = last_event_id(scope),page_ids(scope)
         with suppress(BackendError): await self.manager._ensure_started(seen, page)  # Else `stream` will say so
         log = self.manager._hub.replay
         lost = bool(id := seen or log.id_for_page(page)) and log.position(id) is None
+        request = Request(scope)
         # Whatever the browser has seen, it is sent how the job stands
         scope = scope | dict(headers=[o for o in scope['headers'] if o[0]!=b'last-event-id'], query_string=b'')
         report = self.jobs.get(self.job_id)
         is_over = report is not None and report['state'] in ENDS
-        response = await self._ended(report) if is_over else self._live(scope, lost)
+        response = await self._ended(report) if is_over else self._live(scope, lost, request)
         await response(scope, receive, send)
 
-    def _live(self, scope, lost):
+    def _live(self, scope, lost, request):
         "The stream of a job that has not ended"
         until = [f'job:{segment(self.job_id)}:{o}' for o in ENDS]
         response = self.manager.stream(Request(scope), render=self.render, events=[*self.events, *until],
             snapshot=lambda: self._state(lost), until=until, **self.guard)
-        response.admit(lost)  # The route has asked `authorise`; `stream` does not learn what the browser has seen
+        response.admit(lost, request)  # The route has asked `authorise`; `stream` does not learn what was seen
         return response
 
     def _state(self, lost):
@@ -229,12 +228,6 @@ class JobStream(Response):
 
 # %% ../nbs/progress.ipynb #33fbea25
 _log = logging.getLogger(__name__)
-
-class _MayWatch(NamedTuple):
-    "The question whether a request may watch a job, equal for equal jobs"
-    authorise: Any
-    job_id: str
-    async def __call__(self, req): return await call_authorise(self.authorise, req, self.job_id)
 
 _ROUTES = dict(progress=('/stream_job_progress', ('started', 'progress')), status=('/stream_job_status', ('started',)))
 
@@ -275,8 +268,10 @@ def _add_route(app, manager, jobs, kind, draw, authorise, user, recheck):
     async def follow(req):
         if not (job_id := req.query_params.get('job_id')):
             return PlainTextResponse(f'`job_id` must name a job, got {job_id!r}', 400)
-        if (refused := await refusal(authorise, req, job_id)) is not None: return refused
-        may_watch = authorise if authorise is True else _MayWatch(authorise, job_id)
+        wish = ticket_request(req.scope)  # The channel's own request is asked about, as is each that reads
+        if wish!='1' and (refused := await refusal(authorise, req, job_id)) is not None: return refused
+        if wish: return ticket_alone()
+        async def may_watch(req): return await call_authorise(authorise, req, job_id)
         return JobStream(manager, jobs, job_id, draw, render, [f'job:{segment(job_id)}:{o}' for o in events],
-            user=user_of(user, req), authorise=may_watch, recheck=recheck)
+            user=user_of(user, req), authorise=authorise is True or may_watch, recheck=recheck)
     app.route(path, methods=['GET'], name=f'sse_job_{kind}')(follow)

@@ -9,7 +9,7 @@ ASGI. An app without it is built as ever. From the outside to the inside:
 | the multiplexer | carries many streams on one connection, see `multiplex.endpoint` |
 | `MomentMiddleware` | notes when a request begins, that of a channel too |
 | the app's own middleware | |
-| `StreamEndMiddleware` | ends the body of a stream that its manager has ended; notes the session for the multiplexer |
+| `StreamEndMiddleware` | ends a stream that its manager has ended, or whose ticket alone is wanted; notes the session |
 
 FastHTML's method that builds an app's middleware is wrapped, once: `insert_htmx_sse_ext` sees a list of headers and
 no app. Where headers come later than an app's first request, the app is built anew."""
@@ -21,7 +21,7 @@ __all__ = []
 
 # %% ../nbs/setup.ipynb #ed032b5f
 import asyncio,logging,time
-from functools import wraps
+from functools import partial,wraps
 from inspect import iscoroutinefunction
 from typing import Any
 from weakref import WeakSet
@@ -35,12 +35,13 @@ from .engine.checks import ArgumentError
 from .engine.messages import BackendUnavailable,current_scope,page_cursors
 from .engine.middleware import leaves_bodies_alone
 from .engine.request import OuterLayer
+from .engine.response import ticket_request
 from .engine.servers import ServerMonitor,abort_function,watch_signals
 from .engine.wire import SSEError,StreamEnded
 from .compress import Compressor,Dictionary,compressed
 from .headers import PageScripts,script_response
 from .live.endpoint import BodyReader,LiveEndpoint
-from .multiplex.endpoint import Multiplexer
+from .multiplex.endpoint import Multiplexer,serve_ticket
 from .visitor import LIVE_PATH,Visitors,is_stream
 
 # %% ../nbs/setup.ipynb #0fa7e6dc
@@ -67,7 +68,8 @@ class AppManagers:
             self._made = None
         self.all.insert(0, manager)
         if not own: self.given.append(manager)
-        if (live := getattr(manager, '_live', None)) is not None: live.use_signer(self._signer)
+        if self._signer is not None and (live := getattr(manager, '_live', None)) is not None:
+            live.use_signer(partial(self._signer.sign_slot, manager.name))
         if made: self._made = manager
 
     async def open(self):
@@ -111,7 +113,7 @@ class LifespanMiddleware:
         if scope['type'] == 'lifespan': return await self.app(scope, self._lifespan(receive, send), send)
         if scope['type'] != 'http': return await self.app(scope, receive, send)
         if file := script_response(scope) or self._dictionary(scope): return await file(scope, receive, send)
-        if (abort := abort_function(send)) is not None: scope['sse.abort'] = abort
+        if (abort := abort_function(send, scope)) is not None: scope['sse.abort'] = abort
         managers = self.managers.all
         scope['sse_managers'] = [*scope.get('sse_managers', ()), *managers]  # A channel's request has them, too
         scope['sse.apps'] = [*scope.get('sse.apps', ()), (scope.get('root_path', ''), self.managers.given)]
@@ -162,7 +164,7 @@ def _is_stream_end(e):
     return all(map(_is_stream_end, e.exceptions)) if isinstance(e, BaseExceptionGroup) else isinstance(e, StreamEnded)
 
 class StreamEndMiddleware:
-    "Ends the body of a response whose stream was ended, notes the session, and notices when a page is complete"
+    "Ends the body of a stream that was ended, and of one for its ticket; notes the session, and a page's end"
     def __init__(self, app): self.app = app
 
     @leaves_bodies_alone
@@ -177,7 +179,8 @@ class StreamEndMiddleware:
             if begins: scope.get('sse.began', {}).clear()
             if not open_body or begins and is_stream(message): cursors.clear()  # Later there is no page
             return send(message)
-        try: await self.app(scope, receive, _send)
+        serve = partial(serve_ticket, self.app) if ticket_request(scope) else self.app
+        try: await serve(scope, receive, _send)
         except (StreamEnded, BaseExceptionGroup) as e:
             if not open_body or not _is_stream_end(e): raise
             await send({'type': 'http.response.body', 'body': b'', 'more_body': False})
@@ -189,7 +192,8 @@ class MomentMiddleware:
 
     def __call__(self, scope, receive, send):
         if scope['type'] == 'http':
-            scope['sse.began'] = scope.get('sse.began', {}) | {o: o.users.moment for o in hubs_of(self.managers)}
+            # The order for a channel came earlier
+            scope['sse.began'] = {o: o.users.moment for o in hubs_of(self.managers)} | scope.get('sse.began', {})
         return self.app(scope, receive, send)
 
 class AppSetup:

@@ -12,29 +12,49 @@ __all__ = []
 # %% ../nbs/visitor.ipynb #4cf32abb
 import hmac,json,logging,re,secrets,time
 from base64 import urlsafe_b64encode
+from functools import lru_cache
 from inspect import isawaitable,iscoroutine
 from typing import Any,NamedTuple
 
 from starlette.requests import Request
 from starlette.routing import get_route_path
 
+from .engine.checks import ArgumentError
 from .engine.hints import hint
-from .engine.render import is_hashable
-from .live.drawing import TakenIds
+from .engine.users import user_key,user_text
+from .live.drawing import PageViews,TakenIds
 
 # %% ../nbs/visitor.ipynb #aad48252
 LIVE_PATH = '/_sse/live'  # Of the streams of live elements, below the path of the app
+MAIN = 'main'             # Name of a manager to which the app gives none
+
+def live_managers(
+    managers, # Of an app
+    name: str
+) -> list:
+    "List those with this name that have live elements; there should be one"
+    return [o for o in managers if getattr(o, 'name', None)==name and o._live.elements]
+
+class LivePlace(NamedTuple):
+    "Where the live elements of one manager are followed; the same in all processes, and after a deploy"
+    root: str     # Path of the app, with all that is in front of it
+    manager: str  # Its name
+
+    def address(self) -> str:
+        "Return the path and query of the streams"
+        return self.root+LIVE_PATH+('' if self.manager==MAIN else f'?manager={self.manager}')
 
 class Visit:
     "One request: its address as the browser wrote it, the session, and what is written into the response"
     __slots__ = ('scope','root','multiplexer_path','session','new_browser','is_signed','has_begun','_visitors',
-        '_visitor','_has_session','_ids','_news')
+        '_visitor','_has_session','_ids','_news','_path','views')
     def __init__(self,
         scope: dict,               # As the outermost layer gets it
         multiplexer_path: str='',  # That takes requests for channels, below the app's root; empty: none does
         visitors=None              # The `Visitors` of the app; `None`: nothing can be signed
     ):
         self.scope,self.root = scope,scope.get('root_path', '')
+        self._path = scope['path']      # A middleware may make another one of it
         self.multiplexer_path = multiplexer_path and self.root+multiplexer_path
         self.session: Any = None
         self.new_browser = ''           # The id that was made for a browser without one
@@ -44,12 +64,13 @@ class Visit:
         self._visitor: Any = None       # Once it was asked for
         self._has_session = False
         self._ids = TakenIds()
+        self.views = PageViews()        # The live elements that are written
         self._news: dict = {}           # As `has_news` found it
 
     @property
     def path(self):
         "The path as the browser wrote it, decoded and without the query; a server may keep a prefix apart"
-        return self.root+get_route_path(dict(path=self.scope['path'], root_path=self.root))
+        return self.root+get_route_path(dict(path=self._path, root_path=self.root))
 
     def note_session(self,
         scope: dict  # Of the same request, within the middleware
@@ -80,12 +101,13 @@ class Visit:
         return self._visitor
 
     def sign(self,
-        view: str  # The text of a view
-    ) -> str:      # Empty: the visitor can't be known
+        place: LivePlace, # As `place` returns it
+        view: str         # The text of a view
+    ) -> str:             # Empty: the visitor can't be known
         "Sign `view` for the visitor"
         if not self.visitor.id: return ''
         self.is_signed = True
-        return self._visitors.signer.sign(self.visitor.id, view)
+        return self._visitors.signer.sign(self.visitor.id, place, view)
 
     def has_news(self,
         look  # Of a backend: tells whether something was committed that was not delivered here yet
@@ -100,22 +122,35 @@ class Visit:
         "Return an id that no element has taken in this response"
         return self._ids.take(id)
 
-    def live_url(self,
-        scope: dict,  # Of the innermost app, as `setup.LifespanMiddleware` has noted it
+    def place_of(self,
+        scope: dict,     # Of the innermost app, as `setup.LifespanMiddleware` has noted it
         manager
-    ) -> str|None:    # Empty: the address that the client has from its script; `None`: no app here has this manager
-        "Find the address of the streams of live elements of `manager`"
-        for root,managers in scope.get('sse.apps', ()):
-            for i,o in enumerate(managers):
-                if o is manager: return '' if root==self.root and not i else f'{root}{LIVE_PATH}'+f'?manager={i}'*(i>0)
+    ) -> LivePlace|None: # `None`: no app here has this manager
+        """Find the place of the live elements of `manager`: in the innermost app that has it, whose checks then are
+        made; `ArgumentError` if another one there has the same name"""
+        for root,managers in reversed(scope.get('sse.apps', ())):
+            if not any(o is manager for o in managers): continue
+            if len(managers)>1 and len(live_managers(managers, manager.name))>1: raise ArgumentError(
+                f'The app has two managers with the name {manager.name!r} and with live elements. Give each a name of '
+                "its own, in all processes the same: SSEBroadcastManager(name='admin')")
+            return LivePlace(root, manager.name)
+
+    def live_url(self,
+        place: LivePlace
+    ) -> str:  # Empty: the address that the client has from its script
+        "Return the address of the streams of a place"
+        return '' if place==(self.root, MAIN) else place.address()
 
 # %% ../nbs/visitor.ipynb #f67072d2
 TICKET_SECONDS = 86_400  # For which a ticket is valid
 _TICKET = re.compile('([0-9a-f]{8})[.]([0-9]{1,12})[.]([0-9a-f]{32})')
 _log = logging.getLogger(__name__)
 
+FORMAT = 2             # Of all that is hashed here
+
 def _digest(secret, *parts):
-    return hmac.digest(secret.encode(), '\n'.join(parts).encode('utf-8', 'surrogatepass'), 'sha256')
+    "Hash parts so that no two series of parts give the same text"
+    return hmac.digest(secret.encode(), json.dumps((FORMAT, *parts)).encode(), 'sha256')
 
 def _mac(secret, *parts): return _digest(secret, *parts).hex()
 
@@ -154,28 +189,38 @@ class Tickets:
         return int(until)>time.time() and hmac.compare_digest(mac, self._mac(visitor_id, path, until))
 
 # %% ../nbs/visitor.ipynb #859e95a7
+MAX_KEPT = 300  # Characters of what is signed, so that the signature is kept
+
 class Signer:
     "Signs views with one secret"
     def __init__(self,
         secret: str  # The app's secret key
     ):
         self._secret = str(secret)
+        # A page has them, its stream brings them back, and the next page has the same ones
+        self._kept = lru_cache(10_000)(self._make)
 
     def sign(self,
         visitor_id: str,
-        view: str  # The text of a view
-    ) -> str:      # 22 characters of base64url
+        place: LivePlace, # Where it is followed
+        view: str         # The text of a view
+    ) -> str:             # 22 characters of base64url
         "Sign a view for one visitor"
-        return self._sign('live', visitor_id, view)
+        return self._sign('live', visitor_id, *place, view)
 
     def sign_slot(self,
-        outer: str, # The text of the view in whose drawing the other one is
-        view: str   # The text of a view
-    ) -> str:       # As `sign` returns it
+        manager: str, # Its name
+        outer: str,   # The text of the view in whose drawing the other one is
+        view: str     # The text of a view
+    ) -> str:         # As `sign` returns it
         "Sign a view for all who may follow `outer`"
-        return self._sign('live slot', outer, view)
+        return self._sign('live slot', manager, outer, view)
 
-    def _sign(self, *parts): return urlsafe_b64encode(_digest(self._secret, *parts)[:16])[:22].decode()
+    def _sign(self, *parts):
+        # A browser may ask about long ones that nobody has signed
+        return (self._kept if sum(map(len, parts))<=MAX_KEPT else self._make)(*parts)
+
+    def _make(self, *parts): return urlsafe_b64encode(_digest(self._secret, *parts)[:16])[:22].decode()
 
 # %% ../nbs/visitor.ipynb #1d6df694
 COOKIE = 'sse_browser'  # Holds the browser's id
@@ -209,9 +254,11 @@ def _no_store(message):
     return [] if has_rule else [(b'cache-control', b'no-store')]
 
 # %% ../nbs/visitor.ipynb #7ea87885
+def _is_nobody(value): return value is None or value is False or value==''
+
 def _text(value):
-    "Return what the app's function gave as text; `None` for `None`"
-    if value is None: return None
+    "Return what the app's function gave as text; `None` for nobody"
+    if _is_nobody(value): return None
     if isawaitable(value):
         if iscoroutine(value): value.close()
         raise TypeError('`visitor` must be a plain function: what it returns is not awaited')
@@ -230,7 +277,7 @@ class Visitor(NamedTuple):
     "The sender of a request: a user, or a browser"
     id: str = ''           # 16 hex digits; empty: a browser without a cookie
     is_user: bool = False
-    user: Any = None       # What the app's function returned, or the session has; as JSON where it is not hashable
+    user: Any = None       # What the app's function returned, or the session has, as `user_key`
 
     def owns(self, visitor_id):
         "Return whether `visitor_id` is this visitor's; compares in constant time"
@@ -267,13 +314,13 @@ class Visitors:
         if text is not None: return self._user('app', text, value)
         session = visit.session if hasattr(visit.session, 'get') else {}
         auth = session.get('auth')
-        if not (auth is None or auth is False or auth==''):
-            return self._user('auth', json.dumps(auth, sort_keys=True, default=str), auth)
+        if not _is_nobody(auth):
+            return self._user('auth', user_text(auth), auth)
         if self.function is None: _hint_at_users(session)
         return self._browser(self.browser_id(visit))
 
     def _user(self, kind, text, value):
-        return Visitor(self._id(kind, text), True, value if is_hashable(value) else text)
+        return Visitor(self._id(kind, text), True, user_key(value))
 
     def _browser(self, browser): return Visitor(self._id('browser', browser)) if browser else Visitor()
 

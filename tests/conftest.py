@@ -1,17 +1,20 @@
 "Settings for all tests"
 import gc
 import logging
+import subprocess
+import sys
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.contract.stores import SQLite, in_thread
 from tests.contract.support import Redis
 
 settings.register_profile('patient', deadline=None, suppress_health_check=[HealthCheck.too_slow])  # A busy machine is no failure
 settings.load_profile('patient')
 
-SERVERS = {'test_' + o for o in '''all_goes_wrong bench client_script compress dashboard demo exact_pages fanout full_queues hostile_clients live_races model one_commit over_redis parked people proxies
-    reading redis reference servers several_workers silence_is_mended soak stopping_servers testing tools transactions transport tutorial_races watch wheel wire'''.split()}
+SERVERS = {'test_' + o for o in '''all_goes_wrong bench client_script compress dashboard demo exact_pages fanout full_queues hostile_clients live_queries live_races model one_commit over_backends over_redis parked people proxies
+    reading redis reference servers several_workers silence_is_mended soak stopping_servers testing tools transactions transport tutorial_races watch watched_tables wheel wire'''.split()}
 
 
 def tier(item):
@@ -86,3 +89,32 @@ def shared(redis_server):
     "The Redis of all tests, emptied"
     redis_server.client.flushall()
     return redis_server
+
+
+@pytest.fixture
+def whole_file(tmp_path):
+    "The path of an SQLite file that does not exist yet, and is whole in the end"
+    res = tmp_path/'app.db'
+    yield res
+    if not res.exists(): return
+    code = "import sqlite3, sys; print(sqlite3.connect(sys.argv[1]).execute('pragma integrity_check').fetchall())"
+    assert subprocess.run([sys.executable, '-c', code, res], capture_output=True, text=True, check=True).stdout.strip() == "[('ok',)]"
+
+
+@pytest.fixture
+def path(whole_file): return whole_file
+
+
+@pytest.fixture(params=SQLite.drivers)
+def library(request): return request.param
+
+
+@pytest.fixture(params=['with', 'async with'])
+def way(request):
+    "`await way(manager, f)` calls `f(db)` in a block, in a thread or on the event loop"
+    def blocking(manager, f):
+        with manager.transaction() as db: return f(db)
+    async def on_loop(manager, f):
+        async with manager.transaction() as db: return f(db)
+    async def in_a_thread(manager, f): return await in_thread(blocking, manager, f)
+    return on_loop if request.param == 'async with' else in_a_thread

@@ -149,7 +149,7 @@ class TestLiveElements:
         def clock(): return P('x')
         clock()
         await two.open()
-        async def poll_workers(): return [backend.tell(), json.loads(json.dumps(other.tell())), dict(stats={}, users=[])]
+        async def poll_workers(): return [backend.describe(), json.loads(json.dumps(other.describe())), dict(stats={}, users=[])]
         backend.poll_workers = poll_workers
         total = await one.cluster_stats()
         assert total['stats']['live'] == two.stats()['live'] and one.stats()['live'] == total['each'][2]['stats']['live'] == {}

@@ -47,7 +47,7 @@ class Reporting(OwnBackend):
     def __init__(self, *others):
         super().__init__()
         self.others = others
-    async def poll_workers(self): return [self.tell(), *self.others]
+    async def poll_workers(self): return [self.describe(), *self.others]
 
 
 class TestCounts:
@@ -55,7 +55,7 @@ class TestCounts:
         two, one = SSEBroadcastManager(backend=(other := Reporting())), SSEBroadcastManager(backend=(backend := Reporting()))
         for manager, reason in (two, 'flood'), (two, 'step'), (one, 'flood'):
             async with listening(Site(manager).app, **{'SSE-Direct': reason}): pass
-        theirs = json.loads(json.dumps(other.tell()))  # As it crosses
+        theirs = json.loads(json.dumps(other.describe()))  # As it crosses
         backend.others = theirs, {k: v for k, v in theirs.items() if k != 'direct'}
         total = await one.cluster_stats()
         assert (total['workers'], total['stats']['direct']) == (3, {'flood': 2, 'step': 1})

@@ -24,7 +24,7 @@ backends.records backends.session
 backends.redis_connection backends.redis_entries backends.redis_reports
 backends.redis_writer backends.redis_reader backends.redis
 backends.sqlite_driver backends.sqlite_file backends.sqlite_log
-backends.sqlite_writer backends.sqlite_reader backends.sqlite_triggers
+backends.sqlite_writer backends.sqlite_reader backends.sqlite_triggers backends.sqlite_alarm
 backends.sqlite_thread backends.sqlite_transaction backends.sqlite_reading backends.sqlite_watch backends.sqlite_uninstall backends.sqlite
 live.tree live.changes live.arguments live.query
 live.drawing

@@ -886,7 +886,10 @@ class TestWriting:
         @app.get('/')
         def index(): return Div(NotStr(f'<section>{element()}</section>'), id=repr(element())[:9])
         assert re.search("<div id=\"&lt;element.*<section><p data-sse-live='element\\[]' .*>1</p>", web.get('/').text)
-        with pytest.raises(TypeError, match='is async: write `await later'): f'{later()}'
+        assert '>1</p>' in f'{later()}'
+        async def text(call): return f'{call()}'
+        for call,name in (later, 'later'), (later.fresh, 'later.fresh'):
+            with pytest.raises(TypeError, match=rf'write `await {name}\('): asyncio.run(text(call))
 
     @pytest.mark.parametrize('made', [5, {}, [], [P()], (P(),), iter([P()]), Redirect('/')], ids=repr)
     def test_what_is_no_element_names_the_function(self, made):
@@ -942,7 +945,7 @@ class TestWriting:
         async def inbox(user: str): return P(user)
         @app.get('/')
         async def index(): return Div(inbox('ann'))
-        with pytest.raises(TypeError, match=r'test_live.py:\d+: inbox\["ann"\] is async: write `await inbox\(...\)`'): web.get('/')
+        with pytest.raises(TypeError, match=r'test_live.py:\d+: inbox\["ann"\] is drawn later: write `await inbox\(...\)`'): web.get('/')
 
     def test_plain_and_async_routes(self):
         sse, app, web = self.app()

@@ -22,11 +22,11 @@ class TestFailures:
         monkeypatch.setattr(updates_module, 'FOLLOW_UP_SECS', .05)
         one, two, wrong = Site(), Site(), [1]
         one.shows(one.live())
-        @two.sse.live('item:*', name='items')
         def items():
             if wrong: raise ValueError('no database')
             return Ul(Li('new'))
-        two.shows(items)
+        items.__module__ = Site.__module__  # As before the deploy
+        two.shows(two.sse.live('item:*', name='items')(items))
         browser = one.browser()
         tab = await browser.tab()
         browser.app = two.app

@@ -15,7 +15,7 @@ from cjm_fasthtml_sse.multiplex.channel import Channel, PacketQueue
 from cjm_fasthtml_sse.multiplex.endpoint import Multiplexer
 from cjm_fasthtml_sse.multiplex.protocol import MAX_BODY_BYTES, ChannelOpening, ChannelRequest, read_packets
 from cjm_fasthtml_sse.visitor import Visitors
-from tests.clock import timeless
+from tests.contract.clock import timeless
 from tests.contract.support import BOUND, eventually
 from tests.contract.visitors import Channel as Stream
 from tests.contract.visitors import House
@@ -66,23 +66,23 @@ class TestWaiting:
             await send(dict(type='http.response.start', status=200, headers=[(b'content-type', b'text/event-stream')]))
             while scope['path']=='/flood': await send(dict(type='http.response.body', body=b'x'*8000, more_body=True))
             for _ in range(2): await receive()
-        def start(channel, opening):
+        def start(channel, opening, began):
             channel.request.start(floods, dict(path=opening.url))
             return True
         def opens(*urls, first=1):
             return ChannelRequest([], [ChannelOpening(n, url, '') for n,url in enumerate(urls, first)], [], True)
         def direct(): return sorted(n for n,o in control.items() if o[-1]==dict(direct='flood', away=True))
         carrier = Carrier('me')
-        carrier.handle(opens('/flood'), start)
+        carrier.handle(opens('/flood'), start, {})
         carrier.writer.start(send, list)
         await eventually(lambda: size.get(1, 0)>4<<18)
         assert not direct(), 'alone it may'
-        carrier.handle(opens('/quiet', *['/flood']*3, first=2), start)
+        carrier.handle(opens('/quiet', *['/flood']*3, first=2), start, {})
         await eventually(lambda: len(direct())==MAX_DIRECT, 'some have to go')
         before = sum(size.values())
         await eventually(lambda: sum(size.values())>before+(2<<20), 'the others take turns')
         assert len(direct())==MAX_DIRECT and 2 in carrier.channels
-        carrier.handle(ChannelRequest([], [], direct()[:1], True), start)
+        carrier.handle(ChannelRequest([], [], direct()[:1], True), start, {})
         await eventually(lambda: len(direct())==MAX_DIRECT+1, 'the next one has its place')
         assert not any(size[n]%8000 for n in direct()), 'no message is cut'
         carrier.close()

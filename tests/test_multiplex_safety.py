@@ -26,9 +26,9 @@ def carriers_of(house): return house.app._sse_setup.multiplexer.carriers
 async def test_a_body_that_comes_too_slowly_is_refused(monkeypatch):
     monkeypatch.setattr(request, 'REQUEST_TIMEOUT', .1)
     class Drips(Exchange):
-        async def _receive(self):
-            if self._asked: await self._gone.wait()
-            self._asked = True
+        async def receive(self):
+            if self.sent_body: await self.gone.wait()
+            self.sent_body = True
             return dict(type='http.request', body=b'{"carr', more_body=True)
     async with Drips(House().app, 'POST', PATH, MUX_HEADERS) as r: assert r.status==408
 

@@ -102,7 +102,7 @@ class Through(Remote):
     "An app whose requests go through a client, and so through its proxy"
     def __init__(self, client): self.client = client
 
-    async def _forward(self, scope, body, send):
+    async def forward(self, scope, body, send):
         url = f"{scope['path']}?{scope['query_string'].decode()}".rstrip('?')
         headers = [o for o in scope['headers'] if o[0]!=b'host']
         async with self.client.stream(scope['method'], url, headers=headers, content=body) as r:

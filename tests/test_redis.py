@@ -152,8 +152,8 @@ class TestCarrying:
         "As where Redis restarts in this moment: the worker would not start, and uvicorn would end all others with it"
         class Breaks(Proxy):
             broken = 0
-            async def _serve(self, reader, writer):
-                if self.broken >= 2: return await super()._serve(reader, writer)
+            async def serve_one(self, reader, writer):
+                if self.broken >= 2: return await super().serve_one(reader, writer)
                 self.broken += 1
                 await reader.read(100)
                 writer.close()
@@ -269,10 +269,10 @@ class TestTrimmed:
     async def test_a_server_that_does_not_count(self, shared):
         "Redis 6 knows no `entries-added`: in doubt it is a gap"
         class Older(Proxy):
-            async def _serve(self, reader, writer):
+            async def serve_one(self, reader, writer):
                 write = writer.write
                 writer.write = lambda data: write(data.replace(b'entries-added', b'entries-other'))
-                await super()._serve(reader, writer)
+                await super().serve_one(reader, writer)
         async with Older(shared) as proxy, through(proxy) as m, following('stream', m) as page:
             for n in range(150): await m.broadcast('n', n)
             assert await page.data(150) == [*range(150)] and not page.gaps

@@ -1,8 +1,13 @@
 "What `setup_sse` puts around an app"
+import asyncio
 import re
 
+import httpx
 import pytest
 from fasthtml.common import EventStream, FastHTML, P, sse_message
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.responses import StreamingResponse
 from starlette.testclient import TestClient
 
 from cjm_fasthtml_sse.core import SSEBroadcastManager
@@ -10,6 +15,8 @@ from cjm_fasthtml_sse.dashboard import setup_dashboard
 from cjm_fasthtml_sse.engine.wire import StreamEnded
 from cjm_fasthtml_sse.helpers import setup_sse
 from cjm_fasthtml_sse.progress import setup_progress
+from tests.contract.servers import NO_TLS
+from tests.contract.support import BOUND, serve
 
 
 @pytest.fixture
@@ -74,3 +81,26 @@ class TestOneManager:
         use(setup_sse(app))
         setup_sse(app, SSEBroadcastManager())
         with pytest.raises(ValueError, match='has 2 managers'): setup_sse(app)
+
+
+async def pass_on(request, call_next): return await call_next(request)
+
+@pytest.mark.parametrize('http', ['h11', 'httptools'])
+@pytest.mark.parametrize('mounted', [False, True])
+async def test_a_stream_may_cut_its_connection(http, mounted):
+    "`scope['sse.abort']` does, through whatever middleware and mounts"
+    one = FastHTML(secret_key='test', middleware=[Middleware(BaseHTTPMiddleware, dispatch=pass_on)])
+    async def frames(scope):
+        yield 'data: one\n\n'
+        scope['sse.abort']()
+        await asyncio.sleep(30)
+    one.route('/stream')(lambda req: StreamingResponse(frames(req.scope), media_type='text/event-stream'))
+    setup_sse(one)
+    outer,path = one,'/stream'
+    if mounted:
+        outer,path = FastHTML(secret_key='test'),'/sub/stream'
+        outer.mount('/sub', one)
+        setup_sse(outer)
+    async with serve(outer, http=http) as port, httpx.AsyncClient(timeout=BOUND, verify=NO_TLS) as web:
+        with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)):
+            await web.get(f'http://127.0.0.1:{port}{path}')

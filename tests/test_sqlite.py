@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from cjm_fasthtml_sse.backends import sqlite, sqlite_file, sqlite_log, sqlite_reader, sqlite_writer
+from cjm_fasthtml_sse.backends import sqlite, sqlite_alarm, sqlite_file, sqlite_log, sqlite_reader, sqlite_thread, sqlite_writer
 from cjm_fasthtml_sse.backends.base import check_backend
 from cjm_fasthtml_sse.backends.sqlite import Publisher, SQLiteBackend
 from cjm_fasthtml_sse.backends.sqlite_driver import Handle
@@ -28,9 +28,10 @@ from cjm_fasthtml_sse.backends.sqlite_thread import LogWork, OpenFile
 from cjm_fasthtml_sse.core import BackendError, SSEBroadcastManager
 from tests.contract.servers import Stream, running, uvicorn, wait_until
 from tests.contract.support import BOUND, GAP, eventually, following, forked, no_task_left, within
-from tests.contract.test_over_sqlite import Played, Shell, _library, _path, in_thread, managers, needs_apsw  # noqa: F401 - two are fixtures
+from tests.contract.stores import Played, Shell, in_thread, managers, needs_apsw
 
 HERE = Path(__file__).parent
+needs_inotify = pytest.mark.skipif(sys.platform != 'linux', reason='needs inotify')
 needs_root = pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid() != 0, reason='needs root, to mount')
 forks = [pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork'), pytest.mark.filterwarnings('ignore:.*multi-threaded.*fork')]
 
@@ -480,6 +481,35 @@ class TestChores:
                 while 'ZeroDivisionError' not in caplog.text: await m.broadcast('n', 1)
             assert await m.broadcast('n', 2) == 1
             await eventually(lambda: ('n', 2) in c.seen)
+
+    @needs_inotify
+    async def test_a_write_wakes_the_thread(self, path, monkeypatch):
+        "It need not look by itself"
+        async with managers(path, 1) as (m,), following('queue', m) as c:
+            with Shell(path) as shell:
+                await m.broadcast('n', 0)
+                for o in ('CHECK_INTERVAL', 'ACTIVE_SECS', 'IDLE_PAUSE'): monkeypatch.setattr(sqlite_thread, o, 0. if o == 'ACTIVE_SECS' else 1000.)
+                for n in range(1, 4):
+                    await in_thread(shell.sql, f"insert into sse_log(fields) values (json_object('type', 'n', 'data', {n}))")
+                    assert await c.data(1 if n > 1 else 2) == [*range(n if n > 1 else 0, n+1)]
+
+    @needs_inotify
+    @pytest.mark.parametrize('trouble', ['none left', 'a write says nothing', 'a network'])
+    async def test_no_alarm(self, path, monkeypatch, caplog, trouble):
+        "Then it looks often, and says so"
+        caplog.set_level('INFO')
+        if trouble == 'none left': monkeypatch.setattr(sqlite_alarm.os, 'eventfd', lambda *args: os.open('/nowhere', 0))
+        if trouble == 'a write says nothing': monkeypatch.setattr(sqlite_alarm, '_IN_MODIFY', 0x100)  # `IN_CREATE`
+        if trouble == 'a network': monkeypatch.setattr(sqlite_alarm, 'network_of', lambda folder: 'NFS')
+        descriptors = len(os.listdir('/proc/self/fd'))
+        async with managers(path, 1) as (m,), following('queue', m) as c:
+            with Shell(path) as shell:
+                await m.broadcast('n', 0)
+                monkeypatch.setattr(sqlite_thread, 'CHECK_INTERVAL', 1000.)
+                await in_thread(shell.sql, "insert into sse_log(fields) values (json_object('type', 'n', 'data', 1))")
+                assert await c.data(2) == [0, 1]
+            assert 'looks often' in caplog.text
+        assert len(os.listdir('/proc/self/fd')) <= descriptors
 
     def test_a_commit_that_leaves_no_trace(self, path, monkeypatch):
         "Size and time of `FILE-wal` spare an idle process most questions to SQLite, but not the one that it asks each second"

@@ -20,9 +20,8 @@ from cjm_fasthtml_sse.backends.sqlite import Publisher
 from cjm_fasthtml_sse.backends.sqlite_file import LogFile
 from cjm_fasthtml_sse.backends.sqlite_log import LogTables
 from cjm_fasthtml_sse.core import BackendError
-from tests.contract.support import BOUND, client, eventually, following, within
-from tests.contract.test_faults_of_sqlite import until_sent
-from tests.contract.test_over_sqlite import Shell, _library, _path, in_thread, managers  # noqa: F401 - two are fixtures
+from tests.contract.support import BOUND, client, eventually, following, until_sent, within
+from tests.contract.stores import Shell, in_thread, managers
 
 
 class TestThread:

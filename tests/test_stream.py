@@ -12,7 +12,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.sessions import SessionMiddleware
 
 from cjm_fasthtml_sse.core import BackendError, SSEBroadcastManager
-from tests.clock import timeless
+from tests.contract.clock import timeless
 from tests.contract.support import HEARTBEAT, OwnBackend, Site, all_live, client, eventually, following, listening, no_task_left, turns
 
 

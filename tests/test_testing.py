@@ -8,7 +8,7 @@ from fasthtml.common import Li
 
 from cjm_fasthtml_sse.engine.wire import StreamEnded
 from cjm_fasthtml_sse.testing import SSEClient, oob_elements
-from tests.clock import timeless
+from tests.contract.clock import timeless
 from tests.contract.support import BOUND, no_task_left
 
 APP = '''

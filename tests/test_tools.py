@@ -117,3 +117,12 @@ def test_public_names_without_a_heading():
     missing = [*docs.undocumented({Path('updater.ipynb'): {'sseelementupdater'}, Path('engine/patterns.ipynb'): set(), Path('tutorials/testing.ipynb'): set()})]
     assert 'engine/patterns.ipynb: segment is not documented' in missing and 'updater.ipynb: SSEElementUpdater.register is not documented' in missing
     assert not [o for o in missing if 'SSEElementUpdater is' in o or 'tutorials' in o]
+
+
+@pytest.mark.parametrize('page', ['security', 'attacks'])
+def test_tests_that_a_page_names(page):
+    "A page of the documentation that says which test shows a thing names one that is there"
+    text = (check.ROOT/f'nbs/tutorials/{page}.ipynb').read_text(encoding='utf-8')
+    known = {name for f in (check.ROOT/'tests').rglob('test_*.py') for name in re.findall(r'def (test_\w+)', f.read_text(encoding='utf-8'))}
+    named = set(re.findall(r'`(test_\w+)`', text))
+    assert named and named <= known, named-known

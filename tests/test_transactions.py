@@ -26,8 +26,8 @@ from cjm_fasthtml_sse.backends.sqlite_file import LogFile
 from cjm_fasthtml_sse.core import BackendError, SSEBroadcastManager
 from cjm_fasthtml_sse.htmx import HTMXSSEConnector
 from tests.contract.support import BOUND, following, forked, turns
-from tests.contract.test_one_commit import _way, adds, manager, rows  # noqa: F401 - one is a fixture
-from tests.contract.test_over_sqlite import Shell, _library, _path, in_thread, managers  # noqa: F401 - two are fixtures
+from tests.contract.test_transactions_of_sqlite import adds, manager, rows
+from tests.contract.stores import Shell, in_thread, managers
 from tests.test_sqlite import forks, needs_root
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*multi-threaded.*fork')
@@ -62,7 +62,7 @@ class TestTheCommit:
                 (disk/'other').write_bytes(b'x'*2**19)
                 with pytest.raises(BackendError, match='full.*Nothing was written'): await way(m, lambda db: [adds(m, 'x'*1000)(db) for _ in range(2000)])
                 with pytest.raises(Exception, match='full'):  # In the block
-                    await way(m, lambda db: (adds(m, 0)(db), db.execute('insert into row values(zeroblob(900000))')))
+                    await way(m, lambda db: (adds(m, 0)(db), db.execute('insert into line values(zeroblob(900000))')))
                 (disk/'other').unlink()
                 await way(m, adds(m, 2))
             assert rows(disk/'app.db') == ([1, 2], [1, 2])
@@ -88,7 +88,7 @@ class TestTheCommit:
                 await turns()
                 assert not task.done()
             with pytest.raises(asyncio.CancelledError): await task
-            with Shell(path) as shell: assert shell.sql('select n from row') == [[1]]
+            with Shell(path) as shell: assert shell.sql('select n from line') == [[1]]
             assert await sent == 0
         assert rows(path) == ([1], [1])
 
@@ -125,14 +125,14 @@ def after(cls, name):
         return res
     setattr(cls, name, call)
 m, armed = SSEBroadcastManager(backend=path), False
-with m.transaction() as db: db.execute('create table if not exists row(n)')
+with m.transaction() as db: db.execute('create table if not exists line(n)')
 if when == 'before the commit': after(sqlite_log.LogTables, 'append_records')
 if when == 'after the commit': sqlite.SQLiteBackend.look_now = die
 if when != 'at any moment': armed = True
 n = 0
 while True:
     with m.transaction() as db:
-        db.execute('insert into row values(?)', (n,))
+        db.execute('insert into line values(?)', (n,))
         if when == 'in the block': die()
         m.broadcast('row', n)
     n += 1
@@ -181,7 +181,7 @@ class TestForks:
         "The fork waits a moment for the block; one that takes longer is left alone, and the other process says what it can't do"
         def block():
             with m.transaction() as db:
-                for n in range(2000): db.execute('insert into row values(?)', (f'{n}'*50,))  # More than the cache holds
+                for n in range(2000): db.execute('insert into line values(?)', (f'{n}'*50,))  # More than the cache holds
                 m.broadcast('row', 1)
                 inside.set()
                 assert go.wait(BOUND)
@@ -190,7 +190,7 @@ class TestForks:
             with pytest.raises(BackendError, match='Fork outside of transactions'): adds_in_a_block(m, 'refused')
             with pytest.raises(BackendError, match='Fork outside of transactions'): m.broadcast('row', 'refused').result()
         m = SSEBroadcastManager(backend=SQLiteBackend(path, timeout=BOUND, library=library))
-        with m.transaction() as db: db.execute('create table row(n)')
+        with m.transaction() as db: db.execute('create table line(n)')
         inside, go = threading.Event(), threading.Event()
         thread = threading.Thread(target=block)
         thread.start()
@@ -210,7 +210,7 @@ class TestForks:
         def child():
             with pytest.raises(BackendError, match='Fork outside of transactions'): m.broadcast('row', 'child').result()
         m = SSEBroadcastManager(backend=SQLiteBackend(path, timeout=BOUND, library=library))
-        with m.transaction() as db: db.execute('create table row(n)')
+        with m.transaction() as db: db.execute('create table line(n)')
         parent = os.getpid()
         try:
             with m.transaction() as db:
@@ -234,7 +234,7 @@ class TestBehindTheEnd:
                 try: db.execute(sql)
                 except Exception: pass
             for _ in range(2):
-                with pytest.raises(Exception, match='has ended|constraint'): db.execute('insert into row values(1)')
+                with pytest.raises(Exception, match='has ended|constraint'): db.execute('insert into line values(1)')
             adds(m, 1)(db)
         async with manager(path, library=library) as m:
             with pytest.raises(Exception, match='has ended|constraint'): await way(m, block)
@@ -247,7 +247,7 @@ class TestBehindTheEnd:
         def write(db):
             with suppress(Exception):
                 for n in range(10_000):
-                    db.execute('insert into row values(?)', (n,))
+                    db.execute('insert into line values(?)', (n,))
                     if n == 20: loop.call_soon_threadsafe(begun.set)
                     if n > 20: time.sleep(.0001)  # The end of the block finds it between two statements
         async def block():
@@ -295,7 +295,7 @@ class TestBehindTheEnd:
             if library == 'apsw': db.row_trace = lambda cursor, row: dict(row=row)
             else: db.row_factory = lambda cursor, row: dict(row=row)
         async with manager(path, library=library, prepare=prepare) as m:
-            assert await way(m, lambda db: (adds(m, 1)(db), db.execute('select n from row').fetchall())[1]) == [dict(row=(1,))]
+            assert await way(m, lambda db: (adds(m, 1)(db), db.execute('select n from line').fetchall())[1]) == [dict(row=(1,))]
             async with m.reading(): page = HTMXSSEConnector.create_sse_element(endpoint='/')
             assert re.fullmatch('[0-9a-f]+:[0-9]+-1', str(page.attrs['data-sse-cursor']))
             with Shell(path) as shell: shell.sql('create table watched(n)')
@@ -309,8 +309,9 @@ class TestBehindTheEnd:
         async with manager(path, library=library) as m:
             with Shell(path) as shell: shell.sql('update sse_meta set version=2')
             await way(m, adds(m, 1))
-            async with m.reading() as db: assert db.execute('select n from row').fetchall() == [(1,)]
+            async with m.reading() as db: assert db.execute('select n from line').fetchall() == [(1,)]
             await in_thread(m.broadcast, 'row', 2)
+            with Shell(path) as shell: shell.sql('update sse_meta set version=1')  # Whoever looks now is a process that starts
         assert rows(path) == ([1], [1, 2])
 
 

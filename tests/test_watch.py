@@ -25,8 +25,10 @@ from cjm_fasthtml_sse.backends.sqlite_watch import TableWatcher, WatchTable
 from cjm_fasthtml_sse.core import BackendError, SSEBroadcastManager
 from cjm_fasthtml_sse.engine.patterns import segment
 from tests.contract.support import eventually, following
-from tests.contract.test_over_sqlite import Played, Shell, _library, _path, in_thread, managers, needs_apsw  # noqa: F401 - two are fixtures
-from tests.contract.test_watched_tables import LIMIT, MANY, connection, watching
+from tests.contract.stores import Played, Shell, in_thread, managers, needs_apsw
+from tests.contract.stores import connection
+from tests.contract.test_watch_of_sqlite import watching
+from tests.contract.test_watched_tables import LIMIT, MANY
 
 needs_fastlite = pytest.mark.skipif(not find_spec('fastlite'), reason='needs fastlite')
 

@@ -64,7 +64,10 @@ class Backend(Protocol):
     # Optional:
     # `async def announce(self)` renews the report of this process, for `poll_workers` in the others.
     # `def send(self, fields: dict, key: Any=None)` publishes from a thread without an event loop.
-    # `def check(self, fields: dict, key: Any=None)` raises for what can't be carried: `broadcast` raises at once.
+    # `def pack(self, fields: dict, key: Any=None)` returns the record as it is carried, and raises for what can't be:
+    # `broadcast` raises at once.
+    # `def post(self, record, timeout: float|None, settle)` goes with `pack`, and begins on the event loop to publish
+    # what that has returned, without a task. It raises nothing, and calls `settle(count)` there, or `settle(error=e)`.
     # `private_events` are patterns of events that are private with it, as for the manager's `private`.
     # `address` is hashable. Two open managers of one process may not have the same: each would receive the other's
     # broadcasts.
@@ -135,6 +138,11 @@ async def _check_alone(a, timeout):
     _equal('`publish` returns what `deliver` returned', await backend.publish(fields, ('k', 1), 2.5), 1)
     _equal('a record is what was published', a.got[0][1:], (fields, ('k', 1), 2.5))
     _equal('`publish` awaits a number that comes later', await backend.publish(dict(type='late', data=0)), 7)
+    if (pack := getattr(backend, 'pack', None)) is not None:
+        settled = asyncio.get_running_loop().create_future()
+        def settle(count=None, error=None): settled.set_result(error or count)
+        backend.post(pack(dict(type='late', data=0)), None, settle)
+        _equal('`post` publishes what `pack` returned, and settles', await settled, 7)
     await asyncio.gather(*[backend.publish(dict(type='n', data=n)) for n in range(20)])
     _equal('records come in the order of the calls', _data(a.got[2:], 'n'), [*range(20)])
     await backend.publish(command := dict(command='disconnect', value='ann', v=1))

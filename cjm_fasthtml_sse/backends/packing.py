@@ -26,13 +26,17 @@ class DataError(SSEError, TypeError): "Data that can't travel to other processes
 
 _HTML,_DICT = '$html','$dict'  # A dict with only this key is a mark: of HTML, or of a dict that looks like a mark
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(',', ':')).encode
+_quote = json.encoder.encode_basestring  # What `_encode` calls for a string
+_decode = json.JSONDecoder().raw_decode
 
 def pack(
     value,             # What `to_json` takes
     name: str='data'   # What an error calls it
 ) -> str:              # One line of JSON
     "Write `value` for other processes; `DataError` names the place that can't be written"
-    try: return _encode(_pack(value, (None, name)))
+    try:
+        if type(value) is str: return _quote(_pack_str(value, (None, name)))  # As most fields are: many times as fast
+        return _encode(_pack(value, (None, name)))
     except RecursionError:
         raise DataError(f'`{name}` can\'t travel to other processes: nested too deeply, or it holds itself') from None
 
@@ -71,7 +75,9 @@ def unpack(
 ):
     "Read what `pack` wrote; `ValueError` for what is no JSON"
     if isinstance(text, bytes): text = text.decode()
-    value = json.loads(text)
+    try: value,end = _decode(text)
+    except ValueError: end = None
+    if end!=len(text): value = json.loads(text)  # There is space around it, or it is no JSON
     return _unpack(value) if '"$' in text else value
 
 def _unpack(o):

@@ -21,7 +21,7 @@ import asyncio,re
 from contextlib import asynccontextmanager,suppress
 from typing import Any
 
-from .records import PublisherBase,log_settings
+from .records import PublisherBase,log_settings,pack_record
 from .redis_connection import BlockingConnection,Connector,RedisAddress,RedisConnection
 from .redis_entries import id_numbers,publish_command
 from .redis_reader import StreamReader
@@ -48,7 +48,7 @@ class Publisher(PublisherBase):
         key=None  # As for `Backend.publish`
     ):
         "Publish a record; `DataError` for what can't be written, `BackendError` if it may not arrive"
-        self._connection.publish(publish_command(self._settings, fields, key), self._settings.timeout)
+        self._connection.publish(publish_command(self._settings, pack_record(fields, key)), self._settings.timeout)
 
     def close(self):
         "Close the connection; the next broadcast makes another"
@@ -111,7 +111,7 @@ class RedisSession(LogSession):
             newest, = await connection.query(('XREVRANGE', self.settings.name, '+', '-', 'COUNT', 1))
         return id_numbers(newest[0][0].decode()) if newest else (0, 0)
 
-    async def publish(self, fields, key, queue_timeout): return await self.writer.publish(fields, key, queue_timeout)
+    def post(self, record, queue_timeout, settle): return self.writer.post(record, queue_timeout, settle)
 
     async def stop(self):
         "Fail what is under way, end the tasks, remove the report, and close the connections"

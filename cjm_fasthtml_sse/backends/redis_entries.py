@@ -34,7 +34,7 @@ import logging
 from typing import Any,NamedTuple
 
 from .packing import unpack
-from .records import pack_record,read_record
+from .records import read_record
 
 # %% ../../nbs/backends/redis_entries.ipynb #94b9b222
 def id_numbers(
@@ -53,12 +53,11 @@ ENTRY_VERSION = 1  # Not written: one more field costs 13 of the 75 µs that a b
 
 def publish_command(
     settings,     # `LogSettings`
-    fields,       # As for `Backend.publish`
-    key=None,     # As for `Backend.publish`
+    record,       # As `pack_record` returns it
     sender=''     # Who writes it; '' if nobody waits for it
 ) -> tuple:
-    "Return the Redis command that publishes a record; `DataError` for what can't be written"
-    text,key = pack_record(fields, key)
+    "Return the Redis command that publishes a record"
+    text,key,_ = record
     return ('XADD', settings.name, 'MAXLEN', '~', settings.max_length, '*', 'm', text,
         *(() if key is None else ('k', key)), *(('p', sender) if sender else ()))
 

@@ -116,7 +116,7 @@ class StreamReader:
     def __init__(self,
         connection,  # A `RedisConnection` that nobody else uses
         settings,    # `LogSettings`
-        pending,     # Sender of an entry -> `PendingPublish` of this process
+        pending,     # `PendingPublishes` of this process, by the sender of their entry
         reports,     # Called every few seconds for the commands that write the report of this process
         spawn,       # Starts a task
         size, deliver, renew  # As for `Backend.start`

@@ -3,10 +3,10 @@
 One task writes, so that the order of the calls is the order in the stream. It takes along all that has gathered while
 it waited for the last answer: one broadcast at a time costs a round trip, many at the same time share it.
 
-`publish` returns when Redis has the record and the reader of this process has delivered it. That takes `timeout`
+A broadcast is through when Redis has the record and the reader of this process has delivered it. That takes `timeout`
 seconds at most:
 
-| by then | `publish` |
+| by then | awaiting |
 |---|---|
 | it was delivered here | returns how many connections got it |
 | Redis has it, and it was not delivered here yet | returns 0 |
@@ -26,7 +26,7 @@ from collections import deque
 from itertools import count
 from typing import Any
 
-from .records import PendingPublish,State
+from .records import PendingPublish,PendingPublishes,State
 from .redis_entries import publish_command
 from ..engine.messages import BackendError,BackendUnavailable
 
@@ -42,20 +42,20 @@ class StreamWriter:
         spawn        # Starts a task
     ):
         self._connection,self._settings,self._token,self._spawn = connection,settings,token,spawn
-        self.pending: dict = {}        # Sender, as in the entry -> `PendingPublish`
+        self.pending = PendingPublishes(settings.timeout, 'Redis')  # By sender, as in the entry
         self._queue: deque = deque()   # Those that are not sent yet
         self._numbers = count()
         self._task: Any = None
 
-    async def publish(self, fields, key, queue_timeout):
-        "Publish a record, and return how many connections of this process got it"
-        sender,loop,timeout = f'{self._token}:{next(self._numbers)}',asyncio.get_running_loop(),self._settings.timeout
-        command = publish_command(self._settings, fields, key, sender)
-        p = self.pending[sender] = PendingPublish(command, queue_timeout, loop.time()+timeout, loop)
-        self._queue.append(p)
+    def post(self,
+        record, queue_timeout, settle # As for `PendingPublishes.add`
+    ) -> PendingPublish:
+        "Have a record written"
+        sender = f'{self._token}:{next(self._numbers)}'
+        command = publish_command(self._settings, record, sender)
+        self._queue.append(p := self.pending.add(sender, command, queue_timeout, settle))
         if self._task is None or self._task.done(): self._task = self._spawn(self._write())
-        try: return await p.result(timeout, 'Redis')
-        finally: self.pending.pop(sender, None)
+        return p
 
     async def _write(self):
         "Write until nothing waits any more"
@@ -92,4 +92,4 @@ class StreamWriter:
 
     def stop(self):
         "Fail everything that is under way"
-        for p in self.pending.values(): p.stop()
+        self.pending.stop()

@@ -17,7 +17,7 @@ from contextlib import suppress
 from contextvars import Context
 from typing import Any
 
-from .records import pack_record
+from .records import PendingPublish,pack_record
 from ..engine.messages import BackendError
 
 # %% ../../nbs/backends/session.ipynb #9f077397
@@ -76,9 +76,22 @@ class LogSession:
         "Read the past, and begin to deliver; `is_started` is true then"
         raise NotImplementedError
 
-    async def publish(self, fields, key, queue_timeout):
-        "As `Backend.publish`"
+    def post(self, record, queue_timeout, settle) -> PendingPublish|None: # `None`: it has failed
+        "As `Backend.post`"
         raise NotImplementedError
+
+    async def publish(self,
+        record,       # As `pack_record` returns it
+        queue_timeout # As `timeout` of `Record`
+    ):
+        "Publish a record, and return how many connections of this process got it; `BackendError` if it may not arrive"
+        outcome = self.loop.create_future()
+        def settle(count=None, error=None):
+            if not outcome.done(): outcome.set_result(count) if error is None else outcome.set_exception(error)
+        p = self.post(record, queue_timeout, settle)
+        try: return await outcome
+        finally:
+            if p is not None: p.give_up()
 
     async def stop(self):
         "Fail what is under way, and leave nothing"
@@ -149,22 +162,34 @@ class LogBackend:
             raise
 
     def _started(self):
-        if self._session is None or not self._session.is_started:
-            raise BackendError(f'{self!r} has not been started')
+        if self._session is None or not self._session.is_started: raise self._not_started()
         return self._session
 
-    def check(self,
+    def _not_started(self): return BackendError(f'{self!r} has not been started')
+
+    def pack(self,
         fields,   # As for `Backend.publish`
         key=None  # As for `Backend.publish`
+    ) -> tuple:   # As `pack_record` returns it
+        "Write a record for `post`; `DataError` for what can't be written"
+        return pack_record(fields, key)
+
+    def post(self,
+        record,  # As `pack` returns it
+        timeout, # As for `Backend.publish`
+        settle   # `settle(count)` or `settle(error=e)` is called on this event loop, once
     ):
-        "Raise `DataError` for what can't be written"
-        pack_record(fields, key)
+        "Carry a record to all processes, without a task; nothing is raised"
+        s = self._session
+        if s is None or not s.is_started: return settle(error=self._not_started())
+        s.ensure_reading()
+        s.post(record, timeout, settle)
 
     async def publish(self, fields, key=None, timeout=None):
         "Carry a record to all processes; `DataError` for what can't be written, `BackendError` if it may not arrive"
         s = self._started()
         s.ensure_reading()
-        return await s.publish(fields, key, timeout)
+        return await s.publish(self.pack(fields, key), timeout)
 
     def send(self, fields, key=None):
         "Publish a record from a thread without an event loop, whether the backend has been started or not"

@@ -34,9 +34,10 @@ __all__ = ['Publisher', 'SQLiteBackend']
 # %% ../../nbs/backends/sqlite.ipynb #2a0c487e
 import asyncio,json,logging,re,secrets,time
 from inspect import isawaitable
+from itertools import count
 from typing import Any
 
-from .records import PendingPublish,PublisherBase,log_settings,pack_record,read_report
+from .records import PendingPublishes,PublisherBase,log_settings,pack_record,read_report
 from .session import LogBackend,LogSession,ReadPosition
 from .sqlite_driver import transaction
 from .sqlite_file import LogFile
@@ -68,11 +69,9 @@ class Publisher(PublisherBase):
         key=None  # As for `Backend.publish`
     ):
         "Publish a record; `DataError` for what can't be written, `BackendError` if it was not sent"
-        text,key_text = pack_record(fields, key)
-        pool = self._pool
+        record,pool = pack_record(fields, key),self._pool
         def write(handle):
-            with transaction(handle.connection):
-                pool.tables.append_records(handle.connection, [(text, key_text, 'type' not in fields)])
+            with transaction(handle.connection): pool.tables.append_records(handle.connection, [record])
         try: pool.keep(handle := pool.wait(write, time.monotonic()+self._timeout))
         except BackendError as e: raise BackendError(f'{e}. The broadcast was not sent') from e
         if handle.identity!=pool.file.identity(): raise BackendError(
@@ -109,22 +108,19 @@ class PageDelivery:
         at = page.start
         try:
             for n,(record,end,p) in enumerate(page.entries, 1):
-                count = 0 if record is None else await self._deliver_record(record)
+                got = 0
+                if record is not None:
+                    try: got = await self._deliver(record)
+                    except asyncio.CancelledError:
+                        if being_cancelled(): raise
+                        _log.exception('A callback raised `CancelledError`; the reader goes on')
+                    except Exception: _log.exception('Message %s could not be delivered', record.id)
+                    if not isinstance(got, int) and isawaitable(got): got = self._session.spawn(got)
                 at = end
                 self._session.position.move(page.epoch, (at.seq,))  # From here on nobody waits for it
-                if p is not None: p.note_delivery(count)
+                if p is not None: p.note_delivery(got)
                 if n%YIELD_EVERY==0: await asyncio.sleep(0)
         finally: self._reached(at)
-
-    async def _deliver_record(self, record):
-        try:
-            count = await self._deliver(record)
-            return self._session.spawn(count) if isawaitable(count) else count
-        except asyncio.CancelledError:
-            if being_cancelled(): raise
-            _log.exception('A callback raised `CancelledError`; the reader goes on')
-        except Exception: _log.exception('Message %s could not be delivered', record.id)
-        return 0
 
 # %% ../../nbs/backends/sqlite.ipynb #ee7f67b4
 REPORT_INTERVAL = 3.           # Seconds between two reports of this process
@@ -139,8 +135,8 @@ class SQLiteSession(LogSession):
         self._describe = describe
         self._opened = self.loop.create_future()  # Done when the past is known
         self._error: Any = None                   # Why nothing goes any more
-        self._pending: set = set()                # `PendingPublish`
-        self._bytes = 0                           # Of their data
+        self._pending = PendingPublishes(self._timeout, self)
+        self._numbers = count()
         self._timer: Any = None
         self._token = secrets.token_hex(6)        # Names this process
         self._thread = LogThread(file, tables, settings, self._token, size, self.loop, self._take_page, self._fail,
@@ -167,34 +163,27 @@ class SQLiteSession(LogSession):
         self._error = error
         if not self._opened.done(): return self._opened.set_exception(error)
         _log.error('%s. Broadcasts fail, and nothing comes from other processes', error)
-        for p in [*self._pending]: p.stop(error)
+        self._pending.stop(error)
 
-    def _check(self):
-        if self._error is not None: raise BackendError(str(self._error)) from self._error
-
-    async def publish(self, fields, key, queue_timeout):
-        self._check()
-        text,key_text = pack_record(fields, key)
-        size = len(text)
-        if len(self._pending)>=MAX_WAITING or self._bytes+size>MAX_WAITING_BYTES: raise BackendError(
-            f'{self}: {len(self._pending)} broadcasts of {self._bytes>>20} MB wait already. The broadcast was not sent')
-        until = self.loop.time()+self._timeout
-        p = PendingPublish((text, key_text, 'type' not in fields), queue_timeout, until, self.loop)
-        self._pending.add(p)
-        self._bytes += size
-        self._thread.put(p)
-        try: return await p.result(self._timeout, self)
-        finally:
-            self._pending.discard(p)
-            self._bytes -= size
+    def post(self, record, queue_timeout, settle):
+        size,pending = len(record[0]),self._pending
+        if self._error is not None: return settle(error=self._failure())
+        if len(pending)>=MAX_WAITING or pending.size+size>MAX_WAITING_BYTES: return settle(error=BackendError(
+            f'{self}: {len(pending)} broadcasts of {pending.size>>20} MB wait already. The broadcast was not sent'))
+        self._thread.put(p := pending.add(next(self._numbers), record, queue_timeout, settle, size))
+        return p
 
     async def ask(self, question):
         "Return `question(connection)`, called in the thread"
-        self._check()
+        if self._error is not None: raise self._failure()
         self._thread.put((question, answer := self.loop.create_future()))
         try:
             async with asyncio.timeout(2*self._timeout): return await answer
         except TimeoutError as e: raise BackendError(f'{self}: no answer') from e
+
+    def _failure(self):
+        (e := BackendError(str(self._error))).__cause__ = self._error
+        return e
 
     async def query_newest(self, sent):
         sent()
@@ -224,7 +213,7 @@ class SQLiteSession(LogSession):
         self._thread.stop()
         if not self.loop.is_closed():
             if self._timer is not None: self._timer.cancel()
-            for p in [*self._pending]: p.stop(stopped)
+            self._pending.stop(stopped)
         if (ending := self.end_tasks()) is not None: await ending
         await asyncio.to_thread(self._thread.join)
 
@@ -280,7 +269,7 @@ class SQLiteBackend(LogBackend):
         key=None    # As for `Backend.publish`
     ):
         "Write a record into the transaction of a connection; `DataError`, or `BackendError` for another file"
-        append_in(self._pool, connection, *pack_record(fields, key))
+        append_in(self._pool, connection, pack_record(fields, key))
 
     def watch(self,
         connection, # Of the app; `None`: one of the library's own, which can't tell whether the app's can write then

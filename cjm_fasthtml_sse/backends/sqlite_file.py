@@ -99,6 +99,11 @@ class LogFile:
 
     def __str__(self): return self.path
 
+    @property
+    def wal_path(self):
+        "The path of `FILE-wal`"
+        return f'{self.path}-wal'
+
     def identity(self):
         "Return what tells this file from others at the same path; `None`: there is none"
         try: s = os.stat(self.path)
@@ -107,7 +112,7 @@ class LogFile:
 
     def wal_size(self) -> int:
         "Return the size of `FILE-wal` in bytes"
-        try: return os.stat(f'{self.path}-wal').st_size
+        try: return os.stat(self.wal_path).st_size
         except OSError: return 0
 
     def adopt(self,
@@ -118,7 +123,7 @@ class LogFile:
 
     def wal_stamp(self):
         "Return what each commit changes at `FILE-wal`; `None` where that is not sure, as just after a commit"
-        try: s = os.stat(f'{self.path}-wal')
+        try: s = os.stat(self.wal_path)
         except OSError: return None
         sure = os.name!='nt' and abs(time.time()-s.st_mtime)>STAMP_SECS
         return (s.st_ino, s.st_size, s.st_mtime_ns) if sure else None

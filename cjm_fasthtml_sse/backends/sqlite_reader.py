@@ -30,6 +30,7 @@ from .sqlite_log import Position,is_full
 
 # %% ../../nbs/backends/sqlite_reader.ipynb #9c7bbc02
 _log = logging.getLogger(__name__)
+SLOW_SECS = .5    # Seconds after which the delivery of one page counts as slow
 STUCK_SECS = 30.  # Seconds after which the delivery of one page counts as stuck
 
 class Page(NamedTuple):
@@ -111,7 +112,10 @@ class LogReader:
         stamp=None      # As `LogFile.wal_stamp` returned it just before
     ) -> int|None:      # Rows that were read; `None`: nobody has written anything
         "Read the next page, if there may be one and the last one was delivered"
-        if self.is_delivering: return None
+        if self.is_delivering:
+            # There may be more: after a slow delivery `reached` has the thread look again; else it looks soon anyhow
+            if time.monotonic()-self._handed_at>SLOW_SECS: self._behind = True
+            return None
         (version,), = connection.execute('pragma data_version').fetchall()
         if version==self._version and not self._behind:
             self._stamp = stamp or self._stamp

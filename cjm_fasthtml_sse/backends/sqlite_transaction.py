@@ -222,11 +222,10 @@ class WriteTransaction(AppTransaction):
         handle.lend(writes=True)
 
     def append(self,
-        text, key, # As `pack_record` returns them
-        is_command=False
+        record # As `pack_record` returns it
     ):
         "Have a record written before the commit"
-        self._records.append((text, key, is_command))
+        self._records.append(record)
 
     def commit(self):
         "Write the records, and commit; the `BackendError` says what is lost"
@@ -306,10 +305,10 @@ def check_connection(
 def append_in(
     pool,         # `ConnectionPool`
     connection,   # Of the app, in any transaction
-    text,key      # As `pack_record` returns them
+    record        # As `pack_record` returns it
 ):
     "Write a record by a connection of the app; errors as for `check_connection`"
     try: plain = check_connection(pool.file, connection)
     except BackendError as e: raise BackendError(f'{e}. The broadcast was not sent') from None
     if not pool.tables.epoch(plain): pool.tables.create(plain)
-    pool.tables.append(plain, text, key)
+    pool.tables.append_records(plain, [record])

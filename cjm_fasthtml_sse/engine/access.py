@@ -2,7 +2,7 @@
 
 Whether somebody may see a page is checked when he asks for it. A stream stays open for hours after that. So a stream
 may bring `authorise`, a callable of the request. It is called when the stream is opened, and again every `recheck`
-seconds.
+seconds, each stream for itself: with the request that opened this stream, whatever else its user has open.
 
 A plain function runs in a thread, so that it may ask a database. An async one runs on the event loop. Only `True` lets
 somebody in: any other value, such as the response that was meant as a refusal, does not."""
@@ -14,39 +14,46 @@ __all__ = []
 
 # %% ../../nbs/engine/access.ipynb #eb09416e
 import asyncio,logging,random
-from contextvars import Context
+from collections import deque
+from contextvars import Context,copy_context
+from heapq import heappop,heappush
 from inspect import isawaitable,iscoroutinefunction
+from itertools import count
+from typing import Any
 
+from anyio import CapacityLimiter,to_thread
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import PlainTextResponse,Response
-
-from .loop import being_cancelled
-from .render import is_hashable
 
 # %% ../../nbs/engine/access.ipynb #a10a913c
 _log = logging.getLogger(__name__)
 
 ASK_TIMEOUT = 10.  # Seconds that `authorise` may take
 
+def is_async(
+    authorise # Callable
+) -> bool:
+    "Tell whether `authorise` is an async function, or an object with one"
+    return iscoroutinefunction(authorise) or iscoroutinefunction(getattr(authorise, '__call__', None))
+
 async def call_authorise(
     authorise,  # Callable, sync or async
     *args       # What it is called with
 ):              # What it gives
     "Call `authorise`, in a thread where it is a plain function; its errors are raised"
-    is_async = iscoroutinefunction(authorise) or iscoroutinefunction(getattr(authorise, '__call__', None))
-    answer = authorise(*args) if is_async else await run_in_threadpool(authorise, *args)
+    answer = authorise(*args) if is_async(authorise) else await run_in_threadpool(authorise, *args)
     return await answer if isawaitable(answer) else answer
 
 async def call_in_time(
-    owner,      # `LoopOwner`
     authorise,  # Callable, sync or async
-    request     # What it is called with
+    *args       # What it is called with
 ):              # What it gives
     "Call `authorise` in a task of its own; `TimeoutError` after `ASK_TIMEOUT` seconds"
-    task = owner.spawn(call_authorise(authorise, request), Context())
-    await asyncio.wait({task}, timeout=ASK_TIMEOUT)
+    task = asyncio.create_task(call_authorise(authorise, *args))
+    try: await asyncio.wait({task}, timeout=ASK_TIMEOUT)
+    finally:
+        if not task.done(): task.cancel()  # A thread can't be stopped, and is not waited for
     if task.done(): return task.result()
-    task.cancel()  # A thread can't be stopped, and is not waited for
     raise TimeoutError(f'`authorise` took more than {ASK_TIMEOUT:g} seconds: {authorise!r}')
 
 def denial(
@@ -66,73 +73,127 @@ def not_ready() -> Response:
     return PlainTextResponse('Not ready yet', 503, headers={'Retry-After': '3'})
 
 async def require_authorised(
-    owner,      # `LoopOwner`
     authorise,  # Callable, sync or async
     request     # What it is called with
 ) -> Response|None:
     "Ask `authorise` whether a stream may be opened; the response where it may not, 503 if that takes too long"
-    owner.enter_loop()
-    try: answer = await call_in_time(owner, authorise, request)
+    try: answer = await call_in_time(authorise, request)
     except TimeoutError as e:
         _log.error('A stream was refused: %s', e)
         return not_ready()
     return denial(answer, request)
 
 # %% ../../nbs/engine/access.ipynb #12299de3
+TICK = .05         # Seconds between two looks at which streams are due
+MAX_IN_THREADS = 20 # Calls of plain functions at a time, without the slow ones
+SLOW_SECS = 1.      # A call that has taken longer is a slow one
+
+async def _call_in_thread(f, request):
+    "Call a plain function in a thread that is none of those that routes have; it may give an awaitable"
+    answer = await to_thread.run_sync(f, request, abandon_on_cancel=True, limiter=CapacityLimiter(1))
+    return await answer if isawaitable(answer) else answer
+
 class Recheck:
-    "Asks again and again whether the streams of one user may go on"
-    def __init__(self, rechecks, key, authorise, seconds):
-        self.rechecks,self.key,self.authorise,self.seconds = rechecks,key,authorise,seconds
-        self.requests: dict = {}  # Connection -> its request; the newest is what `authorise` is asked about
-        self._task = rechecks.hub.spawn(self._run(), Context())
+    "What is asked again and again of one stream, while it is open"
+    __slots__ = 'conn','authorise','is_async','request','seconds','context','task'
+    def __init__(self, conn, authorise, request, seconds):
+        self.context: Any = copy_context()
+        self.conn,self.authorise,self.request,self.seconds = conn,authorise,request,seconds
+        self.is_async = is_async(authorise)
+        self.task: Any = None  # While `authorise` is asked
 
-    def add(self, conn, request):
-        "Ask for `conn`, too"
-        self.requests[conn] = request
+    def cancel(self):
+        "Ask no more, and hold nothing of the stream: it has ended"
+        if self.task is not None: self.task.cancel()
+        self.conn = self.authorise = self.request = self.context = self.task = None
 
-    def leave(self, conn):
-        "Forget `conn` and its request; without any, ask no more"
-        self.requests.pop(conn, None)
-        if self.requests or self._task.done(): return
-        self._task.cancel()
-        self.rechecks.remove(self)
-
-    async def _run(self):
-        hub,agrees = self.rechecks.hub,True
-        while agrees:
-            await asyncio.sleep(self.seconds*random.uniform(.5, 1))  # Not at the same moment for all users
-            try: agrees = await call_in_time(hub, self.authorise, next(reversed(self.requests.values()))) is True
-            except (Exception, asyncio.CancelledError):
-                if being_cancelled(): raise
-                hub.counts['errors'] += 1
-                _log.exception('`authorise` %r failed, the streams that it guards end', self.authorise)
-                agrees = False
-        self.rechecks.remove(self)  # Who comes now is asked about anew
-        for c in [*self.requests]: c.end('closed')
+    def end(self):
+        "End the stream, if it is open"
+        if self.conn is not None: self.conn.end('closed')
 
 class Rechecks:
-    "What must be allowed again and again, of one hub"
-    def __init__(self, hub): self.hub,self._by_key = hub,{}
+    "Asks again and again whether the guarded streams of one hub may go on"
+    def __init__(self, hub):
+        self._hub,self._numbers = hub,count()
+        self.clear()
 
-    def __len__(self): return len(self._by_key)
+    def clear(self):
+        "Forget all: the event loop was closed"
+        self._due: list = []      # Heap of `(loop time, number, Recheck)`; those of streams that have ended, too
+        self._for_threads: Any = deque()  # Those of plain functions that are due
+        self._asked: dict = {}    # Task -> its `Recheck`, and the loop time at which it began; oldest first
+        self._in_threads = 0      # How many of these are of plain functions, and not slow
+        self._timer: Any = None
 
     def add(self,
         conn,       # From `join`
         authorise,  # Callable of a request, sync or async
-        request,    # Kept as long as the stream
+        request,    # That opened the stream; kept as long as that
         seconds     # It is asked after half of them or more, and before they are over
-    ) -> Recheck:   # Shared by the streams that one user has with this `authorise`
-        "Ask `authorise` while `conn` is open, and end it where it does not give `True`"
-        key = authorise if is_hashable(authorise) else id(authorise),conn if conn.user is None else conn.user,seconds
-        recheck = self._by_key.get(key)
-        if recheck is None: recheck = self._by_key[key] = Recheck(self, key, authorise, seconds)
-        recheck.add(conn, request)
-        return recheck
+    ) -> Recheck:   # To be cancelled at the end of the stream
+        "Ask `authorise` while `conn` is open, and end it where the answer is not `True`"
+        self._schedule(added := Recheck(conn, authorise, request, seconds))
+        return added
 
-    def remove(self, recheck):
-        "Forget `recheck`"
-        if self._by_key.get(recheck.key) is recheck: del self._by_key[recheck.key]
+    def _schedule(self, recheck):
+        due = self._hub.loop.time()+recheck.seconds*random.uniform(.5, 1)
+        heappush(self._due, (due, next(self._numbers), recheck))
+        if self._timer is None: self._set_timer()
 
-    def clear(self):
-        "Forget all: the event loop was closed"
-        self._by_key.clear()
+    def _set_timer(self): self._timer = self._hub.loop.call_later(TICK, self._tick, context=Context())
+
+    def _tick(self):
+        now = self._hub.loop.time()
+        self._look_at_slow(now)
+        while self._due and self._due[0][0]<=now:
+            recheck = heappop(self._due)[2]
+            if recheck.conn is None: continue
+            if recheck.is_async: self._ask(recheck, now)
+            else: self._for_threads.append(recheck)
+        self._ask_in_threads(now)
+        self._timer = None
+        if self._due or self._asked or self._for_threads: self._set_timer()
+
+    def _look_at_slow(self, now):
+        self._in_threads = 0
+        for task,(recheck,began) in [*self._asked.items()]:
+            if now-began<SLOW_SECS: self._in_threads += not recheck.is_async
+            elif now-began>=ASK_TIMEOUT:
+                del self._asked[task]
+                task.cancel()  # A thread can't be stopped, and is not waited for
+                self._fail(recheck, TimeoutError(f'`authorise` took more than {ASK_TIMEOUT:g} seconds'))
+
+    def _ask_in_threads(self, now):
+        while self._for_threads and self._in_threads<MAX_IN_THREADS:
+            recheck = self._for_threads.popleft()
+            if recheck.conn is None: continue
+            self._in_threads += 1
+            self._ask(recheck, now)
+
+    def _ask(self, recheck, now):
+        f,request = recheck.authorise,recheck.request
+        coro = f(request) if recheck.is_async else _call_in_thread(f, request)
+        # A task for each, in a copy of its own: what one call sets in a context variable is not there for the next one
+        recheck.task = task = asyncio.Task(coro, loop=self._hub.loop, context=recheck.context.copy())
+        self._asked[task] = recheck,now
+        task.add_done_callback(self._answered)
+
+    def _answered(self, task):
+        error = None if task.cancelled() else task.exception()
+        recheck,began = self._asked.pop(task, (None, None))
+        if recheck is None: return  # It took too long
+        if not recheck.is_async:
+            now = self._hub.loop.time()
+            self._in_threads -= now-began<SLOW_SECS
+            self._ask_in_threads(now)
+        if recheck.conn is None: return  # The stream has ended
+        recheck.task = None
+        if error is not None: self._fail(recheck, error)
+        elif not task.cancelled() and task.result() is True: self._schedule(recheck)
+        else: recheck.end()
+
+    def _fail(self, recheck, error):
+        if recheck.conn is None: return
+        self._hub.counts['errors'] += 1
+        _log.error('`authorise` %r failed, the stream that it guards ends', recheck.authorise, exc_info=error)
+        recheck.end()

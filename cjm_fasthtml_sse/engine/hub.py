@@ -16,6 +16,7 @@ import asyncio,logging
 from bisect import bisect_right
 from collections import Counter
 from typing import Any
+from weakref import WeakSet
 
 from fastcore.basics import patch
 
@@ -37,6 +38,12 @@ from .users import Users,was_disconnected
 _log = logging.getLogger(__name__)
 QUIET_SECS = 60  # Between two refusals in the log
 COUNTERS = 'broadcasts deliveries coalesced replayed evicted gaps errors bytes detached attached'.split()
+
+_hubs: WeakSet = WeakSet()
+
+def moments() -> dict:
+    "Return the `Moment` that it is now for each hub of this process"
+    return {o: o.users.moment for o in [*_hubs]}
 
 class Hub(LoopOwner):
     "All streams of one manager"
@@ -76,6 +83,7 @@ class Hub(LoopOwner):
         self._quiet_until = 0.        # Loop time before which no refusal is logged, in seconds
         self.cleared_with_loop.append(self.connections)
         self.queues = Queues(self)    # Connections that an app reads itself
+        _hubs.add(self)
 
     def loop_lost(self):
         "Empty what lived on the event loop"

@@ -23,7 +23,7 @@ from contextvars import copy_context
 from math import inf
 
 from .sender import EagerSender,make_sender
-from .servers import cut_connection
+from .servers import cut_at_stop,cut_connection
 from .wire import HEARTBEAT,encode
 
 # %% ../../nbs/engine/request.ipynb #f72d18e1
@@ -85,6 +85,7 @@ class AttachedRequest:
         try:
             async with asyncio.timeout_at(until) as self._timeout:
                 await send(dict(type='http.response.body', body=last_bytes(conn), more_body=False))
+            cut_at_stop(abort)
         except TimeoutError:
             if abort is not None: await cut_connection(receive, abort)
         except OSError: pass

@@ -22,6 +22,7 @@ from .messages import BackendError,epoch_of
 from .middleware import leaves_bodies_alone,unknown_layer
 from .patterns import check_pattern
 from .request import AttachedRequest,DetachedRequest
+from .users import check_user
 
 # %% ../../nbs/engine/response.ipynb #30a2c46a
 def patterns(
@@ -53,14 +54,16 @@ def page_ids(
 # `no-transform`: a proxy that compresses would hold events back until it has a block full of them
 _HEADERS = {'Cache-Control': 'no-store, no-transform', 'X-Content-Type-Options': 'nosniff'}
 
-def wants_ticket(
+def ticket_request(
     scope  # Of the request
-) -> bool:
-    "Tell whether a browser wants to know whether it is let in, and nothing more"
-    return 'sse.channel' not in scope and any(k==b'sse-ticket' and v==b'1' for k,v in scope['headers'])
+) -> str:  # '1': wants a ticket, and nothing more; 'authorise': has `authorise` called before; '': wants no ticket
+    "Tell whether a browser wants a ticket, and no stream"
+    if scope['method']!='GET' or 'sse.channel' in scope: return ''
+    value = next((v for k,v in scope['headers'] if k==b'sse-ticket'), b'')
+    return value.decode() if value in (b'1', b'authorise') else ''
 
 def ticket_alone() -> Response:
-    "Make the answer to a request that `wants_ticket`: an empty stream. The layer around the app adds the ticket"
+    "Make the answer to a `ticket_request`: an empty stream. The layer around the app adds the ticket"
     return Response(media_type='text/event-stream', headers=_HEADERS)
 
 # For which our client opens a connection for one stream
@@ -100,7 +103,7 @@ class StreamEnd:
         conn = request.connection
         try:
             conn.end('disconnected')
-            if self.recheck is not None: self.recheck.leave(conn)
+            if self.recheck is not None: self.recheck.cancel()
             if self._closed is not None: await self._closed(conn)
             if send is not None: await request.drain(receive, send, abort)
         finally: conn.hub.release(conn)
@@ -147,6 +150,7 @@ class EventStreamResponse(Response):
             if f is not None and not callable(f): raise TypeError(f'`{name}` must be callable, got {f!r}')
         hub.snapshots.check(snapshot)
         self.hub,self.refusal,self.ready,self.opened,self.closed = hub,refusal,ready,opened,closed
+        check_user(user)
         hash(user)
         self.guard: Any = guard
         self.is_authorised = guard is None  # A route may have asked `authorise` already
@@ -158,19 +162,22 @@ class EventStreamResponse(Response):
         self.status_code,self.background = 200,None
         self.raw_headers = [*_START_HEADERS]
 
-    def admit(self, lost=False):
-        "Note that the route has asked `authorise`; `lost`: the page names an id that means nothing here"
+    def admit(self, lost=False, request=None):
+        """Note that the route has asked `authorise`, which is asked again with `request`, if one is given; `lost`: the
+        page names an id that means nothing here"""
         self.is_authorised,self.lost = True,lost
+        if self.guard is not None and request is not None: self.guard = self.guard[0],request,self.guard[2]
 
     @leaves_bodies_alone
     async def __call__(self, scope, receive, send):
         if scope['method']=='HEAD':
             await send(self._start_message())
             return await send(dict(type='http.response.body', body=b''))
-        if not self.is_authorised:
-            denied = await require_authorised(self.hub, *self.guard[:2])
+        wish = ticket_request(scope)
+        if not self.is_authorised and wish!='1':
+            denied = await require_authorised(*self.guard[:2])
             if denied is not None: return await denied(scope, receive, send)
-        if wants_ticket(scope): return await ticket_alone()(scope, receive, send)
+        if wish: return await ticket_alone()(scope, receive, send)
         seen = last_event_id(scope)
         # A snapshot shows more than the page does. That of a local stream is of this process, which may be late
         page = () if seen or self._wants['snapshot'] and not self._wants['local'] else page_ids(scope)

@@ -9,7 +9,7 @@ for, each function here gives `None` or does nothing.
 | the process is to stop | signal handlers | `watch_signals` ends streams at once |
 | the server is to stop, without a signal | the server behind `send` | `ServerMonitor` ends streams at once |
 | the client has gone, without a message | the server behind `send` | `disconnect_notifier` ends its stream |
-| how to cut a connection | uvicorn's transport | `abort_function`, for a client that has stopped reading |
+| how to cut a connection | uvicorn's transport, the client's address | `abort_function`, where a client does not read |
 | what the server does with a piece of a body | uvicorn's requests | `chunked_request`, for the direct path |
 | how many processes serve the app | signal handlers, the command line | `processes`, for a warning |"""
 
@@ -19,9 +19,10 @@ for, each function here gives `None` or does nothing.
 __all__ = []
 
 # %% ../../nbs/engine/servers.ipynb #5454663b
-import asyncio,multiprocessing,re,signal,socket,sys,threading
+import asyncio,multiprocessing,os,re,signal,socket,stat,sys,threading,time
 from contextlib import contextmanager,suppress
 from contextvars import Context
+from functools import partial
 from itertools import islice
 from pathlib import PurePath
 from typing import Any
@@ -32,7 +33,19 @@ from .middleware import leaves_bodies_alone,place_of
 # %% ../../nbs/engine/servers.ipynb #a8b86e21
 SERVERS = {'uvicorn', 'hypercorn', 'granian', 'gunicorn'}  # Names of their packages
 
+STOP_SECONDS = 10.  # Should the process live on, it does not count as one that stops any more
+
 _stoppable = WeakSet()
+_stopped_at = float('-inf')  # `time.monotonic`
+
+def note_stop():
+    "Note that the server is to stop"
+    global _stopped_at
+    _stopped_at = time.monotonic()
+
+def is_stopping() -> bool:
+    "Tell whether the server was told to stop, a moment ago"
+    return time.monotonic()-_stopped_at<STOP_SECONDS
 
 def watch_signals(
     stoppable # Has a method `stop_soon`, which is called from within a signal handler; it is held weakly
@@ -49,6 +62,7 @@ class _StopHandler:
     "A signal handler that stops what `watch_signals` has registered, then calls the handler that was there before"
     def __init__(self, old): self.old = old
     def __call__(self, sig, frame):
+        note_stop()
         for o in [*_stoppable]: o.stop_soon()
         self.old(sig, frame)
 
@@ -121,18 +135,68 @@ class ServerMonitor:
                     those = [*islice(rest, LOOK_AT)]
                 found = [watched[o] for o in those if o in watched]
                 for _,notify in found: notify and notify()
-                if any(probe and probe() for probe,_ in found): await self.on_stop()
+                if any(probe and probe() for probe,_ in found):
+                    note_stop()
+                    await self.on_stop()
         finally: del self._loops[loop]
 
 def _closes(message): return any(k.lower()==b'connection' for k,_ in message.get('headers', ()))
 
 # %% ../../nbs/engine/servers.ipynb #9ea2a96a
-def abort_function(send):
-    "Find the function that cuts the connection of the request behind `send`; `None` where the server has none"
-    return getattr(getattr(getattr(send, '__self__', None), 'transport', None), 'abort', None)
+CUT_BEHIND = .1  # Seconds between the end of a request and the end of its connection
+LOOK_FOR = .1  # Seconds for which the open files of this process are not looked through again
+
+class OpenSockets:
+    "The connections among the open files of this process, by the client's address and the server's port"
+    def __init__(self): self._files,self._at = {},float('-inf')
+
+    def cut(self, address):
+        "Shut the connection down that has `address`, if there is one"
+        if address not in self._files and time.monotonic()-self._at>LOOK_FOR: self._look()
+        number = self._files.pop(address, None)
+        if number is None: return
+        with suppress(OSError), socket.socket(fileno=os.dup(number)) as found:
+            # The number may be another file's by now
+            if self._address(found)==address: found.shutdown(socket.SHUT_RDWR)
+
+    def _look(self):
+        self._at = time.monotonic()
+        for name in os.listdir('/dev/fd'):
+            with suppress(OSError):
+                if not stat.S_ISSOCK(os.fstat(int(name)).st_mode): continue
+                with socket.socket(fileno=os.dup(int(name))) as found: self._files[self._address(found)] = int(name)
+
+    def _address(self, found):
+        if found.family not in (socket.AF_INET, socket.AF_INET6): return None
+        host,port = found.getpeername()[:2]
+        return host.removeprefix('::ffff:'),int(port),int(found.getsockname()[1])
+
+_sockets = OpenSockets()
+
+def abort_function(
+    send,  # As the server gives it to the app
+    scope  # Of the request
+):
+    "Find the function that cuts the connection of a request; `None` where there is none"
+    server = getattr(send, '__self__', None)
+    if (abort := getattr(getattr(server, 'transport', None), 'abort', None)) is not None: return abort
+    if type(server).__module__.partition('.')[0] not in ('hypercorn', 'granian') or not os.path.isdir('/dev/fd'): return
+    client,here = scope.get('client'),scope.get('server')
+    if client and here and here[1] and scope['http_version'].startswith('1'):  # No socket of Unix has a port
+        return partial(_sockets.cut, (client[0].removeprefix('::ffff:'), int(client[1]), int(here[1])))
+
+def cut_at_stop(
+    abort # `abort_function` gave it, or `None`
+):
+    "If the server is to stop: cut the connection of a stream that has ended if it is still there in a second"
+    if abort is not None and is_stopping(): asyncio.get_running_loop().call_later(1, abort, context=Context())
 
 async def cut_connection(receive, abort):
     "Cut a connection, and wait until the server knows, 1 s at most: else it would log an unfinished response"
+    if isinstance(abort, partial):
+        # Behind the request: granian's threads may block one another where a request waits while its socket is shut
+        asyncio.get_running_loop().call_later(CUT_BEHIND, abort, context=Context())
+        return
     abort()
     with suppress(TimeoutError):
         async with asyncio.timeout(1):

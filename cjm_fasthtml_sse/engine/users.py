@@ -19,9 +19,32 @@ import json
 from time import monotonic
 from typing import Any
 
-from .render import to_json
+from .checks import ArgumentError
+from .render import is_hashable,to_json
+from .wire import replace_surrogates
 
 # %% ../../nbs/engine/users.ipynb #cc035868
+def user_text(
+    value # What an app knows a user by
+) -> str:
+    "Return a text that is the same for equal users"
+    return json.dumps(value, sort_keys=True, default=str)
+
+def user_key(
+    value # What an app knows a user by
+):        # The same, or as `user_text` where it can be no key, such as a dict
+    "Return what the streams of a user are found by"
+    return value if is_hashable(value) else user_text(value)
+
+def check_user(
+    user # As given to `stream`
+):
+    "Raise `ArgumentError` for a user of whom no other process could be told, as JSON can't carry it"
+    if isinstance(user, str): good = replace_surrogates(user)==user
+    else: good = user is None or _through_json(user) is not None
+    if not good: raise ArgumentError(
+        f'`user` must be a value that JSON can carry, so that `disconnect` finds it, got {user!r}')
+
 KEEP_LEFT_SECS = 3600.  # For how long a user who has left is remembered
 MAX_LEFT = 10_000       # Users who have left and are remembered, at most
 
@@ -93,7 +116,7 @@ class Users:
         return {**{u: 0 for u,t in self.left.copy().items() if now-t<grace}, **self.counts}
 
     def disconnect(self,
-        user       # As given to `stream`, or as JSON has carried it from another process
+        user       # As given to `stream`, as `session['auth']` has it, or as JSON has carried it from another process
     ) -> int:      # Streams that were open
         "End the streams of `user`, and those whose requests have begun already"
         self.moment = self.moment.end(user)
@@ -127,7 +150,8 @@ def was_disconnected(
 _EVERY_USER = object()
 
 def _is_user(user, named):
-    return user is not None and (named is _EVERY_USER or user==named or _through_json(user)==named)
+    if user is None: return False
+    return named is _EVERY_USER or user==named or user==user_key(named) or _through_json(user)==named
 
 def _through_json(user):
     "Return `user` as another process gets it; `None` where JSON can't carry it"

@@ -27,11 +27,18 @@ __all__ = []
 import json
 from bisect import bisect_left
 from collections import defaultdict
+from operator import is_
 
 from .tree import Node
 
 # %% ../../nbs/live/changes.ipynb #b7ccf3c4
 def _html(o): return o if type(o) is str else o.html
+def _common(old, new):
+    "Count the nodes that are equal, from the first one on"
+    for n,same in enumerate(map(is_, old, new)):  # Mostly they are the same objects
+        if not same and _html(old[n])!=_html(new[n]): return n
+    return min(len(old), len(new))
+
 def _kind(o): return ('#comment' if o[:1]=='<' else '#text') if type(o) is str else o.kind
 
 def _match(old, new):
@@ -81,9 +88,8 @@ class _Comparison:
     def _children(self, old, new, at):
         "Drop, put and move children until they are the new ones; then compare those that stayed"
         if self.taken: old = [o for o in old if type(o) is str or o.id not in self.taken]
-        first,last,n = 0,0,min(len(old), len(new))
-        while first<n and (old[first] is new[first] or _html(old[first])==_html(new[first])): first += 1
-        while last<n-first and (old[~last] is new[~last] or _html(old[~last])==_html(new[~last])): last += 1
+        first = _common(old, new)
+        last = _common(old[first:][::-1], new[first:][::-1])
         olds,news = old[first:len(old)-last],new[first:len(new)-last]
         pairs = _match(olds, news)
         used = set(pairs.values())

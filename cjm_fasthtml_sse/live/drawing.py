@@ -16,6 +16,7 @@ __all__ = []
 # %% ../../nbs/live/drawing.ipynb #bbcab9f8
 import asyncio,re
 from base64 import urlsafe_b64encode
+from collections import Counter
 from collections.abc import Callable
 from hashlib import sha256
 from html import escape,unescape
@@ -148,8 +149,9 @@ def attributes(
     pairs: dict # Name -> value; empty ones are left out
 ) -> str:
     "Write attributes for a start tag; values in single quotes, as most of them hold JSON"
-    def quote(v): return escape(v, quote=False).replace("'", '&#39;')
-    return ''.join(f" {k}='{quote(v)}'" for k,v in pairs.items() if v)
+    return ''.join(f" {k}='{_quoted(v)}'" for k,v in pairs.items() if v)
+
+def _quoted(value): return escape(value, quote=False).replace("'", '&#39;')
 
 class Drawing:
     "What came of one call of a live element's function"
@@ -171,13 +173,13 @@ class Drawing:
             break
         self._tree: Any = None
 
-    def element(self,
-        id: str,    # To write into it
-        pairs: dict # Further attributes, as for `attributes`
+    def with_id(self,
+        id: str,        # To write into it
+        others: str=''  # Further attributes, as `attributes` writes them
     ) -> str:
         "Return the HTML with an id and attributes in its start tag"
         (first,last),html = self._id_span,self.html
-        return html[:self._tag_end]+attributes(pairs | dict(id=id))+html[self._tag_end:first]+html[last:]
+        return f"{html[:self._tag_end]}{others} id='{_quoted(id)}'{html[self._tag_end:first]}{html[last:]}"
 
     @property
     def size(self): return getsizeof(self.html)+(0 if self._tree is None else self._tree.size)
@@ -204,6 +206,40 @@ class Drawing:
         if self.html==last.html: return []
         old = last.tree()
         return compare(old, self.tree(old))
+
+# %% ../../nbs/live/drawing.ipynb #b7f21d0c
+MAX_LIST_BYTES = 1<<18  # Of the request for the stream of a page's live elements
+MAX_VIEWS = 1000        # That it lists
+
+class PageViews:
+    "The live elements of one response, as the request for their stream is going to list them"
+    def __init__(self):
+        self._sizes: dict = {}  # Address of the stream -> {text of a view: bytes}
+        self._totals: Counter = Counter()
+
+    def add(self,
+        url,        # Of the stream
+        view,       # Has `listed_bytes`, what the list takes for it
+        drawing,    # Of the view, with others in it
+        outer_bytes=0 # Those of the view around it
+    ):
+        "Note a live element that is written; `SSEError` if the list becomes longer than a request may be"
+        sizes = self._sizes.setdefault(url, {})
+        if view.text not in sizes and len(sizes)<MAX_VIEWS:
+            sizes[view.text] = size = view.listed_bytes+outer_bytes
+            self._totals[url] += size
+            if self._totals[url]>MAX_LIST_BYTES: raise SSEError(_too_long(sizes))
+        for o in drawing.slots:
+            if o.newest is not None: self.add(url, o, o.newest, view.listed_bytes)
+
+def _too_long(sizes):
+    by_name: Counter = Counter()
+    for text,size in sizes.items(): by_name[text.partition('[')[0]] += size
+    (name,size),longest = by_name.most_common(1)[0],max(map(str, sizes), key=len)
+    return (f'The names, arguments and signatures of the live elements of a page are {MAX_LIST_BYTES:,} bytes at '
+        f'most. After {len(sizes)} of them they are {by_name.total():,}, with {size:,} of {name!r}; the longest is '
+        f'{longest[:50]}, with {len(longest):,} characters. Give an id as argument, or draw several rows by one '
+        'element')
 
 # %% ../../nbs/live/drawing.ipynb #19f3c2ba
 def outer_of(

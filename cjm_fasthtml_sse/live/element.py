@@ -31,52 +31,63 @@ __all__ = ['LiveElement']
 # %% ../../nbs/live/element.ipynb #1fd3bc08
 import asyncio,json,sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable,Coroutine
 from concurrent.futures import wait
-from functools import update_wrapper
-from hashlib import sha256
-from inspect import iscoroutinefunction
+from functools import lru_cache,update_wrapper
+from inspect import iscoroutinefunction,unwrap
 from typing import Any
 
 from fastcore.basics import patch
-from fastcore.xml import NotStr
+from fastcore.xml import Safe
 
 from ..engine.checks import ArgumentError,check_seconds
 from ..engine.hints import calling_line,hint
 from ..engine.messages import current_scope,open_drawing
 from ..engine.render import function_name
 from ..engine.wire import LIVE,FieldError,SSEError
-from .arguments import Parameters,check_name,check_patterns,fill
+from .arguments import Parameters,check_name,check_patterns,fill,view_text
+from .drawing import attributes
 from .query import LiveQuery
 from .views import PRESENCE,Views
 from ..manager.broadcast import running_loop
 from ..manager.outbox import lasting_loop
 
 # %% ../../nbs/live/element.ipynb #7ecf2b6b
+@lru_cache(1000)
+def _address(url, cursor):
+    "Write where the stream of a page's live elements is, and where it begins; a page has one such text"
+    return attributes({'data-sse-live-url': url, 'data-sse-cursor': cursor})
+
 class DrawnElement:
     "A drawing of a live element, to put into a page"
+    __slots__ = 'view','drawing'
     def __init__(self, view, drawing): self.view,self.drawing = view,drawing
 
     def __repr__(self): return f'<{self.view.text} at {self.drawing.version}>'
 
     def __str__(self): return self.__html__()
 
-    def __ft__(self): return NotStr(self.__html__())
+    def __ft__(self): return Safe(self.__html__())
 
     def __html__(self):
         if (scope := open_drawing()) is not None: return self._as_slot(scope)
-        request = current_scope.get()
+        request,view,drawing = current_scope.get(),self.view,self.drawing
         if (visit := request.get('sse.visit')) is None: return self._alone()
-        if (url := visit.live_url(request, self.view.element.manager)) is None: return self._alone()
+        if (place := visit.place_of(request, view.element.manager)) is None: return self._alone()
+        visit.views.add(url := visit.live_url(place), view, drawing)
         id = visit.take_id(self._id())
-        for o in self.drawing.slot_ids: visit.take_id(o)
-        if not (key := visit.sign(self.view.text)): hint(('live unsigned', name := function_name(
+        for o in drawing.slot_ids: visit.take_id(o)
+        if not (key := visit.sign(place, view.signed_text)): hint(('live unsigned', name := function_name(
             self.view.element.function)), 'The live element %s was written for a visitor who is not known: the headers '
             'of the page were sent before, or `visitor` has failed. Nothing keeps it up to date', name)
-        return self._write(id, key, url, self.view.element.manager.cursor)
+        return self._write(id, key, _address(url, view.element.manager.cursor))
 
     def _as_slot(self, scope):
-        view,drawing = self.view,self.drawing
+        view,drawing,outer = self.view,self.drawing,scope.view.element
+        has_rule = outer.authorise is not None or outer.parameters.names  # For whom it is
+        if view.element.authorise is not None and not has_rule: raise ArgumentError(
+            f'{view.element.name!r} has `authorise`, and stands in the drawing of {outer.name!r}, which is the same '
+            f'for everybody: give {outer.name!r} an `authorise`, too, or put {view.element.name!r} beside it')
         html = self._write(scope.take_id(self._id()), view.views.sign_slot(scope.view.text, view.text))
         for o in drawing.slot_ids: scope.take_id(o)
         scope.add_slot(view, drawing.version, [self._id(), *drawing.slot_ids], html)
@@ -88,24 +99,36 @@ class DrawnElement:
             'script, or `setup_sse(app, sse)` is missing: nothing keeps it up to date', name)
         return self._write(self._id())
 
-    def _id(self):
-        view = self.view
-        if self.drawing.own_id: return self.drawing.own_id
-        if not view.arguments: return view.element.name
-        return f'{view.element.name}-{sha256(view.text.encode()).hexdigest()[:8]}'
+    def _id(self): return self.drawing.own_id or self.view.id
 
-    def _write(self, id, key='', url='', cursor=''):
-        return self.drawing.element(id, {'data-sse-live': self.view.text, 'data-sse-live-key': key,
-            'data-sse-live-version': self.drawing.version, 'data-sse-live-url': url, 'data-sse-cursor': cursor})
+    def _write(self, id, key='', address=''):
+        key = f" data-sse-live-key='{key}'" if key else ''
+        version = f" data-sse-live-version='{self.drawing.version}'"
+        return self.drawing.with_id(id, f'{self.view.attribute}{key}{version}{address}')
 
-class PendingElement:
-    "What the call of an async live element returns: await it for a `DrawnElement`"
-    def __init__(self, view): self.view,self._place = view,calling_line()
+class PendingElement(Coroutine):
+    "What the call of an async live element returns on the event loop, and that of `fresh`: it gives a `DrawnElement`"
+    def __init__(self,
+        view,
+        call    # As it is written in the app's code
+    ):
+        self.view,self._call,self._place,self._run = view,call,calling_line(),None
 
     def __await__(self): return _fetch(self.view).__await__()
 
-    def __html__(self): raise TypeError(f'{self._place or "a call"}: {self.view.text} is async: write `await '
-        f'{self.view.element.name}(...)`, or `{self.view.element.name}.now(...)` in a plain `def`')
+    def _running(self):
+        self._run = self._run or _fetch(self.view)
+        return self._run
+
+    def send(self, value): return self._running().send(value)  # A task runs it
+
+    def throw(self, *error): return self._running().throw(*error)
+
+    def close(self):
+        if self._run is not None: self._run.close()
+
+    def __html__(self): raise TypeError(f'{self._place or "a call"}: {self.view.text} is drawn later: write `await '
+        f'{self._call}(...)`')
 
     __ft__ = __str__ = __html__
 
@@ -142,6 +165,10 @@ class LiveElement:
         scope=None          # The code that the function stands in
     ):
         if not callable(function): raise TypeError(f'`live` decorates a function, got {function!r}')
+        if hasattr(function, '__routename__'): raise TypeError(
+            f'`@sse.live` decorates {function_name(unwrap(function))}, which is a route already: its page would show '
+            'the plain function, and nothing would keep it up to date. '
+            f'Write the two lines in this order:\n@rt\n@sse.live({patterns!r})')
         if authorise is not None and not callable(authorise): raise TypeError(
             f'`authorise` must be a callable of the request and the arguments, got {authorise!r}')
         self.name = check_name(getattr(function, '__name__', '') if name is None else name)
@@ -153,10 +180,13 @@ class LiveElement:
         self.throttle = check_seconds('throttle', throttle)
         self.interval = None if interval is None else check_seconds('interval', interval, positive=True)
         self.is_async = iscoroutinefunction(function)
+        # Pages ask for the same views again and again
+        self._named = lru_cache(1000, typed=True)(lambda *args, **kwargs: self._bind(args, kwargs))
         if query is not None: query.bind(names, self.name)
         self._views: Views = manager._live
         former = self._views.elements.get(self.name)
         self.counts = Counter(drawings=0, seconds=0, errors=0) if former is None else former.counts
+        self.module = getattr(unwrap(function), '__module__', '')
         update_wrapper(self, function)
         self._views.add_element(self)
 
@@ -200,34 +230,47 @@ class LiveElement:
         filled = [fill(p, dict(zip(self.parameters.names, values)), self.name) for p in self._patterns]
         return *filled,*self.patterns[len(filled):]
 
-    def _view(self, args, kwargs): return self._views.view(self, self.parameters.bind(args, kwargs))
+    def _bind(self, args, kwargs):
+        values = self.parameters.bind(args, kwargs)
+        return values,view_text(self.name, values)
+
+    def _view(self, args, kwargs):
+        try: named = self._named(*args, **kwargs)
+        except TypeError: named = self._bind(args, kwargs)  # What can't be hashed is no argument, and raises once more
+        return self._views.view(self, *named)
+
+    def _later(self, view, call):
+        "Return what is to be awaited; where nothing can be, in a plain `def`, the drawing itself"
+        if running_loop() is not None: return PendingElement(view, f'{self.name}{call}')
+        return _run(view, lasting_loop(self.manager._hub)) if self.is_async else DrawnElement(view, view.drawn())
 
     def __call__(self,
         *args,   # Of the function: str, int, bool, None, UUID or date
         **kwargs # Of the function
-    ) -> Any:    # To put into a page; of an async function: an awaitable of that
+    ) -> Any:    # To put into a page; of an async function in async code: an awaitable of that
         """Draw the element, unless there is a drawing that is new enough; `TypeError` for arguments that don't fit, or
-        if the function does not return one element; `FieldError` for an argument that can be no part of a pattern"""
+        if the function does not return one element; `FieldError` for an argument that can be no part of a pattern;
+        `SSEError` for an async one in a plain `def`, if it is not drawn there within 10 seconds"""
         view = self._view(args, kwargs)
-        return PendingElement(view) if self.is_async else DrawnElement(view, view.drawn())
+        return self._later(view, '') if self.is_async else DrawnElement(view, view.drawn())
 
-    async def fresh(self,
+    def fresh(self,
         *args,   # As for a call
         **kwargs # As for a call
-    ) -> Any:    # To put into a page
-        "Draw the element as a call does, a plain function in a thread: for async routes, if drawing takes long"
-        return await _fetch(self._view(args, kwargs))
+    ) -> Any:    # An awaitable of what to put into a page; in a plain `def`: that itself
+        """Draw the element as a call does, a plain function in a thread: for async routes, if drawing takes long;
+        `SSEError` as for a call"""
+        return self._later(self._view(args, kwargs), '.fresh')
 
     def now(self,
         *args,   # As for a call
         **kwargs # As for a call
     ) -> Any:    # To put into a page
-        """Draw an async element in a plain `def` route: on the event loop, and wait for it; `SSEError` on the event
-        loop itself, or if that takes longer than 10 seconds"""
-        if not self.is_async: return self(*args, **kwargs)
-        if running_loop() is not None: raise SSEError(
+        """Draw an element in a plain `def`, where a call does the same; an async one is drawn on the event loop. Raises
+        `SSEError` on the event loop itself for an async one, or if that takes longer than 10 seconds"""
+        if self.is_async and running_loop() is not None: raise SSEError(
             f'`{self.name}.now(...)` would block the event loop: write `await {self.name}(...)`')
-        return _run(self._view(args, kwargs), lasting_loop(self.manager._hub))
+        return self(*args, **kwargs)
 
 def _run(view, loop):
     "Draw `view` on the event loop `loop`; on one of its own, where that is `None`"

@@ -9,7 +9,7 @@ trusted. A view is followed if three things are so:
 3. `authorise` of the element, if it has one, returns `True`. It is asked again while the stream is open.
 
 All others are refused, and nothing says for which reason: who has no signature does not learn which elements there are.
-A stream whose views are all refused opens as well, and says so.
+A stream whose views are all refused says so, and ends: it takes no place of those that may be opened.
 
 A page of another site gets nothing here that it could read, and can change nothing, so no `Origin` is looked at. A
 browser sends JSON to another site only when that site agrees in a "preflight", which no app answers unless it is told
@@ -22,21 +22,22 @@ can't read the answer. And a stream changes no state."""
 __all__ = []
 
 # %% ../../nbs/live/endpoint.ipynb #af4fd95f
-import asyncio,hmac,json,logging,re
+import asyncio,hmac,json,logging
 from functools import partial
 from typing import NamedTuple
 
 from starlette.exceptions import HTTPException
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse,Response
 
 from ..engine.access import call_authorise,call_in_time,not_ready
 from ..engine.hints import hint
 from ..engine.middleware import leaves_bodies_alone
-from ..engine.response import EventStreamResponse,drop_page_headers,ticket_alone,wants_ticket
+from ..engine.response import EventStreamResponse,drop_page_headers,ticket_alone,ticket_request
+from ..engine.wire import LIVE,encode
 from .element import render_live,wire_data
 from ..multiplex.protocol import MAX_BODY_BYTES
 from ..multiplex.request import read_body
-from ..visitor import Visit
+from ..visitor import LivePlace,MAIN,Visit,live_managers
 
 # %% ../../nbs/live/endpoint.ipynb #e9a2c634
 MAX_VIEWS = 1000
@@ -111,10 +112,12 @@ def _without_body(receive):
 def is_signed(
     wanted: WantedView,
     visit: Visit,
-    sign_slot # Of the manager's `Views`
+    place: LivePlace, # Of the manager
+    live              # The manager's `Views`
 ) -> bool:
     "Return whether a view has the right signature; that of a slot is for its outer view"
-    good = visit.sign(wanted.text) if wanted.outer is None else sign_slot(wanted.outer, wanted.text)
+    if not (signed := live.elements.signed_text(wanted.text)): return False
+    good = visit.sign(place, signed) if wanted.outer is None else live.sign_slot(wanted.outer, wanted.text)
     return hmac.compare_digest(good.encode(), wanted.signature.encode('utf-8', 'surrogatepass')) and bool(good)
 
 def within_reach(
@@ -188,21 +191,33 @@ class FirstEvent:
         that takes long follows by itself"""
         versions,refused = self._versions,self._refused
         self._versions,self._refused = {},[]
-        drawings = {asyncio.ensure_future(o.current(versions.get(o.text))): o for o in self.views}
-        try: done,_ = await asyncio.wait(drawings, timeout=FIRST_SECS) if drawings else ((), ())
-        finally:
-            for o in drawings: o.cancel()
+        drawings = {o: o.begin_with(versions.get(o.text)) for o in self.views}
+        for view,drawing in (await self._draw([o for o in self.views if drawings[o] is None], versions)).items():
+            drawings[view] = drawing
         changes: list = [[o, None, None, []] for o in refused]
-        for task,view in drawings.items():
-            if task not in done: view.send_whole()
-            if task not in done or task.cancelled() or task.exception() is not None: continue
-            if (drawing := task.result()).version==versions.get(view.text): continue
+        for view,drawing in drawings.items():
+            if drawing is None or drawing.version==versions.get(view.text): continue
             changes.append([view.text, None, drawing.version, [['whole', drawing.html]]])
         return wire_data(changes) if changes else ''
+
+    async def _draw(self, views, versions):
+        tasks = {asyncio.ensure_future(o.current(versions.get(o.text))): o for o in views}
+        try: done,_ = await asyncio.wait(tasks, timeout=FIRST_SECS) if tasks else ((), ())
+        finally:
+            for o in tasks: o.cancel()
+        for task,view in tasks.items():
+            if task not in done: view.send_whole()
+        return {view: task.result() for task,view in tasks.items()
+            if task in done and not task.cancelled() and task.exception() is None}
 
 # %% ../../nbs/live/endpoint.ipynb #97834f14
 _UNSIGNED = ('%d of %d views are refused: not signed for this visitor. Has somebody logged in or out since the page '
     'was drawn, or do workers have different secret keys?')
+
+def _refusal(wanted):
+    "Make a stream that refuses all views, and ends: who may follow nothing takes no place of those who may"
+    body = encode(wire_data([[o.text, None, None, []] for o in wanted]), event=LIVE)
+    return Response(body, media_type='text/event-stream', headers={'Cache-Control': 'no-store, no-transform'})
 
 class LiveResponse(EventStreamResponse):
     "The stream of a page's live elements; it waits for the end with the `receive` of the server"
@@ -216,38 +231,39 @@ class LiveResponse(EventStreamResponse):
 class LiveEndpoint:
     "Answers the requests for the streams of live elements of one app"
     def __init__(self,
-        managers: list  # Of the app; the query names one by its place
+        managers: list  # Of the app; the query names one
     ):
         self.managers = managers
 
     async def respond(self, request):
         "Return the response"
         if request.method!='POST':
-            return ticket_alone() if wants_ticket(request.scope) else _plain('POST only', 405, Allow='POST')
-        if (manager := self._manager(request.query_params.get('manager', '0'))) is None:
+            return ticket_alone() if ticket_request(request.scope) else _plain('POST only', 405, Allow='POST')
+        if (manager := self._manager(request.query_params.get('manager', MAIN))) is None:
             return _plain('There is no such manager', 404)
         wanted,receive = request.scope.pop('sse.live')
         visit = request.scope.get('sse.visit') or Visit(request.scope)
-        known = self._known(manager._live, wanted, visit)
+        # What the query says is no right: the signatures are for the manager, too
+        known = self._known(manager._live, wanted, visit, LivePlace(request.scope.get('root_path', ''), manager.name))
         guard = Guard(known.values(), manager._hub)
         if guard.views:
-            manager._hub.enter_loop()
-            try: denied = await call_in_time(manager._hub, guard.denied, request)
+            try: denied = await call_in_time(guard.denied, request)
             except TimeoutError as e:
                 _log.error('A stream was refused: %s', e)
                 return not_ready()
             known = {k: v for k,v in known.items() if v not in denied}
         followed = [known[o] for o in within_reach(wanted, known)]
+        if not followed: return _refusal(wanted)
         return self._stream(manager, request, receive, visit, wanted, followed)
 
-    def _manager(self, number):
-        "Return the manager that a query names, if it is there and has live elements"
-        if not re.fullmatch('[0-9]{1,3}', number) or int(number)>=len(self.managers): return None
-        return self.managers[int(number)] if hasattr(self.managers[int(number)], '_live') else None
+    def _manager(self, name):
+        "Return the manager of this name, if there is one with live elements, or the only one without"
+        found = live_managers(self.managers, name) or [o for o in self.managers if getattr(o, 'name', None)==name]
+        return found[0] if len(found)==1 else None
 
-    def _known(self, live, wanted, visit):
+    def _known(self, live, wanted, visit, place):
         "Find the views that are signed; who has no signature does not learn which there are"
-        signed = within_reach(wanted, {o.text for o in wanted if is_signed(o, visit, live.sign_slot)})
+        signed = within_reach(wanted, {o.text for o in wanted if is_signed(o, visit, place, live)})
         if (n := len(wanted)-len(signed)): _log.debug(_UNSIGNED, n, len(wanted))
         known = {}
         for text in signed:

@@ -46,6 +46,13 @@ class ElementRegistry(dict): # Name -> `LiveElement`
             'several from one loop, make one element with an argument', function_name(second), function_name(first))
         return former
 
+    def signed_text(self,
+        text: str  # Of a view, from a browser
+    ) -> str:      # Empty: there is no such element
+        "Return what the signature of a view covers: its text, what its arguments are for, and whose function draws it"
+        element = self.get(text.partition('[')[0])
+        return '' if element is None else f'{text}({",".join(element.parameters.names)}) {element.module}'
+
     def read(self,
         text: str  # Of a view, from a browser
     ) -> tuple:    # The `LiveElement`, and the list of its arguments

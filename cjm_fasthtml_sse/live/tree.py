@@ -80,7 +80,9 @@ class _FormerChildren:
     "The children that an element had in the last drawing"
     def __init__(self,
         node # The element; `None`: it is new
-    ): self.nodes,self.next = node.children if node else (),0  # `next`: index of the child that is expected next
+    ):
+        self.nodes,self.next = node.children if node else (),0  # `next`: index of the child that is expected next
+        self._new = 0  # How many children were found nowhere among these
 
     @cached_property
     def by_id(self): return {o.id: k for k,o in enumerate(self.nodes) if type(o) is Node and o.id}
@@ -127,10 +129,15 @@ class _FormerChildren:
     def keep(self, node):
         "Return the child that has the HTML of `node`, or else `node`, and expect the one after it"
         if not self.nodes: return node
-        k = self._place(node.id) if node.id else self.by_html.get(node.html)
+        k = self._place(node.id) if node.id else self._place_of_html(node.html)
         if k is None: return node
         self.next = k+1
         return self.nodes[k] if self.nodes[k].html==node.html else node
+
+    def _place_of_html(self, html):
+        # Mostly few are new, for which a search takes less than the dictionary of all
+        if self._new<5 and html not in self.html: self._new += 1
+        else: return self.by_html.get(html)
 
     def added_tbody(self):
         "Return the `tbody` that browsers added"

@@ -16,10 +16,11 @@ it began, so it is known to be out of date when the marks differ, whatever happe
 __all__ = []
 
 # %% ../../nbs/live/view.ipynb #0dacbb1c
-import asyncio,threading
+import asyncio,json,threading
 from contextlib import asynccontextmanager
 from contextvars import Context
 from functools import partial
+from hashlib import sha256
 from math import inf
 from time import monotonic,perf_counter
 from typing import Any
@@ -32,7 +33,7 @@ from ..engine.messages import drawing_now,open_drawing
 from ..engine.patterns import segment
 from ..engine.render import SLOW_CALL,function_name
 from ..engine.wire import LIVE
-from .drawing import Drawing,begin_async,draw,outer_of
+from .drawing import Drawing,attributes,begin_async,draw,outer_of
 from .updates import ViewUpdates
 from ..manager.broadcast import running_loop
 
@@ -175,11 +176,21 @@ class View:
     ):
         self.views,self.hub,self.element,self.arguments,self.text = views,views.hub,element,(*values,),text
         self.event_type = f'{LIVE}:{segment(text)}'  # Of the local messages about it
+        # In a page: the id of its element if the drawing has none, and the attribute that names it
+        self.id = f'{element.name}-{sha256(text.encode()).hexdigest()[:8]}' if values else element.name
+        self.attribute = attributes({'data-sse-live': text})
+        # In the list of a page's request: text, signature, version, and what stands around them
+        self.listed_bytes = len(json.dumps(text, ensure_ascii=False).encode())+47
         self.newest: Any = None       # The newest `Drawing`
         self.is_kept = False          # Is it among `views`, so that events reach it?
         self.followers: dict = {}     # Connections
         self.mark: Any = object()     # Another one after each event
         self._flight,self._updates = SingleFlight(self),ViewUpdates(self)
+
+    @property
+    def signed_text(self) -> str:
+        "What its signature covers"
+        return self.views.elements.signed_text(self.text)
 
     def call(self):
         "Call the function"
@@ -193,8 +204,10 @@ class View:
     def is_fresh(self) -> bool:
         "Tell whether a page may have the newest drawing, and with it what is in its slots"
         if not self.is_current() or monotonic()-self.newest.began>FRESH_SECS or self.element.has_news(): return False
-        return self.is_current() and all(  # What was no news any more has its mark by now
-            v.is_fresh() and v.newest.version==version for v,version in self.newest.slots.items())
+        if not self.is_current(): return False  # What was no news any more has its mark by now
+        for v,version in self.newest.slots.items():
+            if not v.is_fresh() or v.newest.version!=version: return False
+        return True
 
     def is_good_for_stream(self, version) -> bool:
         """Tell whether who begins to follow may have the newest drawing, and shows `version`, which another process may
@@ -217,6 +230,10 @@ class View:
     async def fetch(self, is_good) -> Drawing:
         "Return a drawing, as `SingleFlight.fetch`"
         return await self._flight.fetch(is_good)
+
+    def begin_with(self, version) -> Drawing|None:
+        "Return the newest drawing for a stream that begins, as `current` does; `None` where it has to be drawn first"
+        return self._updates.begin_with(self.newest) if self.is_good_for_stream(version) else None
 
     async def current(self, version=None) -> Drawing:
         """Return a drawing for a stream that begins, whose page shows `version`; if the function fails, the last one,

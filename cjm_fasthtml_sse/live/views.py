@@ -23,7 +23,6 @@ from fastcore.basics import patch
 
 from ..engine.patterns import PatternIndex
 from ..engine.wire import FieldError
-from .arguments import view_text
 from .registry import ElementRegistry,UnmatchedEvents
 from .view import DrawingThreads,View
 
@@ -100,7 +99,9 @@ class UnfollowedViews:
 
     def add(self, view):
         "Keep a view that a page has at this moment"
-        self._times[view] = monotonic()
+        now = monotonic()
+        if now-self._times.get(view, -KEPT_SECS)<KEPT_SECS/30: return  # Of the pages of a second, the first one counts
+        self._times[view] = now
         self._times.move_to_end(view)
         self.measure(view)
         if self._timer is None and (loop := self.hub.loop) is not None and loop.is_running():
@@ -169,21 +170,22 @@ class Views:
     def __len__(self): return len(self._by_text)
 
     def use_signer(self,
-        signer # Has `sign_slot(outer, view)`
+        sign_slot # Function of the texts of an outer view and of the view in its drawing
     ):
-        "Sign what is within drawings by `signer`, unless another one was given before"
-        self._signer = self._signer or signer
+        "Sign what is within drawings by `sign_slot`, unless another function was given before"
+        self._signer = self._signer or sign_slot
 
     def sign_slot(self, outer, view) -> str:
-        "Sign the text of a view in the drawing of another one; '' before any app was set up"
-        return '' if self._signer is None else self._signer.sign_slot(outer, view)
+        "Sign the text of a view in the drawing of another one; '' before any app was set up, or for no element"
+        signed = self.elements.signed_text(view)
+        return self._signer(outer, signed) if self._signer is not None and signed else ''
 
     def view(self,
         element, # The live element
-        values   # Its arguments, as `Parameters.bind` returns them
+        values,  # Its arguments, as `Parameters.bind` returns them
+        text     # As `view_text` writes it
     ) -> View:
         "Find the view of an element with these arguments, or make it; `FieldError` for arguments that fill no pattern"
-        text = view_text(element.name, values)
         element.begin()  # Before the lock: it may have to wait for one of the database
         with self._lock:
             found = self._by_text.get(text)
@@ -197,7 +199,7 @@ class Views:
         "Find the view with this text, or make it; `LookupError` for what no live element has"
         found = self._by_text.get(text) if isinstance(text, str) else None
         if found is not None: return found
-        try: return self.view(*self.elements.read(text))
+        try: return self.view(*self.elements.read(text), text)
         except FieldError as e: raise LookupError(str(e)) from None
 
     def count_drawing(self, view, drawing, secs) -> bool:

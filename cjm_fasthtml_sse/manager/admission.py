@@ -16,6 +16,7 @@ from math import ceil
 
 from starlette.responses import PlainTextResponse
 
+from ..engine.messages import current_scope
 from ..engine.queues import ConnectionQueue
 from ..engine.wire import SSEError
 
@@ -99,6 +100,7 @@ class QueueOpener:
                 queue.end()  # A stream opened now would hold the process up
                 return queue
         self.hub.queues.add(queue, events, private)
+        if (scope := current_scope.get()): scope['sse.opened'] = True  # In this request
         try: await self.hooks.queue_opened(queue)
         except BaseException:  # Cancelled, so nobody will get the queue
             await self.close(queue)

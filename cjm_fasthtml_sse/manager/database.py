@@ -39,7 +39,6 @@ from typing import Any
 
 from fastcore.basics import patch
 
-from ..backends.records import pack_record
 from ..engine.checks import ArgumentError
 from ..engine.messages import BackendError,message_fields
 from ..engine.wire import SSEError
@@ -57,15 +56,8 @@ class BroadcastInBlock(PendingBroadcast):
         self._block = block
         self.begin(None, None)
 
-    def waiter(self):
-        self._check()
-        return super().waiter()
-
-    def _wait(self, timeout):
-        self._check()
-        super()._wait(timeout)
-
-    def _check(self):
+    def check_waiting(self):
+        "Raise `SSEError` in the block, which sends it only at its end"
         if not self.done() and self._block.is_here(): raise SSEError(
             'A broadcast in a transaction is sent when its block ends: await it behind the block')
 
@@ -115,10 +107,10 @@ class TransactionBlock(Block):
         pending=None  # Its `BroadcastInBlock`
     ) -> bool:        # `False`: the block has ended
         "Write a message or a command at the commit; `DataError` for what can't be written"
-        text,key_text = pack_record(fields, key)
+        record = self._backend.pack(fields, key)
         with self._lock:
             if not self._is_open: return False
-            self._transaction.append(text, key_text, 'type' not in fields)
+            self._transaction.append(record)
             if pending is not None: self._broadcasts.append(pending)
         return True
 

@@ -73,7 +73,7 @@ class Delivery:
         if hub.must_wait(groups):
             async with hub.publish_lock: await hub.wait_for_capacity(groups)
         got,places = self.deliver_now(record)
-        await hub.wait_for_capacity(groups)
+        if hub.has_lagging_reader(groups): await hub.wait_for_capacity(groups)
         return self.wait_for_room(places, record.timeout, got) if places else got
 
     def deliver_now(self, record):

@@ -3,7 +3,7 @@
 Where nothing has to be waited for, a broadcast is with its connections when the call returns. Everything else goes
 the longer way, with the same steps in the same order: hooks, then the backend. Where it goes depends on who calls.
 
-- On the manager's event loop: it is carried there, by a task that nobody who waits can cancel.
+- On the manager's event loop: it is carried there, and nobody who waits can cancel that.
 - In another thread, with an event loop of its own or not: it is handed to the manager's loop. A thread without a
   loop waits while a thousand are pending, so a thread that is quicker than the loop does not fill the memory.
 - On an event loop, before the manager has one: the manager uses that loop from now on.
@@ -63,9 +63,9 @@ class PendingBroadcasts:
         return p
 
     def on_their_way(self):
-        "Return those that nobody else may overtake"
+        "Return futures of those that nobody else may overtake"
         self.fail_orphaned()
-        return [p for p in [*self._pending] if not p.in_hooks]
+        return [p.future() for p in [*self._pending] if not p.in_hooks]
 
     def fail_orphaned(self):
         "Fail those that an event loop was closed over"
@@ -85,6 +85,7 @@ class Outbox:
     ):
         self.hub,self.delivery,self.lifecycle = hub,delivery,lifecycle
         self.backend,self._delivers_here = lifecycle.backend,lifecycle.delivers_here
+        self.pack = getattr(self.backend, 'pack', None)
         self._waiting: deque = deque()  # Those that wait for the backend to start, or for readers, in order
         self._sender: Any = None        # The task that sends them
 
@@ -122,25 +123,24 @@ class Outbox:
         return True
 
     def finish(self, p, coro):
-        "Await `coro` in a task, and settle `p` with its outcome; return the task"
+        "Await `coro` in a task, and settle `p` with its outcome"
         def done(task):
             if task.cancelled(): p.settle(error=SSEError(LOOP_CLOSED))
             else: p.settle(error=e) if (e := task.exception()) is not None else p.settle(task.result())
-        task = self.hub.spawn(coro)
-        task.add_done_callback(done)
-        return task
+        self.hub.spawn(coro).add_done_callback(done)
 
     def _carry(self, p):
-        "Give `p` to the backend; return the task that waits for the outcome, if there is one"
-        if not self._delivers_here: return self.finish(p, self._publish(p))
+        "Give `p` to the backend"
+        if not self._delivers_here: return self._publish(p)
         got,places = self.delivery.deliver_now(self.backend.record(p.fields, p.key, p.timeout))
         if places: return self.finish(p, self.delivery.wait_for_room(places, p.timeout, got))
         p.settle(got)
 
-    async def _publish(self, p):
-        fields,key,timeout = p.fields,p.key,p.timeout
-        del p  # An error holds what stands in its frames, and `p` will hold the error
-        return await self.backend.publish(fields, key, timeout)
+    def _publish(self, p):
+        if self.pack is None: return self.finish(p, self.backend.publish(p.fields, p.key, p.timeout))
+        try: record = p.record or self.pack(p.fields, p.key)
+        except Exception as e: return p.settle(error=e)
+        self.backend.post(record, p.timeout, p.settle)
 
     def _send_by_backend(self, p):
         if (send := getattr(self.backend, 'send', None)) is None: raise BackendError(
@@ -152,14 +152,15 @@ class Outbox:
         await asyncio.sleep(0)  # `broadcast` may have been called in the midst of a delivery
         while self._waiting:
             await self.lifecycle.ensure_started(lasting=False)
-            tasks = []
+            carried = []
             for _ in range(len(self._waiting)):
                 groups = self.hub.route(self._waiting[0].fields['type'])
                 if self._delivers_here and self.hub.must_wait(groups): await self.hub.wait_for_capacity(groups)
                 if self.hub.loop is not asyncio.get_running_loop(): return  # Another task sends the rest
-                tasks.append(self._carry(self._waiting.popleft()))
+                carried.append(self._waiting.popleft())
+                self._carry(carried[-1])
             if self.lifecycle.resting:
-                if tasks := [t for t in tasks if t is not None]: await asyncio.wait(tasks)
+                if waiters := [p.waiter() for p in carried if not p.done()]: await asyncio.wait(waiters)
                 if not self._waiting and self.lifecycle.resting: await self.lifecycle.stop()
             await asyncio.sleep(0)
 
@@ -225,9 +226,9 @@ class BroadcastRouter:
             and (sent := block.send(fields, key, timeout)) is not None: return sent
         self.views.note(fields)  # Before anybody else hears of it: a page that is drawn now shows it
         here = self.hub.loop is not None and running_loop() is self.hub.loop
-        rest = None  # Hooks that have to be awaited
+        rest = record = None  # Hooks that have to be awaited; what `pack` has made of the message
         if not self.hooks.registered('broadcast'):
-            if (check := getattr(self.backend, 'check', None)) is not None: check(fields, key)
+            if (pack := self.outbox.pack) is not None: record = pack(fields, key)
         elif here: fields,rest = self._call_plain_hooks(fields)
         if here and rest is None and self.outbox.can_deliver(fields['type']):
             got,places = self.delivery.deliver_now(self.backend.record(fields, key, timeout))
@@ -235,7 +236,7 @@ class BroadcastRouter:
             p = self.pending.add(PendingBroadcast(fields, key, timeout))
             self.outbox.finish(p, self.delivery.wait_for_room(places, timeout, got))
         else:
-            p = self.pending.add(PendingBroadcast(fields, key, timeout))
+            p = self.pending.add(PendingBroadcast(fields, key, timeout, record))
             if not here: step = self._call_hooks
             else: step = self._post if rest is None else partial(self._await_hooks, rest)
             self._hand_over(p, step)

@@ -148,7 +148,10 @@ class Writer(QueueTurns):
         if (task := self._task) is not None:
             if not self._is_aborted: await asyncio.wait({task}, timeout=DRAIN_TIMEOUT)
             if task.done(): task.result()
-            else: self._is_aborted = True
+            else:
+                # A connection is cut behind it, and no send may be under way then
+                self._is_aborted = task.cancel()
+                await asyncio.wait({task}, timeout=1)
         if self._is_aborted: raise TimeoutError
 
     def stop(self):
@@ -247,7 +250,7 @@ MAX_DIRECT = 2  # Channels of one carrier that flooded it and have connections o
 
 class Carrier:
     "The connection that the channels of one browser share"
-    __slots__ = 'id','visitor_id','channels','writer','requests','heartbeats','_direct','_had_stream','_moves'
+    __slots__ = 'id','visitor_id','channels','writer','requests','heartbeats','stops','_direct','_had_stream','_moves'
     def __init__(self,
         visitor_id: str,        # Of the visitor that it belongs to
         holds_back: bool=False  # Does the browser hold back the end of its input until more comes?
@@ -256,6 +259,7 @@ class Carrier:
         self.channels: dict[int, Channel] = {}
         self.writer,self.requests = Writer(self.channels, holds_back),RequestLimiter()
         self.heartbeats = Heartbeats(self.writer)
+        self.stops = False          # Does the server stop? Then streams end because of that
         self._direct: tuple = ()    # Numbers of channels that have connections of their own now
         self._had_stream = False    # Was any channel answered with a stream?
         self._moves = False         # Is the browser to open its channels anew?
@@ -273,7 +277,8 @@ class Carrier:
 
     def handle(self,
         request,  # A `ChannelRequest`
-        start     # Begins the request of a channel, from `Channel` and `ChannelOpening`; returns whether there is one
+        start,    # Begins the request of a `Channel`, from its `ChannelOpening` and `began`; returns whether it did
+        began     # The moments at which the order came, as from `moments`
     ):
         "Close and open what `request` names"
         for n in request.close:
@@ -285,7 +290,7 @@ class Carrier:
         for opening in request.open:
             if (n := opening.number) in self.channels: continue
             channel = self.channels[n] = Channel(self, n)
-            if len(self.channels)<=MAX_CHANNELS: self.requests.add(channel, partial(start, channel, opening))
+            if len(self.channels)<=MAX_CHANNELS: self.requests.add(channel, partial(start, channel, opening, began))
             else: channel.end(direct='limit')
 
     def remove(self, channel):
@@ -317,6 +322,7 @@ class Carrier:
     def end(self):
         "End behind what waits: the server stops, or the app refused all channels"
         if not self.open: return
+        self.stops = not self._moves
         self.writer.drain()
         for o in [*self.channels.values()]: o.move() if self._moves else o.end(end=True)
 

@@ -263,6 +263,8 @@ class Channel(PacketQueue):
     def end(self, **message):
         "Close the channel, behind all that waits: `message` is its last control message"
         if not self.open: return
+        # What ends with the server comes back with the next carrier, and not by the stream's own `retry`
+        if self.carrier.stops and 'end' in message: message['lost'] = True
         self.send_control(**message)
         self._leave()
         if 'end' not in message: self._cancel_later()  # A body that is not wanted may have no end

@@ -22,15 +22,18 @@ from contextlib import suppress
 from contextvars import Context
 from typing import Any
 from urllib.parse import quote
+from weakref import WeakSet
 
 from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
 from starlette.routing import get_route_path
 
 from ..engine.hints import hint
+from ..engine.hub import moments
+from ..engine.messages import current_scope
 from ..engine.middleware import leaves_bodies_alone
-from ..engine.servers import cut_connection,limit_unsent,watch_signals
-from .carrier import Carrier,beat_all
+from ..engine.servers import cut_at_stop,cut_connection,limit_unsent,watch_signals
+from .carrier import DRAIN_TIMEOUT,Carrier,beat_all
 from .channel import QUANTUM
 from .protocol import MAX_CHANNELS,ChannelOpening,ChannelRequest
 from .request import REQUEST_TIMEOUT,channel_scope,check_origin,check_version,read_body,split_url
@@ -43,6 +46,7 @@ MAX_CARRIERS_PER_USER = 1000    # In one process; browsers without a user share 
 class Carriers(dict):
     "The carriers of one process, by id"
     _beating: Any = None  # The task of their heartbeats
+    stopping = False      # Does the server stop? Then browsers wait for the next one
 
     def add(self, carrier):
         "Register a carrier"
@@ -62,6 +66,7 @@ class Carriers(dict):
         visitor: Visitor
     ) -> Carrier|None:  # `None`: the response becomes one
         "Find the carrier for a request; `HTTPException` with 409 or 503 where there is none and can be none"
+        if request.open and self.stopping: raise HTTPException(503, 'The server stops')
         found = [o for id in request.carriers[:8] if (o := self.get(id)) and o.open and visitor.owns(o.visitor_id)]
         best = min(found, key=lambda o: len(o.channels), default=None)
         if best is not None:
@@ -122,6 +127,7 @@ class CarrierResponse:
             if not carrier.open:
                 await carrier.writer.finish()
                 await send({'type': 'http.response.body', 'body': carrier.last_packet()})
+                cut_at_stop(self._abort)
         except TimeoutError:
             if self._abort is not None: await cut_connection(receive, self._abort)
         except OSError: pass  # The browser has disconnected
@@ -152,45 +158,95 @@ def _max_age(scope):
     return min((o.max_age for o in scope.get('sse_managers', ()) if getattr(o, 'max_age', None)), default=None)
 
 # %% ../../nbs/multiplex/endpoint.ipynb #f3422895
-class _FirstByte:
-    "A comment, sent if the app sends nothing at once"
-    def __init__(self, send): self.send,self.task,self.begun = send,None,False
+class OtherStream:
+    "A stream that no manager sends: gets a first byte, and is cut if its client does not read when the server stops"
+    __slots__ = 'send','_abort','_first','_begun','_stops','_timeout','_is_cut','__weakref__'
+    def __init__(self, send, abort=None):
+        self.send = send
+        self._abort: Any = abort   # As `abort_function` gives it
+        self._first: Any = None    # The task that sends a first byte, a comment, if the app sends nothing at once
+        self._begun = False        # Has it begun?
+        self._stops = self._is_cut = False
+        self._timeout: Any = None  # Around the send under way
 
-    async def send_start(self, message):
+    async def send_start(self, message, has_first_byte):
         "Send the beginning of the response"
         await self.send(message)
-        self.task = asyncio.create_task(self.run())
+        if has_first_byte: self._first = asyncio.create_task(self._send_first())
 
-    async def run(self):
-        self.begun = True
+    async def _send_first(self):
+        self._begun = True
         with suppress(Exception): await self.send({'type': 'http.response.body', 'body': b':\n\n', 'more_body': True})
 
     async def send_body(self, message):
         "Send a piece of the body"
-        if self.task is not None and (message.get('body') or not message.get('more_body')):
-            task,self.task = self.task,None
-            if not self.begun: task.cancel()  # The app was faster
-            elif not task.done(): await asyncio.wait({task})
-        await self.send(message)
+        if self._is_cut: return await asyncio.sleep(0)
+        try:
+            async with asyncio.timeout(DRAIN_TIMEOUT if self._stops else None) as self._timeout:
+                if self._first is not None and (message.get('body') or not message.get('more_body')):
+                    task,self._first = self._first,None
+                    if not self._begun: task.cancel()  # The app was faster
+                    elif not task.done(): await asyncio.wait({task})
+                await self.send(message)
+        except TimeoutError:
+            if not self._timeout.expired(): raise
+            self._is_cut = True
+            self._abort()  # The app receives `http.disconnect`, as from any client that leaves
+        finally: self._timeout = None
+        if not message.get('more_body'): cut_at_stop(self._abort)
 
-def _needs_first_byte(visit, message):
-    "Return whether this is a stream that may send nothing at first"
-    if message['status']!=200 or visit.scope['method']=='HEAD' or not is_stream(message): return False
-    return not {k.lower() for k,_ in message['headers']}&{b'content-length', b'content-encoding', b'sse-stream'}
+    def stop(self):
+        "Cut the connection from now on if it takes nothing for `DRAIN_TIMEOUT` seconds"
+        if self._stops or self._abort is None: return
+        self._stops = True
+        if self._timeout is not None:
+            self._timeout.reschedule(asyncio.get_running_loop().time()+DRAIN_TIMEOUT)
+
+TICKET_TIMEOUT = 1.  # Seconds that an app has to end a request that was answered with a ticket
+
+async def serve_ticket(app, scope, receive, send):
+    "Call `app`, and end a stream behind its headers: what would send it is cancelled before its first event"
+    is_served = asyncio.get_running_loop().create_future()
+    async def _send(message):
+        if is_served.done(): return await asyncio.sleep(0)
+        await send(message)
+        if message['type']!='http.response.start' or not _is_endless(scope, message): return
+        # What its function has opened already, the stream has to close: it runs until the client leaves
+        if 'sse.opened' in current_scope.get(): return
+        await send({'type': 'http.response.body', 'body': b''})
+        is_served.set_result(None)
+        await asyncio.get_running_loop().create_future()
+    task = asyncio.create_task(app(scope, receive, _send))
+    try: await asyncio.wait({task, is_served}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task}, timeout=TICKET_TIMEOUT)
+    if task.done() and not task.cancelled(): task.result()
+
+def _is_endless(scope, message):
+    "Return whether this is a stream, and not one whose length is given"
+    if message['status']!=200 or scope['method']=='HEAD' or not is_stream(message): return False
+    return not any(k.lower()==b'content-length' for k,_ in message['headers'])
 
 @leaves_bodies_alone
-def adding_headers(visitors, visit, send):
+def adding_headers(
+    visitors, visit, send,
+    note=None  # Called with an `OtherStream` that begins
+):
     "Return `send` for a request of the browser's: adds the visitor's headers, and the first byte of a stream"
-    first = None
+    stream = None
     def _send(message):
-        nonlocal first
+        nonlocal stream
         if message['type']=='http.response.start':
             if more := visitors.response_headers(visit, message):
                 message = {**message, 'headers': [*message.get('headers', ()), *more]}
-            if not _needs_first_byte(visit, message): return send(message)
-            first = _FirstByte(send)
-            return first.send_start(message)
-        return send(message) if first is None else first.send_body(message)
+            names = {k.lower() for k,_ in message['headers']} if _is_endless(visit.scope, message) else {b'sse-stream'}
+            if b'sse-stream' in names: return send(message)  # Ours begins by itself, and ends
+            stream = OtherStream(send, visit.scope.get('sse.abort'))
+            if note is not None: note(stream)
+            return stream.send_start(message, b'content-encoding' not in names)
+        return send(message) if stream is None else stream.send_body(message)
     return _send
 
 # %% ../../nbs/multiplex/endpoint.ipynb #703dc248
@@ -251,7 +307,8 @@ class Multiplexer:
         self.app: Any = None
         self.admission: Any = None
         self.carriers = Carriers()
-        self.loop: Any = None  # That the carriers live on
+        self.others: WeakSet = WeakSet()  # `OtherStream`s on connections of their own
+        self.loop: Any = None  # That all of them live on
 
     def around(self, app):
         "Return itself, as the layer around `app`"
@@ -271,11 +328,19 @@ class Multiplexer:
         if self.enabled and scope['path'].endswith(self.path) and get_route_path(scope)==self.path:
             return self._handle(scope, receive, send)
         visit = scope['sse.visit'] = Visit(scope, self.path if self.enabled else '', self.visitors)
-        return self.app(scope, receive, adding_headers(self.visitors, visit, send))
+        return self.app(scope, receive, adding_headers(self.visitors, visit, send, self._note_other))
+
+    def _note_other(self, stream):
+        self.others.add(stream)
+        self._watch()
+
+    def _watch(self):
+        self.loop = asyncio.get_running_loop()
+        watch_signals(self)
 
     async def _handle(self, scope, receive, send):
         "Answer a request for channels"
-        headers = []
+        headers,began = [],[moments()]  # A list: the carrier does not keep them
         try:
             check_origin(scope)
             check_version(scope)
@@ -288,17 +353,18 @@ class Multiplexer:
             response.raw_headers += headers
             return await response(scope, receive, send)
         headers.insert(0, (b'cache-control', b'no-store, no-transform'))
-        def start(channel, opening): return self._start(channel, opening, visitor, scope)
+        def start(channel, opening, began): return self._start(channel, opening, began, visitor, scope)
         if carrier is None and request.open:
             carrier = Carrier(visitor.id, holds_back(scope))
-            return await self._become(carrier, headers, lambda: carrier.handle(request, start), scope, receive, send)
+            return await self._become(carrier, headers, lambda: carrier.handle(request, start, began.pop()), scope,
+                receive, send)
         if carrier is not None:
             headers.append((b'sse-carrier', carrier.id.encode()))
-            carrier.handle(request, start)
+            carrier.handle(request, start, began.pop())
         await send({'type': 'http.response.start', 'status': 204, 'headers': headers})
         await send({'type': 'http.response.body', 'body': b''})
 
-    def _start(self, channel, opening, visitor, scope):
+    def _start(self, channel, opening, began, visitor, scope):
         "Begin the request of a channel; returns whether there is one"
         if not self.admission.accepts(opening, visitor, scope): channel.end(ticket=True)
         else:
@@ -306,15 +372,14 @@ class Multiplexer:
             except HTTPException: channel.end(direct='limit')
             else:
                 visit = Visit(request, visitors=self.visitors)
-                request |= {'sse.channel': channel, 'sse.visit': visit}
+                request |= {'sse.channel': channel, 'sse.visit': visit, 'sse.began': began}
                 channel.request.start(self.app, request, opening.body.encode())
                 return True
         return False
 
     async def _become(self, carrier, headers, on_start, scope, receive, send):
         "Make the response a carrier"
-        self.loop = asyncio.get_running_loop()
-        watch_signals(self)
+        self._watch()
         response = CarrierResponse(carrier, self.carriers, _max_age(scope), scope.get('sse.abort'))
         try:
             await response.begin(headers, receive, send)
@@ -326,15 +391,20 @@ class Multiplexer:
         if (outer := scope.get('sse.outer')) is not None: outer.take_over(response)
         else: await response.run(receive, send)
 
-    async def open(self): "Do nothing: carriers open by themselves"
+    async def open(self):
+        "Take requests for channels, also where a server has stopped before"
+        self.carriers.stopping = False
 
     async def close(self):
-        "End all carriers"
+        "End all carriers, and limit what other streams wait for clients"
         for o in [*self.carriers.values()]: o.end()
+        for o in [*self.others]: o.stop()
 
     def stop_soon(self):
-        "End all carriers, from within a signal handler"
-        if self.carriers and not self.loop.is_closed():
+        "Do as `close`, from within a signal handler"
+        self.carriers.stopping = True
+        for o in self.carriers.values(): o.stops = True
+        if (self.carriers or self.others) and not self.loop.is_closed():
             self.loop.call_soon_threadsafe(lambda: self.loop.create_task(self._stop()))
 
     async def _stop(self):

@@ -4,13 +4,17 @@
 //
 // A carrier lives in one process of the server. A request that meets another process, which knows none of our
 // carriers, becomes one itself. So there are as many as processes were met, up to `MAX_CARRIERS`.
+//
+// When a carrier is lost, its channels wait here, for as long as one tab would. Then one request opens them all.
 
+const HEARTBEATS = 15000;  // milliseconds between two signs of life of a carrier
 const MAX_CARRIERS = 3;
-const MAX_OPENED = 100;   // channels in one request: they fit, however long their addresses are
-const MAX_BODIES = 2 ** 18;   // bytes of all their bodies, as JSON
+const MAX_OPENED = 500;   // channels in one request
+const MAX_REQUEST = 2 ** 19;  // bytes of them, as JSON
+const MAX_BODY = 2 ** 18;  // bytes of the body of one of them, as JSON
 const SEARCH = [1, 30];   // misses in a row, after which one more carrier replaces the oldest; the same, once it has
-const REFUSALS = 2;       // in a row, an answer that never comes among them: no carrier works here
-const TROUBLE = 30000;    // milliseconds in which the server answers requests with errors, and with nothing else
+const REFUSALS = 2;       // in a row: no carrier works here
+const TROUBLE = 30000;    // milliseconds of nothing but errors, where no carrier has worked so far
 const CONTROL = 2 ** 31;  // added to the number of a channel in a packet about the channel
 
 /** The number of the newest channel of all: one that was closed may still be spoken of. */
@@ -39,9 +43,18 @@ class Carriers {
     this.answers = 0;        // that were good
     this.refusals = 0;       // in a row
     this.trouble = 0;        // since when the server answers with errors
+    this.tries = 0;          // in a row, in vain
+    this.chance = 0;
+    this.resting = 0;        // a timer: until then, channels that were lost wait
+    this.restEnd = 0;
+    this.scheduled = false;  // the server said when to come back
+    this.leniency = 1;       // see `Watchdog`
     this.timer = 0;
     this.due = Infinity;     // when the timer fires
   }
+
+  /** The carriers that take more channels. */
+  get alive() { return [...this.carriers.values()].filter(({ stops }) => !stops); }
 
   /** Open and close channels until a tab has those that it wants. @param {string} tab @param {ChannelWish[]} wishes */
   want(tab, wishes) {
@@ -58,9 +71,38 @@ class Carriers {
     const channel = { ...wish, number: ++channels, tab, carrier: null };
     this.channels.set(channel.number, channel);
     this.wanted.add(channel);
+    if (wish.back && !this.alive.length) this.rest(wish.delay);
     // All that come in one go. Not by a timer: those of a hidden tab may take a second.
-    if (!this.requesting && this.wanted.size === 1) queueMicrotask(() => this.sendRequest());
+    if (!this.resting || !wish.back) queueMicrotask(() => this.sendRequest());
     return channel;
+  }
+
+  /**
+   * Wait until channels are opened again, no longer than any of them wants; returns how long.
+   * @param {number} delay
+   * @param {number} [after]  what the server asked for
+   */
+  rest(delay, after = 0) {
+    const now = performance.now();
+    if (!this.resting) {
+      this.chance = Math.random();
+      this.restEnd = Infinity;
+      this.scheduled = after > 0;
+    }
+    const end = now + delayOf(delay, this.tries, after, this.chance);
+    if (end < this.restEnd) {
+      clearTimeout(this.resting);
+      this.restEnd = end;
+      this.resting = setTimeout(() => this.wake(), end - now);
+    }
+    return this.restEnd - now;
+  }
+
+  /** Rest no more. @param {boolean} [request]  open what has waited */
+  wake(request = true) {
+    clearTimeout(this.resting);
+    this.resting = 0;
+    if (request) this.sendRequest();
   }
 
   /** @param {MuxChannel} channel */
@@ -107,9 +149,9 @@ class Carriers {
     this.anyway ||= anyway;
     if (this.requesting || this.ended) return;
     for (const [number, carrier] of this.closing) if (!this.carriers.has(carrier.id)) this.closing.delete(number);
-    let room = MAX_BODIES;
-    const fitting = [...this.wanted].filter(({ body }) => (room -= sizeOf(body)) >= 0);
-    const [open, close] = [fitting.slice(0, MAX_OPENED), [...this.closing.keys()]];
+    let room = MAX_REQUEST;
+    const open = [...this.wanted].slice(0, MAX_OPENED).filter(channel => (room -= sizeOf(openingOf(channel))) >= 0);
+    const close = [...this.closing.keys()];
     if (!this.anyway && !open.length && !close.length) return;
     this.requesting = true;
     this.anyway = false;
@@ -123,21 +165,22 @@ class Carriers {
         method: 'POST', credentials: 'same-origin', cache: 'no-store', signal: abort.signal,
         headers: { 'Content-Type': 'application/json', 'SSE-Mux': `${VERSION}` },
         body: JSON.stringify({
-          carriers: [...this.carriers.keys()],
-          open: open.map(({ number, path, ticket, ids, body }) => [number, path, ticket, ...ids].concat(body || [])),
-          close, become,
+          carriers: this.alive.map(({ id }) => id),
+          open: open.map(openingOf), close, become,
         }),
       });
       if (this.ended) abort.abort();   // a carrier that nobody wants any more
       else this.handleAnswer(response, { open, close, become, sent, abort });
     } catch {
-      if (!this.works && abort.signal.aborted && ++this.refusals >= REFUSALS) this.owner.giveUp('no answer');
-      else this.postAll(open, { lost: 0 });
+      // Something on the way may hold back the beginning of what should flow. Where a carrier has worked, it was chance.
+      const refused = !this.works && !this.answers && abort.signal.aborted;
+      if (refused && ++this.refusals >= (this.owner.worked ? REFUSALS : 1)) this.owner.giveUp('no answer');
+      else this.fail(open);
     }
     clearTimeout(timer);
     this.requesting = false;
     this.tidy();
-    if (this.wanted.size || this.anyway) this.sendRequest();
+    if (this.wanted.size && !this.resting || this.anyway) this.sendRequest();
     // This request did not say so yet; or another process has answered, or the server dropped the connection.
     else if (this.closing.size) this.sendRequestIn([...this.closing.keys()].every(o => close.includes(o)) ? 6000 : 100);
   }
@@ -162,8 +205,10 @@ class Carriers {
       if (this.channels.has(channel.number)) channel.carrier = carrier;
       else this.closing.set(channel.number, carrier);   // closed in the meantime
     }
-    this.misses = 0;
-    if (open.length) this.expectPacket(carrier, sent);
+    this.wake(false);
+    if (this.tries && status === 200) this.owner.tell({ back: true });
+    this.tries = this.misses = 0;
+    this.expectPacket(carrier, sent);
     // Those that we meet are others. The channels of the oldest carrier look longer for a place.
     this.search = SEARCH[Number(this.carriers.size > MAX_CARRIERS)];
     if (this.carriers.size > MAX_CARRIERS) this.drop([...this.carriers.values()][0], { moved: true });
@@ -174,7 +219,8 @@ class Carriers {
   handleError(open, status, retry) {
     if (status >= 500 || status === 408 || status === 429) {
       this.trouble ||= Date.now();
-      if (retry || Date.now() - this.trouble < TROUBLE) return this.postAll(open, { lost: status, retry });
+      const inTime = retry || this.owner.worked || Date.now() - this.trouble < TROUBLE;
+      if (inTime) return this.fail(open, status, retryAfter(retry));
     } else if (status !== 426 && ++this.refusals < REFUSALS) {
       // Who was let in a day ago may be logged out: a ticket request finds out.
       return status === 401 || status === 403 ? this.postAll(open, { ticket: true }) : this.requeue(open);
@@ -186,6 +232,20 @@ class Carriers {
   /** @param {MuxChannel[]} open */
   requeue(open) {
     for (const channel of open) if (this.channels.has(channel.number)) this.wanted.add(channel);
+  }
+
+  /**
+   * Open channels later: a request was in vain.
+   * @param {MuxChannel[]} open
+   * @param {number} [failed]  the status
+   * @param {number} [after]  what the server asked for
+   */
+  fail(open, failed = 0, after = 0) {
+    this.requeue(open);
+    if (!this.wanted.size) return;
+    if (!this.resting) this.tries++;
+    const retryIn = this.rest(Math.min(...[...this.wanted].map(({ delay }) => delay)), after);
+    this.postAll([...this.wanted], { failed, retryIn });
   }
 
   /**
@@ -209,18 +269,19 @@ class Carriers {
    */
   async read(id, visitor, abort, reader) {
     /** @type {MuxCarrier} */
-    const carrier = { id, visitor, abort, activeAt: 0, watchdog: new Watchdog(() => this.drop(carrier)) };
+    const carrier = { id, visitor, abort, activeAt: 0, stops: false, watchdog: new Watchdog(() => this.drop(carrier)) };
     this.carriers.set(id, carrier);
-    Object.assign(carrier.watchdog, { heartbeat: BEAT, timeout: 40000 }).start(true);
+    Object.assign(carrier.watchdog, { heartbeat: HEARTBEATS, leniency: this.leniency }).start(true);
     const split = splitPackets((number, body) => this.handle(carrier, number, body));
     try {
       for (;;) {
         const { done, value } = await reader.read();
         if (done || this.carriers.get(id) !== carrier) break;
         // Another tab may lead since this one was stopped.
-        if (!await this.owner.election.confirmLead()) break;
+        if (!await this.owner.election?.confirmLead()) break;
         carrier.watchdog.note(false);
         carrier.activeAt = Date.now();
+        if (!this.works) this.owner.remember({ worked: true });
         this.works = true;
         split(value);
         await this.flush();   // what the tabs do not take waits at the server
@@ -234,9 +295,10 @@ class Carriers {
     const channel = this.channels.get(number % CONTROL);
     /** @type {LeaderMessage} */
     const message = number < CONTROL ? { bytes: body.slice() } : JSON.parse(new TextDecoder().decode(body));
+    if (message.lost) carrier.stops = true;   // so does the server
     if (channel) this.post(channel, message);
     if (number !== CONTROL) return;
-    this.owner.election.beat();   // the carrier's own sign of life
+    this.owner.election?.beat();   // the carrier's own sign of life
     if (message.moved) this.drop(carrier, message);   // it was of age
   }
 
@@ -247,7 +309,7 @@ class Carriers {
     this.outbox.set(channel.tab, messages);
     messages.push([channel.key, message]);
     // The server hears when a detached channel is over.
-    if (message.bytes || message.status === 200 || message.cookie || message.away) return;
+    if (message.bytes || message.status === 200 || message.cookie || message.away || message.retryIn) return;
     this.forget(channel);   // that was the last message
     this.tidy();
   }
@@ -265,31 +327,49 @@ class Carriers {
   }
 
   /** @param {MuxCarrier} carrier @param {LeaderMessage} [message]  what becomes of its channels */
-  drop(carrier, message = { lost: 0 }) {
+  drop(carrier, message = { lost: true }) {
     if (this.carriers.get(carrier.id) !== carrier) return;
     this.carriers.delete(carrier.id);
+    this.leniency = carrier.watchdog.leniency;
     carrier.watchdog.stop();
     carrier.abort.abort();
     this.postAll([...this.channels.values()].filter(channel => channel.carrier === carrier), message);
   }
 
+  /** Wait no longer, unless the server said when to come back. */
+  hurry() {
+    if (this.resting && !this.scheduled) this.wake();
+  }
+
   /** Check the carriers: somebody looks at a page, or the network is back. */
   check() {
+    this.hurry();
     if (this.carriers.size) this.sendRequest(true);
-    for (const carrier of this.carriers.values()) carrier.watchdog.check(true);
+    this.watch();
+  }
+
+  /** Check whether a carrier is silent. */
+  watch() {
+    for (const carrier of [...this.carriers.values()]) carrier.watchdog.check(true);
   }
 
   end() {
     this.ended = true;
     clearTimeout(this.timer);
+    clearTimeout(this.resting);
     this.channels.clear();
     for (const carrier of [...this.carriers.values()]) this.drop(carrier);
   }
 }
 
-/** Count the bytes of a text as JSON; a tab of yesterday has none. @param {string} [text] */
-function sizeOf(text) {
-  return text ? new Blob([JSON.stringify(text)]).size : 0;
+/** Make what the server gets of a channel. @param {MuxChannel} channel */
+function openingOf({ number, path, ticket, ids, body }) {
+  return [number, path, ticket, ...ids].concat(body || []);
+}
+
+/** Count the bytes of something as JSON. @param {unknown} value */
+function sizeOf(value) {
+  return new Blob([JSON.stringify(value)]).size;
 }
 
 /**

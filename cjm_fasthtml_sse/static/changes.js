@@ -37,19 +37,18 @@ class LiveElement {
     this.drawn = new WeakMap();
     /** New elements, and those with new attributes. @type {Set<Element>} */
     this.changed = new Set();
-    this.count = 0;
     this.adopt();
   }
 
   /** Take all that stands here as drawn by the server. */
   adopt() {
-    const { root, drawing } = this;
+    const { root, drawing, swapped } = this;
     // Below a copy of its parent, because HTML is parsed according to where it stands.
     const parent = drawing.importNode(root.parentElement ?? document.body);
     drawing.body.replaceChildren(parent);
     this.count = 0;        // of nodes that the server drew; it is compared once, from then on both sides count alike
     this.swapped = false;  // whether somebody else has put something in the place of what the server drew
-    this.pair(root, parent.appendChild(drawing.importNode(root, true)));
+    this.pair(root, parent.appendChild(drawing.importNode(root, true)), swapped);
   }
 
   /** The last drawing. */
@@ -58,10 +57,8 @@ class LiveElement {
   }
 
   /**
-   * Apply changes, in their order.
+   * Apply changes, in their order. If they do not fit to what stands here, ask for the whole.
    * @param {Change[]} changes
-   * @returns {Element[] | null}  new elements, and those with new attributes; `null` if the changes do not fit to what
-   *   stands here: ask for the whole
    */
   apply(changes) {
     this.changed.clear();
@@ -73,7 +70,6 @@ class LiveElement {
       focused.focus({ preventScroll: true });
       if (focused.selectionStart != null) focused.setSelectionRange(selectionStart, selectionEnd);
     }
-    return this.fits ? [...this.changed] : null;
   }
 
   /**
@@ -138,15 +134,16 @@ class LiveElement {
    * Link two trees that are alike.
    * @param {ChildNode} node  in the page
    * @param {any} drawn  in the copy
+   * @param {boolean} [again]  it was drawn before: what users have opened since is no change of the server
    */
-  pair(node, drawn) {
+  pair(node, drawn, again) {
+    if (again) drawn.open = /** @type {any} */ (this.drawn.get(node))?.open;
     this.drawn.set(node, drawn);
     drawn.shown = node;
-    this.count++;
-    if (OPAQUE.test(drawn.nodeName)) return;
+    /** @type {any} */ (this).count++;
     if (drawn !== this.copy && drawn.matches?.(KEPT)) drawn.replaceChildren();
-    drawn.childNodes.forEach((/** @type {Drawn} */ child, /** @type {number} */ index) =>
-      this.pair(node.childNodes[index], child));
+    if (!OPAQUE.test(drawn.nodeName)) drawn.childNodes.forEach((/** @type {Drawn} */ child, /** @type {number} */ index) =>
+      this.pair(node.childNodes[index], child, again));
   }
 
   /**
@@ -179,7 +176,9 @@ class LiveElement {
     const left = new Set(drawn.childNodes);
     const children = [...next.childNodes].map(child => {
       const same = [...child.id ? [this.at(drawn, child.id)] : left]
-        .find(node => left.has(node) && matches(node, child));
+        .find(node => left.has(node) && node.nodeName === child.nodeName && node.id === child.id
+          && node.matches?.(KEPT) === child.matches?.(KEPT)
+          && (!OPAQUE.test(child.nodeName) || node.outerHTML === child.outerHTML));
       left.delete(same);
       if (same && !child.matches?.(KEPT)) this.reconcile(same, child);
       return same ?? child;
@@ -208,8 +207,9 @@ class LiveElement {
       if (node instanceof Element) this.changed.add(node);
     } else if (!this.drawn.has(node.parentNode)) return;   // scripts removed it, or it is out of what the server draws
     const place = parent.shown;
-    let last = drawn.previousSibling;
-    while (last && last.shown.parentNode !== place) last = last.previousSibling;
+    let last = drawn;
+    do last = last.previousSibling;
+    while (last && last.shown.parentNode !== place);
     // What scripts inserted before the first one stays there.
     const next = last ? last.shown.nextSibling : [...place.childNodes].find(child => this.drawn.has(child)) ?? null;
     // Keeps focus, scroll, frames and animations; for nodes of the page only.
@@ -279,16 +279,6 @@ class LiveElement {
 function set(element, name, attribute) {
   if (attribute) element.setAttributeNode(attribute.cloneNode());   // scripts can't write all names
   else element.removeAttribute(name);
-}
-
-/**
- * Whether a node of a new drawing is one that was drawn before.
- * @param {Drawn} drawn
- * @param {Drawn} next
- */
-function matches(drawn, next) {
-  return drawn.nodeName === next.nodeName && drawn.id === next.id && drawn.matches?.(KEPT) === next.matches?.(KEPT)
-    && (!OPAQUE.test(next.nodeName) || drawn.outerHTML === next.outerHTML);
 }
 
 /**

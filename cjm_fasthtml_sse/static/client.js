@@ -62,7 +62,7 @@ class SSEClient extends EventTarget {
     const alone = (source, headers, signal) => fetchDirect(source, wanted ? 'off' : 'asked', headers, signal);
     const source = new SSESource(url, options, wanted && mux ? mux.fetch.bind(mux) : alone);
     // What the page missed is in no log any more, as it was drawn long ago: it comes from a cache.
-    const renew = (/** @type {Event} */ event) => { if (source.cursor) this.renew(event); };
+    const renew = (/** @type {Event} */ event) => { if (source.cursor && source.gap) this.renew(event); };
     if (performance.now() < this.loading) source.addEventListener('sse:gap', renew);
     source.connect();
     return source;
@@ -70,13 +70,13 @@ class SSEClient extends EventTarget {
 
   /** Take the settings of the page. @param {HTMLElement | SVGElement | null} script  that brought this file */
   configure(script) {
-    const { sseMultiplex, sseMux, sseMonitorSrc = '', sseLiveSrc = '', sseLive = '' } = script?.dataset ?? {};
-    for (const [selector, src] of [['script[data-sse-monitor]', sseMonitorSrc], ['[data-sse-live-key]', sseLiveSrc]]) {
-      const part = Object.assign(document.createElement('script'), { src, nonce: script?.nonce });
-      if (src) this.parts.push([selector, part]);
-    }
+    const { sseMultiplex, sseMux, sseElectionSrc, sseMonitorSrc, sseLiveSrc, sseLive = '' } = script?.dataset ?? {};
+    const part = (/** @type {string | undefined} */ src) =>
+      src ? Object.assign(document.createElement('script'), { src, nonce: script?.nonce }) : null;
+    const parts = { 'script[data-sse-monitor]': part(sseMonitorSrc), '[data-sse-live-key]': part(sseLiveSrc) };
+    for (const [selector, o] of Object.entries(parts)) if (o) this.parts.push([selector, o]);
     this.liveUrl = sseLive;
-    if (sseMux) this.mux = new Multiplexer(sseMux, sseMultiplex !== 'tab', () => this.sources);
+    if (sseMux) this.mux = new Multiplexer(sseMux, sseMultiplex !== 'tab', () => this.sources, part(sseElectionSrc));
     this.load(document.readyState === 'loading' ? Infinity : 1000);
     // htmx connects what the page holds in the task of this event.
     document.addEventListener('DOMContentLoaded', () => setTimeout(() => this.load(0)));

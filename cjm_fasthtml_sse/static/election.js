@@ -1,13 +1,15 @@
 // @ts-check
 // Elects one of the tabs that share a name as their leader, and carries messages between it and the others. The
-// multiplexer uses it: the leader holds the connection of all tabs. A Web Lock decides. It is free as soon as the
-// leader closes, crashes or leaves, and the next tab has it a moment later. A leader that hangs keeps its lock: a
-// visible tab that waits for an answer steals it after 3 s. Each tab holds a lock of its own, too: when it is free,
-// the tab is gone. Browsers drop messages to a page that a debugger stops, and hold them back while a page is frozen,
-// so they are numbered, and the leader says how many there were.
+// multiplexer uses it: the leader holds the connection of all tabs. A page loads this file with its first stream, and
+// only where tabs have one connection: not over HTTP/2. A Web Lock decides. It is free as soon as the leader closes,
+// crashes or leaves, and the next tab has it a moment later. A leader that hangs keeps its lock: a visible tab that
+// waits for an answer steals it after 3 s. Each tab holds a lock of its own, too: when it is free, the tab is gone.
+// Browsers drop messages to a page that a debugger stops, and hold them back while a page is frozen, so they are
+// numbered, and the leader says how many there were.
 
 const ELECTION = 'sse3';            // in all names: another version of this script elects a leader of its own
 const BEAT = 15000;                 // milliseconds between two signs of life
+const PATIENCE = 20000;             // milliseconds until one is missed
 const SILENCE = [1500, 1250, 250];  // milliseconds until the first ping, from there to the last, and to the takeover
 const LOCK_TIMEOUT = 3000;          // milliseconds in which the browser grants a lock that is free
 const MAX_PAUSE = 1000;             // milliseconds without a script, after which another tab may lead
@@ -21,12 +23,10 @@ class Election {
   /**
    * @param {string} name  tabs of the same name elect one leader
    * @param {ElectionOwner} owner
-   * @param {boolean} [alone]  this tab elects itself
    */
-  constructor(name, owner, alone = false) {
+  constructor(name, owner) {
     this.name = `${ELECTION}:${name}`;
     this.owner = owner;
-    this.alone = alone;
     /** @type {AbortController | null} */
     this.session = null;       // of this tab under one id: its locks and channels end with it
     this.me = '';
@@ -72,7 +72,6 @@ class Election {
     this.leave();
     const session = this.session = new AbortController();
     this.me = Math.random().toString(36).slice(2);
-    if (this.alone) return this.lead();
     // No other tab hears of this one before it has its lock.
     this.lock(`:tab:${this.me}`, {}, () => {
       this.common = this.open('', true);
@@ -91,11 +90,10 @@ class Election {
     setTimeout(() => setTimeout(late, 100), LOCK_TIMEOUT);
   }
 
-  /** Lead no other tab: there can be no election. @param {unknown} reason */
+  /** Give up: there can be no election. @param {unknown} reason */
   fail(reason) {
-    this.alone = true;
-    console.debug(`[sse] this tab elects itself: ${reason}`);
-    this.restart();
+    this.leave();
+    this.owner.alone(reason);
   }
 
   /**
@@ -152,7 +150,7 @@ class Election {
    */
   async confirmLead() {
     const now = performance.now();
-    if (!this.leads || this.alone) return this.leads;
+    if (!this.leads) return false;
     if (this.confirming || now - this.confirmed > MAX_PAUSE) return this.confirming ??= this.holdsLead();
     this.confirmed = now;
     return true;
@@ -251,7 +249,7 @@ class Election {
 
   /** Postpone the deadline after a sign of life of the leader, but not that of an answer. */
   postpone() {
-    if (this.silences || !this.waits || !this.timer) this.wait(this.waits ? SILENCE[0] : 2.5 * BEAT);
+    if (this.silences || !this.waits || !this.timer) this.wait(this.waits ? SILENCE[0] : PATIENCE);
     this.silences = 0;
   }
 
@@ -295,7 +293,10 @@ class Election {
 
   /** Handle a message to the leader. @param {ElectionMessage} message */
   handleTab({ what, who, number = 0, bytes = 0, message }) {
-    if (what === 'ping') return this.answer(who);
+    if (what === 'ping') {
+      this.owner.pinged();
+      return this.answer(who);
+    }
     if (what !== 'request' && what !== 'ack') {   // another tab leads, too?
       this.confirmed = -Infinity;
       this.confirmLead();
@@ -353,7 +354,7 @@ class Election {
       if (number !== following.count) return this.restart();
       following.confirmed = requests;
       if (this.waits) this.repeat();
-      else this.wait(2.5 * BEAT);
+      else this.wait(PATIENCE);
     } else if (this.waits && counts[this.me] === undefined) this.repeat();   // it does not know this tab
     else if ((counts[this.me] ?? 0) !== following.count) this.ping();   // the answer comes behind what is under way
   }
@@ -372,3 +373,5 @@ function pause(signal, ms) {
     if (ms) setTimeout(resolve, ms);
   });
 }
+
+window.cjmSSE?.mux?.elect(Election);

@@ -40,7 +40,6 @@ class LivePart extends LiveElement {
     const around = partAround(root.parentElement);
     /** In whose drawing this is. @type {LivePart | null} */
     this.outer = around?.drawn.has(root) ? around : null;
-    this.refused = false;   // by the server
     this.data.sseLiveOn = 'true';   // a morph takes this away, because the server draws none
   }
 
@@ -62,8 +61,7 @@ class LivePart extends LiveElement {
     if (to === null) return this.renew();
     if (from !== null && from !== version && to !== version) {
       // Does the next one fit?
-      if (version) this.timer ||= setTimeout(() => this.ask(), 200);
-      return;
+      return version && (this.timer ||= setTimeout(() => this.ask(), 200));
     }
     clearTimeout(this.timer);
     this.timer = 0;
@@ -99,15 +97,19 @@ class LivePart extends LiveElement {
 
   /** Look for another signature in the page as it is now, because the server refuses this one. */
   async renew() {
-    const { stream, data: { sseLive, sseLiveKey } } = this;
+    const { stream, outer, data } = this;
     page ??= load();
-    const key = (await page).querySelector(`[data-sse-live=${CSS.escape(sseLive)}]`)?.dataset.sseLiveKey ?? sseLiveKey;
-    if (key !== sseLiveKey) {
-      this.data.sseLiveKey = key;
-      return stream.update(true);
+    // One within another element is signed for that.
+    const key = (await page).find((/** @type {any} */ o) => o.dataset.sseLive === data.sseLive
+      && o.parentElement.closest(LIVE)?.dataset.sseLive === outer?.data.sseLive)?.dataset.sseLiveKey;
+    if (key && key !== data.sseLiveKey) {
+      data.sseLiveKey = key;
+      stream.update(true);
     }
+    await page;   // all look before one gives up: the server may have refused it because of another one
+    if (stream.added) return;
     this.refused = true;
-    console.error('[sse] The server refuses this element: reload the page', this.root);
+    console.error('[sse] The server refuses this element', this.root);
     if (stream.parts.every(({ refused }) => refused)) stream.source?.stop('error', 'refused');
   }
 
@@ -123,19 +125,19 @@ class LivePart extends LiveElement {
     const known = this.at(around, element.id);
     // A change has brought it before.
     if (known?.shown.isConnected && known.shown !== element) return client.remove(element);
-    const [gone, more] = [...around.childNodes].filter(({ shown }) => shown === element || !shown.isConnected);
-    if (!gone || more || this.drawn.has(element)) this.ask();
-    else gone.shown = element;
+    const [gone, more] = [...around.childNodes].filter(({ shown }) => !shown.isConnected || shown === element);
+    if (gone && !more && !this.drawn.has(element)) gone.shown = element;
+    else this.ask();
   }
 }
 
 /** Fetch the page as it is now, not in all tabs at the same time. */
 async function load() {
   setTimeout(() => { page = null; }, 600000);
-  await new Promise(resolve => setTimeout(resolve, 2000 * Math.random()));
+  await new Promise(done => setTimeout(done, 2000 * Math.random()));
   const { body } = document.implementation.createHTMLDocument();
   body.innerHTML = await fetch(location.href, { cache: 'no-store' }).then(answer => answer.text(), () => '');
-  return body;
+  return [...body.querySelectorAll(LIVE)];
 }
 
 class LiveStream {
@@ -145,11 +147,10 @@ class LiveStream {
     /** @type {SSESource | null} */
     this.source = null;
     this.added = false;   // something new, since it was opened
-    this.timer = 0;
   }
 
   get parts() {
-    return [...parts.values()].filter(part => part.stream === this);
+    return [...parts.values()].filter(({ stream }) => stream === this);
   }
 
   /** Say what the page has, once for all that changes in one go. */
@@ -168,7 +169,7 @@ class LiveStream {
       this.source = null;
     } else if (!source) this.open();
     // Else later, where it connects just now; and one that was closed stays so until something new comes.
-    else if (source.readyState && (this.added || source.readyState === source.OPEN)) source.connect();
+    else if (this.added ? source.readyState : source.readyState === source.OPEN) source.connect();
   }
 
   open() {
@@ -193,15 +194,15 @@ class LiveStream {
     if (parts.every(({ refused }) => refused)) for (const part of parts) part.refused = false;
     for (const { data: { sseLive, sseLiveKey, sseLiveVersion }, outer, refused } of parts) {
       if (refused) continue;
-      const other = views.get(sseLive)?.[2] ?? sseLiveVersion;
-      views.set(sseLive, [sseLive, sseLiveKey, other === sseLiveVersion ? other : '', outer?.data.sseLive]);
+      const other = views.get(sseLive);
+      // Alone it needs no other.
+      const view = outer && other || [sseLive, sseLiveKey, sseLiveVersion, outer?.data.sseLive];
+      if (other && other[2] !== sseLiveVersion) view[2] = '';
+      views.set(sseLive, view);
     }
-    const list = [...views.values()];
-    if (list.splice(1000).length && this.added) {
-      console.error('[sse] Too many live elements: 1000 are live');
-    }
+    if (views.size > 1000 && this.added) console.error('[sse] Too many live elements: 1000 are live');
     this.added = false;
-    return JSON.stringify({ views: list });
+    return JSON.stringify({ views: [...views.values()].slice(0, 1000) });
   }
 }
 

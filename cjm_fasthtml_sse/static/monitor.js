@@ -88,7 +88,8 @@ class ConnectionMonitor {
   show(state, { reason = '', retryIn }) {
     const { debug, sse_element_id: id } = this.settings;
     const next = retryIn ? `, next attempt in ${Math.round(retryIn)} ms` : '';
-    if (debug) console.debug(`[sse] ${id}: ${state}${reason && ` (${reason})`}${next}`);
+    const why = reason && ` (${reason})`;
+    if (debug) console.debug(`[sse] ${id}: ${state}${why}${next}`);
     if (state === 'connecting' || reason === 'replaced') {
       // Before the first connection there is nothing to show, and what the server has drawn stays. But a status that
       // tells of another connection is wrong now: of an element that was here before, or of a page that htmx has kept.

@@ -8,10 +8,15 @@ const MAX_DELAY = 30000;
 
 /** What a body ends with where the stream goes on: on another channel, or, with a reason, on its own connection. */
 class Moved {
-  /** @param {string} [reason] @param {number} [key]  of the channel, to be closed when that connection is over */
-  constructor(reason = '', key = 0) {
+  /**
+   * @param {string} [reason]
+   * @param {number} [key]  of the channel, to be closed when that connection is over
+   * @param {boolean} [back]  the carrier is lost: the channel waits with all others for the next one
+   */
+  constructor(reason = '', key = 0, back = false) {
     this.reason = reason;
     this.key = key;
+    this.back = back;
   }
 }
 
@@ -44,6 +49,7 @@ class SSESource extends EventTarget {
     /** JSON for the server, asked for at each connect; the request is a `POST` then. */
     this.makeBody = options.body;
     this.body = '';          // of the present request
+    this.gap = false;        // whether our server said that what the page named means nothing there
     this.ordered = false;    // whether ids say in which order they were made: those of other servers are opaque
     /** @type {{epoch: string, at: number[], shown: boolean} | null} */
     this.newest = null;      // id, and whether its message was shown
@@ -111,7 +117,6 @@ class SSESource extends EventTarget {
     const [name, ids] = this.cursor ? ['SSE-After', this.cursor] : ['Last-Event-ID', this.lastEventId];
     // As browsers do: a header is a string of bytes, ids travel as UTF-8.
     if (ids) headers[name] = String.fromCharCode(...new TextEncoder().encode(ids));
-    this.watchdog.start(false);
     try {
       this.body = this.makeBody?.() ?? '';
       const response = await this.transport(this, headers, abort.signal);
@@ -135,10 +140,10 @@ class SSESource extends EventTarget {
 
   /** @param {unknown} error */
   failed(error) {
-    if (error instanceof Moved) {
-      this.moved = error;
-      this.connect();
-    } else this.lost('network');
+    if (!(error instanceof Moved)) return this.lost('network');
+    this.moved = error;
+    this.disconnect();
+    if (!error.back || this.comeBack('network', undefined, this.usualDelay)) this.connect();
   }
 
   /** Say whether a response is a stream; stop, or come back later, where it is not. @param {Response} response */
@@ -148,7 +153,7 @@ class SSESource extends EventTarget {
     if (status === 204) this.stop('disconnected', 'status 204', status);
     else if (response.redirected && type !== 'text/event-stream') this.stop('error', 'Log in again', status);
     else if ([401, 403, 410, 413].includes(status)) this.stop('error', `status ${status}`, status);
-    else if (status !== 200) this.lost(`status ${status}`, status, status === 503 ? retryAfter(response) : 0);
+    else if (status !== 200) this.lost(`status ${status}`, status, status === 503 ? retryAfter(response.headers.get('Retry-After')) : 0);
     else if (type !== 'text/event-stream') this.lost(`content type ${type || 'missing'}`, status);
     else return true;
     return false;
@@ -161,6 +166,7 @@ class SSESource extends EventTarget {
     const { v, heartbeat = 0, epoch = '', gap } = Object.fromEntries(fields);
     this.ordered = v === '1' && epoch !== '';
     this.watchdog.heartbeat = v === '1' ? 1000 * Number(heartbeat) : 0;
+    this.gap = v === '1' && !!gap;
     if (gap) this.newest = null;
     this.readyState = SSESource.OPEN;
     this.tries = 0;
@@ -234,23 +240,35 @@ class SSESource extends EventTarget {
     return true;
   }
 
+  /** Milliseconds before the first attempt to come back; nothing doubles from 0. */
+  get usualDelay() { return Math.max(this.nextRetry ?? this.delay ?? this.retry ?? 1000, 10); }
+
   /**
-   * Reconnect after a while, longer each time, and at random: not all clients meet a restarted server at once.
+   * Reconnect after a while, longer each time.
    * @param {string} reason
    * @param {number} [status]
    * @param {number} [after]  what the server asked for
    */
   lost(reason, status, after = 0) {
     this.disconnect();
-    if (!this.autoReconnect) return this.stop('disconnected', reason, status);
-    const base = Math.max(this.nextRetry ?? this.delay ?? this.retry ?? 1000, 10);  // nothing doubles from 0
-    const wait = Math.min(base * 2 ** this.tries++, Math.max(base, MAX_DELAY)) * (0.5 + Math.random());
-    const retryIn = after ? Math.max(wait, after * (1 + Math.random() / 4)) : wait;
-    const generation = this.generation;
+    const retryIn = delayOf(this.usualDelay, this.tries++, after);
     this.scheduled = after > 0;
+    if (this.comeBack(reason, status, retryIn)) this.timer = setTimeout(() => this.connect(), retryIn);
+  }
+
+  /**
+   * Say that the connection is lost and comes back; returns whether it does.
+   * @param {string} reason
+   * @param {number | undefined} status
+   * @param {number} retryIn
+   */
+  comeBack(reason, status, retryIn) {
+    if (!this.autoReconnect) this.stop('disconnected', reason, status);
+    const { generation, readyState } = this;
+    if (readyState === SSESource.CLOSED) return false;
     this.setState('reconnecting', reason, status, retryIn);
     if (generation === this.generation) this.dispatchEvent(new Event('error'));
-    if (generation === this.generation) this.timer = setTimeout(() => this.connect(), retryIn);
+    return generation === this.generation;
   }
 
   /**
@@ -315,9 +333,21 @@ function mediaType(response) {
   return (response.headers.get('Content-Type') ?? '').split(';')[0].trim().toLowerCase();
 }
 
-/** @param {Response} response */
-function retryAfter(response) {
-  const value = response.headers.get('Retry-After') ?? '';
+/**
+ * Compute how long to wait: longer each time, and at random, as not all clients should meet a restarted server at once.
+ * @param {number} base
+ * @param {number} tries  so far
+ * @param {number} after  what the server asked for
+ * @param {number} [chance]
+ */
+function delayOf(base, tries, after, chance = Math.random()) {
+  const wait = Math.min(base * 2 ** tries, Math.max(base, MAX_DELAY)) * (0.5 + chance);
+  return Math.max(wait, after * (1 + chance / 4));
+}
+
+/** @param {string | null | undefined} header */
+function retryAfter(header) {
+  const value = header ?? '';
   // Seconds or a date.
   const ms = /^\d+$/.test(value) ? Number(value) * 1000 : Date.parse(value) - Date.now();
   return ms > 0 ? Math.min(ms, 3600000) : 0;
@@ -332,6 +362,7 @@ function retryAfter(response) {
  */
 function fetchDirect(source, reason, headers, signal) {
   source.direct = reason;
+  source.watchdog.start(false);
   console.debug(`[sse] direct: ${reason} ${source.url}`);
   // Another origin would have to allow the header.
   const ours = source.origin === location.origin;

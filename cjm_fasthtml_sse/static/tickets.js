@@ -14,7 +14,7 @@ class Tickets {
     this.onVisitor = onVisitor;
     /** @type {{visitor: string, paths: Record<string, string>}} */
     this.kept = { visitor: '', paths: {} };
-    /** @type {Map<string, {url: string, answer: Promise<Response>, abort: AbortController}>} by path */
+    /** @type {Map<string, {url: string, wish: string, answer: Promise<Response>, abort: AbortController}>} by path */
     this.requests = new Map();
     /** @type {Set<Promise<unknown>>} the answers of requests that were sent */
     this.running = new Set();
@@ -62,30 +62,31 @@ class Tickets {
   /**
    * Fetch the ticket of an address; the body of the response is not read.
    * @param {string} url
+   * @param {string} [wish]  `authorise`: as for the stream itself, where the browser has to be led or to get a cookie
    * @returns {Promise<Response | null>}  `null`: another request has brought it
    */
-  async fetch(url) {
+  async fetch(url, wish = '1') {
     const path = new URL(url).pathname;
     for (;;) {
       const other = this.requests.get(path);
-      if (other?.url === url) return other.answer;
+      if (other?.url === url && other.wish === wish) return other.answer;
       if (!other) break;
       // Another query: a ticket is good for both, a refusal is not.
       const answer = await other.answer.catch(() => null);
-      if (answer && isStream(answer) && this.get(path)) return null;
+      if (wish === '1' && answer && isStream(answer) && this.get(path)) return null;
     }
     const abort = new AbortController();
-    const answer = this.request(url, abort);
-    this.requests.set(path, { url, answer, abort });
+    const answer = this.request(url, wish, abort);
+    this.requests.set(path, { url, wish, answer, abort });
     return answer.finally(() => this.requests.delete(path));
   }
 
-  /** @param {string} url @param {AbortController} abort */
-  async request(url, abort) {
+  /** @param {string} url @param {string} wish @param {AbortController} abort */
+  async request(url, wish, abort) {
     // Two at a time. The first of all alone: it may bring the cookie that tells who the visitor is.
     while (this.running.size >= (this.visitor ? 2 : 1)) await Promise.race(this.running);
     const timer = setTimeout(() => abort.abort(), 30000);
-    const headers = { Accept: 'text/event-stream', 'SSE-Ticket': '1' };
+    const headers = { Accept: 'text/event-stream', 'SSE-Ticket': wish };
     const answer = fetch(url, { headers, credentials: 'include', cache: 'no-store', signal: abort.signal });
     const running = answer.then(response => {
       this.onVisitor(response.headers.get('SSE-Visitor') ?? '');
@@ -106,7 +107,7 @@ class Tickets {
     const { pathname } = new URL(url);
     if (Date.now() - (this.cookies.get(pathname) ?? 0) < 60000) return;
     this.cookies.set(pathname, Date.now());
-    this.fetch(url).catch(() => {});
+    this.fetch(url, 'authorise').catch(() => {});
   }
 
   /** End all requests: this page is left. */

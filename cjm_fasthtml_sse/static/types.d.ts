@@ -75,13 +75,24 @@ type Drawn = Element & CharacterData & { shown: any; parentNode: any; previousSi
 interface Window { htmx?: any; cjmSSE?: SSEClient; Idiomorph?: any }
 
 /** A channel that a tab wants: `ids` are the last event id, and without it where the page stands; `body` may be ''. */
-interface ChannelWish { key: number; path: string; ticket: string; ids: string[]; body: string }
+interface ChannelWish {
+  key: number;
+  path: string;
+  ticket: string;
+  ids: string[];
+  body: string;
+  /** Its carrier was lost: it waits with all others for the next one. */
+  back: boolean;
+  /** Milliseconds that it would wait alone. */
+  delay: number;
+}
 
 /** What a tab requests of the one that leads: its channels, all of them, and perhaps a check of the carriers. */
 interface TabRequest { open: ChannelWish[]; check: boolean }
 
 /** A channel in the tab whose it is. */
 interface OpenChannel extends ChannelWish {
+  source: SSESource;
   resolve(answer: Response | LeaderMessage): void;
   reject(error: unknown): void;
   /** Where what comes goes, once there was an answer. */
@@ -91,7 +102,15 @@ interface OpenChannel extends ChannelWish {
 /** A channel in the tab that leads; `carrier` is there once it is open. */
 interface MuxChannel extends ChannelWish { number: number; tab: string; carrier: MuxCarrier | null }
 
-interface MuxCarrier { id: string; visitor: string; abort: AbortController; watchdog: Watchdog; activeAt: number }
+/** `stops`: the server does, and opens nothing more on it. */
+interface MuxCarrier {
+  id: string;
+  visitor: string;
+  abort: AbortController;
+  watchdog: Watchdog;
+  activeAt: number;
+  stops: boolean;
+}
 
 /** What was asked of the server: channels to be opened and closed; may the answer `become` a carrier? */
 interface ChannelRequest { open: MuxChannel[]; close: number[]; become: boolean; sent: number; abort: AbortController }
@@ -99,7 +118,8 @@ interface ChannelRequest { open: MuxChannel[]; close: number[]; become: boolean;
 /**
  * What becomes of a channel: `bytes` that came, the `status` of the answer, its `end`; `direct`, open it without a
  * channel because of this, and `away`, say when that is over; `ticket`, it was refused; `cookie`, fetch one; `moved`,
- * open it anew; `lost`, with the status of what refused it. `down` is about all: no carrier works, because of this.
+ * open it anew; `lost`, its carrier is, or ends with the server; `retryIn`, a request for it was in vain (`failed`, the status), and is sent
+ * again in so many milliseconds. `down` is about all: no carrier works, because of this.
  */
 interface LeaderMessage {
   bytes?: Uint8Array;
@@ -113,7 +133,9 @@ interface LeaderMessage {
   ticket?: boolean;
   cookie?: boolean;
   moved?: boolean;
-  lost?: number;
+  lost?: boolean;
+  failed?: number;
+  retryIn?: number;
   down?: string;
 }
 
@@ -131,6 +153,10 @@ interface ElectionOwner {
   received(message: any): void;
   /** A tab is gone, or does not take what it is sent. */
   left(tab: string): void;
+  /** A tab waits for a sign of life of this leader. */
+  pinged(): void;
+  /** There can be no election. */
+  alone(reason: unknown): void;
 }
 
 /** What a follower knows of its leader. */

@@ -226,9 +226,11 @@ function runScenario({ seed, tag, drawings, lists, acts, early }, done) {
       const missed = random() < .25;   // lists; so the whole comes
       const to = missed ? Math.min(drawings.length - 1, at + 1 + Math.floor(random() * 3)) : at + 1;
       how = missed ? 'whole' : JSON.stringify(lists[at]);
-      if (live.apply(missed ? [['whole', drawings[to]]] : lists[at]) === null) {
+      live.apply(missed ? [['whole', drawings[to]]] : lists[at]);
+      if (!live.fits) {
         if (counted || missed) throw new Error('it does not fit');
-        if (live.apply([['whole', drawings[to]]]) === null) throw new Error('the whole does not fit');
+        live.apply([['whole', drawings[to]]]);
+        if (!live.fits) throw new Error('the whole does not fit');
         counted = true;
         done.unfit++;
       }

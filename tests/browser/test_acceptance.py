@@ -83,13 +83,15 @@ def test_http_2(browser, tmp_path, serve, until):
             new_context(browser, ignore_https_errors=True) as context:
         page = context.new_page()
         page.errors = []
-        tabs = Tabs(page)
+        tabs,loaded = Tabs(page),[]
+        context.on('request', lambda r: loaded.append(r.url))
         tabs.open(proxy.url, 3)
         assert tabs.all("performance.getEntriesByType('navigation')[0].nextHopProtocol")==['h2']*3
         tabs.active(5)
         carriers(server, until, 3)
         until(lambda: shown(server, tabs, 'one'), 'all show what is sent')
         assert tabs.all(LOCKS)==[0]*3
+        assert not [o for o in loaded if '/_sse/election-' in o], 'they elect nobody'
         tabs.pop().close()
         carriers(server, until, 2)
         assert not tabs.errors
@@ -162,7 +164,7 @@ def test_client_of_another_version(tabs, site, until):
     board = Board(site)
     def older(route):
         script = route.fetch()
-        route.fulfill(response=script, body=script.text().replace('const VERSION = 2;', 'const VERSION = 1;'))
+        route.fulfill(response=script, body=script.text().replace('const VERSION=2;', 'const VERSION=1;'))
     tabs.open(board.url)
     tabs.open('about:blank').route('**/_sse/client-*', older)
     tabs[1].goto(board.url)

@@ -102,8 +102,8 @@ def test_a_leader_from_before_a_deploy(tabs, live, site, until):
     site.app.router.routes.insert(0, Route('/wants', wants_body, methods=['GET', 'POST']))
     def older(route):
         script = route.fetch()
-        assert '.concat(body || [])' in script.text()
-        route.fulfill(response=script, body=script.text().replace('.concat(body || [])', ''))
+        assert '.concat(body||[])' in script.text()
+        route.fulfill(response=script, body=script.text().replace('.concat(body||[])', ''))
     first = tabs.open('about:blank')
     first.route('**/_sse/client-*', older)
     first.goto(site.url('p'))

@@ -88,9 +88,9 @@ def test_fast_app(page, make_site, state, setup):
     "`fast_app(htmx4=True)` as it comes, with FastHTML's own headers, from the addresses it gives"
     site = make_site(None)
     site.stop()
-    routes = [Route('/stream/{name}', site._stream), Route('/assets/{name}', site._asset)]
+    routes = [Route('/stream/{name}', site.serve_stream), Route('/assets/{name}', site.serve_asset)]
     app,_ = fast_app(htmx4=True, pico=False, surreal=False, secret_key='test', routes=routes, live=False)
-    app.route('/pages/{name}')(site._page)
+    app.route('/pages/{name}')(site.serve_page)
     setup(app)
     site.app = site.served.app = app
     site.start()

@@ -101,7 +101,7 @@ class Live:
         return self.apply(some)
 
     def apply(self, some):
-        return self.page.evaluate("some => live.apply(some)?.map(o => o.id || o.localName).sort() ?? null", some)
+        return self.page.evaluate("some => { live.apply(some); return live.fits ? [...live.changed].map(o => o.id || o.localName).sort() : null }", some)
 
     def shown(self): return self.page.evaluate('live.root.outerHTML').replace(FILLER, '')
     def says(self, script): return self.page.evaluate(f'() => {{ const {{ root }} = live; return {script}; }}')

@@ -191,7 +191,7 @@ def test_whatever_happens(make_site, loop, tabs, until, seed):
                 world.wait(rand.choice([0, .05, .2, .5, 1]))
             world.come_to_rest()
         for page in tabs: page.bring_to_front()
-        tabs.active(3, 60)  # A connection that falls silent before its first stream has begun is given up after 37.5 s
+        tabs.active(3, 60)  # A connection that falls silent before its first stream has begun is given up after 20 s
         board.say()
         board.complete(tabs)
         assert tabs.answered()

@@ -30,8 +30,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.contract.servers import Server, Stream, uvicorn  # noqa: E402
-from tests.contract.support import Redis, within  # noqa: E402
-from tests.contract.test_over_sqlite import Shell  # noqa: E402
+from tests.contract.support import Redis, eventually, within  # noqa: E402
+from tests.contract.stores import Shell
 
 BLOCK = re.compile(rb'(?:event: (\S+)\n)?(?:id: (\S+)\n)?(?:retry: (\d+)\n)?data: (.*)')
 ENOUGH = 300  # Messages that each run has at least
@@ -78,7 +78,7 @@ class Client:
         while not stop.is_set():
             with suppress(OSError, asyncio.IncompleteReadError): await self.connection(stop)
             self.tally['connections'] += 1
-            await asyncio.sleep(self.retry*self.rnd.uniform(.5, 1.5))
+            await asyncio.sleep(self.retry*self.rnd.uniform(.5, 1.5))  # A browser waits before it comes back
 
     async def connection(self, stop):
         reader,writer = await asyncio.open_connection('127.0.0.1', self.port, limit=2**16)
@@ -92,7 +92,7 @@ class Client:
                 *blocks,rest = (rest+data).split(b'\n\n')
                 for block in blocks: self.take(block)
                 if time.monotonic()<until or stop.draining:
-                    if mood=='slow' and not stop.draining: await asyncio.sleep(.05)
+                    if mood=='slow' and not stop.draining: await asyncio.sleep(.05)  # A slow reader
                     continue
                 mood = self.rnd.choice(['well', 'slow', 'stall', 'die'])
                 until = time.monotonic()+self.rnd.expovariate(1/8)
@@ -120,7 +120,7 @@ class Stop(asyncio.Event):
     async def wait_or(self, secs):
         with suppress(TimeoutError):
             async with asyncio.timeout(secs):
-                while not self.draining: await asyncio.sleep(.1)
+                while not self.draining: await asyncio.sleep(.1)  # A stall, which is over with the run
 
 
 async def request(port, path):
@@ -147,7 +147,7 @@ async def broadcasts(port, rate, ways, stop, tally):
             under_way.add(t := asyncio.create_task(say(n)))
             t.add_done_callback(under_way.discard)
             n += 1
-        await asyncio.sleep(.005)
+        await asyncio.sleep(.005)  # Some messages at a time
     if under_way: await asyncio.wait(under_way)
     tally['broadcasts'] = n
     return acknowledged
@@ -176,7 +176,7 @@ async def faults(server, store, secs, rnd, tally):
     def each(pause, first, what): return [(first+i*pause, what) for i in range(int((secs-2-first)//pause)+1)]
     start = time.monotonic()
     for at,what in sorted(each(5, 1.5, kill)+each(20, 2.7, restart_redis)+each(30, 3.9, rolling), key=itemgetter(0)):
-        await asyncio.sleep(max(0, start+at-time.monotonic()))
+        await asyncio.sleep(max(0, start+at-time.monotonic()))  # When it is due
         await what()
         tally[what.__name__] += 1
 
@@ -212,7 +212,7 @@ class Witness:
     async def finish(self):
         "Read to the end of the log, and return where that is"
         async with within('the witness reads to the end of the log', 60):
-            while not (upto := await self.read_on()): await asyncio.sleep(.1)
+            while not (upto := await self.read_on()): await asyncio.sleep(.1)  # A worker is being replaced
             return upto
 
 
@@ -258,24 +258,23 @@ async def run(store, secs, seed, clients=300, rate=200, folder=None):
         crowd = [Client(port, random.Random(rnd.random()), tally) for _ in range(clients)]
         lives = [asyncio.create_task(c.live(stop)) for c in crowd]
         start = time.monotonic()
-        async with asyncio.timeout(60):
-            while not all(c.first for c in crowd): await asyncio.sleep(.05)
+        await eventually(lambda: all(c.first for c in crowd), 'all have come', 60)
         saying = asyncio.create_task(broadcasts(port, rate, IN_FILE if has_file else PLAIN, stop, tally))
         watching = asyncio.create_task(witness.watch(stop))
         await faults(server, store, secs, random.Random(rnd.random()), tally)
-        await asyncio.sleep(max(0, start+secs-time.monotonic()))
-        while tally['acknowledged']<=ENOUGH: await asyncio.sleep(.05)  # A slow disk takes longer
+        await asyncio.sleep(max(0, start+secs-time.monotonic()))  # The run takes so long
+        await eventually(lambda: tally['acknowledged']>ENOUGH, 'enough was said: a slow disk takes longer', 600)
         stop.draining = True
         acknowledged = await saying
         await watching
         truth,end,until = witness.truth,None,time.monotonic()+60
         def lacks(): return {*acknowledged}-{n for _,n in truth}  # A worker may not have read them yet
         while (end!=(end := await witness.finish()) or lacks()) and time.monotonic()<until:  # A message whose fate was unknown may come late
-            await asyncio.sleep(.1)
+            await asyncio.sleep(.1)  # What is in the log comes from other processes, which do not say when they are through
             with suppress(TimeoutError):
                 async with asyncio.timeout(30):  # Whoever was away comes back, reads on, and sees the last one
                     while truth and not all(c.seen and c.seen[-1][0]==truth[-1][0] or c.gaps and c.gaps[-1][1]==truth[-1][0] for c in crowd):
-                        await asyncio.sleep(.1)
+                        await asyncio.sleep(.1)  # As above
         stop.set()
         for t in lives: t.cancel()
         await asyncio.wait(lives)

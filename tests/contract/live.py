@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from html.parser import HTMLParser
 
 from tests.contract.support import Exchange, Parser, eventually
-from tests.contract.visitors import Visitor, plain
+from tests.contract.visitors import Visitor
 
 LIVE, PATH, PATIENCE = 'sse:live', '/_sse/live', .2
 VOID = {*'area base br col embed hr img input link meta source track wbr'.split()}
@@ -180,11 +180,6 @@ class Browser(Visitor):
         super().__init__(app, **headers)
         self.ready = ready  # `ready()`: has the app sent what comes first on each stream?
 
-    def sends(self, headers):
-        "All headers of a request: its own, and those that this browser has"
-        cookie = {'cookie': '; '.join(f'{k}={v}' for k,v in self.jar.items())} if self.jar else {}
-        return {k: v for k,v in (cookie | plain(self.headers) | plain(headers)).items() if v is not None}
-
     async def tab(self, path='/', **kw): return await Tab(self, **kw).load(path)
 
     @asynccontextmanager
@@ -210,12 +205,12 @@ class Tab:
         self.status,self.html = self.answer.status,self.answer.body.decode()
         self.root,self.last_id = read_html(self.html),''
         self.url = next((o.attrs['data-sse-live'] for o in self.root.all() if 'data-sse-client' in o.attrs), PATH)
-        self._note_elements()
+        self.note_elements()
         cursors = [o.attrs['data-sse-cursor'] for o in self.root.all() if o.attrs.get('data-sse-cursor')]
         self.after = cursors[0] if cursors else ''
         return self
 
-    def _note_elements(self):
+    def note_elements(self):
         self.elements = [o for o in self.root.all() if o.view]
         self.views = {o.view for o in self.elements}
         self.has_slots = any(o is not c for o in self.elements for c in o.all() if c.view)
@@ -246,7 +241,7 @@ class Tab:
     @asynccontextmanager
     async def following(self):
         "Be at the stream, and come back to it when it ends"
-        task = asyncio.create_task(self._follow())
+        task = asyncio.create_task(self.keep_following())
         try:
             await eventually(lambda: self.begun and self.browser.ready() or task.done(), lambda: f'the stream begins; {self.statuses}')
             yield self
@@ -257,12 +252,12 @@ class Tab:
 
     begun = False
 
-    async def _follow(self):
+    async def keep_following(self):
         try:
-            while await self._listen(): await asyncio.sleep(.03)
+            while await self.listen_once(): await asyncio.sleep(.03)  # A browser waits before it comes back
         except AssertionError as e: self.faults.append(e)
 
-    async def _listen(self):
+    async def listen_once(self):
         "One stream, to its end; whether to come back"
         views = self.views-self.refused
         if not views: return False
@@ -308,18 +303,18 @@ class Tab:
                 shows = o.attrs.get('data-sse-live-version')
                 if shows==end: continue
                 if begin not in (None, shows):
-                    if view not in self.skipped: self.skipped[view] = asyncio.get_running_loop().call_later(PATIENCE, self._ask_for, view)
+                    if view not in self.skipped: self.skipped[view] = asyncio.get_running_loop().call_later(PATIENCE, self.ask_for, view)
                     continue
                 drawn = Drawn(o)
                 for kind,*args in changes: drawn.apply(kind, *args)
-                if self.has_slots or 'data-sse-live' in str(changes): self._note_elements()
+                if self.has_slots or 'data-sse-live' in str(changes): self.note_elements()
                 if drawn.taken: raise Misfit(f'taken and not put back: {[*drawn.taken]}')
                 o.attrs['data-sse-live-version'] = end
                 (self.wholes if begin is None else self.updates).append(view)
         self.begun = True
         if self.checks: self.checks(self)
 
-    def _ask_for(self, view):
+    def ask_for(self, view):
         "Nothing that fits has come: open the stream anew, and get the whole"
         del self.skipped[view]
         for o in self.elements:

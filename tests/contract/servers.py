@@ -56,7 +56,7 @@ def wait_until(condition, what, secs=BOUND):
     until = time.monotonic()+secs
     while not condition():
         assert time.monotonic()<until, f'in vain: {what() if callable(what) else what}'
-        time.sleep(.02)
+        time.sleep(.02)  # The one place that asks again and again, where there is no event loop
 
 
 class Server:
@@ -135,7 +135,7 @@ class Stream:
         if last_event_id: headers = [*headers, f'Last-Event-ID: {last_event_id}']
         self.sock.sendall('\r\n'.join([f'GET {path} HTTP/1.1', 'Host: 127.0.0.1', *headers, '', '']).encode())
         self.head,self.body,self.events,self.ended = b'',b'',[],False
-        self._raw,self._parser = b'',Parser(last_event_id)
+        self.raw,self.parser = b'',Parser(last_event_id)
 
     def __enter__(self): return self
     def __exit__(self, *exc): self.sock.close()
@@ -147,24 +147,24 @@ class Stream:
         "Read what comes next"
         try: data = self.sock.recv(65536)
         except TimeoutError: raise AssertionError(f'nothing came in {BOUND} s after {self.events[-3:]}') from None
-        self._raw += data
-        if not self.head and b'\r\n\r\n' in self._raw:
-            self.head,_,self._raw = self._raw.partition(b'\r\n\r\n')
-        if self.head: self._take()
+        self.raw += data
+        if not self.head and b'\r\n\r\n' in self.raw:
+            self.head,_,self.raw = self.raw.partition(b'\r\n\r\n')
+        if self.head: self.take()
         self.ended = self.ended or not data
 
-    def _take(self):
-        if b'chunked' not in self.head.lower(): new,self._raw = self._raw,b''
-        else: new = b''.join(self._chunks())
+    def take(self):
+        if b'chunked' not in self.head.lower(): new,self.raw = self.raw,b''
+        else: new = b''.join(self.chunks())
         self.body += new
-        self.events += self._parser.feed(new)
+        self.events += self.parser.feed(new)
 
-    def _chunks(self):
-        while m := re.match(rb'([0-9a-fA-F]+)\r\n', self._raw):
+    def chunks(self):
+        while m := re.match(rb'([0-9a-fA-F]+)\r\n', self.raw):
             size,at = int(m[1], 16),m.end()
-            if len(self._raw)<at+size+2: return
-            yield self._raw[at:at+size]
-            self._raw = self._raw[at+size+2:]
+            if len(self.raw)<at+size+2: return
+            yield self.raw[at:at+size]
+            self.raw = self.raw[at+size+2:]
             if not size: self.ended = True
 
     def until(self, wanted, secs=BOUND):
@@ -224,13 +224,13 @@ class Remote:
         self.options = [(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)] if rcvbuf else []
 
     async def __call__(self, scope, receive, send):
-        forward = asyncio.create_task(self._forward(scope, (await receive())['body'], send))
+        forward = asyncio.create_task(self.forward(scope, (await receive())['body'], send))
         gone = asyncio.create_task(receive())
         await asyncio.wait({forward, gone}, return_when=asyncio.FIRST_COMPLETED)
         for o in (forward, gone): o.cancel()
         await asyncio.gather(forward, gone, return_exceptions=True)
 
-    async def _forward(self, scope, body, send):
+    async def forward(self, scope, body, send):
         url = self.url+scope['raw_path'].decode()+'?'+scope['query_string'].decode()
         headers = [(k, v) for k,v in scope['headers'] if k!=b'host']
         transport = httpx.AsyncHTTPTransport(verify=NO_TLS, socket_options=self.options)

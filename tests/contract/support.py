@@ -15,6 +15,7 @@ import struct
 import subprocess
 import time
 from contextlib import asynccontextmanager, suppress
+from inspect import isawaitable
 from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
 
@@ -22,6 +23,8 @@ import redis
 import uvicorn
 from fasthtml.common import EventStream, FastHTML, P
 
+from cjm_fasthtml_sse.backends.base import Record
+from cjm_fasthtml_sse.core import BackendError
 from cjm_fasthtml_sse.helpers import insert_htmx_sse_ext, setup_sse
 
 # Seconds after which something is taken for lost; a busy machine needs far less
@@ -35,11 +38,14 @@ ABOUT = 1 << 31  # Added to the number of a channel: the frame is a word about t
 
 # Waiting
 
-async def eventually(condition, what='the condition'):
-    "Wait until `condition()` holds; a test that waits in vain fails here"
+async def eventually(condition, what='the condition', seconds=None):
+    "Wait until `condition()` holds, or what it awaits; a test that waits in vain fails here"
+    async def holds():
+        found = condition()
+        return await found if isawaitable(found) else found
     try:
-        async with asyncio.timeout(BOUND):
-            while not condition(): await asyncio.sleep(.002)
+        async with asyncio.timeout(seconds or BOUND):
+            while not await holds(): await asyncio.sleep(.002)  # The one place that asks again and again
     except TimeoutError: raise AssertionError(f'in vain: {what() if callable(what) else what}') from None
 
 
@@ -83,6 +89,14 @@ async def all_live(manager, n):
     await eventually(lambda: len(live()) == n == manager.connection_count, f'{n} connections are live')
 
 
+async def until_sent(manager, type, data):
+    "Broadcast until it is not refused any more; gives what it gives"
+    async with within('broadcasts go on by themselves'):
+        while True:
+            with suppress(BackendError): return await manager.broadcast(type, data)
+            await asyncio.sleep(.02)  # Between two attempts, each of which says that it failed
+
+
 class Hooks:
     "Counts how often which connection was opened and closed"
     def __init__(self, manager):
@@ -93,26 +107,28 @@ class Hooks:
 
 class OwnBackend:
     "A backend that an app brings. It numbers and delivers here; `starts` and `reaches` hold it up until they are set"
+    epoch = 'own'
     def __init__(self):
-        self.origin, self.n, self.starts, self.reaches, self.waiting = 'own-0', 0, asyncio.Event(), asyncio.Event(), 0
+        self.n, self.starts, self.reaches, self.waiting = 0, asyncio.Event(), asyncio.Event(), 0
+        self.origin = f'{self.epoch}-0'
         self.starts.set(), self.reaches.set()
 
-    async def start(self, size, deliver, renew, tell):
-        await self._wait(self.starts)
-        self.deliver, self.tell = deliver, tell
+    async def start(self, size, deliver, renew, describe):
+        await self.passes(self.starts)
+        self.deliver, self.renew, self.describe = deliver, renew, describe
 
     async def publish(self, fields, key=None, timeout=None):
         self.n += 1
-        got = await self.deliver(SimpleNamespace(id=f'own-{self.n}', fields=fields, key=key, timeout=timeout))
+        got = await self.deliver(Record(f'{self.epoch}-{self.n}', fields, key, timeout))
         return got if isinstance(got, int) else await got
 
-    async def _wait(self, event):
+    async def passes(self, event):
         self.waiting += 1
         await event.wait()
         self.waiting -= 1
 
-    async def wait_for(self, last_event_id): await self._wait(self.reaches)
-    async def poll_workers(self): return [self.tell()]
+    async def wait_for(self, last_event_id): await self.passes(self.reaches)
+    async def poll_workers(self): return [self.describe()]
     async def stop(self): pass
 
 
@@ -174,8 +190,8 @@ class Exchange:
         self.heard = lambda data: None  # Called with each part of the body
         self.fails = None  # What the server's `send` raises from now on
         self.slow = 0      # Turns of the loop that each send takes
-        self._asked, self._gone, self._reads = False, asyncio.Event(), asyncio.Event()
-        self._reads.set()
+        self.sent_body, self.gone, self.reading = False, asyncio.Event(), asyncio.Event()
+        self.reading.set()
         self.scope = dict(type='http', asgi=dict(version='3.0', spec_version='2.3'), http_version='1.1', method=method,
             scheme='http', path=unquote(parts.path), raw_path=parts.path.encode(), query_string=parts.query.encode(),
             root_path='',
@@ -183,20 +199,20 @@ class Exchange:
                      for k, v in {'host': 'test', **(headers or {})}.items()],
             client=('127.0.0.1', 1), server=('test', 80), state={})
 
-    async def _run(self):
-        try: await self.app(self.scope, self._receive, self._send)
+    async def run(self):
+        try: await self.app(self.scope, self.receive, self.send)
         except Exception as e: self.error = e
         finally: self.over = True
 
-    async def _receive(self):
-        if not self._asked:
-            self._asked = True
+    async def receive(self):
+        if not self.sent_body:
+            self.sent_body = True
             return dict(type='http.request', body=self.request, more_body=False)
-        await self._gone.wait()
+        await self.gone.wait()
         return dict(type='http.disconnect')
 
-    async def _send(self, message):
-        await self._reads.wait()
+    async def send(self, message):
+        await self.reading.wait()
         await turns(self.slow)
         if self.fails is not None: raise self.fails
         if message['type'] == 'http.response.start':
@@ -206,11 +222,11 @@ class Exchange:
             return
         self.body += message.get('body', b'')
         self.heard(message.get('body', b''))
-        if not message.get('more_body'): self._gone.set()  # A complete response
+        if not message.get('more_body'): self.gone.set()  # A complete response
 
     def begin(self):
         "Begin the request, without waiting for anything"
-        self.task = asyncio.create_task(self._run())
+        self.task = asyncio.create_task(self.run())
         return self
 
     async def __aenter__(self):
@@ -220,12 +236,12 @@ class Exchange:
 
     async def __aexit__(self, *exc): await self.leave()
 
-    def stall(self): self._reads.clear()
-    def resume(self): self._reads.set()
+    def stall(self): self.reading.clear()
+    def resume(self): self.reading.set()
 
     def hang_up(self):
         "Close the connection, without waiting for anything"
-        self._gone.set(), self._reads.set()
+        self.gone.set(), self.reading.set()
 
     async def leave(self):
         "Close the connection, and wait until the app has ended its side"
@@ -244,14 +260,14 @@ class Browser:
     def __init__(self, app, cookie=''):
         self.app, self.cookie, self.tickets, self.channels, self.carrier, self.rest = app, cookie, {}, {}, None, b''
 
-    def _headers(self, headers=None): return {**({'cookie': self.cookie} if self.cookie else {}), **(headers or {})}
+    def sends(self, headers=None): return {**({'cookie': self.cookie} if self.cookie else {}), **(headers or {})}
 
     async def ticket(self, path):
         "A ticket for `path`; empty where the app does not let in"
         path = path.partition('?')[0]
         if not self.tickets.get(path):
             async with Exchange(self.app, 'GET', path,
-                    self._headers({'SSE-Ticket': '1', 'Accept': 'text/event-stream'})) as r:
+                    self.sends({'SSE-Ticket': '1', 'Accept': 'text/event-stream'})) as r:
                 for c in r.cookies: self.cookie = '; '.join(filter(None, [self.cookie, c.partition(';')[0]]))
                 self.tickets[path], self.refusal = r.headers.get('sse-ticket', ''), r
         return self.tickets[path]
@@ -260,14 +276,14 @@ class Browser:
         "Send one order; its response, which is the carrier if there was none"
         carriers = [self.carrier.headers['sse-carrier']] if self.carrier else []
         order = dict(carriers=carriers, open=[*open], close=[*close], become=True)
-        sent = Exchange(self.app, 'POST', MUX, self._headers(MUX_HEADERS), json.dumps(order).encode())
-        sent.heard = self._heard
+        sent = Exchange(self.app, 'POST', MUX, self.sends(MUX_HEADERS), json.dumps(order).encode())
+        sent.heard = self.heard
         await sent.__aenter__()
         if sent.status == 200: self.carrier = sent
         else: await sent.leave()
         return sent
 
-    def _heard(self, data):
+    def heard(self, data):
         self.rest += data
         while len(self.rest) >= 8 and len(self.rest) >= 8+(size := struct.unpack('>II', self.rest[:8])[1]):
             number, body, self.rest = struct.unpack('>I', self.rest[:4])[0], self.rest[8:8+size], self.rest[8+size:]
@@ -348,23 +364,23 @@ class _QueueClient(Client):
     "Reads a queue by hand, as an app's own generator does"
     def __init__(self, manager, events):
         super().__init__()
-        self.manager, self.wanted, self.status, self.over, self._reads = manager, events, 200, False, asyncio.Event()
-        self._reads.set()
+        self.manager, self.wanted, self.status, self.over, self.reading = manager, events, 200, False, asyncio.Event()
+        self.reading.set()
 
     async def __aenter__(self):
         if self.wanted == '**': self.queue, self.block = await self.manager.register_connection(), None
         else:
             self.block = self.manager.subscribe(self.wanted)
             self.queue = await self.block.__aenter__()
-        self.task = asyncio.create_task(self._read())
+        self.task = asyncio.create_task(self.read_queue())
         return self
 
-    async def _read(self):
+    async def read_queue(self):
         try:
             while True:
-                await self._reads.wait()
+                await self.reading.wait()
                 m = await self.queue.get()
-                await self._reads.wait()
+                await self.reading.wait()
                 self.events.append(Event(event=m['type'], data=json.dumps(m.get('data')), id='', retry=None))
         except asyncio.CancelledError: raise
         except Exception: self.over = True  # It was ended, and all was handed out
@@ -377,8 +393,8 @@ class _QueueClient(Client):
         else: await self.block.__aexit__(None, None, None)
         self.over = True
 
-    def stall(self): self._reads.clear()
-    def resume(self): self._reads.set()
+    def stall(self): self.reading.clear()
+    def resume(self): self.reading.set()
 
 
 class _StreamClient(Client):
@@ -503,11 +519,11 @@ class SocketClient(Client):
         self.reader, self.writer = await asyncio.open_connection(sock=sock, limit=self.buffer or 2**16)
         lines = ''.join(f'{k}: {v}\r\n' for k, v in self.headers.items())
         self.writer.write(f'GET {self.path} HTTP/1.1\r\n{lines}\r\n'.encode())
-        self.task = asyncio.create_task(self._read())
+        self.task = asyncio.create_task(self.read_socket())
         await eventually(lambda: self.status is not None or self.over, 'the server answers')
         return self
 
-    async def _read(self):
+    async def read_socket(self):
         try:
             self.head = await self.reader.readuntil(b'\r\n\r\n')
             self.status = int(self.head.split()[1])
@@ -545,7 +561,7 @@ class Redis:
             with suppress(redis.RedisError):
                 if self.client.ping(): return self
             assert time.monotonic() < end and self.process.poll() is None, (self.folder/'redis.log').read_text()
-            time.sleep(.01)
+            time.sleep(.01)  # Redis does not say that it has started but by its answer
 
     def url(self, database=0, host='127.0.0.1'): return f'redis://{host}:{self.port}/{database}'
 

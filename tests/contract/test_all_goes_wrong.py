@@ -13,20 +13,21 @@ import pytest
 
 from tests.contract.chaos import ENOUGH, STORES, Client, Stop, disagreement, judge, main
 from tests.contract.support import BOUND, Redis
+from tests.contract.support import turns as all_ready
 
 pytestmark = [pytest.mark.redis, pytest.mark.skipif(not Redis.binary, reason='needs redis-server or valkey-server')]
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize('store', [o if o!='fastlite' else pytest.param(o, marks=pytest.mark.skipif(not find_spec(o), reason='needs fastlite'))
+@pytest.mark.parametrize('kind', [o if o!='fastlite' else pytest.param(o, marks=pytest.mark.skipif(not find_spec(o), reason='needs fastlite'))
                                    for o in STORES])
-def test_nothing_is_lost_or_doubled(store):
-    report = main(store, 6, seed=1, clients=150)
+def test_nothing_is_lost_or_doubled(kind):
+    report = main(kind, 6, seed=1, clients=150)
     said = '\n'.join([*report['wrong'], 'The server wrote:', report['output']])
     assert not report['wrong'] and not report['tracebacks'], said
     assert report['gaps']==0, 'the log holds far more than is sent'
     assert report['kill']==report['restart_redis']==report['rolling']==1
-    if store != 'redis': assert report['rows'] > 30 and report['rolled_back'] > 5, 'hardly anything was in transactions'
+    if kind != 'redis': assert report['rows'] > 30 and report['rolled_back'] > 5, 'hardly anything was in transactions'
     assert report['deliveries'] > report['clients']*ENOUGH, f'hardly anything happened: {report}'
 
 
@@ -65,12 +66,13 @@ def test_rows_and_messages_agree(rows, numbers, wrong):
 def test_a_client_ends_with_the_run_whatever_it_reads_in_that_moment(monkeypatch, turns):
     "`asyncio.wait_for` forgot, up to Python 3.11, a cancellation that met what it waited for, and the client read on for ever"
     async def run():
-        reader = asyncio.StreamReader()
-        async def open_connection(*args, **kw): return reader,SimpleNamespace(write=lambda data: None, close=lambda: None)
+        reader,asked = asyncio.StreamReader(),asyncio.Event()
+        async def open_connection(*args, **kw): return reader,SimpleNamespace(write=lambda data: asked.set(), close=lambda: None)
         monkeypatch.setattr(asyncio, 'open_connection', open_connection)
         stop = Stop()
         life = asyncio.create_task(Client(0, Random(1), Counter()).live(stop))
-        await asyncio.sleep(.01)
+        await asked.wait()
+        await all_ready()
         reader.feed_data(b': heartbeat\n\n')
         for _ in range(turns): await asyncio.sleep(0)  # Somewhere between the arrival and the client's turn
         stop.set()

@@ -24,8 +24,9 @@ from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.helpers import setup_sse
 
 from tests.contract.servers import Remote, running, uvicorn
+from tests.contract.clock import timeless
 from tests.contract.support import BOUND, Exchange, Hooks, eventually, no_task_left
-from tests.contract.visitors import House, Visitor
+from tests.contract.visitors import Channel, House, Visitor
 
 
 class Plain:
@@ -103,7 +104,7 @@ def through(f): return Middleware(BaseHTTPMiddleware, dispatch=f)
 
 async def slowly(request, call_next):
     response = await call_next(request)
-    await asyncio.sleep(.05)
+    await asyncio.sleep(.05)  # A layer that takes its time
     response.headers['X-Slow'] = '1'
     return response
 
@@ -161,7 +162,7 @@ class TestMiddleware:
             async with asyncio.timeout(30):
                 while not (channel.ended or channel.status==500):
                     await house.manager.broadcast('said', 'x')
-                    await asyncio.sleep(.01)
+                    await asyncio.sleep(.01)  # Between two messages: the layers count seconds, or messages
             await eventually(lambda: not house.manager.connection_count, 'its connection is over')
 
     async def test_the_usual_layers_cost_no_short_cut(self):
@@ -212,6 +213,27 @@ class TestMiddleware:
             again = await visitor.opens('/events')
             assert again.carrier==channel.carrier and 'session_' in visitor.jar
             assert any('session_=' in o for o in (await visitor.ask('/events', **{'SSE-Ticket': '1'})).cookies)
+
+    @pytest.mark.parametrize('last, page, gaps', [('dead-5', '', 1), ('', 'dead-5', 1), ('', 'dead-5 beef-6', 1), ('dead-5', 'here', 1),
+                                                  ('here', 'dead-5', 0), ('', 'here dead-5', 0), ('', '', 0)])
+    async def test_an_id_of_before_a_restart_is_a_gap(self, last, page, gaps):
+        "The one that the stream has seen, or that its page has shown; and where there is a snapshot, it comes instead"
+        house = House()
+        await house.manager.broadcast('said', 'old')
+        @house.app.get('/state')
+        def state(req): return house.manager.stream(req, snapshot=lambda: '<b id="x">state</b>')
+        is_known = last=='here'
+        last,page = [o.replace('here', house.manager.cursor) for o in (last, page)]
+        async with house.visitors() as visitor:
+            for path,number in (('/events', 1), ('/state', 2)):
+                channel = visitor.channels[number] = Channel(number, path)
+                await visitor.order([[number, path, await visitor.ticket(path), last, page]])
+                await channel.begins()
+                await house.manager.broadcast('said', 'new')
+                await channel.says('new')
+                told = [e.event for e in channel.events if e.event!='sse:heartbeat'][:-1]
+                if path=='/events': assert (told, 'gap=1' in channel.told('stream'))==(['sse:gap']*gaps, bool(gaps))
+                else: assert 'sse:gap' not in told and ('state' in channel.data[0])!=is_known
 
     async def test_a_quiet_stream_has_a_first_byte_at_once(self):
         "Some browsers know of a response only when there is a byte of its body; some middleware keeps it back until then"
@@ -380,6 +402,7 @@ class TestAnswers:
             assert one.carrier==two.carrier!=first.carrier
 
     @pytest.mark.parametrize('agent, pushed', [('AppleWebKit/605.1.15 (KHTML, like Gecko) Version/17.0 Safari/605.1.15', True), ('AppleWebKit/537.36 (KHTML, like Gecko) Chrome/120', False)])
+    @timeless
     async def test_webkit_hears_the_last_word_at_once(self, agent, pushed):
         "Some of its versions keep back the end of what comes: eight bytes behind it, which are an empty frame of no channel, bring it"
         house = House()
@@ -392,7 +415,7 @@ class TestAnswers:
             await channel.says('hello')
             if pushed: await eventually(lambda: carrier.body.endswith(bytes(8)), 'a push')
             else:
-                await asyncio.sleep(.7)  # Longer than it takes to the last push
+                await asyncio.sleep(60)  # Longer than it takes to the last push, by a clock that needs no time
                 assert not carrier.body.endswith(bytes(8))
 
     async def test_what_a_stream_says_cannot_pass_for_a_frame(self):
@@ -495,7 +518,7 @@ class TestEnds:
         async def write():
             for n in range(1_000_000):
                 await house.manager.broadcast('said', n)
-                await asyncio.sleep(.005)
+                await asyncio.sleep(.005)  # Between two messages
         async with house.visitors() as visitor:
             own = visitor.channels[0] = visitor.channels.get(0) or type('Own', (), dict(words=[], frame=lambda self, body, about: self.words.append(body)))()
             events,hand = await visitor.open('/events', '/by_hand')
@@ -532,7 +555,7 @@ class TestSlowReaders:
             visitor.carriers[channel.carrier].stall()
             for i in range(60):
                 await house.manager.broadcast('said', f'{i} {"x"*50_000}')
-                await asyncio.sleep(.002)
+                await asyncio.sleep(.002)  # Between two messages, for the channel to be evicted
                 if not house.manager.connection_count: break
             evicted = not house.manager.connection_count
             assert evicted==(overflow=='evict')==bool(house.manager.stats()['evicted'])
@@ -570,7 +593,7 @@ class TestSlowReaders:
             under_way += 1
             most = max(most, under_way)
             await house.gate.wait()
-            await asyncio.sleep(.001)
+            await asyncio.sleep(.001)  # A route that takes its time
             under_way -= 1
             return 'no stream'
         async with house.visitors() as visitor:

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from cjm_fasthtml_sse.core import SSEBroadcastManager, TooManyConnections
+from tests.contract.clock import timeless
 from tests.contract.support import (BOUND, CLOSE, GAP, HEARTBEAT, RENDER, Exchange, Hooks, Site, SocketClient,
     all_live, client, eventually, following, no_task_left, rendered, serve, turns, within)
 
@@ -161,7 +162,7 @@ class TestPromise2NothingLost:
         async with following(sink, manager, events=['a', 'b'], render=slow if asynchronous else rendered) as c:
             for n in range(300):
                 await manager.broadcast(rnd.choice('abc'), n)
-                if n % 8 == 0: await asyncio.sleep(.001)
+                if n % 8 == 0: await asyncio.sleep(.001)  # Heartbeats come in between
             await manager.broadcast('a', 'end')
             await eventually(lambda: c.seen[-1:] == [('a', 'end')] or c.over, 'all has come')
         place = {id: i for i, (id, _, _) in enumerate(log)}
@@ -318,12 +319,13 @@ class TestPromise4NobodyWaits:
         await manager.close()
 
     @streams
+    @timeless
     async def test_drop_oldest_skips_and_stays(self, sink):
         manager = SSEBroadcastManager(10, default_timeout=.01, overflow='drop_oldest')
         async with following(sink, manager) as c:
             c.stall()
             for i in range(50): await manager.broadcast('x', [i, PAD])
-            await asyncio.sleep(.05)
+            await asyncio.sleep(5)  # Five hundred times its patience, by a clock that needs no time
             c.resume()
             await manager.broadcast('x', ['end', ''])
             await eventually(lambda: c.seen and c.seen[-1][1][0] == 'end', 'the newest comes')
@@ -370,7 +372,7 @@ class TestPromise4NobodyWaits:
             async with within('it is evicted', 2*BOUND):
                 while not manager.stats()['evicted']:
                     await manager.broadcast('x', PAD*5)
-                    await asyncio.sleep(.001)
+                    await asyncio.sleep(.001)  # The server is on this loop, too
             await eventually(lambda: manager.connection_count == 1, 'the other one stays')
             assert manager.stats()['evicted'] == 1 and not other.over
             await manager.close()
@@ -612,9 +614,9 @@ class TestPromise7BadInput:
     def test_bad_arguments_of_a_stream(self, bad):
         with pytest.raises((ValueError, TypeError)): SSEBroadcastManager().stream(SimpleNamespace(scope={}), **bad)
 
-    async def test_what_no_process_boundary_takes(self, redis_server):
-        "With a backend, data that cannot cross is refused at the call"
-        manager = SSEBroadcastManager(backend=redis_server.url())
+    async def test_what_no_process_boundary_takes(self, store):
+        "Data that cannot cross is refused at the call"
+        manager = SSEBroadcastManager(backend=store.played())
         async with following('queue', manager) as c:
             with pytest.raises(Exception, match='object'): manager.broadcast('x', object())
             await manager.broadcast('x', 1)
@@ -676,6 +678,7 @@ class TestPromise8Farewell:
                 await manager.close()
                 await c.ends()
 
+    @timeless
     async def test_a_close_skips_nothing(self):
         "A client that is cut off in the midst of a message gets that and all behind it when it comes back"
         manager = SSEBroadcastManager()
@@ -687,7 +690,7 @@ class TestPromise8Farewell:
                 await manager.broadcast('x', i)
                 await turns()
             closing = asyncio.create_task(manager.close(timeout=2))
-            await asyncio.sleep(.7)  # It waits half a second for what is being sent
+            await asyncio.sleep(.7)  # It waits half a second for what is being sent, by a clock that needs no time
             c.resume()
             await closing
             await c.ends()

@@ -1,4 +1,4 @@
-"""State and messages in one SQLite file: a page's state and the messages that follow are exactly the state in the end
+"""State and messages in one place: a page's state and the messages that follow are exactly the state in the end
 
 Items have versions. Whoever changes an item says so in the same transaction: two processes that are killed in the middle of it
 again and again, and a thread of the server; a fifth of the transactions is rolled back. Two workers serve pages meanwhile. Each
@@ -12,15 +12,14 @@ import re
 import signal
 import subprocess
 import sys
-from importlib.util import find_spec
 from types import SimpleNamespace
 
 import httpx
 import pytest
 
 from tests.contract.servers import APPS, NO_TLS, running, uvicorn
-from tests.contract.support import BOUND, GAP, within
-from tests.contract.test_over_sqlite import Shell, _path, in_thread  # noqa: F401 - one is a fixture
+from tests.contract.support import BOUND, GAP, eventually, within
+from tests.contract.stores import in_thread
 
 KILLS, BETWEEN = 20, 40  # Writers that are killed, and messages from one to the next
 PAGES, APART = 100, 3    # Pages at least, and those that stand elsewhere than their process
@@ -30,10 +29,10 @@ EVENT = re.compile(rb'event: (\S+)\nid: (\S+)\ndata: (.*)\n')
 
 class Writers:
     "Two processes that write; `with`"
-    def __init__(self, path): self.path, self.pids, self.kills = path, [], 0
+    def __init__(self, store): self.address, self.pids, self.kills = store.address, [], 0
 
     def __enter__(self):
-        self.process = subprocess.Popen([sys.executable, 'writers.py', self.path], cwd=APPS, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen([sys.executable, 'writers.py', self.address], cwd=APPS, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for _ in range(2): self.start()
         return self
 
@@ -94,16 +93,19 @@ class Run:
         while not self.done.is_set():
             page = SimpleNamespace(after=None, heard=None, stream=asyncio.create_task(follow(self.port, '/events_with_state')))
             self.pages.append(page)
-            await asyncio.sleep(.1)
+            await asyncio.sleep(.1)  # Between two streams
 
     def apart(self):
         "How many pages stand elsewhere than their process did, when they were drawn"
         return sum(seq(page.after)!=seq(page.heard) for page in self.pages if page.heard)
 
+    async def changes(self): return (await self.sql('select sum(version) from item'))[0][0]  # As many as there are messages
+
     async def kill_writers(self, writers):
         while writers.kills<KILLS or len(self.pages)<PAGES or self.apart()<APART:  # A machine with slow pages, or a fast file, takes some more
-            start, = (await self.sql('select max(seq) from sse_log'))[0]
-            while (await self.sql('select max(seq) from sse_log'))[0][0]<(start or 0)+BETWEEN: await asyncio.sleep(.005)
+            start = await self.changes()
+            async def enough(): return await self.changes()>=start+BETWEEN
+            await eventually(enough, 'they write on')
             writers.kill()
             await in_thread(writers.start)
 
@@ -130,15 +132,14 @@ class Run:
             if state!=final: yield f'{state} in the end'
 
 
-@pytest.mark.parametrize('fastlite', ['', pytest.param('1', marks=pytest.mark.skipif(not find_spec('fastlite'), reason='needs fastlite'))],
-                         ids=['sqlite3', 'fastlite'])
-async def test_state_and_messages(path, tmp_path, fastlite):
+@pytest.mark.needs('transaction', 'reading')
+async def test_state_and_messages(store, tmp_path):
     "Hundreds of pages at two workers, while writers are killed: nothing lost, nothing twice"
-    with Shell(path) as shell:
-        for text in ('pragma journal_mode=wal', 'create table item(id integer primary key, version integer not null)',
-                     'create table visit(id integer primary key, at real)'): shell.sql(text)
-        shell.run("[sql('insert into item values(?, 0)', i) for i in range(21)]")
-        with running(uvicorn('exact:app', '--workers', '2'), tmp_path/'log', env=dict(DB=str(path), FASTLITE=fastlite)) as app, Writers(path) as writers:
+    with store.shell() as shell:
+        for text in 'create table item(id integer primary key, version integer not null)', 'create table visit(id integer primary key, at real)':
+            shell.sql(text)
+        for n in range(21): shell.sql(f'insert into item values({n}, 0)')
+        with running(uvicorn('exact:app', '--workers', '2'), tmp_path/'log', env=store.env) as app, Writers(store) as writers:
             run = Run(app.port, shell)
             async with within('all pages hear the end', 5*BOUND):
                 await run.get('/begin')
@@ -148,8 +149,9 @@ async def test_state_and_messages(path, tmp_path, fastlite):
                     await run.kill_writers(writers)
                     run.done.set()
                 while writers.pids: writers.kill()
-                while await run.sql('select version from item where id=20')!=[[150]]: await asyncio.sleep(.02)
-                await run.sql("insert into sse_log(fields) values (json_object('type', 'end'))")
+                async def through(): return await run.sql('select version from item where id=20')==[[150]]
+                await eventually(through, 'the thread of the server is through')
+                await in_thread(shell.say, 'end')
                 await run.go_on()
             final = dict(map(tuple, shell.sql('select id, version from item')))
             assert [*run.wrong(final)] == []

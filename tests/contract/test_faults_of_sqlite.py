@@ -20,17 +20,10 @@ import pytest
 
 from cjm_fasthtml_sse.backends.sqlite import Publisher
 from cjm_fasthtml_sse.core import BackendError
-from tests.contract.support import BOUND, GAP, Site, client, eventually, following, within
-from tests.contract.test_over_sqlite import Shell, _library, _path, in_thread, managers  # noqa: F401 - two are fixtures
+from tests.contract.support import BOUND, GAP, Site, client, eventually, following, until_sent, within
+from tests.contract.stores import SQLite, Shell, in_thread, managers
 
 is_root = hasattr(os, 'geteuid') and os.geteuid() == 0
-
-
-async def until_sent(m, type, data):
-    "Broadcast until it is not refused any more"
-    async with within('broadcasts go on by themselves'):
-        while True:
-            with suppress(BackendError): return await m.broadcast(type, data)
 
 
 async def script(code, *args, **kw):
@@ -71,8 +64,6 @@ class TestLocked:
 LOST = '''
 import asyncio, os, signal, sys
 from pathlib import Path
-from cjm_fasthtml_sse.backends.sqlite_file import LogFile
-from cjm_fasthtml_sse.backends.sqlite_log import LogTables
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 async def main():
     m = SSEBroadcastManager(backend=Path(sys.argv[1]))
@@ -199,8 +190,7 @@ class TestUnusable:
                 assert await c.read(2) == [(GAP, None), ('n', 10)]
                 await in_thread(script.broadcast, 'n', 11)
                 assert await c.next() == ('n', 11)
-        with Shell(path) as shell:
-            assert shell.sql("select json_extract(fields, '$.data') from sse_log") == [[n] for n in (*range(5), 10, 11)]
+        assert [data for _, data in SQLite(path).history()] == [*range(5), 10, 11]
 
     @pytest.mark.parametrize('what', [['-wal'], ['-wal', '-shm']], ids=str)
     async def test_its_wal_is_removed(self, path, what):

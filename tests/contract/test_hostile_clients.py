@@ -44,15 +44,14 @@ class Healthy(threading.Thread):
                 self.said += 1
                 self.stream.until(lambda _: len(self.heard())==self.said)
                 self.slowest = max(self.slowest, time.monotonic()-start)
-                time.sleep(.01)
+                time.sleep(.01)  # Between two messages
         except BaseException as e: self.error = e
 
     def goes_on(self):
         "Wait until some more was said"
-        said,until = self.said,time.monotonic()+BOUND
-        while self.said<said+5:
-            assert time.monotonic()<until and self.error is None, f'{self.error!r}: nothing but {self.said-said} came'
-            time.sleep(.02)
+        said = self.said
+        wait_until(lambda: self.said>=said+5 or self.error, lambda: f'nothing but {self.said-said} came')
+        assert self.error is None, repr(self.error)
 
     def stop(self):
         self.over = True
@@ -74,12 +73,13 @@ NOBODY = dict(connections=0, requests=0)
 
 def at_rest(server, most=NOBODY):
     "What a server holds, once all clients have left and it holds `most` at most"
-    until = time.monotonic()+BOUND
-    while True:
-        state = held(server)
-        if not (more := {k: v for k,v in state.items() if v>most.get(k, v)}): return state
-        assert time.monotonic()<until, f'left behind: {more} where {most} is right'
-        time.sleep(.05)
+    def more(): return {k: v for k,v in states[-1].items() if v>most.get(k, v)}
+    states = []
+    def rests():
+        states.append(held(server))
+        return not more()
+    wait_until(rests, lambda: f'left behind: {more()} where {most} is right')
+    return states[-1]
 
 
 @contextmanager

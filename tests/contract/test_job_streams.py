@@ -130,7 +130,7 @@ class TestStreams:
             @manager.on_connect
             async def finish(connection):
                 job.complete()
-                await asyncio.sleep(.01)
+                await asyncio.sleep(.01)  # A hook that takes its time, while the job has ended
             async with listening(app, url(kind)) as page: await page.ends()
         assert 'data-state="completed"' in page.seen[-1][1] and page.told_to_stay
 

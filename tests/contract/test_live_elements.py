@@ -7,6 +7,7 @@ import asyncio
 import gzip
 import json
 import logging
+import re
 import threading
 import time
 from contextlib import asynccontextmanager
@@ -17,11 +18,12 @@ from inspect import isawaitable
 from uuid import UUID
 
 import pytest
-from fasthtml.common import Beforeware, Div, FastHTML, Li, Option, P, Select, Span, Table, Tbody, Td, Titled, Tr, Ul
+from fasthtml.common import APIRouter, Beforeware, Div, FastHTML, Li, Option, P, Select, Span, Table, Tbody, Td, Titled, Tr, Ul
 from fasthtml.svg import Circle, Svg
 
-from cjm_fasthtml_sse.core import SSEBroadcastManager
+from cjm_fasthtml_sse.core import SSEBroadcastManager, SSEError
 from cjm_fasthtml_sse.helpers import setup_sse
+from tests.contract.clock import timeless
 from tests.contract.live import LIVE, PATH, Browser, read_html
 from tests.contract.support import Exchange, eventually, listening
 
@@ -46,13 +48,13 @@ class Site:
             async def items():
                 self.drawn.append(time.monotonic())
                 drawn = draw()
-                await asyncio.sleep(slow)
+                await asyncio.sleep(slow)  # A drawing takes so long
                 return drawn
         else:
             def items():
                 self.drawn.append(time.monotonic())
                 drawn = draw()
-                time.sleep(slow)
+                time.sleep(slow)  # A drawing takes so long
                 return drawn
         return self.sse.live(patterns or 'item:*', **kw)(items)
 
@@ -253,7 +255,7 @@ class TestElement:
     async def test_two_managers(self):
         "Each has its own address, and its own names"
         site = Site()
-        other = SSEBroadcastManager(retry=20)
+        other = SSEBroadcastManager(retry=20, name='other')
         setup_sse(site.app, other)
         @site.sse.live('x', name='n')
         def one(): return P('one ', len(site.items), id='one')
@@ -289,6 +291,42 @@ class TestElement:
         script = await browser.ask(client.attrs['data-sse-live-src'])
         assert script.status==200 and 'javascript' in script.headers['content-type'] and 'immutable' in script.headers['cache-control']
         assert len(gzip.compress(script.body, 9))<=4096
+
+    @pytest.mark.parametrize('route', ['app.route', 'app.get(...)', 'router'])
+    async def test_above_a_route(self, site, route):
+        "What is a route already would be a page that is not live: the error gives the lines in their order"
+        make = dict(zip(('app.route', 'app.get(...)', 'router'), (site.app.route, site.app.get('/x'), APIRouter())))[route]
+        def index(): return P('here')
+        with pytest.raises((TypeError, ValueError)) as raised: site.sse.live('item:*')(make(index))
+        lines = str(raised.value).splitlines()
+        assert lines[-2:]==['@rt', "@sse.live('item:*')"] and 'index' in lines[0]
+
+    @both
+    async def test_below_a_route(self, site, later):
+        "In that order the page is the element"
+        site.items.append('a')
+        site.app.route('/')(site.live(later=later))
+        async with site.browser().follows() as tab:
+            assert tab.texts()==['a']
+            await site.add('b')
+            await tab.shows(['a', 'b'])
+
+    @pytest.mark.parametrize('slots', [False, True], ids=['alone', 'within another one'])
+    async def test_too_long_to_list(self, site, slots):
+        "Who writes a page whose list no request can bring is told the size, and what made it so; up to that, all are live"
+        @site.sse.live('x')
+        def note(text): return P(len(text))
+        @site.sse.live('n')
+        def number(n: int): return P(n)
+        @site.sse.live('y')
+        def notes(n: int): return Div(*[note(f'{i} {"x"*997}') for i in range(n)])
+        def shown(n): return Div(*map(number, range(20)), notes(n) if slots else Div(*[note(f'{i} {"x"*997}') for i in range(n)]))
+        for n in 230,300: site.page(f'/{n}')(partial(shown, n))
+        async with site.browser().follows('/230') as tab: assert len(tab.views)==250+slots and not tab.refused
+        error = await complaint(site, '/300')
+        sizes = [int(o.replace(',', '')) for o in re.findall(r'\b[\d,]+\d\b', str(error))]
+        assert isinstance(error, SSEError) and "'note'" in str(error) and 'note["' in str(error)
+        assert 262144 in sizes and any(262144<o<262144+2000 for o in sizes) and any(200_000<o<=262144 for o in sizes), sizes
 
     async def test_without_setup(self):
         "The element is written without a key: the page shows it, and it stays as it is"
@@ -344,11 +382,41 @@ class TestFunctions:
         async def index(): return await plain.fresh()
         assert (await site.browser().tab())['plain'].text=='drawn' and where==[False]
 
+    @both
+    @pytest.mark.parametrize('call', ['call', 'fresh'])
+    async def test_in_a_plain_route(self, site, later, call):
+        "Nothing can be awaited there: an async one is drawn as well, and so is what `fresh` would return"
+        site.items.append('a')
+        element = site.live(later=later)
+        site.page()(element if call=='call' else element.fresh)
+        async with site.browser().follows() as tab:
+            assert tab.texts()==['a']
+            await site.add('b')
+            await tab.shows(['a', 'b'])
+
+    @both
+    async def test_fresh_that_is_not_awaited(self, site, later):
+        "In an async route it is an error, which says what to write, and no text in the page"
+        element = site.live(later=later)
+        @site.app.route('/')
+        async def index(): return Div(element.fresh())
+        error = await complaint(site)
+        assert isinstance(error, TypeError) and 'test_live_elements.py:' in str(error) and 'await items.fresh(' in str(error)
+
+    @both
+    async def test_fresh_in_a_task(self, site, later):
+        element = site.live(later=later)
+        @site.app.route('/')
+        async def index():
+            task = asyncio.create_task(element.fresh())
+            return Div(await task, *await asyncio.gather(element.fresh(), element.fresh()))
+        assert len((await site.browser().tab()).elements)==3
+
     async def test_slow_on_the_loop(self, site, caplog):
         "It is named, with what to write instead"
         @site.sse.live('x')
         def slow_one():
-            time.sleep(.1)
+            time.sleep(.1)  # Slow is what is tested
             return P('drawn')
         @site.app.route('/')
         async def index(): return slow_one()
@@ -437,7 +505,7 @@ class TestAsNewAsTheRequest:
         site.shows(site.live())
         await site.browser().tab()
         site.items.append('a')
-        await asyncio.sleep(1.01)
+        await asyncio.sleep(1.01)  # A second is the promise, and nothing happens when it is over
         assert (await site.browser().tab()).texts()==['a']
 
     async def test_change_without_an_event(self, caplog):
@@ -446,7 +514,7 @@ class TestAsNewAsTheRequest:
         site.shows(site.live(name='forgotten'))
         async with site.browser().follows() as tab:
             site.items.append('a')
-            await asyncio.sleep(1.01)
+            await asyncio.sleep(1.01)  # A second is the promise, and nothing happens when it is over
             with caplog.at_level(logging.DEBUG):
                 assert (await site.browser().tab()).texts()==['a']
                 await tab.shows(['a'])
@@ -527,7 +595,7 @@ class TestAsNewAsTheRequest:
             for n in range(40):
                 site.items.append(str(n))
                 await site.sse.changed('item:added')
-                await asyncio.sleep(.01)
+                await asyncio.sleep(.01)  # Between two changes
             await tab.shows([*map(str, range(40))])
             secs = time.monotonic()-start
             assert 2<=len(site.drawn)<=secs/.1+2, (site.drawn, secs)
@@ -540,6 +608,7 @@ class TestAsNewAsTheRequest:
                 await site.add(str(n))
                 assert (await site.browser().tab()).texts()==[*map(str, range(n+1))]
 
+    @timeless
     async def test_interval(self, site):
         "Draws while somebody watches, and only then"
         site.shows(site.live(interval=.05))
@@ -550,9 +619,10 @@ class TestAsNewAsTheRequest:
             await eventually(lambda: len(site.drawn)>=before+3, 'it is drawn again and again')
         await eventually(lambda: not site.sse.connection_count, 'the stream ends')
         before = len(site.drawn)
-        await asyncio.sleep(.3)
+        await asyncio.sleep(3)  # Sixty times the interval, by a clock that needs no time
         assert len(site.drawn)<=before+1
 
+    @timeless
     async def test_nobody_watches(self, site):
         "Events draw nothing then"
         site.shows(site.live())
@@ -560,7 +630,7 @@ class TestAsNewAsTheRequest:
         await eventually(lambda: not site.sse.connection_count, 'the stream ends')
         before = len(site.drawn)
         for n in range(20): await site.add(str(n))
-        await asyncio.sleep(.1)
+        await asyncio.sleep(10)  # By a clock that needs no time
         assert len(site.drawn)<=before+1
 
     @both
@@ -982,7 +1052,7 @@ class TestContext:
         who = ContextVar('who', default='nobody')
         @site.sse.live('x')
         async def shown():
-            await asyncio.sleep(.01)
+            await asyncio.sleep(.01)  # A drawing takes so long
             return P(who.get())
         @site.app.route('/')
         async def index(name: str):

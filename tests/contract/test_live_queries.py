@@ -1,6 +1,7 @@
 """Live elements that show rows of a table: drawn again after each commit that changes such a row, whoever makes it
 
-Who writes is a `Shell`, another process that knows nothing of the library. Two managers are two workers, each with its app.
+Over each store that can `watch`. Who writes is a shell, another process that knows nothing of the library. Two managers are two
+workers, each with its app.
 """
 import random
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -14,8 +15,10 @@ from cjm_fasthtml_sse.core import BackendError, SSEBroadcastManager
 from cjm_fasthtml_sse.helpers import setup_sse
 from cjm_fasthtml_sse.testing import SSEClient
 from tests.contract.support import BOUND, eventually, following
-from tests.contract.test_over_sqlite import Shell, _library, _path, in_thread, managers  # noqa: F401 - two are fixtures
-from tests.contract.test_watched_tables import LIMIT, connection
+from tests.contract.stores import in_thread
+from tests.contract.test_watched_tables import LIMIT
+
+pytestmark = pytest.mark.needs('watch', 'reading')
 
 TODO = "create table todo(id integer primary key, user, title)", "insert into todo(user, title) values('ann', 'tea'), ('bob', 'milk'), ('carl', 'rice')"
 
@@ -45,10 +48,10 @@ def said(titles): return f'has {" ".join(map(str, titles))} end'
 
 
 @asynccontextmanager
-async def workers(path, library='sqlite3', n=2, sql=TODO, **kw):
-    with Shell(path) as shell:
-        for o in ('pragma journal_mode=wal', *sql): shell.sql(o)
-        async with managers(path, n, library=library) as ms:
+async def workers(store, n=2, sql=TODO, **kw):
+    with store.shell() as shell:
+        for o in sql: shell.sql(o)
+        async with store.workers(n) as ms:
             found = [Worker(m, **kw) for m in ms]
             for m in ms: await m.open()
             yield shell, found
@@ -71,9 +74,9 @@ async def all_show(found, **titles):
 
 
 class TestRows:
-    async def test_a_row_that_moves(self, path, library):
+    async def test_a_row_that_moves(self, store):
         "The view that it leaves and the one that it enters are drawn, in both workers, and no others"
-        async with workers(path, library) as (shell, ws), tabs(ws) as found:
+        async with workers(store) as (shell, ws), tabs(ws) as found:
             shell.sql("update todo set user='bob' where title='tea'")
             await all_show(found, ann='', bob='tea milk')
             shell.sql("update todo set title='green' where title='tea'")
@@ -83,10 +86,10 @@ class TestRows:
             await all_show(found, bob='green oats')
             assert [{*w.drawn} for w in ws] == [{'ann', 'bob'}]*2
 
-    async def test_a_row_that_is_replaced(self, path, library):
+    async def test_a_row_that_is_replaced(self, store):
         "By one with its key, by one with its unique title, and by one whose key changes"
         sql = 'create table todo(id integer primary key, user, title unique on conflict replace)', TODO[1]
-        async with workers(path, library, sql=sql) as (shell, ws), tabs(ws) as found:
+        async with workers(store, sql=sql) as (shell, ws), tabs(ws) as found:
             shell.sql("insert or replace into todo values(1, 'bob', 'tea')")
             await all_show(found, ann='', bob='tea milk')
             shell.sql("insert into todo values(7, 'bob', 'rice')")
@@ -96,21 +99,21 @@ class TestRows:
             shell.sql('update or replace todo set id=8 where id=9')
             await all_show(found, ann='', carl='soy')
 
-    async def test_what_is_rolled_back(self, path, library):
+    async def test_what_is_rolled_back(self, store):
         "Nothing is drawn"
-        async with workers(path, library) as (shell, ws), tabs(ws) as found:
+        async with workers(store) as (shell, ws), tabs(ws) as found:
             for sql in 'begin', "update todo set user='bob', title='x'", 'rollback', "insert into todo(user, title) values('carl', 'last')": shell.sql(sql)
             await all_show(found, carl='rice last')
             assert [{*w.drawn} for w in ws] == [{'carl'}]*2
 
-    async def test_a_large_transaction(self, path, library):
-        async with workers(path, library) as (shell, ws), tabs(ws) as found:
+    async def test_a_large_transaction(self, store):
+        async with workers(store) as (shell, ws), tabs(ws) as found:
             shell.sql(f"insert into todo(user, title) select case when value<{2*LIMIT} then 'bob' else 'ann' end, value from json_each('{[*range(2*LIMIT+1)]}')")
             await all_show(found, ann=f'tea {2*LIMIT}', bob=' '.join(['milk', *map(str, range(2*LIMIT))]))
 
-    async def test_a_page_shows_what_was_committed(self, path, library):
+    async def test_a_page_shows_what_was_committed(self, store):
         "At once, though its event has not come, and other pages were drawn just before"
-        async with workers(path, library) as (shell, ws):
+        async with workers(store) as (shell, ws):
             clients = [Client(w.app) for w in ws]
             def show(n):
                 for w, c in zip(ws, clients): assert f'has {n} end' in c.get(w.page.to(n=0)).text
@@ -118,9 +121,9 @@ class TestRows:
                 shell.sql(f"update todo set title={n} where user='ann'")
                 await in_thread(show, n)
 
-    async def test_the_table_is_made_anew(self, path, library):
+    async def test_the_table_is_made_anew(self, store):
         "As a change of its columns has it done"
-        async with workers(path, library) as (shell, ws), tabs(ws) as found:
+        async with workers(store) as (shell, ws), tabs(ws) as found:
             for sql in 'begin', 'create table other as select * from todo', "update other set title='soy'", 'drop table todo', 'alter table other rename to todo', 'commit': shell.sql(sql)
             await all_show(found, ann='soy', bob='soy', carl='soy')
             shell.sql("update todo set title='oats' where user='ann'")
@@ -132,7 +135,7 @@ class TestValues:
     VALUES = [*("null 0 1 2 1.0 '1' '01' '1.0' '' 'Ann' 'ann' 'ann ' 'nan' 9007199254740993 9007199254740992.0 '2026-01-31'".split()), f"'{UUID(int=10)}'", "x'31'"]
 
     @pytest.mark.parametrize('kind', ['', 'integer', 'text', 'real', 'text collate nocase', 'text collate rtrim', 'boolean', 'blob'])
-    async def test_whatever_sqlite_compares(self, path, kind):
+    async def test_whatever_sqlite_compares(self, store, kind):
         "Random statements, in columns of all types: after each commit, each view is what the query finds"
         rng = random.Random(kind)
         users = [*self.USERS]
@@ -142,7 +145,7 @@ class TestValues:
                 f'delete from todo where user is {value()}', f'insert or replace into todo values({rng.randrange(5)}, {value()}, {n})'])
         sql = f'create table todo(id integer primary key, user {kind}, title)',
         def plain(user): return str(user) if isinstance(user, UUID|date) else user
-        async with workers(path, n=1, sql=sql, users=users) as (shell, (w,)):
+        async with workers(store, n=1, sql=sql, users=users) as (shell, (w,)):
             text = w.text
             w.text = lambda user: text(plain(user))
             async with AsyncExitStack() as stack:
@@ -151,7 +154,7 @@ class TestValues:
                     for sql in rng.choice([['begin', statement(n), statement(n+1), rng.choice(['commit', 'commit', 'rollback'])], [statement(n)]]): shell.sql(sql)
                     for _, user, tab in found: await tab.live(w.mine, shows=await in_thread(w.text, user), timeout=BOUND)
 
-    async def test_several_workers_and_programs(self, path, library):
+    async def test_several_workers_and_programs(self, store):
         "Random statements of two shells and of the app, at the same time: in the end each view is what the query finds"
         rng = random.Random(7)
         names = 'ann', 'bob', 'carl'
@@ -159,8 +162,8 @@ class TestValues:
             a, b = (rng.choice(names) for _ in 'ab')
             return rng.choice([f"insert into todo(user, title) values('{a}', {n})"]*3+[f"update todo set user='{a}' where user='{b}'", f"update todo set title={n} where id%5={n%5}",
                 f'delete from todo where id%4={n%4}', f"insert or replace into todo values({rng.randrange(9)}, '{a}', {n})"])
-        async with workers(path, library) as (shell, ws), tabs(ws) as found:
-            with Shell(path) as other:
+        async with workers(store) as (shell, ws), tabs(ws) as found:
+            with store.shell() as other:
                 for n in range(60):
                     if n%3 == 2:
                         async with rng.choice(ws).sse.transaction() as db: db.execute(statement(n))
@@ -170,9 +173,9 @@ class TestValues:
 
 
 class TestOptions:
-    async def test_patterns_and_other_names(self, path, library):
+    async def test_patterns_and_other_names(self, store):
         "Events of the app count as well; a parameter may have another name than its column, or none"
-        async with workers(path, library, where=dict(user='owner'), patterns='user:{user}', equals='owner is ?',
+        async with workers(store, where=dict(user='owner'), patterns='user:{user}', equals='owner is ?',
                            sql=[o.replace('user', 'owner') for o in TODO]) as (shell, ws), tabs(ws) as found:
             shell.sql("update todo set title='green' where owner='ann'")
             await all_show(found, ann='green')
@@ -181,17 +184,17 @@ class TestOptions:
             for w in ws: await eventually(lambda w=w: w.drawn, 'it is drawn')
             assert [{*w.drawn} for w in ws] == [{'carl'}]*2
 
-    async def test_all_rows_of_several_tables(self, path, library):
-        async with workers(path, library, n=1, table=['todo', 'tag'], where=[], sql=[*TODO, 'create table tag(name)'],
+    async def test_all_rows_of_several_tables(self, store):
+        async with workers(store, n=1, table=['todo', 'tag'], where=[], sql=[*TODO, 'create table tag(name)'],
                            equals="title<>coalesce((select name from tag), '') and ? is not null") as (shell, (w,)), tabs([w]) as found:
             shell.sql("delete from todo where user='bob'")
             await all_show(found, ann='tea rice', carl='tea rice')
             shell.sql("insert into tag values('rice')")
             await all_show(found, ann='tea', carl='tea')
 
-    async def test_two_queries_on_one_table(self, path, library):
+    async def test_two_queries_on_one_table(self, store):
         "Each with columns of its own"
-        async with workers(path, library, n=1) as (shell, (w,)):
+        async with workers(store, n=1) as (shell, (w,)):
             @w.sse.live(table='todo', where=['title'])
             def owners(title):
                 with w.sse.reading() as c: return P(said([o for o, in c.execute('select user from todo where title=?', (title,)).fetchall()]))
@@ -203,26 +206,26 @@ class TestOptions:
                 await all_show(found, bob='tea')
                 await tab.live(owners, shows=said(['ann', 'bob']), timeout=BOUND)
 
-    async def test_a_stream_beside_it(self, path, caplog):
+    async def test_a_stream_beside_it(self, store, caplog):
         "No hint says that it should name the table: a live element is made of its events"
-        async with workers(path, n=1) as (shell, (w,)), tabs([w]) as found, following('stream', w.sse) as c:
+        async with workers(store, n=1) as (shell, (w,)), tabs([w]) as found, following('stream', w.sse) as c:
             shell.sql("update todo set title='x' where user='ann'")
             await all_show(found, ann='x')
             assert not [o for o in caplog.records if o.name.endswith('hints')] and c.seen == []
 
-    async def test_the_table_is_made_at_the_start(self, path, library):
+    async def test_the_table_is_made_at_the_start(self, store):
         "A page before that says what is missing"
-        async with workers(path, library, sql=['select 1']) as (shell, ws):
+        async with workers(store, sql=['select 1']) as (shell, ws):
             with pytest.raises(ValueError, match="no table 'todo'"): await in_thread(ws[0].mine, 'ann')
             for sql in TODO: shell.sql(sql)
             async with tabs(ws) as found:
                 shell.sql("update todo set user='bob' where title='tea'")
                 await all_show(found, ann='', bob='tea milk')
 
-    async def test_a_connection_of_the_app(self, path, library):
+    async def test_a_connection_of_the_app(self, store):
         "The tables are watched now, and it can still write"
-        async with workers(path, library, n=1) as (shell, (w,)):
-            db = connection(path, library)
+        async with workers(store, n=1) as (shell, (w,)):
+            db = store.connect()
             @w.sse.live(table='todo', db=db, where=['title'])
             def owners(title): return P()
             assert [o for o in shell.sql("select sql from sqlite_master where type='trigger'") if 'title' in o[0]]
@@ -230,10 +233,10 @@ class TestOptions:
             db.close()
 
     @pytest.mark.parametrize('public', [False, True])
-    async def test_who_else_gets_the_events(self, path, public):
+    async def test_who_else_gets_the_events(self, store, public):
         "What `watch` has said holds; unless it was called, they are private"
-        async with workers(path, n=1) as (shell, (w,)):
-            db = connection(path)
+        async with workers(store, n=1) as (shell, (w,)):
+            db = store.connect()
             if public:
                 w.sse.watch(db, 'todo', private=False)
             db.close()
@@ -245,9 +248,9 @@ class TestOptions:
                 while (await c.next())[0] != 'end': pass
                 assert ('table:todo' in [o for o, _ in c.seen]) == public
 
-    async def test_what_is_refused(self, path):
-        async with workers(path, n=1) as (shell, (w,)):
-            db, sse = connection(path), w.sse
+    async def test_what_is_refused(self, store):
+        async with workers(store, n=1) as (shell, (w,)):
+            db, sse = store.connect(), w.sse
             def draw(user, other=None): return P()
             def nobodys(): return P()
             for error, match, kw in ((ValueError, "Did you mean 'user'", dict(table='todo', db=db, where=['usr'])), (ValueError, 'no parameters', dict(table='todo', db=db, where=['x'])),

@@ -20,8 +20,10 @@ PATHS = '/', '/later', '/fresh'
 
 
 def served(tmp_path, *args, backend='sqlite', port=None, log='log', **env):
-    db = tmp_path/'live.db'
-    env = dict(DB=str(db), BACKEND=f'sqlite:///{db}' if backend=='sqlite' else backend or '') | env
+    "An app whose rows are in a file; `backend` is an address, `sqlite` the file of the rows"
+    if backend=='sqlite': backend = f'sqlite:///{tmp_path}/live.db'
+    db = backend.removeprefix('sqlite:///') if backend and backend.startswith('sqlite:') else tmp_path/'live.db'
+    env = dict(DB=str(db), BACKEND=backend or '') | env
     if not env['BACKEND']: del env['BACKEND']
     return running(uvicorn('live:app', '--log-level', 'warning', *args), tmp_path/log, port=port, env=env)
 
@@ -53,8 +55,8 @@ class Crowd:
         for i,path in enumerate(itertools.cycle(what)):
             if self.stopped: return
             try: self.written += (await self.http.post(path, data=dict(text=f'{n}-{i}-{"x"*(i%7)}'))).status_code<400
-            except httpx.HTTPError: await asyncio.sleep(.05)  # Whether it was written is not known: the file says it
-            await asyncio.sleep(.004)
+            except httpx.HTTPError: await asyncio.sleep(.05)  # The server is away. Whether it was written is not known: the file says it
+            await asyncio.sleep(.004)  # Between two writes
 
     async def more(self, n):
         upto = self.written+n
@@ -65,7 +67,7 @@ class Crowd:
         tab = None
         while tab is None or tab.status!=200:
             tab = await self.load(path)
-            if tab is None: await asyncio.sleep(.05)
+            if tab is None: await asyncio.sleep(.05)  # The server is away: a visitor tries again
         self.tabs.append(tab)
         in_order(tab)
         self.tasks.append(asyncio.create_task(self.stay(tab)))
@@ -118,9 +120,8 @@ async def test_pages_that_load_during_writes(tmp_path, workers, backend):
         assert 'Traceback' not in server.output, server.output[-3000:]
 
 
-@pytest.mark.redis
-async def test_over_redis(tmp_path, shared):
-    with served(tmp_path, '--workers', '2', backend=shared.url(1902)) as server:
+async def test_over_each_store(tmp_path, store):
+    with served(tmp_path, '--workers', '2', backend=store.address) as server:
         async with Crowd(server) as crowd:
             crowd.begin(*WRITERS)
             for n in range(20):
@@ -168,14 +169,9 @@ async def on_both(crowd, path='/'):
     return [*found.values()]
 
 
-def backends(f): return pytest.mark.parametrize('backend', ['sqlite', pytest.param('redis', marks=pytest.mark.redis)])(f)
-
-
-@backends
-async def test_equal_drawings_of_two_workers(tmp_path, backend, request):
+async def test_equal_drawings_of_two_workers(tmp_path, store):
     "Send nothing: a page of one follows at the other, and comes back to either"
-    if backend=='redis': backend = request.getfixturevalue('shared').url(1903)
-    async with two_workers(tmp_path, backend) as server, Crowd(server) as crowd:
+    async with two_workers(tmp_path, store.address) as server, Crowd(server) as crowd:
         for n in range(20): await crowd.http.post('/add', data=dict(text=f'{n}'))
         tabs = await on_both(crowd)
         assert tabs[0].body()['views'][0][2]==tabs[1].body()['views'][0][2]
@@ -214,11 +210,9 @@ async def test_restart_with_another_drawing(tmp_path):
                 for t in crowd.tasks: t.cancel()
 
 
-@backends
-async def test_users_of_two_workers(tmp_path, backend, request):
+async def test_users_of_two_workers(tmp_path, store):
     "Who is here, wherever they are; the end of a user's streams reaches both"
-    if backend=='redis': backend = request.getfixturevalue('shared').url(1904)
-    async with two_workers(tmp_path, backend) as server, Crowd(server) as crowd:
+    async with two_workers(tmp_path, store.address) as server, Crowd(server) as crowd:
         tabs = []
         for n in range(6):
             browser = Browser(Remote(server))

@@ -1,146 +1,73 @@
-"""Several processes on one SQLite file: what they do together over Redis they do over a file
+"""An SQLite file between processes: what is true of no other store
 
-Two managers of this process play two workers. What only a server in the middle can do is left to `test_over_redis`. A
-broadcast waits for a lock that somebody else holds, and says so when that takes too long. What the file has lost is a gap,
-told to everybody.
+A broadcast waits for a lock that somebody else holds, and says so when that takes too long. What the file has lost is a gap,
+told to everybody. What every store must do is in `test_over_backends`.
 
 Nobody but SQLite may open the file in this process, as that drops locks. So whatever else a test does with a file is done by
 another process, a `Shell`. Each test ends with the integrity check, by another process, too.
 """
 import asyncio
-import json
 import os
 import shutil
 import subprocess
 import sys
-from contextlib import asynccontextmanager
-from importlib.util import find_spec
 
 import pytest
 
 from cjm_fasthtml_sse.backends.sqlite import Publisher, SQLiteBackend
 from cjm_fasthtml_sse.core import BackendError, SSEBroadcastManager
-from tests.contract import test_over_redis as over_redis
+from tests.contract.stores import Played, Shell, in_thread, managers
 from tests.contract.support import BOUND, GAP, client, following
 
-needs_apsw = pytest.mark.skipif(not find_spec('apsw'), reason='needs apsw')
 
-SHELL = '''
-import json, os, shutil, sqlite3, sys
-path = sys.argv[1]
-c = sqlite3.connect(path, isolation_level=None, timeout=20)
-def sql(text, *args): return c.execute(text, args).fetchall()
-def restore(backup): sqlite3.connect(backup).backup(c)
-def burst(n):
-    sql('begin immediate')
-    c.executemany("insert into sse_log(fields) values (json_object('type', 'n', 'data', ?))", [(i,) for i in range(n)])
-    sql('commit')
-for line in sys.stdin:
-    try: print(json.dumps(eval(line)), flush=True)
-    except Exception as e: print(json.dumps(f'{type(e).__name__}: {e}'), flush=True)
-'''
+async def opens_and_reads(manager):
+    "What needs no lock goes on: a stream opens, and the file is read. What needed none would be through by then"
+    for _ in range(3):
+        async with following('stream', manager), manager.reading() as db: assert db.execute('select 1').fetchall() == [(1,)]
 
 
-class Shell:
-    "Another process that has the file open with `sqlite3`; `with`"
-    def __init__(self, path): self.path = path
-
-    def __enter__(self):
-        self.process = subprocess.Popen([sys.executable, '-c', SHELL, self.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        return self
-
-    def __exit__(self, *exc):
-        self.process.stdin.close()
-        self.process.wait(BOUND)
-        self.process.stdout.close()
-
-    def run(self, code):
-        "The value of an expression, evaluated there"
-        print(code, file=self.process.stdin, flush=True)
-        return json.loads(self.process.stdout.readline())
-
-    def sql(self, text):
-        "The rows"
-        return self.run(f'sql({text!r})')
+async def test_two_logs_in_one_file(path):
+    "A manager of another name has nothing to do with it; two of one name say what to write"
+    url = f'sqlite:///{path}'
+    one, two = SSEBroadcastManager(backend=url), SSEBroadcastManager(backend=path)
+    await one.open()
+    with pytest.raises(Exception, match='name='): await two.open()
+    other = SSEBroadcastManager(backend=SQLiteBackend(url, name='other'))
+    await other.open()
+    await one.close()
+    await two.open()
+    for m in two, other: await m.close()
 
 
-class Played(SQLiteBackend):
-    "In one process, two on one file are refused, as each would receive what the other broadcasts"
-    address = None
+class TestCost:
+    async def test_a_burst(self, path, library):
+        "A thousand broadcasts make no thousand tasks. Each has an outcome of its own: one that can't be written fails alone"
+        async with managers(path, 1, library=library) as (m,):
+            came = []
+            m.on_delivery(lambda message: came.append(message['data']))
+            @m.on_broadcast
+            def spoil(message): message['data'] = object() if message['data'] == 500 else message['data']
+            await m.open()
+            before = len(asyncio.all_tasks())
+            sent = [m.broadcast('n', n) for n in range(1000)]
+            assert len(asyncio.all_tasks())-before < 10
+            outcomes = await asyncio.wait_for(asyncio.gather(*sent, return_exceptions=True), BOUND)
+            assert [n for n, o in enumerate(outcomes) if o != 0] == [500] and isinstance(outcomes[500], TypeError)
+            assert came == [n for n in range(1000) if n != 500]
 
 
-class Files:
-    "Stands where a Redis stands: each database is a file"
-    def __init__(self, folder): self.folder = folder
-    def path(self, database=0): return self.folder/f'{database}.db'
-    def url(self, database=0, host=None): return Played(self.path(database))
-
-
-@pytest.fixture
-def shared(tmp_path): return Files(tmp_path)
-
-
-@pytest.fixture(name='path')
-def _path(tmp_path):
-    "Of a file that does not exist yet, and is whole in the end"
-    res = tmp_path/'app.db'
-    yield res
-    if not res.exists(): return
-    code = "import sqlite3, sys; print(sqlite3.connect(sys.argv[1]).execute('pragma integrity_check').fetchall())"
-    assert subprocess.run([sys.executable, '-c', code, res], capture_output=True, text=True, check=True).stdout.strip() == "[('ok',)]"
-
-
-@pytest.fixture(name='library', params=['sqlite3', pytest.param('apsw', marks=needs_apsw)])
-def _library(request): return request.param
-
-
-@asynccontextmanager
-async def managers(path, n=2, **kw):
-    "Managers that share a file as several processes do; `kw` goes to their backends"
-    ms = [SSEBroadcastManager(backend=Played(path, **kw)) for _ in range(n)]
-    try: yield ms
-    finally:
-        for m in ms: await m.close()
-
-
-async def in_thread(f, *args): return await asyncio.wait_for(asyncio.to_thread(f, *args), BOUND)
-
-
-class TestTogether(over_redis.TestTogether):
-    test_back_to_one_that_lags = None  # A thread can't be held up from outside
-
-    async def test_two_managers_of_one_place(self, shared):
-        "They would hear each other: the second says so, and what to write"
-        url = f'sqlite:///{shared.path()}'
-        one, two = SSEBroadcastManager(backend=url), SSEBroadcastManager(backend=shared.path())
-        await one.open()
-        with pytest.raises(Exception, match='name='): await two.open()
-        other = SSEBroadcastManager(backend=SQLiteBackend(url, name='other'))
-        await other.open()
-        await one.close()
-        await two.open()
-        for m in two, other: await m.close()
-
-    async def test_a_script(self, shared):
-        "It needs no event loop, and waits until the file has it"
-        async with over_redis.workers(shared) as (one, _), following('stream', one) as c:
-            code = ('import sys\nfrom cjm_fasthtml_sse.core import SSEBroadcastManager\n'
-                    'm = SSEBroadcastManager(backend=sys.argv[1])\n'
-                    'for n in range(3): assert m.broadcast("n", n).result() == 0')
-            script = await asyncio.create_subprocess_exec(sys.executable, '-c', code, f'sqlite:///{shared.path()}')
-            assert await asyncio.wait_for(script.wait(), 30) == 0
-            assert await c.data(3) == [0, 1, 2]
-
-    async def test_what_came_before_a_command(self, shared):
-        "Whoever is disconnected has got what was broadcast before, and nothing of what comes after"
-        async with over_redis.workers(shared) as (one, two):
-            for n in range(10):
-                async with following('stream', two, user='ann') as c:
-                    await one.broadcast('before', n)
-                    await one.disconnect('ann')
-                    await one.broadcast('after', n)
-                    await c.ends()
-                    assert c.seen[-1] == ('before', n)  # What comes first may be of the last turn
+    @pytest.mark.skipif(sys.platform != 'linux', reason='needs inotify')
+    def test_nothing_happens(self, path):
+        "A process that waits is woken by what happens, and not by a clock many times a second"
+        code = ('import asyncio, resource, sys\nfrom cjm_fasthtml_sse.core import SSEBroadcastManager\n'
+                'def woken(): return resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw\n'
+                'async def main():\n'
+                '    m = SSEBroadcastManager(backend=sys.argv[1])\n'
+                '    await m.broadcast("n", 1)\n    await asyncio.sleep(2)\n    before = woken()\n    await asyncio.sleep(5)\n'
+                '    print(woken()-before)\n    await m.close()\n'
+                'asyncio.run(main())')
+        run = subprocess.run([sys.executable, '-c', code, f'sqlite:///{path}'], capture_output=True, text=True, check=True, timeout=BOUND)
+        assert int(run.stdout) < 80  # To look each 45 ms takes more than 110
 
 
 class TestLocked:
@@ -169,8 +96,8 @@ class TestLocked:
                 shell.sql('begin immediate')
                 sent = [one.broadcast('n', n) for n in range(1, 200)]
                 thread = asyncio.create_task(in_thread(lambda: one.broadcast('n', 200).result(BOUND)))
-                await asyncio.sleep(.05)
-                assert len(c.messages) == 1
+                await opens_and_reads(two)
+                assert len(c.messages) == 1 and not thread.done()
                 shell.sql('commit')
                 for o in sent: await o
                 await thread

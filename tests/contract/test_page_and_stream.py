@@ -24,7 +24,7 @@ from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.helpers import setup_sse, sse_element
 from cjm_fasthtml_sse.htmx import HTMXSSEConnector
 from tests.contract.servers import NO_TLS
-from tests.contract.support import BOUND, GAP, Site, all_live, listening, serve, within
+from tests.contract.support import BOUND, GAP, Site, all_live, eventually, listening, serve, within
 
 CONNECTED = HTMXSSEConnector.create_sse_element(endpoint='/events')  # Made at import
 
@@ -97,7 +97,7 @@ class TestPage:
 
     async def test_two_managers_and_a_mount(self, app, sse):
         "Each stream picks its own"
-        other,of_mount,mounted = SSEBroadcastManager(),SSEBroadcastManager(),FastHTML(secret_key='contract')
+        other,of_mount,mounted = SSEBroadcastManager(name='other'),SSEBroadcastManager(),FastHTML(secret_key='contract')
         setup_sse(app, other)
         setup_sse(mounted, of_mount)
         app.mount('/sub', mounted)
@@ -253,12 +253,12 @@ def site_with_todos():
     @app.route('/plain')
     def plain():
         shown = [*todos]
-        time.sleep(.01)
+        time.sleep(.01)  # Drawing takes so long
         return drawn(shown)
     @app.route('/async')
     async def later():
         shown = [*todos]
-        await asyncio.sleep(.01)
+        await asyncio.sleep(.01)  # Drawing takes so long
         return drawn(shown)
     @app.route('/add')
     async def add(title: str):
@@ -276,7 +276,7 @@ async def test_pages_that_load_during_writes(path, events):
     "A real server, steady writes, 30 pages: in the end none lacks an item"
     app,todos = site_with_todos()
     async def visit(web, n):
-        while len(todos)<4*n: await asyncio.sleep(.001)  # Spread over the time of the writes
+        await eventually(lambda: len(todos)>=4*n, 'its turn')  # Spread over the time of the writes
         text = (await web.get(path)).raise_for_status().text
         shown = re.findall('<li>(.*?)</li>', text)
         async with web.stream('GET', events, headers={'SSE-After': place(text)}) as stream:

@@ -1,7 +1,7 @@
 """Read transactions: a page stands where its state was read, and so does the state that a snapshot with `db` gives
 
-What another process does to the file is done by a `Shell`. The event loop stands still meanwhile, so this process has yet to
-hear of it.
+Over each store that an app can be `reading` in. What another process does there is done by a shell. The event loop stands still
+meanwhile, so this process has yet to hear of it. What only a file can do is in `test_transactions_of_sqlite`.
 """
 import asyncio
 import os
@@ -14,9 +14,10 @@ from fasthtml.common import Client, FastHTML, Li, Ul
 from cjm_fasthtml_sse.core import BackendError, SSEBroadcastManager
 from cjm_fasthtml_sse.helpers import setup_sse
 from cjm_fasthtml_sse.htmx import HTMXSSEConnector
-from tests.contract.support import BOUND, GAP, Browser, Site, eventually, forked, listening, within
-from tests.contract.test_over_sqlite import Shell, _library, _path, in_thread, managers  # noqa: F401 - two are fixtures
+from tests.contract.support import BOUND, Browser, Site, eventually, forked, listening
+from tests.contract.stores import in_thread
 
+pytestmark = pytest.mark.needs('reading')
 
 forks = [pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork'), pytest.mark.filterwarnings('ignore:.*multi-threaded.*fork')]
 
@@ -30,30 +31,19 @@ def numbers(db): return [n for n, in db.execute('select n from number order by n
 
 def items(db): return [Li(n) for n in numbers(db)]
 
-def write(shell, *ns):
-    "Another process commits numbers, each together with its message"
-    for n in ns:
-        for text in ('begin immediate', f'insert into number values({n})',
-                     f"insert into sse_log(fields) values (json_object('type', 'n', 'data', {n}))", 'commit'): shell.sql(text)
-
-def moves_all(shell):
-    "Whether a checkpoint moves all that was written into the file, as nobody reads what was before"
-    (_,frames,moved), = shell.sql('pragma wal_checkpoint(passive)')
-    return frames == moved
-
 def at_once(f):
     "Call `f` in a thread, while the event loop stands still"
     with ThreadPoolExecutor(1) as pool: return pool.submit(f).result(BOUND)
 
 
-@pytest.fixture(name='shell')
-def _shell(path):
-    with Shell(path) as shell: yield shell
+@pytest.fixture
+def shell(store):
+    with store.shell() as shell: yield shell
 
 
 @pytest.fixture
-async def sse(path, shell, library):
-    async with managers(path, 1, library=library) as (m,):
+async def sse(store, shell):
+    async with store.workers(1) as (m,):
         await m.open()
         shell.sql('create table number(n integer primary key)')
         yield m
@@ -71,7 +61,7 @@ class TestPage:
     async def test_what_is_committed_meanwhile(self, app, sse, shell):
         "It is not in the state, and comes as a message; in threads and on the event loop"
         def drawn(db):
-            write(shell, *shell.sql('select count(*), count(*)+1 from number')[0])
+            shell.write('number', *shell.sql('select count(*), count(*)+1 from number')[0])
             return Ul(*items(db)), connected()
         @app.route('/plain')
         def plain():
@@ -89,19 +79,19 @@ class TestPage:
         "The state has it, so it does not come again; an element made outside of the block stands where the request began"
         @app.route('/page')
         def drawn():
-            write(shell, 1)
+            shell.write('number', 1)
             with sse.reading() as db: shown = items(db), connected()
             return *shown, connected()
         before = sse.cursor
         made,outside = places(await page(app))
         assert (outside == before, made != before) == (True, True)
-        write(shell, 2)
+        shell.write('number', 2)
         async with listening(Site(sse).app, **{'SSE-After': made}) as c: assert await c.data(1) == [2]
         async with listening(Site(sse).app, **{'SSE-After': outside}) as c: assert await c.data(2) == [1, 2]
 
-    async def test_other_managers(self, app, sse, tmp_path):
+    async def test_other_managers(self, app, sse, store):
         "Their ids are those of the request, or of a block around this one"
-        other,file = SSEBroadcastManager(),SSEBroadcastManager(backend=tmp_path/'other.db')
+        other,file = SSEBroadcastManager(),SSEBroadcastManager(backend=store.other().played())
         for m in other, file: setup_sse(app, m)
         await file.open()
         @app.route('/page')
@@ -126,37 +116,25 @@ class TestPage:
         def drawn():
             with sse.reading(): return connected()
         after, = places(await page(app))
-        write(shell, 7)
+        shell.write('number', 7)
         async with listening(Site(sse).app, **{'SSE-After': after}) as c: assert await c.data(1) == [7] and not c.gaps
 
-    async def test_a_file_restored_meanwhile(self, sse, shell, tmp_path):
-        "The page has seen what is not there any more: a gap"
-        write(shell, 1)
-        shell.sql(f"vacuum into '{tmp_path}/backup'")
-        write(shell, 2)
-        def drawn():
-            with sse.reading(): return connected()
-        el = await in_thread(drawn)
-        shell.run(f"restore('{tmp_path}/backup')")
-        write(shell, 3)
-        async with listening(Site(sse).app, **{'SSE-After': str(el.attrs['data-sse-cursor'])}) as c: assert await c.next() == (GAP, None)
-
     @pytest.mark.parametrize('sink', ['stream', 'channel'])
-    async def test_at_a_worker_that_lags(self, path, sse, shell, library, sink):
+    async def test_at_a_worker_that_lags(self, store, sse, shell, sink):
         "It waits until it has read up to where the page stands: no gap, nothing twice"
-        async with managers(path, 1, library=library) as (late,):
+        async with store.workers(1) as (late,):
             browser = Browser(Site(late).app)
             await late.open()
             await browser.ticket('/events')
             for n in range(5):
-                write(shell, *range(3*n, 3*n+2))
+                shell.write('number', *range(3*n, 3*n+2))
                 def drawn():
                     with sse.reading(): return connected()
                 after = str(at_once(drawn).attrs['data-sse-cursor'])
                 assert late.cursor != after
                 async with listening(browser.app, sink=sink, browser=browser, **{'SSE-After': after}) as c:
                     await eventually(lambda: late.cursor == after, 'it reads')
-                    write(shell, 3*n+2)
+                    shell.write('number', 3*n+2)
                     assert await c.data(1) == [3*n+2] and not c.gaps
             await browser.leave()
 
@@ -167,7 +145,7 @@ class TestBlock:
         def block(sql):
             with sse.reading() as db: db.execute(sql).fetchall()
         for sql in "insert into number values(1)", "delete from number", "create table other(x)":
-            with pytest.raises(Exception, match='readonly') as e: await in_thread(block, sql)
+            with pytest.raises(Exception, match='(?i)read-?only') as e: await in_thread(block, sql)
             assert 'transaction()' in e.value.__notes__[0]
         for sql in 'commit', 'rollback', 'begin':
             with pytest.raises(Exception) as e: await in_thread(block, sql)
@@ -180,58 +158,6 @@ class TestBlock:
     async def test_other_backends(self):
         with pytest.raises(BackendError, match='sqlite:///app.db'): SSEBroadcastManager().reading()
 
-    async def test_while_the_file_is_locked(self, sse, shell):
-        "It waits for nobody, and nobody waits for it"
-        shell.sql('begin immediate'), shell.sql('insert into number values(1)')
-        async with sse.reading() as db:
-            assert numbers(db) == []
-            shell.sql('commit')
-            assert numbers(db) == []
-        async with sse.reading() as db: assert numbers(db) == [1]
-
-    async def test_it_ends_with_the_block(self, sse, shell):
-        "Also where that fails, or is cancelled: all that was written can be moved into the file"
-        async def block(ready):
-            async with sse.reading() as db:
-                numbers(db)
-                ready.set()
-                await asyncio.Event().wait()
-        async def failing():
-            with pytest.raises(ZeroDivisionError):
-                async with sse.reading() as db: numbers(db)/0
-        ready = asyncio.Event()
-        task = asyncio.create_task(block(ready))
-        await ready.wait()
-        write(shell, 1)
-        assert not moves_all(shell), 'somebody reads'
-        task.cancel()
-        await asyncio.wait({task})
-        for _ in range(20):
-            task = asyncio.create_task(block(asyncio.Event()))
-            await asyncio.sleep(0)
-            task.cancel()
-            await asyncio.wait({task})
-        async with within('nobody reads any more'):
-            while not moves_all(shell): await asyncio.sleep(.005)
-
-    async def test_rows_that_nobody_read(self, sse, shell):
-        "A cursor that the app has kept holds nothing"
-        write(shell, *range(100))
-        async with sse.reading() as db:
-            kept = iter(db.execute('select n from number'))
-            assert next(kept) == (0,)
-        write(shell, 100)
-        async with within('nobody reads any more'):
-            while not moves_all(shell): await asyncio.sleep(.005)
-        with pytest.raises(Exception, match='[Cc]losed'): next(kept)
-
-    async def test_deleted_file(self, sse, path, tmp_path):
-        "Is not made again"
-        for o in tmp_path.glob('app.db*'): o.unlink()
-        with pytest.raises(BackendError, match='app.db'):
-            async with sse.reading(): pass
-        assert not path.exists()
-
     async def test_a_task_that_outlives_it(self, app, sse, shell):
         "What it draws later may bring what the page has already, and lacks nothing"
         tasks = []
@@ -240,7 +166,7 @@ class TestBlock:
             return connected()
         go = asyncio.Event()
         async with sse.reading(): tasks.append(asyncio.create_task(drawn(go)))
-        write(shell, 1)
+        shell.write('number', 1)
         go.set()
         el = await tasks[0]
         async with listening(Site(sse).app, **{'SSE-After': str(el.attrs['data-sse-cursor'])}) as c: assert await c.data(1) == [1]
@@ -252,18 +178,21 @@ class TestBlock:
                 before = numbers(db)
                 def child():
                     with sse.reading() as db: assert numbers(db) == [1]
-                write(shell, 1)
+                shell.write('number', 1)
                 assert os.waitpid(forked(child), 0)[1] == 0
                 return before, numbers(db)
         assert await in_thread(block) == ([], [])
         async with sse.reading() as db: assert numbers(db) == [1]
     for mark in forks: test_forked_in_it = mark(test_forked_in_it)
 
-    async def test_before_the_manager_is_opened(self, path, tmp_path):
-        "As in a script; the file is made if there is none"
-        async with managers(tmp_path/'new.db', 1) as (m,):
-            async with m.reading() as db: assert db.execute('select count(*) from sse_log').fetchall() == [(0,)]
+    async def test_before_the_manager_is_opened(self, store):
+        "As in a script, also where nobody was before; what comes then is behind the page"
+        async with store.other().workers(1) as (m,):
+            async with m.reading() as db:
+                assert db.execute('select 1').fetchall() == [(1,)]
+                after, = places(connected())
             await m.broadcast('n', 1)
+            async with listening(Site(m).app, **{'SSE-After': after}) as c: assert await c.data(1) == [1] and not c.gaps
 
 
 class TestSnapshot:
@@ -271,11 +200,11 @@ class TestSnapshot:
     async def test_ahead_of_this_process(self, sse, shell):
         "What the state has comes no more, as soon as this process is there; what is committed later follows"
         for n in range(5):
-            write(shell, 3*n, 3*n+1)
+            shell.write('number', 3*n, 3*n+1)
             assert not sse.cursor.endswith(f'-{3*n+2}')
             def state(db):
                 found = items(db)
-                write(shell, 3*n+2)
+                shell.write('number', 3*n+2)
                 return found
             async with listening(Site(sse, snapshot=state).app) as c:
                 (event, text), *rest = await c.read(2)
@@ -283,30 +212,15 @@ class TestSnapshot:
 
     async def test_elements_in_it(self, sse, shell):
         "They stand there as well"
-        write(shell, 1)
+        shell.write('number', 1)
         def state(db): return connected()
         async with listening(Site(sse, snapshot=state).app) as c:
             assert places((await c.next())[1]) == [c.last_id]
 
     async def test_a_gap_brings_the_state(self, sse, shell):
-        write(shell, 1)
+        shell.write('number', 1)
         async with listening(Site(sse, snapshot=items).app, last_id='ffff:1-1') as c:
             assert (await c.next())[1] == '<li>1</li>'
-
-    async def test_a_file_restored_meanwhile(self, sse, shell, tmp_path):
-        "Where the state stands is not known any more: it is read again"
-        write(shell, 1)
-        shell.sql(f"vacuum into '{tmp_path}/backup'")
-        write(shell, 2)
-        calls = []
-        def state(db):
-            calls.append(numbers(db))
-            if len(calls)==1:
-                shell.run(f"restore('{tmp_path}/backup')")
-                write(shell, 3)
-            return [Li(n) for n in calls[-1]]
-        async with listening(Site(sse, snapshot=state).app) as c:
-            await eventually(lambda: '<li>1</li><li>3</li>' in [e.data for e in c.messages], lambda: c.messages)
 
     async def test_shared(self, sse, shell):
         "By all who come at one time"

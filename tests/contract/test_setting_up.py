@@ -16,7 +16,7 @@ import pytest
 from fasthtml.common import EventStream, FastHTML, P, fast_app, sse_message
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.testclient import TestClient
 
 from cjm_fasthtml_sse.core import SSEBroadcastManager
@@ -25,7 +25,7 @@ from cjm_fasthtml_sse.helpers import insert_htmx_sse_ext, setup_sse
 from cjm_fasthtml_sse.progress import setup_progress
 
 from tests.contract.servers import NO_TLS
-from tests.contract.support import BOUND, client_src, hello_app, is_served, serve
+from tests.contract.support import BOUND, SocketClient, all_live, client_src, hello_app, is_served, serve, within
 
 
 class TestOnce:
@@ -202,20 +202,26 @@ class TestQueuesThatEnd:
 
     @pytest.mark.parametrize('http', ['h11', 'httptools'])
     @pytest.mark.parametrize('mounted', [False, True])
-    async def test_a_stream_may_cut_its_connection(self, http, mounted):
-        "`scope['sse.abort']` does, through whatever middleware and mounts"
+    async def test_who_stopped_reading_is_cut_off(self, http, mounted):
+        "Whatever middleware and mounts are in between: nothing waits for a browser that was evicted, and it gets no farewell"
+        manager,ended = SSEBroadcastManager(max_queue_size=2, default_timeout=0),asyncio.Event()
         one = FastHTML(secret_key='test', middleware=[Middleware(BaseHTTPMiddleware, dispatch=pass_on)])
-        async def frames(scope):
-            yield 'data: one\n\n'
-            scope['sse.abort']()
-            await asyncio.sleep(30)
-        one.route('/stream')(lambda req: StreamingResponse(frames(req.scope), media_type='text/event-stream'))
-        setup_sse(one)
+        one.route('/stream')(lambda req: manager.stream(req))
+        setup_sse(one, manager)
         outer,path = one,'/stream'
         if mounted:
             outer,path = FastHTML(secret_key='test'),'/sub/stream'
             outer.mount('/sub', one)
             setup_sse(outer)
-        async with serve(outer, http=http) as port, httpx.AsyncClient(timeout=BOUND, verify=NO_TLS) as web:
-            with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)):
-                await web.get(f'http://127.0.0.1:{port}{path}')
+        async def noted(scope, receive, send):
+            try: await outer(scope, receive, send)
+            finally: ended.set()
+        async with serve(noted, http=http) as port, SocketClient(port, path, receive_buffer=4096) as c:
+            await all_live(manager, 1)
+            c.stall()
+            async with within('it is evicted'):
+                while manager.connection_count: await manager.broadcast('n', 'x'*100_000)
+            async with within('its request ends', BOUND/2): await ended.wait()
+            c.resume()
+            await c.ends()
+            assert c.events and not [e for e in c.events[1:] if e.retry]

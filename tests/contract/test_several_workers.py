@@ -1,6 +1,6 @@
 """Processes come and go: several serve one app, one of them dies, all are replaced, a file is saved
 
-Workers that nothing connects know nothing of one another, and each has its own streams; with Redis between them a broadcast reaches all.
+Workers that nothing connects know nothing of one another, and each has its own streams; over each store a broadcast reaches all.
 Whoever comes back hears what was missed, or is told of the gap: behind a restart that lost the past a gap, and never a part of it.
 """
 import os
@@ -98,11 +98,10 @@ class TestOnTheirOwn:
             assert server.get('/history').json()[0]=='at import'
 
 
-@pytest.mark.redis
-class TestWithRedis:
-    async def test_a_broadcast_reaches_channels_of_both(self, tmp_path, redis_server):
+class TestWithAStore:
+    async def test_a_broadcast_reaches_channels_of_both(self, tmp_path, store):
         "And wherever one comes back, it has missed nothing"
-        with two_workers(tmp_path/'log', BACKEND=redis_server.url(1901)) as server:
+        with two_workers(tmp_path/'log', BACKEND=store.address) as server:
             async with Visitor(Remote(server)) as visitor:
                 channels = await on_both(visitor, '/events')
                 said = [f'"to all {i}"' for i in range(5)]

@@ -63,7 +63,7 @@ def in_a_thread(request):
     async def closing():
         async def parts():
             yield 'clos'
-            await asyncio.sleep(.5)
+            await asyncio.sleep(.5)  # A response takes so long
             yield 'ing'
         return StreamingResponse(parts(), headers={'Connection': 'close'})
     server = uvicorn_.Server(uvicorn_.Config(app, host='127.0.0.1', port=free_port(), log_level='warning',
@@ -111,10 +111,10 @@ async def main(last):
     await manager.register_connection()
     if not last: return
     asyncio.get_running_loop().call_later(.05, os.kill, os.getpid(), signal.SIGINT)
-    try: await asyncio.sleep(20)
+    try: await asyncio.sleep(20)  # A program that goes on
     except asyncio.CancelledError:
         print('cancelled', flush=True)
-        await asyncio.sleep(.05)
+        await asyncio.sleep(.05)  # Its clean-up takes so long
         print('cleaned up', flush=True)
         raise
 for n in range({runs}):
@@ -126,22 +126,38 @@ assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert (done.stdout.split('\n')[:3], done.stderr, done.returncode)==(['cancelled', 'cleaned up', 'stopped'], '', 0)
 
 
-@pytest.mark.parametrize('name', ['uvicorn', 'uvicorn, h11'])
-async def test_a_client_that_does_not_read_holds_nothing_up(tmp_path, name):
-    "Neither a stream, with much that waits for it, nor a carrier"
+@pytest.mark.parametrize('path', ['/events', '/by_hand', '/flood', 'channel /events', 'channel /by_hand'])
+@pytest.mark.parametrize('name', ['uvicorn', 'uvicorn, h11', 'hypercorn', 'granian'])
+async def test_a_client_that_does_not_read_holds_nothing_up(tmp_path, name, path):
+    "Neither a stream, with much that waits for it, nor one written by hand, nor a carrier: its connection is cut"
     done = tmp_path/'done'
     with running(SERVERS[name], tmp_path/'log', env={'LIFESPAN': str(done), 'MAX_QUEUE': '100000'}) as server:
-        with Stream(server, rcvbuf=4096) as stalled, Stream(server) as healthy:
-            async with Visitor(Remote(server, rcvbuf=4096)) as visitor:
-                channel = await visitor.opens('/events')
-                visitor.carriers[channel.carrier].stall()
+        async with Visitor(Remote(server, rcvbuf=4096)) as visitor:
+            with Stream(server) as healthy, Stream(server, '/events' if 'channel' in path else path, rcvbuf=4096) as stalled:
                 for o in (stalled, healthy): o.begun()
+                if 'channel' in path:
+                    channel = await visitor.opens(path.removeprefix('channel '))
+                    visitor.carriers[channel.carrier].stall()
                 server.get('/say', text='x'*60_000, times=200)
                 healthy.until(lambda _: len(healthy.said)==200)
                 server.signal()
+                healthy.until_end()
                 server.ends()
         assert done.exists(), server.output
         assert 'Traceback' not in server.output, server.output
+
+
+@pytest.mark.parametrize('name', ['uvicorn', 'granian'])
+def test_a_stream_by_hand_that_is_read_ends_as_it_likes(tmp_path, name):
+    "Only who does not read is cut off: what a stream still has to say when the server stops, it says"
+    done = tmp_path/'done'
+    with running(SERVERS[name], tmp_path/'log', env={'LIFESPAN': str(done)}) as server, Stream(server, '/at_leisure') as stream:
+        stream.begun()
+        server.signal()
+        stream.until_end()
+        assert [e.data for e in stream.events]==[*map(str, range(30))]
+        server.ends()
+        assert done.exists(), server.output
 
 
 @pytest.mark.parametrize('sig', **SIGNALS)

@@ -11,6 +11,7 @@ import time
 import httpx
 import pytest
 from fasthtml.common import EventStream, FastHTML, Middleware, P, RedirectResponse, Response
+from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import StreamingResponse
 
@@ -19,7 +20,7 @@ from cjm_fasthtml_sse.dashboard import setup_dashboard
 from cjm_fasthtml_sse.helpers import insert_htmx_sse_ext, setup_sse
 from cjm_fasthtml_sse.progress import setup_progress, track
 
-from tests.contract.support import BOUND, MUX, Exchange, Hooks, eventually, listening
+from tests.contract.support import BOUND, MUX, Exchange, Hooks, eventually, listening, no_task_left
 from tests.contract.visitors import House, Visitor
 
 COOKIE = 'sse_browser'  # By which a browser is known
@@ -106,6 +107,7 @@ class TestTickets:
             assert (await visitor.opens('/events')).events
 
     async def test_a_ticket_takes_no_place_and_calls_nobody(self):
+        "It says that a path is a stream; who may read it is decided by the channel's own request, each time"
         manager,asked = SSEBroadcastManager(max_connections=1),[]
         hooks = Hooks(manager)
         house = House(manager=manager)
@@ -116,27 +118,155 @@ class TestTickets:
         async with house.visitors(2) as (ann, eve), listening(house.app) as c:
             await eventually(lambda: c.events, 'the stream begins')
             before = manager.stats()
-            r = await ann.ask('/guarded', x_user='ann', **TICKET)
-            assert (r.status, r.body, r.headers['content-length'])==(200, b'', '0') and r.headers['sse-ticket']
-            r = await eve.ask('/guarded', x_user='eve', **TICKET)
-            assert (r.status, r.body)==(403, b'Forbidden') and 'sse-ticket' not in r.headers
-            assert (asked, len(hooks.opened), manager.stats())==(['ann', 'eve'], 1, before)
+            for user,o in dict(ann=ann, eve=eve).items():
+                o.headers['x-user'] = user
+                r = await o.ask('/guarded', **TICKET)
+                assert (r.status, r.body, r.headers['content-length'])==(200, b'', '0') and r.headers['sse-ticket']
+            assert (asked, len(hooks.opened), manager.stats())==([], 1, before)
+            for _ in range(2): assert (await eve.opens('/guarded')).status==403
+            assert (await ann.opens('/guarded')).status==503, 'let in, and there is no place'
+            assert asked==['eve', 'eve', 'ann']
+
+    async def test_who_may_read_is_asked_once_for_a_channel(self):
+        "Not for its ticket; and again for the next one, whose ticket is kept"
+        house,asked = House(),[]
+        @house.app.get('/guarded')
+        def guarded(req): return house.manager.stream(req, authorise=lambda req: not asked.append(req))
+        async with house.visitors() as visitor:
+            for n in 1,2:
+                await (await visitor.opens('/guarded')).begins()
+                assert len(asked)==n
 
     @pytest.mark.parametrize('path', ['/_sse/dashboard/events', '/stream_job_status?job_id=7',
                                       '/stream_job_progress?job_id=7', '/stream_job_progress?job_id=over'])
     async def test_streams_of_the_library_have_tickets(self, path):
-        "For those whom `authorise` lets in"
-        manager,app = SSEBroadcastManager(),FastHTML(secret_key='test')
-        def may(req, *args): return req.headers['x-user']=='ann'
+        "The channel is for those whom `authorise` lets in, and it is asked once"
+        manager,app,asked = SSEBroadcastManager(),FastHTML(secret_key='test'),[]
+        def may(req, *args): return not asked.append(req.headers['x-user']) and asked[-1]=='ann'
         setup_progress(app, manager, may)
         setup_dashboard(app, manager, authorise=may)
         for _ in track(manager, [1], 'over'): pass
         for user,status in dict(ann=200, eve=403).items():
             async with Exchange(app, 'GET', path, TICKET | {'x-user': user}) as r:
                 await eventually(lambda r=r: r.over, 'it is answered')
-                assert (r.status, r.body, 'sse-ticket' in r.headers)==(status, b'' if status==200 else b'Forbidden',
-                                                                       status==200)
-        assert not manager.connections
+                assert (r.status, r.body, 'sse-ticket' in r.headers)==(200, b'', True)
+            async with Visitor(app, x_user=user) as visitor: assert (await visitor.opens(path)).status==status
+        assert asked==['ann', 'eve']
+        await eventually(lambda: not manager.connections, 'all that was open ends')
+
+    @pytest.mark.parametrize('path', ['/_sse/dashboard', '/_sse/dashboard/live?paused'])
+    async def test_no_page_is_got_by_asking_for_a_ticket(self, path):
+        manager,app = SSEBroadcastManager(),FastHTML(secret_key='test')
+        setup_dashboard(app, manager, authorise=lambda req: False)
+        for value in ('1', 'authorise'):
+            async with Exchange(app, 'GET', path, {'SSE-Ticket': value}) as r: assert r.status==403
+
+    async def test_where_authorise_leads_the_browser_is_led(self):
+        "A channel is answered with the status; the browser asks for a ticket once more, and that `authorise` is asked before"
+        house,asked = House(),[]
+        def authorise(req):
+            asked.append(req)
+            if req.headers.get('x-user')=='ann': return True
+            led = RedirectResponse('/login', 303)
+            led.set_cookie('why', 'led')
+            return led
+        @house.app.get('/guarded')
+        def guarded(req): return house.manager.stream(req, authorise=authorise)
+        async with house.visitors() as visitor:
+            assert (await visitor.opens('/guarded')).status==303 and len(asked)==1
+            r = await visitor.ask('/guarded', SSE_Ticket='authorise')
+            assert (r.status, r.headers['location'], r.headers.get('sse-ticket'))==(303, '/login', None) and 'why=led' in r.cookies[0]
+            visitor.headers['x-user'] = 'ann'
+            r = await visitor.ask('/guarded', SSE_Ticket='authorise')
+            assert (r.status, r.body)==(200, b'') and r.headers['sse-ticket'] and not house.manager.connection_count
+
+    @pytest.mark.parametrize('stack', ['none', 'that reads ahead', 'that compresses'])
+    @pytest.mark.parametrize('kind', ['queue', 'block'])
+    @pytest.mark.parametrize('value', ['1', 'authorise'])
+    async def test_a_stream_by_hand_begins_once(self, kind, value, stack):
+        "Whatever middleware is around it. For a ticket its route runs, and nothing of the stream: no hook is called, no place is taken"
+        async def ahead(request, call_next): return await call_next(request)
+        house = House({'none': [], 'that compresses': [Middleware(GZipMiddleware, minimum_size=1)],
+                       'that reads ahead': [Middleware(BaseHTTPMiddleware, dispatch=ahead)]}[stack])
+        hooks,begun = Hooks(house.manager),[]
+        async def queue():
+            begun.append(kind)
+            queue = await house.manager.register_connection()
+            try:
+                while True: yield f"data: {(await queue.get())['data']}\n\n"
+            finally: await house.manager.unregister_connection(queue)
+        async def block():
+            begun.append(kind)
+            async with house.manager.subscribe() as queue:
+                while True: yield f"data: {(await queue.get())['data']}\n\n"
+        @house.app.get('/own')
+        def own(): return EventStream(dict(queue=queue, block=block)[kind]())
+        async with house.visitors() as visitor:
+            r = await visitor.ask('/own', SSE_Ticket=value)
+            assert r.status==200 and r.body in (b'', b':\n\n') and not begun
+            visitor.tickets['/own'] = r.headers['sse-ticket']
+            channel = await visitor.open('/own')
+            await eventually(lambda: house.manager.connection_count==1, 'it listens')
+            await house.manager.broadcast('said', 'hello')
+            await channel.says('hello')
+            assert (len(hooks.opened), len(hooks.closed), len(begun))==(1, 0, 1)
+        await eventually(lambda: len(hooks.closed)==1, 'it ends')
+
+    async def test_what_a_route_opens_for_its_stream_is_closed(self):
+        "Behind a ticket too: the stream begins then, as it is the stream that closes it"
+        house = House()
+        hooks = Hooks(house.manager)
+        @house.app.get('/own')
+        async def own():
+            queue = await house.manager.register_connection()
+            async def frames():
+                try:
+                    while True: yield f"data: {(await queue.get())['data']}\n\n"
+                finally: await house.manager.unregister_connection(queue)
+            return EventStream(frames())
+        async with house.visitors() as visitor:
+            assert await visitor.ticket('/own')
+            await eventually(lambda: len(hooks.closed)==1 and not house.manager.connection_count, 'it is closed')
+            channel = await visitor.open('/own')
+            await eventually(lambda: house.manager.connection_count==1, 'it listens')
+            await house.manager.broadcast('said', 'hello')
+            await channel.says('hello')
+
+    async def test_the_answer_to_a_ticket_request_is_sent_as_it_is_where_it_is_no_stream(self):
+        "A page that comes in pieces, an error, and a stream whose length is given"
+        house = House()
+        @house.app.get('/pieces')
+        def pieces():
+            async def parts():
+                for o in 'one','two':
+                    await asyncio.sleep(0)
+                    yield o
+            return StreamingResponse(parts())
+        @house.app.get('/fails')
+        def fails(): raise ZeroDivisionError
+        @house.app.get('/whole')
+        def whole(): return Response('data: 1\n\n', media_type='text/event-stream')
+        async with house.visitors() as visitor:
+            assert (await visitor.ask('/pieces', **TICKET)).body==b'onetwo'
+            with pytest.raises(AssertionError): await visitor.ask('/fails', **TICKET)
+            r = await visitor.ask('/whole', **TICKET)
+            assert (r.body, r.headers['content-length'])==(b'data: 1\n\n', '9') and r.headers['sse-ticket']
+
+    async def test_what_does_not_heed_its_end_holds_nobody_up(self):
+        "A response that goes on though it was cancelled for its ticket: what it sends goes nowhere"
+        house,late = House(),asyncio.Event()
+        @house.app.get('/stubborn')
+        async def stubborn():
+            class Stubborn(Response):
+                async def __call__(self, scope, receive, send):
+                    try: await send({'type': 'http.response.start', 'status': 200, 'headers': [(b'content-type', b'text/event-stream')]})
+                    except asyncio.CancelledError: pass
+                    await send({'type': 'http.response.body', 'body': b'late'})
+                    late.set()
+            return Stubborn()
+        async with house.visitors() as visitor, no_task_left():
+            r = await visitor.ask('/stubborn', **TICKET)
+            assert (r.status, r.body, late.is_set())==(200, b'', True) and r.headers['sse-ticket']
 
     @pytest.mark.parametrize('value', ['0', '', 'x.1.y'])
     async def test_another_header_is_no_request_for_a_ticket(self, value):
@@ -361,7 +491,7 @@ class TestMountedApps:
             def events():
                 async def frames():
                     yield 'data: here\n\n'
-                    await asyncio.sleep(BOUND)
+                    await asyncio.sleep(BOUND)  # A stream that stays open
                 return EventStream(frames())
             @app.get('/login')
             def login(name: str, sess): sess['auth'] = name

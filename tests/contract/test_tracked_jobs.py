@@ -193,7 +193,7 @@ class TestReports:
     async def test_end_was_told(self, manager, form, fails):
         "Where the code behind a loop goes on"
         @manager.on_broadcast
-        async def slow(message): await asyncio.sleep(.05)
+        async def slow(message): await asyncio.sleep(.05)  # A hook that takes its time
         def items():
             yield 1
             if fails: raise OSError
@@ -313,11 +313,11 @@ class TestNobodyToTell:
         class Away:
             def broadcast_threadsafe(self, event_type, *args, **kw):
                 tries.append(event_type)
-                time.sleep(.05)
+                time.sleep(.05)  # An attempt takes so long
                 raise ConnectionError('it is away')
         def items():
             for n in range(100):
-                time.sleep(.001)
+                time.sleep(.001)  # An item takes so long
                 yield n
         start = time.monotonic()
         assert [*track(Away(), items(), 'j', throttle=0)]==[*range(100)]

@@ -20,6 +20,7 @@ from starlette.responses import Response
 from cjm_fasthtml_sse.core import BackendError, SSEBroadcastManager, TooManyConnections
 from cjm_fasthtml_sse.dispatcher import segment
 from cjm_fasthtml_sse.helpers import setup_sse
+from tests.contract.clock import timeless
 from tests.contract.support import (BOUND, CLOSE, GAP, RENDER, Browser, Hooks, OwnBackend, Site, all_live, client, eventually,
     following, listening, no_task_left, rendered, turns, within)
 
@@ -258,13 +259,14 @@ class TestLimits:
         with pytest.raises(TooManyConnections): await manager.register_connection()
         for c in clients: await c.leave()
 
+    @timeless
     async def test_a_start_that_fails_is_tried_once_for_all(self):
         "However long it takes: those who waited for it meanwhile do not each try again, one behind the other"
         class Away(OwnBackend):
             tries = 0
             async def start(self, *args):
                 self.tries += 1
-                await asyncio.sleep(1.2)
+                await asyncio.sleep(1.2)  # A start takes so long, by a clock that needs no time
                 raise BackendError('nobody is there')
         manager = SSEBroadcastManager(backend=(backend := Away()))
         clients = [client('stream', manager) for _ in range(10)]
@@ -368,6 +370,7 @@ class TestUntil:
 
 class TestKeys:
     @streams
+    @timeless
     async def test_a_slow_client_skips_states(self, sink, render):
         "Of the messages with one key it gets the newest, and it is not sent away for the others"
         manager = SSEBroadcastManager(10, default_timeout=.02)
@@ -375,7 +378,7 @@ class TestKeys:
             c.stall()
             await manager.broadcast('start', PAD)
             for i in range(100): await manager.broadcast('progress', [i, PAD], key='bar')
-            await asyncio.sleep(.1)  # Longer than its patience
+            await asyncio.sleep(5)  # Longer than its patience, by a clock that needs no time
             for i in range(100, 200): await manager.broadcast('progress', [i, PAD], key='bar')
             c.resume()
             await manager.broadcast('end', 0)
@@ -736,7 +739,7 @@ class TestNobodyIsOutrun:
                 for n in range(20): await manager.broadcast('x', [turn*20+n, PAD])
                 await turns()
                 c.resume()
-                time.sleep(.4)
+                time.sleep(.4)  # The loop is blocked, which is what is tested
                 await eventually(lambda: len(c.messages) == (turn+1)*20 or c.over, 'all comes')
             assert [d[0] for d in await c.data(40)] == [*range(40)]
         assert manager.stats()['evicted'] == 0

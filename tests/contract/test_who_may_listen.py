@@ -159,7 +159,7 @@ class TestSetup:
         app,_ = guarded(lambda *args: False)
         with pytest.raises(ValueError, match='another manager'): setup_progress(app, SSEBroadcastManager(), True)
         with pytest.raises(ValueError, match='would answer instead'):
-            setup_dashboard(app, SSEBroadcastManager(), authorise=True)
+            setup_dashboard(app, SSEBroadcastManager(name='second'), authorise=True)
 
     async def test_later_word_counts(self):
         app,manager = guarded(True)

@@ -64,13 +64,14 @@ class Visitor(Browser):
     async def __aenter__(self): return self
     async def __aexit__(self, *exc): await self.hang_up()
 
-    def _headers(self, headers=None):
+    def sends(self, headers=None):
+        "All headers of a request: its own, and those that this browser has"
         cookie = {'cookie': '; '.join(f'{k}={v}' for k,v in self.jar.items())} if self.jar else {}
         return {k: v for k,v in (cookie | plain(self.headers) | plain(headers or {})).items() if v is not None}
 
     def begins(self, path, method='GET', body=b'', **headers):
         "One request, that is not waited for; `keep` takes what its response brings"
-        return Exchange(self.app, method, path, self._headers(headers), body)
+        return Exchange(self.app, method, path, self.sends(headers), body)
 
     def keep(self, response):
         "Keep the cookies of a response, and who it says that the visitor is"
@@ -92,7 +93,7 @@ class Visitor(Browser):
         path = url.partition('?')[0]
         if not self.tickets.get(path):
             async with Exchange(self.app, 'GET', url,
-                                self._headers({'SSE-Ticket': '1', 'Accept': 'text/event-stream'})) as r:
+                                self.sends({'SSE-Ticket': '1', 'Accept': 'text/event-stream'})) as r:
                 pass
             self.keep(r)
             self.tickets[path] = r.headers.get('sse-ticket', '')
@@ -102,7 +103,7 @@ class Visitor(Browser):
         "One order; its response, which may be a carrier"
         order = dict(carriers=[*self.carriers] if carriers is None else carriers, open=[*open], close=[*close],
                      become=become)
-        sent,rest = Exchange(self.app, 'POST', self.mux, self._headers(MUX_HEADERS | plain(headers)),
+        sent,rest = Exchange(self.app, 'POST', self.mux, self.sends(MUX_HEADERS | plain(headers)),
                              json.dumps(order).encode() if raw is None else raw),bytearray()
         def heard(data):
             if sent.status!=200: return
@@ -183,7 +184,7 @@ class House:
         "At `/with_task`, a stream by hand with a background task that takes a moment; gives what is set when the task is through"
         done = asyncio.Event()
         async def behind():
-            await asyncio.sleep(.3)
+            await asyncio.sleep(.3)  # A moment
             done.set()
         @self.app.get('/with_task')
         def with_task():

@@ -34,4 +34,13 @@ FAULTS: list[Fault] = [
         'static/watchdog.js', 'browser/test_what_monitors_say.py',
         (("this.interval = Math.min(this.interval, now - this.beat);",
           "this.interval = Math.max(this.interval < Infinity ? this.interval : 0, now - this.beat);"),)),
+    Fault('The server is back, and each tab comes back when it likes, seconds behind the one that holds the connection',
+        'static/multiplex.js', 'tests/browser/test_tabs_come_back.py',
+        (("const error = new Moved(direct,", "const error = message.lost ? new TypeError('network') : new Moved(direct,"),)),
+    Fault('A page waits for headers that a proxy holds back, though the page before it knew that they do not come',
+        'static/multiplex.js', 'browser/test_every_tab.py',
+        (("    this.enter();\n    this.recall();\n", "    this.enter();\n"),)),
+    Fault('A page whose streams have connections of their own takes part in the election of the others',
+        'static/multiplex.js', 'browser/test_every_tab.py',
+        (("    this.recall();\n  }\n", "    this.recall();\n    this.join();\n  }\n"),)),
 ]

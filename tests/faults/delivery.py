@@ -51,14 +51,14 @@ FAULTS = [
         ('            if left or not await self.position.has_lost(page[0][1]): ', '            if True: '),)),
     Fault('a message of a newer version is skipped in silence', 'backends/redis_reader.py', 'test_over_redis.py', (
         ('            if entry.lost_version: lost = entry.id\n', '            if False: pass\n'),)),
-    Fault('the history and the hooks of deliveries hear all of the past again when the backend starts anew', 'manager/delivery.py', 'test_over_redis.py', (
+    Fault('the history and the hooks of deliveries hear all of the past again when the backend starts anew', 'manager/delivery.py', 'test_over_backends.py', (
         ('        for _,m in messages[first:]:\n', '        for _,m in messages:\n'),)),
     Fault('a broadcast whose connection to Redis broke is sent a second time', 'backends/redis_writer.py', 'test_over_redis.py', (
         ('                for p in batch: p.settle(State.SENT, e)\n',
          '                for p in reversed(batch):\n                    p.state = State.WAITING\n                    queue.appendleft(p)\n'),)),
     Fault('a browser that comes to a process which lags behind is told a gap where nothing is lost', 'backends/session.py', 'test_over_redis.py', (
         ('        if not position.lacks(epoch, place): return\n', '        return\n'),)),
-    Fault('somebody who was disconnected still gets what was broadcast afterwards', 'backends/sqlite_log.py', 'test_over_sqlite.py', (
+    Fault('somebody who was disconnected still gets what was broadcast afterwards', 'backends/sqlite_log.py', 'test_over_backends.py', (
         ('return _merge(messages, commands) if commands else messages', 'return messages+commands'),)),
     Fault('what a restored backup has lost is lost in silence', 'backends/sqlite_log.py', 'test_over_sqlite.py', (
         ('if seq and (not rows or rows[0][:2]!=(seq, ms)): return None', 'if seq and not rows: return rows'),)),
@@ -66,6 +66,10 @@ FAULTS = [
         ('return not self.is_stale and self._file.identity()==self.identity', 'return not self.is_stale'),)),
     Fault('a broadcast that failed as the file was locked is sent afterwards', 'backends/records.py', 'test_over_sqlite.py', (
         ('if self.state is not State.WAITING: return False', 'pass'),)),
+    Fault('a task is made for each broadcast of a burst', 'manager/outbox.py', 'test_over_sqlite.py', (
+        ('        if self.pack is None: return self.finish(', '        if True: return self.finish('),)),
+    Fault('an idle process looks into the file many times a second', 'backends/sqlite_alarm.py', 'test_over_sqlite.py', (
+        ("        if sys.platform!='linux': raise", "        if True: raise"),)),
     Fault('a file is mixed with the WAL of the one that it has replaced', 'backends/sqlite_driver.py', 'test_faults_of_sqlite.py', (
         ("        return f'{path}-wal belongs to the file that {path} has replaced, and SQLite would mix the two'\n", "        return ''\n"),)),
     Fault('two processes write into two files as one of them was removed', 'backends/sqlite_driver.py', 'test_faults_of_sqlite.py', (
@@ -82,22 +86,22 @@ FAULTS = [
         ('        self._pool.tables.append_records(PlainRows(connection), self._records)\n', ''),)),
     Fault('what a block did is committed though the block has failed', 'manager/database.py', 'test_one_commit.py', (
         ('t.rollback() if has_failed else t.commit()', 't.commit()'),)),
-    Fault('a block can commit its rows before their broadcasts', 'backends/sqlite_transaction.py', 'test_one_commit.py', (
+    Fault('a block can commit its rows before their broadcasts', 'backends/sqlite_transaction.py', 'test_transactions_of_sqlite.py', (
         ('            handle.connection.set_authorizer(self._authorize)\n', ''),)),
-    Fault('whoever was cancelled while waiting for the lock keeps it', 'manager/block.py', 'test_one_commit.py', (
+    Fault('whoever was cancelled while waiting for the lock keeps it', 'manager/block.py', 'test_transactions_of_sqlite.py', (
         ('self._blocks.call(self._transaction.rollback)', 'pass'),)),
     Fault('the connection of a block is used by the next one', 'backends/sqlite_transaction.py', 'test_one_commit.py', (
         ('            if not self._unused: self.keep(self._open())  # Before: the last one to close empties `FILE-wal`\n        handle.close()\n',
          '            return self.keep(handle)\n'),)),
     Fault('what was broadcast before a transaction comes behind it', 'manager/database.py', 'test_one_commit.py', (
         ('        if self._earlier: concurrent.futures.wait(', '        if False: concurrent.futures.wait('),)),
-    Fault('a row that another one replaces goes without an event', 'backends/sqlite_triggers.py', 'test_watched_tables.py', (
+    Fault('a row that another one replaces goes without an event', 'backends/sqlite_triggers.py', 'test_watch_of_sqlite.py', (
         ('return [o for unique in uniques for o in', 'return [o for unique in () for o in'),)),
-    Fault('the values of a row that one with its key replaces are in no event', 'backends/sqlite_triggers.py', 'test_watched_tables.py', (
+    Fault('the values of a row that one with its key replaces are in no event', 'backends/sqlite_triggers.py', 'test_watch_of_sqlite.py', (
         (', *self._announce_replaced(key, same)', ''),)),
-    Fault('an update has only the new values', 'backends/sqlite_triggers.py', 'test_watched_tables.py', (
+    Fault('an update has only the new values', 'backends/sqlite_triggers.py', 'test_watch_of_sqlite.py', (
         (", before='old')", ')'),)),
-    Fault('to watch more columns takes those away that there are', 'backends/sqlite_watch.py', 'test_watched_tables.py', (
+    Fault('to watch more columns takes those away that there are', 'backends/sqlite_watch.py', 'test_watch_of_sqlite.py', (
         ('[*(known or ()), *columns]', 'columns'),)),
     Fault('a change of one row has the views of all users drawn', 'live/views.py', 'test_live_queries.py', (
         ('if v.element.name!=live and v.element.concerns(fields, v.arguments)]', 'if v.element.name!=live]'),)),
@@ -109,9 +113,9 @@ FAULTS = [
         (' or self.element.has_news()', ''),)),
     Fault('what a large transaction has changed beyond its first rows goes without an event', 'backends/sqlite_triggers.py', 'test_watched_tables.py', (
         ('dirty=dirty+(n>={LIMIT} or {odd})', 'dirty=dirty+({odd})'),)),
-    Fault('a table that was made anew is watched no more', 'backends/sqlite_watch.py', 'test_watched_tables.py', (
+    Fault('a table that was made anew is watched no more', 'backends/sqlite_watch.py', 'test_watch_of_sqlite.py', (
         ('        if not all(o.is_intact for o in compared):\n', '        if False:\n'),)),
-    Fault('changes that were missed while a table had no triggers are not announced', 'backends/sqlite_watch.py', 'test_watched_tables.py', (
+    Fault('changes that were missed while a table had no triggers are not announced', 'backends/sqlite_watch.py', 'test_watch_of_sqlite.py', (
         ("            self._all(connection, 'update sse_watch set dirty=dirty+1 where name=?', (o.name,))\n", ''),)),
     Fault('the events of all tables go to whoever asks for everything', 'backends/sqlite.py', 'test_watched_tables.py', (
         ("    private_events = 'table:{name}:**',", "    private_events = ()"),)),

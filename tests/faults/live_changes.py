@@ -40,4 +40,10 @@ FAULTS: list[Fault] = [
         (("                place -= i<place\n", ""),)),
     Fault('A list of changes is longer than the whole drawing', 'live/changes.py', MADE,
         (("    return res if len(json.dumps(res, ensure_ascii=False))<=len(new.html) else whole", "    return res"),)),
+    Fault('What a user opened is closed where htmx has put something into the same live element', 'static/changes.js', 'browser/test_live_pages.py',
+        (("    if (again) drawn.open = /** @type {any} */ (this.drawn.get(node))?.open;\n", ""),)),
+    Fault('After a log-in an element that stands alone and within another one gets the signature of the other', 'static/live.js', 'browser/test_live_pages.py',
+        (("\n      && o.parentElement.closest(LIVE)?.dataset.sseLive === outer?.data.sseLive", ""),)),
+    Fault('After a log-in what is within another live element is given up, because its own signature is the same', 'static/live.js', 'browser/test_live_pages.py',
+        (("    if (stream.added) return;\n", ""),)),
 ]

@@ -40,4 +40,14 @@ FAULTS: list[Fault] = [
         ('segment(values[m[1]])', 'str(values[m[1]])'),)),
     Fault('two copies in a page have one id', ELEMENT, SUITE, (
         ('id = visit.take_id(self._id())', 'id = self._id()'),)),
+    Fault('A page with `@sse.live` above `@rt` is not live, and nothing says so', ELEMENT, SUITE, (
+        ("if hasattr(function, '__routename__'):", "if hasattr(function, '__no_route__'):"),)),
+    Fault('A missing `await` before `fresh` writes an object into the page', ELEMENT, SUITE, (
+        ("    def __html__(self): raise TypeError(f'{self._place or", "    def __html__(self): return object.__repr__(self) or TypeError(f'{self._place or"),)),
+    Fault('`fresh` in a plain route draws nothing', ELEMENT, SUITE, (
+        ("        if running_loop() is not None: return PendingElement(view, f'{self.name}{call}')\n", "        return PendingElement(view, f'{self.name}{call}')\n"),)),
+    Fault('A page with more names and arguments than a request may have is sent, and none of it is live', DRAWING, SUITE, (
+        ('if self._totals[url]>MAX_LIST_BYTES: raise', 'if self._totals[url]<0: raise'),)),
+    Fault('What stands within other live elements is not counted where a page lists them', DRAWING, SUITE, (
+        ('            if o.newest is not None: self.add(url, o, o.newest, view.listed_bytes)', '            pass'),)),
 ]

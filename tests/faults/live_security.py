@@ -5,9 +5,17 @@ ENDPOINT, SUITE = 'live/endpoint.py', 'test_live_security.py'
 
 FAULTS: list[Fault] = [
     Fault('whoever copies what a page has follows its live elements', 'visitor.py', SUITE, (
-        ("return self._sign('live', visitor_id, view)", "return self._sign('live', '', view)"),)),
+        ("return self._sign('live', visitor_id, *place, view)", "return self._sign('live', *place, view)"),)),
     Fault('one signature is good for all arguments', 'visitor.py', SUITE, (
-        ("return self._sign('live', visitor_id, view)", "return self._sign('live', visitor_id, view.partition('[')[0])"),)),
+        ("return self._sign('live', visitor_id, *place, view)", "return self._sign('live', visitor_id, *place, view.partition('[')[0])"),)),
+    Fault('what one manager has drawn for a visitor opens the elements of another one', 'visitor.py', SUITE, (
+        ("return self._sign('live', visitor_id, *place, view)", "return self._sign('live', visitor_id, place.root, view)"),)),
+    Fault('what an app has drawn for a visitor opens the elements of a mounted one', 'visitor.py', SUITE, (
+        ("return self._sign('live', visitor_id, *place, view)", "return self._sign('live', visitor_id, place.manager, view)"),)),
+    Fault('a slot of one manager is one of another', 'visitor.py', SUITE, (
+        ("return self._sign('live slot', manager, outer, view)", "return self._sign('live slot', outer, view)"),)),
+    Fault('two managers of one app have one name', 'visitor.py', SUITE, (
+        ('if len(managers)>1 and len(live_managers(managers, manager.name))>1: raise', 'if False: raise'),)),
     Fault('where nobody knows the visitor, an empty signature is a good one', ENDPOINT, SUITE, (
         ("wanted.signature.encode('utf-8', 'surrogatepass')) and bool(good)",
          "wanted.signature.encode('utf-8', 'surrogatepass'))"),)),
@@ -46,11 +54,42 @@ FAULTS: list[Fault] = [
     Fault('each page gets a cookie, with live elements or without', 'visitor.py', SUITE, (
         ('if visit.new_browser: headers.append(_cookie(visit))', 'headers.append(_cookie(visit))'),)),
     Fault('live elements of a mounted app are looked for in the app around it', 'visitor.py', SUITE, (
-        ("return '' if root==self.root and not i else", "return '' if not i else"),)),
+        ("return '' if place==(self.root, MAIN) else", "return '' if place.manager==MAIN else"),)),
     Fault('live elements of a second manager are looked for with the first', 'visitor.py', SUITE, (
-        ("+f'?manager={i}'*(i>0)", ''), ('if root==self.root and not i else', 'if root==self.root else'))),
+        ("+('' if self.manager==MAIN else f'?manager={self.manager}')", ''),)),
     Fault('a user with live elements alone is not there', ENDPOINT, SUITE, (
         ("manager._connection_hooks,visit.visitor.user", "manager._connection_hooks,None"),)),
     Fault('live elements know no limit of connections', ENDPOINT, SUITE, (
         ('refusal, manager._begin, opened', 'lambda: None, manager._begin, opened'),)),
+    Fault('who may read the newest stream of a user reads the older ones, too', 'engine/access.py', 'test_rights_over_time.py', (
+        ('class Recheck:\n', '_newest: dict = {}\n\nclass Recheck:\n'),
+        ('        self.is_async = is_async(authorise)\n', '        self.is_async = is_async(authorise)\n        _newest[conn.user] = request\n'),
+        ('f,request = recheck.authorise,recheck.request', 'f,request = recheck.authorise,_newest[recheck.conn.user]'))),
+    Fault('a stream that may be read no more ends all streams of its user', 'engine/access.py', 'test_rights_over_time.py', (
+        ("        else: recheck.end()\n", "        else: self._hub.disconnect(recheck.conn.user)\n"),)),
+    Fault('a deploy that swaps two parameters shows what is of another user', 'live/registry.py', 'test_tried_and_refused.py', (
+        ('({",".join(element.parameters.names)})', '()'),)),
+    Fault('programs with one key take signatures of each other', 'live/registry.py', 'test_tried_and_refused.py', (
+        (' {element.module}\'', '\''),)),
+    Fault('a manager of two apps is followed past the checks of the one that has drawn it', 'visitor.py', 'test_tried_and_refused.py', (
+        ("for root,managers in reversed(scope.get('sse.apps', ())):", "for root,managers in scope.get('sse.apps', ()):"),)),
+    Fault('who may follow nothing takes places of those who may', ENDPOINT, 'test_tried_and_refused.py', (
+        ('        if not followed: return _refusal(wanted)\n', ''),)),
+    Fault('an element with `authorise` is shown to all in one that has none', 'live/element.py', 'test_tried_and_refused.py', (
+        ('if view.element.authorise is not None and not has_rule: raise', 'if False: raise'),)),
+    Fault('a channel that waited opens behind the end of its user', 'setup.py', 'test_tried_and_refused.py', (
+        ("| scope.get('sse.began', {})", ''),)),
+    Fault('`disconnect` ends nothing where the backend does not answer', 'core.py', 'test_tried_and_refused.py', (
+        ('        self._hub.disconnect(user)\n        raise', '        raise'),)),
+    Fault('`authorise` knows nothing of what a middleware has set', 'engine/access.py', 'test_tried_and_refused.py', (
+        ('context=recheck.context.copy()', 'context=Context()'),)),
+    Fault('what `authorise` sets for one stream is there for its next call', 'engine/access.py', 'test_tried_and_refused.py', (
+        ('context=recheck.context.copy()', 'context=recheck.context'),)),
+    Fault('slow calls for one user hold up the others', 'engine/access.py', 'test_tried_and_refused.py', (
+        ('if now-began<SLOW_SECS: self._in_threads += not recheck.is_async', 'self._in_threads += not recheck.is_async\n            if now-began<SLOW_SECS: pass'),
+        ('SLOW_SECS = 1. ', 'SLOW_SECS = 1e9 '))),
+    Fault('a stranger whom `visitor` does not know is all strangers', 'visitor.py', 'test_tried_and_refused.py', (
+        ("value is None or value is False or value==''", "value is None"),)),
+    Fault('a ticket is for what a middleware has made of the path', 'visitor.py', 'test_tried_and_refused.py', (
+        ('dict(path=self._path, root_path=self.root)', "dict(path=self.scope['path'], root_path=self.root)"),)),
 ]

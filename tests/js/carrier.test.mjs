@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { test } from 'node:test';
 
-const code = ['watchdog', 'election', 'carrier'].map(name =>
+const code = ['watchdog', 'source', 'carrier'].map(name =>
   readFileSync(new URL(`../../cjm_fasthtml_sse/static/${name}.js`, import.meta.url), 'utf8')).join('\n');
 
 /** Carriers with an owner that notes what it is called with; `serve` answers each request, or hangs. */
@@ -17,7 +17,10 @@ function make(serve) {
   const owner = {
     url: 'http://here/mux',
     election: { confirmLead: async () => true, beat() {} },
+    worked: false,
     setVisitor() {},
+    remember() {},
+    tell: what => log.push(['tell', what]),
     giveUp: reason => log.push(['giveUp', reason]),
     send: (tab, messages) => { for (const [key, message] of messages) log.push([tab, key, message]); },
   };
@@ -54,7 +57,8 @@ async function opened(first, response = first.response) {
   return made;
 }
 
-const wish = (key, body = '') => ({ key, path: `/${key}`, ticket: 'ticket', ids: ['', ''], body });
+const wish = (key, body = '', back = false) =>
+  ({ key, path: `/${key}`, ticket: 'ticket', ids: ['', ''], body, back, delay: 20 });
 const soon = async () => { for (let i = 0; i < 5; i++) await new Promise(setImmediate); };
 const CONTROL = 2 ** 31;
 
@@ -87,7 +91,7 @@ test('channels of all tabs go on one carrier, and what comes goes to their tabs'
   assert.equal(sent.length, 2, 'one that has ended is not opened again');
   first.end();
   await soon();
-  assert.deepEqual(log.slice(2), [['one', 1, { lost: 0 }], ['two', 1, { lost: 0 }]]);
+  assert.deepEqual(log.slice(2), [['one', 1, { lost: true }], ['two', 1, { lost: true }]]);
   assert.equal(carriers.carriers.size, 0);
 });
 
@@ -96,11 +100,12 @@ test('a body is the last field, where there is one, and those of one request fit
   const { carriers, sent } = make(({ carriers }) => carriers.length ? attached('A') : first.response);
   const long = '"'.repeat(100000);   // each has two bytes as JSON
   const { body: _, ...yesterday } = wish(4);
-  carriers.want('one', [wish(1, long), wish(2, long), wish(3), yesterday, wish(5, 'x')]);
+  carriers.want('one', [wish(1, long), wish(2, long), wish(3, long), yesterday, wish(5, 'x')]);
   await soon();
   first.say(CONTROL);
   const asked = sent.map(o => o.open.map(([, path, , , , ...body]) => [path, ...body]));
-  assert.deepEqual(asked, [[['/1', long]], [['/2', long], ['/3'], ['/4'], ['/5', 'x']]]);
+  assert.deepEqual(asked.map(o => o.map(([path, body]) => [path, body?.length])), [
+    [['/1', 100000], ['/2', 100000]], [['/3', 100000], ['/4', undefined], ['/5', 1]]]);
   carriers.end();
 });
 
@@ -167,7 +172,7 @@ test('behind many processes one more carrier replaces the oldest, whose channels
 for (const [name, answers, ...calls] of [
   ['another visitor has none of the former carriers',
     [carrier('A').response, carrier('B', 'bob').response], ['one', 1, { moved: true }]],
-  ['an error of the server keeps its Retry-After', [status(503, { 'Retry-After': '7' })], ['one', 1, { lost: 503, retry: '7' }]],
+  ['an error of the server keeps its Retry-After', [status(503, { 'Retry-After': '7' })], ['one', 1, { failed: 503, retryIn: 8 }]],
   ['who is let in nowhere needs another ticket', [status(403)], ['one', 1, { ticket: true }]],
   ['another version of the server is given up at once', [status(426)], ['giveUp', 'version']],
   ['a refusal that comes again is given up', [status(404), status(404)], ['giveUp', 'status 404']],
@@ -179,15 +184,16 @@ for (const [name, answers, ...calls] of [
   await soon();
   if (answers.length) carriers.sendRequest(true);
   await soon();
+  for (const [, , o] of log) if (o?.retryIn) o.retryIn = o.retryIn >= 7000 && o.retryIn <= 8750 ? 8 : o.retryIn;
   assert.deepEqual(log, calls);
   assert.equal(answers.length, 0);
   carriers.end();
 });
 
-test('more streams than the carriers take: a hundred in a request, 200 on a carrier, what is beyond goes direct', async () => {
+test('more streams than the carriers take: 500 in a request, 1,000 on a carrier, what is beyond goes direct', async () => {
   const made = [];
   const { carriers, sent, log } = make(({ open, become }) => {
-    let one = made.find(o => o.count < 200);
+    let one = made.find(o => o.count < 1000);
     if (!one && become) made.push(one = { ...carrier(`${made.length}`), count: 0 });
     if (!one) {
       for (const [number] of open) made[2].say(number + CONTROL, '{"direct":"limit"}');
@@ -198,12 +204,12 @@ test('more streams than the carriers take: a hundred in a request, 200 on a carr
     for (const [number] of open) one.say(number, 'hello');
     return isNew ? one.response : attached(`${made.indexOf(one)}`);
   });
-  carriers.want('one', Array.from({ length: 601 }, (_, i) => wish(i)));
-  for (let i = 0; i < 50 && log.length < 601; i++) await soon();
-  assert.deepEqual(sent.map(o => [o.open.length, o.become]), [...Array(5).fill([100, true]), [100, false], [1, false]]);
-  assert.deepEqual([carriers.carriers.size, carriers.channels.size], [3, 600]);
-  assert.deepEqual(log.filter(([, , o]) => !o.bytes), [['one', 600, { direct: 'limit' }]]);
-  assert.equal(new Set(log.map(([, key]) => key)).size, 601);
+  carriers.want('one', Array.from({ length: 3001 }, (_, i) => wish(i)));
+  for (let i = 0; i < 50 && log.length < 3001; i++) await soon();
+  assert.deepEqual(sent.map(o => [o.open.length, o.become]), [...Array(5).fill([500, true]), [500, false], [1, false]]);
+  assert.deepEqual([carriers.carriers.size, carriers.channels.size], [3, 3000]);
+  assert.deepEqual(log.filter(([, , o]) => !o.bytes), [['one', 3000, { direct: 'limit' }]]);
+  assert.equal(new Set(log.map(([, key]) => key)).size, 3001);
   carriers.end();
 });
 
@@ -237,5 +243,54 @@ test('sixteen processes take turns: all streams of seven tabs find a place on th
   assert.equal(places.filter(Boolean).length, 14);
   assert.equal(carriers.carriers.size, 3);
   assert(sent.length < 100, `${sent.length} requests`);
+  carriers.end();
+});
+
+test('while the server is gone all wait, and one request brings the channels of all tabs back', async () => {
+  const first = carrier('A'), second = carrier('B');
+  const answers = [first.response, null, second.response];
+  const { carriers, sent, log } = make(({ carriers }) => {
+    if (carriers.length) return attached(carriers[0]);
+    const answer = answers.shift();
+    if (!answer) throw new TypeError('refused');
+    return answer;
+  });
+  carriers.want('one', [wish(1)]);
+  carriers.want('two', [wish(1)]);
+  await soon();
+  first.say(CONTROL);
+  await soon();
+  first.end();
+  await soon();
+  assert.deepEqual(log.splice(0), [['one', 1, { lost: true }], ['two', 1, { lost: true }]]);
+  sent.length = 0;
+  for (const tab of ['one', 'two']) carriers.want(tab, [wish(2, '', true)]);
+  await soon();
+  assert.equal(sent.length, 0, 'they wait');
+  while (!log.length) await new Promise(resolve => setTimeout(resolve, 5));
+  assert.deepEqual(log.splice(0).map(([tab, key, { failed, retryIn }]) => [tab, key, failed, retryIn > 0]),
+    [['one', 2, 0, true], ['two', 2, 0, true]]);
+  while (carriers.channels.size && !carriers.carriers.size) await new Promise(resolve => setTimeout(resolve, 5));
+  await soon();
+  assert.deepEqual(sent.map(o => o.open.map(([number]) => number)), Array(2).fill([...carriers.channels.keys()]));
+  assert.deepEqual(log, [['tell', { back: true }]]);
+  carriers.end();
+});
+
+test('who comes new while others wait tries at once, for all of them', async () => {
+  const first = carrier('A'), second = carrier('B');
+  const answers = [first.response, second.response];
+  const { carriers, sent } = make(() => answers.shift());
+  carriers.want('one', [wish(1)]);
+  await soon();
+  first.end();
+  await soon();
+  carriers.want('one', [{ ...wish(2, '', true), delay: 100000 }]);
+  await soon();
+  assert.equal(sent.length, 1);
+  carriers.want('two', [wish(1)]);
+  await soon();
+  assert.deepEqual(sent[1].open.map(([, path]) => path), ['/2', '/1']);
+  assert.equal(carriers.resting, 0);
   carriers.end();
 });

@@ -91,6 +91,36 @@ test('a silence is judged by what the server says, and a nap of four minutes cha
   dog.stop();
 });
 
+test('a heartbeat may be five seconds late; who looks at the page, or wakes the computer, does not wait for so long', t => {
+  t.mock.timers.enable({ apis: ['Date', 'setTimeout'], now: 1e12 });
+  const { Watchdog } = load({}, 'watchdog');
+  /** A watchdog that knows the rhythm; `run` lets time pass, and says after how many seconds there was an alarm. */
+  const make = () => {
+    const dog = Object.assign(new Watchdog(() => { dog.alarms++; dog.stop(); }), { heartbeat: 15000, alarms: 0 });
+    dog.start(true);
+    return dog;
+  };
+  const run = dog => {
+    for (let s = 0; ; s++, t.mock.timers.tick(1000)) if (dog.alarms || s > 200) return s;
+  };
+  assert.equal(run(make()), 20);
+  const looked = make();
+  t.mock.timers.tick(15500);
+  looked.check(true);
+  assert.equal(looked.alarms, 0, 'it may be under way');
+  t.mock.timers.tick(1000);
+  looked.check(true);
+  assert.equal(looked.alarms, 1);
+  const woken = make();
+  t.mock.timers.setTime(Date.now() + 17000);
+  assert(run(woken) <= 6, 'a second behind the timer that came late');
+  looked.start(true);
+  assert.equal(run(Object.assign(looked, { alarms: 0 })), 40, 'an alarm doubles the time');
+  const answer = Object.assign(make(), { heartbeat: 0 });
+  answer.start(false);
+  assert.equal(run(answer), 20, 'of an answer, too');
+});
+
 test('a stream that says nothing of heartbeats is left in peace until two have come', t => {
   t.mock.timers.enable({ apis: ['Date', 'setTimeout'], now: 1e12 });
   const { Watchdog } = load({}, 'watchdog');
@@ -114,8 +144,8 @@ function tickets(answer, store = {}) {
   const asked = [];
   const localStorage = { getItem: key => store[key] ?? null, setItem: (key, value) => { store[key] = value; } };
   const fetch = async (url, options) => {
-    asked.push(url);
-    assert.equal(options.headers['SSE-Ticket'], '1');
+    const wish = options.headers['SSE-Ticket'];
+    asked.push(wish === '1' ? url : `${wish} ${url}`);
     const headers = await answer(url);
     return { status: 200, url, headers: new Headers(headers) };
   };
@@ -155,6 +185,16 @@ test('a refusal of one query says nothing of another', async () => {
   assert.equal(refused.headers.get('SSE-Ticket'), null);
   assert.equal(let_in.headers.get('SSE-Ticket'), 'for /a');
   assert.equal(t.asked.length, 2);
+});
+
+test('who is led elsewhere, or gets a cookie, is answered as the stream would be, whatever else is asked', async () => {
+  const t = tickets(stream);
+  const [one, led] = await Promise.all([t.fetch('http://here/a'), t.fetch('http://here/a', 'authorise')]);
+  assert.deepEqual([one, led].map(answer => answer.headers.get('SSE-Ticket')), ['for /a', 'for /a']);
+  t.fetchCookie('http://here/b');
+  t.fetchCookie('http://here/b');
+  await new Promise(setImmediate);
+  assert.deepEqual(t.asked, ['http://here/a', 'authorise http://here/a', 'authorise http://here/b']);
 });
 
 test('another visitor has none of the former one', async () => {

@@ -52,7 +52,7 @@ async function overtaken(world, a, ...others) {
 test('a leader that hangs is overtaken when somebody waits for three seconds', async () => {
   const [world, a, b, c] = await elected(3);
   a.freeze();
-  await world.run(20000);
+  await world.run(10000);
   assert.equal(b.election.leader, a.election.me);
   const { now } = world;
   b.election.request('x');
@@ -65,7 +65,7 @@ test('a leader that hangs is overtaken when somebody waits for three seconds', a
   assert.deepEqual(a.log.slice(1), [['lost'], ['follow', b.election.me]]);
 });
 
-test('a leader that hangs is overtaken after 2.5 beats that did not come', async () => {
+test('a leader that hangs is overtaken when a beat is five seconds late', async () => {
   const [world, a, b, c] = await elected(3);
   const beat = () => {
     a.election.beat();
@@ -76,7 +76,7 @@ test('a leader that hangs is overtaken after 2.5 beats that did not come', async
   a.freeze();
   const { now } = world;
   await overtaken(world, a, b, c);
-  assert(world.now - now > 22500 && world.now - now < 42000, `${world.now - now}`);
+  assert(world.now - now > 5000 && world.now - now < 24000, `${world.now - now}`);
 });
 
 test('all others wait, one takes over', async () => {
@@ -246,7 +246,7 @@ test('a leader waits for a tab that takes what it is sent, and not long for one 
 });
 
 for (const [refuses, reason] of [['channels', /SecurityError/], ['locks', /SecurityError/], ['answers', /no lock/]])
-  test(`where there are no ${refuses}, a tab leads itself alone`, async () => {
+  test(`where there are no ${refuses}, its owner hears why`, async () => {
     const world = new World(), a = world.tab(), b = world.tab();
     for (const tab of [a, b]) {
       tab.refuses = refuses;
@@ -254,17 +254,11 @@ for (const [refuses, reason] of [['channels', /SecurityError/], ['locks', /Secur
       assert.deepEqual(tab.log, []);
     }
     await world.run(refuses === 'answers' ? 3200 : 100);
-    for (const { log, said, election } of [a, b]) {
-      assert.deepEqual(log, [['lead']]);
-      assert.match(said.at(-1), reason);
-      assert.equal(await election.confirmLead(), true);
-      election.beat();
-      election.request('x');
-      election.send(election.me, 'y');
-      assert.deepEqual(log.slice(1), [['requested', election.me, 'x'], ['received', 'y']]);
+    for (const { log, election } of [a, b]) {
+      assert.deepEqual(log.map(([what]) => what), ['alone']);
+      assert.match(`${log[0][1]}`, reason);
+      assert.equal(await election.confirmLead(), false);
     }
-    a.election.leave();
-    assert.equal(what(a).at(-1), 'lost');
     await world.run(10000);
     assert.deepEqual(world.locks.names(a), []);
     assert.equal(world.channels.size, 0);

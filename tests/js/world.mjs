@@ -87,7 +87,7 @@ class Tab {
     this.document = { visibilityState: 'visible' };
     const tab = this;
     const window = createContext({
-      document: this.document, console: { debug: text => this.said.push(text) }, AbortController, queueMicrotask,
+      window: {}, document: this.document, console: { debug: text => this.said.push(text) }, AbortController, queueMicrotask,
       performance: { now: () => world.now },
       navigator: { locks: world.locks.of(this) },
       setTimeout: (f, ms = 0) => world.later(tab, this.hidden ? Math.max(ms, 1000) : ms, f),
@@ -123,11 +123,12 @@ class Tab {
     });
     this.window = window;
     script.runInContext(window);
-    const calls = ['lead', 'follow', 'lost', 'requested', 'received', 'left'];
+    const calls = ['lead', 'follow', 'lost', 'requested', 'received', 'left', 'alone'];
     const owner = Object.fromEntries(calls.map(what => [what, (...args) => {
       this.log.push([what, ...args]);
       recorder[what]?.(this, ...args);
     }]));
+    owner.pinged = () => {};
     this.election = new window.Election(name, owner);
     world.tabs.push(this);
   }

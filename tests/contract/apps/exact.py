@@ -1,12 +1,11 @@
-"""An app whose state and messages are in one SQLite file, `DB`: items, each with a version that counts its changes
+"""An app whose state and messages are in one place, `URL`: items, each with a version that counts its changes
 
-With `FASTLITE` the app opens the file by fastlite, too, and writes into it.
+With `FASTLITE` that is an SQLite file, and the app opens it by fastlite, too, and writes into it.
 """
 import asyncio
 import os
 import threading
 import time
-from pathlib import Path
 from fasthtml.common import *
 from cjm_fasthtml_sse.core import SSEBroadcastManager
 from cjm_fasthtml_sse.helpers import setup_sse
@@ -14,11 +13,11 @@ from cjm_fasthtml_sse.htmx import HTMXSSEConnector
 
 if os.environ.get('FASTLITE'):
     from fastlite import database
-    own = database(os.environ['DB'])
+    own = database(os.environ['URL'].removeprefix('sqlite:///'))
     own.conn.set_busy_timeout(20_000)
 
 app, rt = fast_app(secret_key='test')
-sse = SSEBroadcastManager(backend=Path(os.environ['DB']), replay_size=100_000, max_queue_size=10_000)
+sse = SSEBroadcastManager(backend=os.environ['URL'], replay_size=100_000, max_queue_size=10_000)
 setup_sse(app, sse)
 
 def versions(db): return ' '.join(f'{id}:{version}' for id,version in db.execute('select id, version from item').fetchall())
@@ -29,17 +28,17 @@ def drawn(db): return Div(versions(db), id='state'), HTMXSSEConnector.create_sse
 def page():
     "What the process has heard of when the page is drawn is only noted: the stream goes on where the transaction stands"
     with sse.reading() as db:
-        time.sleep(.002)
+        time.sleep(.002)  # Drawing takes so long
         return *drawn(db), Div(sse.cursor, id='heard')
 
 @rt
 async def page_on_the_loop():
     async with sse.reading() as db:
-        await asyncio.sleep(.002)
+        await asyncio.sleep(.002)  # Drawing takes so long
         return *drawn(db), Div(sse.cursor, id='heard')
 
 def state(db):
-    time.sleep(.002)
+    time.sleep(.002)  # Drawing takes so long
     return Div(versions(db), id='state')
 
 @rt
@@ -60,4 +59,4 @@ def write_here():
         with sse.transaction() as db:
             (version,), = db.execute('update item set version=version+1 where id=20 returning version').fetchall()
             sse.broadcast('item', [20, version])
-        time.sleep(.02)
+        time.sleep(.02)  # Others have a turn, too

@@ -29,7 +29,7 @@ def prepare(tries=200):
             'pragma journal_mode=wal; create table if not exists item(id integer primary key autoincrement, text text)')
     except sqlite3.OperationalError:
         if not tries: raise
-        time.sleep(.05)
+        time.sleep(.05)  # Another worker has the lock
         prepare(tries-1)
 
 prepare()
@@ -46,14 +46,14 @@ def listed(shown): return Ul(*[Li(f'{id} {text}') for id,text in shown])
 def plain():
     drawn['plain'] += 1
     shown = rows()
-    time.sleep(.002)
+    time.sleep(.002)  # Drawing takes so long
     return listed(shown)
 
 @sse.live('item:*')
 async def later():
     drawn['later'] += 1
     shown = rows()
-    await asyncio.sleep(.002)
+    await asyncio.sleep(.002)  # Drawing takes so long
     return listed(shown)
 
 @sse.live('item:*')

@@ -65,8 +65,8 @@ async def late(req):
     "One that begins after a while: once there is the file LATE, or after a second"
     late_ones.append(req)
     if name := env('LATE'):
-        while not os.path.exists(name): await asyncio.sleep(.02)
-    else: await asyncio.sleep(1)
+        while not os.path.exists(name): await asyncio.sleep(.02)  # The test makes it
+    else: await asyncio.sleep(1)  # A route that takes its time
     return manager.stream(req)
 
 @rt
@@ -75,8 +75,17 @@ def flood(kb: int=16, wait: float=0):
     async def frames():
         while True:
             yield f'data: {"x"*1024*kb}\n\n'
-            await asyncio.sleep(wait)
+            await asyncio.sleep(wait)  # As the request says
     return StreamingResponse(frames(), media_type='text/event-stream')
+
+@rt
+def at_leisure():
+    "One that is through by itself, after three seconds"
+    async def frames():
+        for n in range(30):
+            yield f'data: {n}\n\n'
+            await asyncio.sleep(.1)  # A stream that lasts for three seconds
+    return EventStream(frames())
 
 # What happens
 

@@ -75,14 +75,14 @@ def no_renderer(): heard(lambda sse, i: sse.broadcast('anything', 1))
 
 
 def slow_state():
-    time.sleep(.1)
+    time.sleep(.1)  # Slow is what is tested
     return '<p>state</p>'
 
 def slow_snapshot():
     for _ in range(2): heard(lambda sse, i: sse.broadcast('x', 1), snapshot=slow_state)
 
 def slow_rendering(message):
-    time.sleep(.1)
+    time.sleep(.1)  # Slow is what is tested
     return '<p>x</p>'
 
 def slow_renderer(): heard(lambda sse, i: sse.broadcast('x', 1), 2, render=slow_rendering)

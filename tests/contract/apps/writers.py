@@ -1,4 +1,4 @@
-"""Processes that write into the SQLite file of `exact`, and broadcast what they write in the same transactions
+"""Processes that write into the place of `exact`, and broadcast what they write in the same transactions
 
 Each line that comes has one more of them forked off, and its process id is answered. They end when they are killed, which is
 what the test does: they never close anything.
@@ -9,16 +9,15 @@ import signal
 import sys
 import time
 from contextlib import suppress
-from pathlib import Path
 from cjm_fasthtml_sse.core import SSEBroadcastManager, SSEError
 
 ITEMS = 20
 
 class Undo(Exception): pass
 
-def write(path, rnd):
+def write(address, rnd):
     "A fifth of the transactions is rolled back"
-    sse = SSEBroadcastManager(backend=Path(path))
+    sse = SSEBroadcastManager(backend=address)
     while True:
         try:
             with suppress(Undo), sse.transaction() as db:
@@ -27,8 +26,8 @@ def write(path, rnd):
                     sse.broadcast('item', [id, version])
                 if rnd.random()<.2: raise Undo
         except SSEError as e:
-            if 'was locked' not in str(e): raise  # Others had the file for too long, and nothing was written: once more
-        time.sleep(.004)
+            if 'was locked' not in str(e): raise  # Others had the lock for too long, and nothing was written: once more
+        time.sleep(.004)  # Others have a turn, too
 
 if __name__=='__main__':
     for seed in sys.stdin:

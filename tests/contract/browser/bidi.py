@@ -71,7 +71,7 @@ class Firefox:
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors='replace')
         self.contexts,self.answers,self.asked = {},{},0
         try:
-            self.socket = self.stack.enter_context(connect(f'{self._address()}/session', proxy=None, compression=None,
+            self.socket = self.stack.enter_context(connect(f'{self.address()}/session', proxy=None, compression=None,
                                                            max_size=None, max_queue=None, ping_interval=None))
             self.send('session.new', capabilities={})
             self.send('session.subscribe', events=['log.entryAdded', 'browsingContext'])
@@ -79,7 +79,7 @@ class Firefox:
             self.close()
             raise
 
-    def _address(self):
+    def address(self):
         found,said,known = [],[],threading.Event()
         def read():
             # To the end: a full pipe would stop the browser
@@ -124,8 +124,8 @@ class Firefox:
         end = time.monotonic()+secs
         while (left := end-time.monotonic()) > 0: self.hear(left)
 
-    def new_context(self):
-        id = self.send('browser.createUserContext')['userContext']
+    def new_context(self, ignore_https_errors=False):
+        id = self.send('browser.createUserContext', acceptInsecureCerts=ignore_https_errors)['userContext']
         self.contexts[id] = context = Context(self, id)
         return context
 
@@ -250,7 +250,7 @@ class Page(Events):
             except Error as e: error = e
             self.browser.pump(.02)
 
-    def wait_for_timeout(self, ms): self.browser.pump(ms/1000)
+    def wait_for_timeout(self, ms): self.browser.pump(ms/1000)  # As Playwright's page has it
 
     def close(self):
         self.context.pages.remove(self)

@@ -91,10 +91,10 @@ class Board:
     def say(self, n=30):
         "Broadcast the next `n` messages, one stream after another"
         async def say():
-            for _ in range(n): await self._say_one()
+            for _ in range(n): await self.say_one()
         self.site.loop.run(say())
 
-    async def _say_one(self):
+    async def say_one(self):
         name = 'abc'[sum(map(len, self.sent.values()))%3]
         self.sent[name].append(text := f'{name}{len(self.sent[name])}')
         await self.manager.broadcast(f'{name}:said', text)
@@ -104,8 +104,8 @@ class Board:
         "Broadcast a message each few milliseconds inside the `with` block"
         async def flow():
             while flowing:
-                await self._say_one()
-                await asyncio.sleep(.01)
+                await self.say_one()
+                await asyncio.sleep(.01)  # Between two messages
         flowing = [True]
         task = asyncio.run_coroutine_threadsafe(flow(), self.site.loop.loop)
         try: yield

@@ -124,8 +124,18 @@ def until(page):
         end = time.monotonic()+secs
         while not condition():
             assert time.monotonic()<end, f'{what() if callable(what) else what} did not come true in {secs} s'
-            page.wait_for_timeout(20)
+            page.wait_for_timeout(20)  # The one place that asks again and again
     return until
+
+
+@pytest.fixture
+def idle(page):
+    "`idle(ms)`: so much time passes in the page, by a clock that needs none, and what it has asked for by then has come to the server"
+    page.clock.install()
+    def idle(ms=0, url=None):
+        page.clock.run_for(ms)
+        page.evaluate("async url => { for (let i = 0; i < 3; i++) await fetch(url, {mode: 'no-cors', cache: 'no-store'}) }", url or page.url)
+    return idle
 
 
 class States:

@@ -48,7 +48,7 @@ class Server(uvicorn.Server):
         "As if the process were gone: connections that are kept alive too"
         for o in [*self.servers, *(sockets or [])]: o.close()
         for o in list(self.server_state.connections): o.shutdown()
-        await asyncio.sleep(.02)
+        await asyncio.sleep(.02)  # What is being sent gets out
         for o in list(self.server_state.connections): o.transport.abort()
 
 
@@ -100,22 +100,22 @@ class Site:
         self.tickets = []      # path of every request for a ticket that a stream has answered
         self.open,self.most = [],{}  # Streams that are open; path to the most of them at a time
         hdrs = HTMX2() if hdrs is None else hdrs
-        routes = [Route('/assets/{name}', self._asset), Route('/stream/{name}', self._stream), Route('/raw/{name}', self._raw)]
+        routes = [Route('/assets/{name}', self.serve_asset), Route('/stream/{name}', self.serve_stream), Route('/raw/{name}', self.serve_raw)]
         self.app = FastHTML(routes=routes, hdrs=hdrs, default_hdrs=False, secret_key='test')
-        self.app.route('/pages/{name}')(self._page)
+        self.app.route('/pages/{name}')(self.serve_page)
         self.served = Counting(self.app)
         self.hosts = ['127.0.0.1']  # More of them from the next start on: a browser has six connections to each
         self.server,self.port = None,0
 
-    def _page(self, name: str): return self.pages[name]()
-    async def _asset(self, req): return FileResponse(ASSETS/SCRIPTS[req.path_params['name']], media_type='text/javascript')
-    async def _unread(self):
+    def serve_page(self, name: str): return self.pages[name]()
+    async def serve_asset(self, req): return FileResponse(ASSETS/SCRIPTS[req.path_params['name']], media_type='text/javascript')
+    async def unread_frames(self):
         yield ': hello\n\n'
         await asyncio.Event().wait()
 
-    async def _raw(self, req): return Response(self.pages[req.path_params['name']](), media_type='text/event-stream')
+    async def serve_raw(self, req): return Response(self.pages[req.path_params['name']](), media_type='text/event-stream')
 
-    async def _stream(self, req):
+    async def serve_stream(self, req):
         path = req.path_params['name']
         stream = Stream(path, req.headers.get('last-event-id', ''))
         self.requests.append((path, stream.last_event_id))
@@ -125,7 +125,7 @@ class Site:
             # The client drops this response unread. What it asks for next is the stream
             self.requests.pop()
             self.tickets.append(path)
-            return StreamingResponse(self._unread(), media_type='text/event-stream')
+            return StreamingResponse(self.unread_frames(), media_type='text/event-stream')
         # All this before the browser hears of its connection, which a test may count then
         self.open.append(stream)
         self.most[path] = max(self.most.get(path, 0), self.count(path))
@@ -145,17 +145,17 @@ class Site:
 
     def send(self, frame, path='events'):
         "Send `frame` as it stands to the open streams of `path`; `None` ends them"
-        async def put(): self._put(frame, path)
+        async def put(): self.put_frame(frame, path)
         self.loop.run(put())
 
-    def _put(self, frame, path):
+    def put_frame(self, frame, path):
         for s in [s for s in self.open if s.path == path]: s.queue.put_nowait(frame)
 
     def publish(self, data, path='events'):
         "Send `data` with the next id, and keep it for those who come back"
         async def put():  # At once, for whoever opens a stream in this moment
             self.log.append((str(len(self.log)+1), frame := f'id: {len(self.log)+1}\ndata: {data}\n\n'))
-            self._put(frame, path)
+            self.put_frame(frame, path)
         self.loop.run(put())
 
     def last_ids(self, path='events'): return [i for p,i in self.requests if p == path]
@@ -172,11 +172,11 @@ class Site:
             socks.append(socket.create_server((host, self.port)))
             self.port = socks[0].getsockname()[1]
         self.server = Server(uvicorn.Config(self.served, log_level='error', lifespan='off', timeout_graceful_shutdown=1))
-        self.serving = asyncio.run_coroutine_threadsafe(self.server._serve(socks), self.loop.loop)
+        self.serving = asyncio.run_coroutine_threadsafe(self.server.serve(socks), self.loop.loop)
         until = time.monotonic()+30
         while not self.server.started:
             if time.monotonic()>until: raise TimeoutError('The server did not start')
-            time.sleep(.002)
+            time.sleep(.002)  # uvicorn does not say that it has started
         return self
 
     def stop(self):
@@ -197,23 +197,29 @@ class Proxy:
     def __init__(self, loop, port):
         self.loop,self.target = loop,port
         self.pairs = []
+        self.refuses = False     # Does it close what comes?
+        self.holds_back = False  # Does it collect carriers, with their headers, until they end?
         self.delay = 0.  # Seconds, for what comes from the server, on connections that are made from now on
-        self.server = loop.run(asyncio.start_server(self._accept, '127.0.0.1', 0))
+        self.server = loop.run(asyncio.start_server(self.accept, '127.0.0.1', 0))
         self.port = self.server.sockets[0].getsockname()[1]
 
-    async def _accept(self, reader, writer):
+    async def accept(self, reader, writer):
+        if self.refuses: return writer.close()
         try: up = await asyncio.open_connection('127.0.0.1', self.target)
         except OSError: return writer.close()
         pair = {'silent': False, 'stream': False, 'delay': self.delay, 'writers': (writer, up[1])}
         self.pairs.append(pair)
-        await asyncio.gather(self._pass(reader, up[1], pair), self._pass(up[0], writer, pair, True))
+        await asyncio.gather(self.pass_on(reader, up[1], pair), self.pass_on(up[0], writer, pair, True))
 
-    async def _pass(self, reader, writer, pair, answers=False):
+    async def pass_on(self, reader, writer, pair, answers=False):
+        held = False
         try:
             while data := await reader.read(65536):
                 head = data.partition(b'\r\n\r\n')[0]
                 if b'content-length' not in head and STREAM.search(head): pair['stream'] = True
-                if pair['stream'] and pair['delay']: await asyncio.sleep(pair['delay'])
+                held = held or self.holds_back and b'content-type: application/octet-stream' in head
+                if held: continue
+                if pair['stream'] and pair['delay']: await asyncio.sleep(pair['delay'])  # A slow network
                 if not pair['silent']: writer.write(data)
                 # One that has ended leaves a connection that is kept alive for other requests
                 if answers and data.endswith(b'0\r\n\r\n'): pair['stream'] = False

@@ -202,7 +202,7 @@ class TestSwaps:
 
 
 class TestEnds:
-    def test_closing_event(self, page, site, until):
+    def test_closing_event(self, page, site, until, idle):
         "`sse:close` ends the stream of an element that waits for it, and only there"
         once = sse_element('/stream/events', swap='beforeend')(lambda: Div(id='once'))
         script = Script("addEventListener('htmx:sseClose', e => window.ended = e.detail.type)")
@@ -216,13 +216,13 @@ class TestEnds:
         until(lambda: len(site.last_ids('other')) == 2, 'the other stream came back')
         page.wait_for_function("window.ended === 'message'")
         shows(page, '#once', 'done')
-        page.wait_for_timeout(150)
+        idle(5000)
         assert len(site.last_ids()) == 1
         page.evaluate("htmx.process(document.body)")
-        page.wait_for_timeout(50)
+        idle(5000)
         assert len(site.last_ids()) == 1
 
-    def test_first_answers(self, page, site, until):
+    def test_first_answers(self, page, site, until, idle):
         "A first answer that is no stream does not land in the page: a page and a 503 are asked again, a 403 is not"
         def again(make): return lambda n: make() if n < 3 else None
         site.answers |= {
@@ -237,7 +237,7 @@ class TestEnds:
         for n in ('page', 's503'): until(lambda n=n: len(site.last_ids(n)) == 3 and site.count(n) == 1, n)
         states = "[...document.querySelectorAll('p')].map(p => cjmSSE.get(p.parentElement).state).join()"
         page.wait_for_function(f"{states} === 'active,active,error'")
-        page.wait_for_timeout(100)
+        idle(5000)
         assert len(site.last_ids('s403')) == 1
         assert texts(page, 'p') == [*site.answers]
         status = "name => told.find(c => c.element === name && c.state === 'reconnecting').status"
@@ -279,7 +279,7 @@ class TestEnds:
 
 
 class TestElementsThatComeAndGo:
-    def test_later_elements(self, page, site, until, state):
+    def test_later_elements(self, page, site, until, state, idle):
         """What a swap brings connects, a monitor too; what goes releases its connection at once, by whatever means;
         what moves keeps it"""
         def button(id, page): return Button(id, id=id, hx_get=f'/pages/{page}', hx_target='#place')
@@ -295,7 +295,7 @@ class TestElementsThatComeAndGo:
             page.evaluate("document.querySelector('#place').append(document.querySelector('#sse-connection'))")
             page.evaluate("htmx.process(document.body)")
             site.send('event: x\ndata: \n\n')
-            page.wait_for_timeout(50)
+            idle(1000)
             assert (len(site.requests), site.count()) == (n, 1)
             if how == 'swap': page.click('#less')
             else: page.evaluate("document.querySelector('#place').replaceChildren()")
@@ -303,7 +303,7 @@ class TestElementsThatComeAndGo:
         assert page.evaluate('cjmSSE.sources.length') == 0
 
     @pytest.mark.parametrize('how', ['sse-connection', 'parent', 'swap'])
-    def test_removed_element_releases_its_connection(self, page, site, until, how):
+    def test_removed_element_releases_its_connection(self, page, site, until, how, idle):
         button = Button('x', hx_get='/pages/empty', hx_target='#parent')
         site.pages['p'] = lambda: Div(Div(hidden(), id='parent'), button)
         site.pages['empty'] = lambda: Span('empty')
@@ -313,7 +313,7 @@ class TestElementsThatComeAndGo:
             page.click('button')
         else: page.evaluate('id => document.getElementById(id).remove()', how)
         until(lambda: not site.count(), 'the server saw it close')
-        page.wait_for_timeout(100)
+        idle(5000)
         assert (len(site.requests), page.evaluate('cjmSSE.sources.length')) == (1, 0)
 
     def test_snapshot(self, page, site):
@@ -338,7 +338,7 @@ class TestElementsThatComeAndGo:
 class TestElementsThatStay:
     @pytest.mark.parametrize('swap', ['innerHTML', 'outerHTML'])
     @pytest.mark.parametrize('deep', [False, True])
-    def test_preserved(self, page, site, opened, until, swap, deep):
+    def test_preserved(self, page, site, opened, until, swap, deep, idle):
         "An element that htmx keeps goes on with its stream, and the elements within go on listening"
 
         def kept(): return Div(live(hx_preserve=True)) if deep else live(hx_preserve=True)
@@ -351,7 +351,7 @@ class TestElementsThatStay:
             page.evaluate("document.querySelector('#text').textContent = 'old'")
             page.evaluate("document.querySelector('button').click()")
             shows(page, '#text', 'new')
-            page.wait_for_timeout(50)  # What is connected too much opens now
+            idle(1000)  # What is connected too much opens now
             site.send(line(n))
             shows(page, '#log', 'a12'[:n+1])
         assert (len(site.requests), site.count(), page.evaluate('cjmSSE.sources.length')) == (1, 1, 1)

@@ -17,6 +17,7 @@ from starlette.responses import StreamingResponse
 from cjm_fasthtml_sse.helpers import insert_htmx_sse_ext
 
 LOOKED_AT = "document.dispatchEvent(new Event('visibilitychange'))"
+LOCKS = 'async () => { const { held, pending } = await navigator.locks.query(); return held.length + pending.length }'
 ORDERS = '**/_sse/mux'  # By these a tab opens and closes its streams
 
 
@@ -51,6 +52,35 @@ class TestOneConnection:
         board.complete(tabs)
         assert tabs.all("seen.filter(state => state !== 'active')")==[[]]*2
         board.one_connection(tabs, until)
+
+
+    def test_a_proxy_that_holds_back(self, tabs, page, site, proxy, until):
+        "Streams have connections of their own where no carrier comes through; the next page of the tab knows that"
+        page.direct.add('step')
+        proxy.holds_back = True
+        site.pages['p'] = lambda: log('/stream/events', 'log')
+        orders = []
+        tabs.context.on('request', lambda r: orders.append(r.url) if r.method=='POST' else None)
+        for n in range(2):
+            if n: tabs[0].goto(proxy.url('p'))
+            else: tabs.open(proxy.url('p'))
+            tabs.active(1)
+            assert tabs.all('cjmSSE.sources[0].direct')==['step']
+            until(lambda: site.count()==1)
+            assert len(orders)==1
+
+    def test_streams_of_their_own(self, tabs, page, site, until):
+        "A page whose streams all have connections of their own takes part in no election, and does not load it"
+        page.direct.add('asked')
+        site.pages |= dict(p=lambda: log('/stream/events', 'log', multiplex=False), shared=lambda: log('/stream/events', 'log'))
+        loaded = []
+        tabs.context.on('request', lambda r: loaded.append(r.url) if '/_sse/election-' in r.url else None)
+        tabs.open(site.url('p'))
+        tabs.active(1)
+        assert tabs.all(LOCKS)==[0] and not loaded
+        tabs.open(site.url('shared'))
+        tabs[1].wait_for_function("cjmSSE.state === 'active'")
+        assert loaded and tabs.all(LOCKS)[1]>0
 
 
 class TestWhatIsClosed:

@@ -1,6 +1,6 @@
 """Live elements in a browser: whose they are, and what a page needs for them"""
 import pytest
-from fasthtml.common import Button, Div, Input, Li, P, Titled, Ul
+from fasthtml.common import Button, Details, Dialog, Div, Input, Li, P, Summary, Titled, Ul
 from browsers import each_browser, new_context
 from handmade import MAJORS
 
@@ -15,7 +15,8 @@ STATES = "() => cjmSSE.sources.map(o => o.state)"
 class App:
     "Mail that is for one user, and news for all"
     def __init__(self, make_site, hdrs=None, **setup):
-        self.sse,self.mail,self.news,self.asked,self.allowed = SSEBroadcastManager(retry=100),dict(ann=[], bob=[]),[],[],{True}
+        self.sse,self.mail,self.news,self.allowed = SSEBroadcastManager(retry=100),dict(ann=[], bob=[]),[],{True}
+        self.notes,self.asked = ['a', 'b'],0
         def prepare(app):
             setup_sse(app, self.sse, **setup)
             self.add_to(app)
@@ -37,6 +38,22 @@ class App:
         def mine(session): return Titled('Mine', inbox(session['auth']), news(), Input(id='field'))
         @app.get('/news')
         def public(): return Titled('News', news(), Div(id='more'), Button('More', hx_get='/cell?n=1', hx_target='#more', id='get'))
+        @self.sse.live('board')
+        def board(): return Div(news(), P(len(self.news)))
+        @app.get('/twice/{how}')
+        def twice(how: str):
+            shown = dict(first=lambda: (news(), board()), last=lambda: (board(), news()), within=lambda: (board(),))
+            return Titled('Twice', *shown[how]())
+        @app.get('/notes')
+        def notes(): return note_list()
+        @self.sse.live('notes')
+        def note_list():
+            def note(o): return Details(Summary(o), Div(cls='more'), hx_get='/more', hx_trigger='toggle once', hx_target='find .more')
+            return Div(*map(note, self.notes), Dialog(P('dialog'), id='dialog'), P(len(self.notes), cls='count'))
+        @app.get('/more')
+        def more():
+            self.asked += 1
+            return P('more'), P('of it')
         @app.get('/cell')
         def one(n: int): return cell(n)
         @app.get('/fifty')
@@ -119,6 +136,48 @@ def test_all_withdrawn(page, app, until):
     app.site.loop.run(app.sse.disconnect('ann'))
     page.wait_for_function('() => cjmSSE.state === "error"')
     app.live(until, 0)
+
+
+@pytest.mark.parametrize('how', ['first', 'last', 'within'])
+def test_who_has_logged_in(page, app, until, how):
+    "A view alone, and within another one, which has a signature of another kind: each is live again, and no error is logged"
+    page.add_init_script('Math.random = () => 0')  # Tabs wait for a moment, not to fetch their pages at the same time
+    page.goto(f'{app.url}/twice/{how}')
+    app.live(until, 1)
+    app.add_news('before')
+    shows(page, 'news', *['before']*(1+(how!='within')))
+    other = page.context.new_page()
+    other.goto(f'{app.url}/login/ann')
+    app.site.stop()
+    app.site.start()
+    app.add_news('meanwhile')
+    text = 'before, meanwhile'
+    for _ in range(2):
+        shows(page, 'news', *[text]*(1+(how!='within')))
+        app.add_news('after')
+        text += ', after'
+    shows(page, 'news', *[text]*(1+(how!='within')))
+    app.sse.changed('board').result(30)
+    shows(page, 'board', f'{text}{len(app.news)}')
+    assert not [t for k,t in page.console if k=='error' and 'refuses' in t]
+
+
+@pytest.mark.parametrize('hdrs', MAJORS.values(), ids=MAJORS)
+def test_what_is_open_stays_open(page, make_site, until, hdrs):
+    "Also where htmx has loaded its content, so that the next change brings all of the element; and what is closed stays closed"
+    app = App(make_site, hdrs())
+    page.goto(f'{app.url}/notes')
+    app.live(until, 1)
+    page.evaluate("document.querySelector('#dialog').show()")
+    page.locator('summary').first.click()
+    until(lambda: app.asked, 'its content is loaded')
+    app.notes[:0] = ['new']
+    for o in 'cd':
+        app.notes.append(o)
+        app.sse.changed('notes').result(30)
+        page.wait_for_function("n => document.querySelector('.count').textContent === n", arg=str(len(app.notes)))
+        opened = page.evaluate("[...document.querySelectorAll('details, dialog')].map(o => o.open)")
+        assert opened.count(True)==2 and opened[-1], opened
 
 
 @pytest.mark.parametrize('multiplex', [True, False])

@@ -30,7 +30,7 @@ def texts(page, css='#list > li'): return page.locator(css).all_inner_texts()
 
 
 class TestAnswers:
-    def test_page_statuses(self, page, make_site, until):
+    def test_page_statuses(self, page, make_site, until, idle):
         "What an HTTP status does to a stream"
         site = make_site()
         login = lambda n: HTMLResponse('<h1>log in</h1>') if n < 3 else None
@@ -46,12 +46,12 @@ class TestAnswers:
             until(lambda n=n: len(site.last_ids(n)) == 3 and site.count(n) == 1, n)
         page.wait_for_function("['s204', 's401', 's403', 's410', 's500', 'login'].map(n => cjmSSE.get(n).state).join() === "
                                "'disconnected,error,error,error,active,active'")
-        page.wait_for_timeout(300)
+        idle(5000)
         assert {n: len(site.last_ids(n)) for n in ends} == dict.fromkeys(ends, 1)
         assert page.evaluate("cjmSSE.get('s403').reason") == 'status 403'
         assert page.locator('text=log in').count() == 0
 
-    def test_retry_after(self, page, site):
+    def test_retry_after(self, page, site, idle):
         "503 comes back, not before the server wants it, also where somebody looks at the page"
         site.answers['events'] = lambda n: Response(status_code=503, headers={'Retry-After': '7'})
         site.pages['p'] = hidden
@@ -61,7 +61,7 @@ class TestAnswers:
         wait,status = told['retryIn'],told['status']
         assert 7000 <= wait <= 8750 and status == 503
         page.evaluate("dispatchEvent(new Event('online'))")
-        page.wait_for_timeout(100)
+        idle()
         assert len(site.requests) == 1
 
     def test_a_server_that_is_busy_for_a_while(self, page, site, until):

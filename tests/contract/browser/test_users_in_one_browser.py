@@ -55,12 +55,12 @@ class App:
             become(name, sess)
             return name or 'nobody'
 
-    async def _say(self, text):
+    async def say_to_all(self, text):
         return {who: await self.sse.broadcast(f'{who}:said', text) for who in ('ann', 'bob', 'all')}
 
     def say(self, text):
         "Say it on all streams; how many there are of each user"
-        told = self.site.loop.run(self._say(text))
+        told = self.site.loop.run(self.say_to_all(text))
         return {who: n for who,n in told.items() if n}
 
     @contextmanager
@@ -68,9 +68,10 @@ class App:
         "Something is said on all streams each few milliseconds inside the `with` block"
         async def talk():
             while talking:
-                await self._say('talk')
-                await asyncio.sleep(.01)
-        talking = [True]
+                await self.say_to_all('talk')
+                self.talked += 1
+                await asyncio.sleep(.01)  # Between two messages
+        talking,self.talked = [True],0
         task = asyncio.run_coroutine_threadsafe(talk(), self.site.loop.loop)
         try: yield
         finally:
@@ -116,7 +117,8 @@ def test_another_user_by_htmx(tabs, app, until):
         page.locator('#be-bob').click()
         page.wait_for_function("document.querySelector('#mine').textContent.includes('now')")
         until(lambda: orders, 'the streams are opened anew')
-        page.wait_for_timeout(300)  # Some messages for ann, which come as long as the server knows of nothing
+        said = app.talked
+        until(lambda: app.talked>said+20, 'some messages for ann, which come as long as the server knows of nothing')
         held.clear()
         for o in orders: o.continue_()
         until(lambda: app.say('then')==dict(bob=3, all=3), lambda: f"all are bob's: {app.say('then')}")
@@ -144,7 +146,7 @@ def test_log_out(tabs, app, until, how):
 
 @pytest.mark.parametrize('hdrs', MAJORS.values(), ids=MAJORS)
 @pytest.mark.parametrize('when', ['at first', 'later'])
-def test_a_redirect_to_a_log_in_page(page, make_site, when, hdrs):
+def test_a_redirect_to_a_log_in_page(page, make_site, when, hdrs, idle):
     "The stream stops, what stands in the page stays, and scripts learn of it"
     site = make_site(hdrs=hdrs())
     def login(n): return RedirectResponse('/pages/login')
@@ -163,5 +165,31 @@ def test_a_redirect_to_a_log_in_page(page, make_site, when, hdrs):
     assert page.evaluate('errors.at(-1)')=='Log in again'
     assert page.inner_text('#log')==('as it was' if when=='later' else '')
     page.evaluate('htmx.process(document.body)')
-    page.wait_for_timeout(200)
+    idle(10_000)
     assert len(site.requests)==before, 'nobody asks again'
+
+
+@pytest.mark.parametrize('answer', ['refuses', 'leads to a log-in page'])
+@pytest.mark.parametrize('when', ['at first', 'later'])
+def test_what_authorise_says_reaches_the_page(page, make_site, when, answer):
+    "It is asked once for each stream that opens. A refusal stops the stream, and where it leads the browser is led"
+    site,asked = make_site(),[]
+    manager,allowed = SSEBroadcastManager(retry=20),[when=='later']
+    setup_sse(site.app, manager)
+    def authorise(req):
+        asked.append(req)
+        return allowed[0] or answer!='refuses' and RedirectResponse('/pages/login', 303)
+    @site.app.route('/guarded')
+    def guarded(req): return manager.stream(req, snapshot=lambda: '<i>as it was</i>', authorise=authorise)
+    site.pages |= dict(p=lambda: Div(log('/guarded', 'log')), login=lambda: P('Who are you?'))
+    page.goto(site.url('p'))
+    if when=='later':
+        page.wait_for_selector('#log > i')
+        assert len(asked)==1
+        allowed[0] = False
+        page.evaluate('cjmSSE.reconnect()')
+    reason = 'status 403' if answer=='refuses' else 'Log in again'
+    page.wait_for_function(f"cjmSSE.state === 'error' && cjmSSE.get('log').reason === '{reason}'")
+    # Once more where it leads elsewhere: the browser itself has to ask
+    assert len(asked)==1+(when=='later')+(answer!='refuses')
+    assert page.inner_text('#log')==('as it was' if when=='later' else '')

@@ -70,7 +70,7 @@ def hold(page):
 
 class TestStates:
     @pytest.mark.parametrize('inline', [True, False])
-    def test_states(self, page, site, until, state, inline):
+    def test_states(self, page, site, until, state, inline, idle):
         "Each state is shown by its own indicator"
         site.pages['p'] = watched(inline=inline)
         gate = {'shut': True}
@@ -86,7 +86,7 @@ class TestStates:
         state('error')
         assert page.inner_html('#connection-status') == INDICATORS['error']
         page.evaluate('cjmSSE.close()')
-        page.wait_for_timeout(50)
+        idle(5000)
         assert page.get_attribute('#connection-status', 'data-sse-state') == 'error', 'nothing is better now'
 
     @pytest.mark.parametrize('how', ['closing event', 'closed by a script', 'removed', '204'])
@@ -228,9 +228,9 @@ class TestSilence:
         site.publish(item(2))
         passes(700)
         assert page.get_attribute('#connection-status', 'data-sse-state') == 'active'
+        assert items(page) == ['1']
         passes(1000)
         state('reconnecting')
-        assert items(page) == ['1']
         passes.resume()
         state('active')
         site.publish(item(3))
@@ -246,7 +246,7 @@ class TestSilence:
         page.goto(proxy.url('p'))
         state('active')
         for n in (1, 2):
-            page.wait_for_timeout(700)
+            page.wait_for_timeout(700)  # Later than it would be given up without what came before
             site.send(': still here\n\n')
             site.publish(item(n))
             page.wait_for_selector(f'#list > li:nth-child({n})')
@@ -286,13 +286,13 @@ class TestSilence:
             state('disconnected')
         finally: proxy.stop()
 
-    def test_no_heartbeats_no_watch(self, page, site, until, state):
+    def test_no_heartbeats_no_watch(self, page, site, until, state, idle):
         "A stream that never sent a heartbeat may be silent for as long as it likes"
         site.pages['p'] = watched(heartbeat_timeout=150)
         page.goto(site.url('p'))
         state('active')
         site.publish(item(1))
-        page.wait_for_timeout(1000)
+        idle(5000)  # Of the common connection's own heartbeats none is late yet
         assert (len(site.requests), page.get_attribute('#connection-status', 'data-sse-state')) == (1, 'active')
 
     def test_slow_heartbeats_are_learned(self, page, site, until, state, passes):
@@ -376,7 +376,7 @@ class TestSettings:
                 assert any(words in t for t in told)
 
     @pytest.mark.parametrize('when', ['at first', 'later', 'silent'])
-    def test_no_auto_reconnect(self, page, site, proxy, state, until, when):
+    def test_no_auto_reconnect(self, page, site, proxy, state, until, when, idle):
         "`auto_reconnect=False`: a connection that is lost stays lost"
         site.pages['p'] = watched(auto_reconnect=False, heartbeat_timeout=500)
         site.heartbeat['events'] = .6
@@ -388,10 +388,10 @@ class TestSettings:
             if when == 'silent': proxy.fall_silent()
             else: site.send(None)
         state('disconnected')
-        page.wait_for_timeout(300)
+        idle(10_000, site.url('p'))
         assert len(site.requests) == 1
 
-    def test_plain_extension_without_reconnecting(self, page, make_site, until, state):
+    def test_plain_extension_without_reconnecting(self, page, make_site, until, state, idle):
         site = make_site(setup=None)
         site.opening['events'] = 'retry: 50\ndata: \n\n'
         site.pages['p'] = watched(auto_reconnect=False)
@@ -399,7 +399,7 @@ class TestSettings:
         state('active')
         site.send(None)
         state('disconnected')
-        page.wait_for_timeout(800)
+        idle(10_000)
         assert len(site.requests) == 1
 
 

@@ -4,10 +4,11 @@ A page shows the state as it was drawn, and its stream goes on from there: what 
 while it lay in a cache, comes to it, whatever carries the stream. Where the server does not know any more what the
 page has missed, the page is loaded anew; and where it is there already, a gap is told to it.
 """
+import asyncio
 from types import SimpleNamespace
 
 import pytest
-from fasthtml.common import Div, HttpHeader, Li, P, Ul
+from fasthtml.common import Div, EventStream, HttpHeader, Li, P, Ul
 from handmade import HTMX2, HTMX4
 from starlette.requests import Request
 
@@ -70,7 +71,7 @@ def app(request, page, make_site, hdrs):
         app.todos.append(title)
         broadcast(('todo:added', title))
 
-    app.add = add
+    app.add,app.cursor = add,lambda: sse.cursor
     # Of the second one nobody can have opened the stream yet
     app.fill = lambda: broadcast(('place:filled', None), ('late:one', 'one'))
     # So much is sent to others that the log holds nothing else
@@ -182,13 +183,13 @@ class TestStreamsOfManagers:
         things.add('c')
         shows(page, 'a', 'b', 'c')
 
-    def test_an_end_on_purpose(self, page, things):
+    def test_an_end_on_purpose(self, page, things, idle):
         "The stream stays closed"
         page.goto(things.url)
         page.wait_for_function("cjmSSE.state === 'active'")
         things.done()
         page.wait_for_function("cjmSSE.state === 'disconnected'")
-        page.wait_for_timeout(300)
+        idle(10_000)
         assert things.streams==1
 
     def test_an_end_that_is_none(self, page, things):
@@ -199,3 +200,22 @@ class TestStreamsOfManagers:
         things.add('a')
         shows(page, 'a')
         assert things.streams==2
+
+
+def test_a_gap_that_a_stream_by_hand_begins_with(page, app):
+    "It says so of itself, and not of what the page has missed: it is told, and the page stays"
+    @app.site.app.route('/by_hand')
+    def by_hand():
+        async def frames():
+            yield 'event: sse:gap\ndata: \n\n'
+            yield 'data: <i>hello</i>\n\n'
+            await asyncio.Event().wait()
+        return EventStream(frames())
+    def draw():
+        app.drawn += 1
+        return Div(id='own', **{'hx-ext': 'sse', 'sse-connect': '/by_hand', 'sse-swap': 'message', 'data-sse-cursor': app.cursor()})
+    app.site.pages['own'] = draw
+    page.add_init_script(GAPS)
+    page.goto(app.site.url('own'))
+    page.wait_for_selector('#own > i')
+    assert (app.drawn, page.evaluate('gaps'))==(1, 1)

@@ -1,7 +1,7 @@
 """A model of what each tab must have seen, and a machine that tries to break it (hypothesis)
 
 Time is the loop's own: it passes only when nothing else is left to do, so a moment of it is enough for everything to settle.
-`MODEL_EXAMPLES=2000 pytest tests/test_model.py` searches longer, and elsewhere each time.
+`MODEL_EXAMPLES=2000 pytest tests/contract/test_model.py` searches longer, and elsewhere each time.
 """
 import asyncio
 import json
@@ -17,12 +17,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from starlette.requests import Request
 
 from cjm_fasthtml_sse.backends.base import Record
-from cjm_fasthtml_sse.backends.memory import MemoryBackend
-from cjm_fasthtml_sse.core import SSEBroadcastManager
+from cjm_fasthtml_sse.core import SSEBroadcastManager, SSEError, StreamEnded
 from cjm_fasthtml_sse.dispatcher import matches
-from cjm_fasthtml_sse.engine.wire import SSEError, StreamEnded
-from tests.clock import Loop
-from tests.contract.support import CLOSE, GAP, HEARTBEAT, Exchange, Parser
+from tests.contract.clock import Loop
+from tests.contract.support import CLOSE, GAP, HEARTBEAT, Exchange, OwnBackend, Parser
 
 LIMIT, REPLAY = 4, 12  # Messages that may wait, and that are kept: few, so that a short run goes beyond them
 HEARTBEAT_SECS, PATIENCE, RETRY = 15., .05, 3000
@@ -35,16 +33,7 @@ async def html_later(message):
 RENDERERS = dict(json=None, sync=html, slow=html_later)
 
 
-class Backend(MemoryBackend):
-    "One that may lose its past"
-    epoch,n = '0e',0
-    async def start(self, size, deliver, renew, describe):
-        await super().start(size, deliver, renew, describe)
-        self.renew = renew
-    def branch(self): return f'{self.epoch}-{self.n}'
-    def record(self, fields, key=None, timeout=None):
-        self.n += 1
-        return Record(f'{self.epoch}-{self.n}', fields, key, timeout)
+class Backend(OwnBackend): epoch = '0e'  # Another one where it loses its past
 
 
 class Client(Exchange):
@@ -60,8 +49,8 @@ class Client(Exchange):
         while self.status is None and not self.over: await asyncio.sleep(0)
         return self
 
-    async def _send(self, message):
-        await super()._send(message)
+    async def send(self, message):
+        await super().send(message)
         if self.reads is None: return
         self.reads -= 1
         if self.reads<=0: self.stall()
@@ -233,7 +222,7 @@ class Delivery(RuleBasedStateMachine):
             self.tabs.remove(t)
             self.past.append(t)
 
-    async def _say(self, event_type, key=None):
+    async def say_one(self, event_type, key=None):
         open_tabs = [t for t in self.tabs if not t.gone]
         self.log.append((event_type, key))
         n = len(self.log)
@@ -249,7 +238,7 @@ class Delivery(RuleBasedStateMachine):
         if self.settled: assert got==want, f'{event_type} is said to have gone to {got}, not {want}'
         self.settled = False
 
-    def _open(self, wants, last_id='', reads=None):
+    def open_tab(self, wants, last_id='', reads=None):
         events,render,snapshot,until = wants
         tab = Tab(self, wants, last_id)
         tab.client = Client(self.manager, last_id, reads, render=RENDERERS[render], events=events, until='end' if until else None,
@@ -270,7 +259,7 @@ class Delivery(RuleBasedStateMachine):
     @rule(events=st.sampled_from([('**',), ('a:*',), ('b:**',), ('user:1:**',), ('**:x', 'user:2:*'), ('**', 'a:x')]),
           render=st.sampled_from([*RENDERERS]), snapshot=st.booleans(), until=st.booleans(), reads=reads, settle=often)
     def connect(self, events, render, snapshot, until, settle, reads=None):
-        self._open((events, render, snapshot, until), reads=reads)
+        self.open_tab((events, render, snapshot, until), reads=reads)
         self.settle(settle)
 
     @precondition(lambda self: self.past and len(self.tabs)<6)
@@ -278,13 +267,13 @@ class Delivery(RuleBasedStateMachine):
     def come_back(self, i, settle, id=None, reads=None):
         "With the id that it saw last, or one that it cannot have seen"
         tab = self.past.pop(i%len(self.past))
-        self._open(tab.wants, id.format(epoch=self.manager.cursor.split('-')[0]) if id else tab.last_id, reads)
+        self.open_tab(tab.wants, id.format(epoch=self.manager.cursor.split('-')[0]) if id else tab.last_id, reads)
         self.settle(settle)
 
     @rule(messages=st.lists(st.tuples(types, keys), min_size=1, max_size=1) | st.lists(st.tuples(types, keys), min_size=2, max_size=3*LIMIT), settle=often)
     def broadcast(self, messages, settle):
         async def burst():
-            for event_type,key in messages: await self._say(event_type, key)
+            for event_type,key in messages: await self.say_one(event_type, key)
         self.run(burst())
         self.settle(settle)
 
@@ -316,7 +305,7 @@ class Delivery(RuleBasedStateMachine):
         event_type = tab.events[0].replace('**', 'b').replace('*', 'x')
         async def flood():
             for _ in range(LIMIT+2):
-                await self._say(event_type)
+                await self.say_one(event_type)
                 await asyncio.sleep(.1)
         self.run(flood())
         if live: assert tab.gone==(self.overflow=='evict'), f'{tab}: behind a backlog'
@@ -342,8 +331,8 @@ class Delivery(RuleBasedStateMachine):
     def speak_as_a_timer_is_due(self, before, event_type, key):
         "That of the next heartbeat, mostly"
         self.settle()
-        due = min((o.when() for o in self.loop._scheduled if not o.cancelled()), default=0)-before
-        self.run(asyncio.sleep(max(0, due-self.loop.now)))
+        due = min(self.loop.timers, default=0)-before
+        self.run(asyncio.sleep(max(0, due-self.loop.time())))
         self.broadcast([(event_type, key)], settle=True)
 
     @precondition(lambda self: self.tabs)
@@ -369,10 +358,10 @@ class Delivery(RuleBasedStateMachine):
     @precondition(lambda self: self.tabs)
     @rule(i=some, n=st.integers(1, LIMIT+2), settle=often)
     def put_by_hand(self, i, n, settle):
-        self.run(self._put(self.pick(i), n))
+        self.run(self.put_some(self.pick(i), n))
         self.settle(settle)
 
-    async def _put(self, tab, n):
+    async def put_some(self, tab, n):
         for _ in range(n):
             self.put += 1
             try: tab.conn.put_nowait(dict(type='by:hand', data=dict(own=self.put)))
