@@ -47,6 +47,7 @@ from .engine.hub import Hub
 from .engine.messages import BackendError,Command,message_fields
 from .engine.queues import ConnectionQueue,Connections
 from .engine.servers import watch_signals
+from .engine.users import user_key
 from .engine.response import EventStreamResponse,drop_page_headers,patterns
 from .engine.wire import SSEError,StreamEnded
 from .live.element import LiveMethods
@@ -369,7 +370,7 @@ async def disconnect(self:SSEBroadcastManager,
 ) -> int: # Connections of this process that were ended
     """End all streams of `user`, in every process, also those whose request began before this call. `BackendError` if
     other processes may not have learnt of it: the streams of this one have ended all the same"""
-    try: return await self._router.send_command(Command('disconnect', user))
+    try: return await self._router.send_command(Command('disconnect', user_key(user)))
     except BaseException:  # Whatever the other processes learn of it, here it holds
         self._hub.disconnect(user)
         raise

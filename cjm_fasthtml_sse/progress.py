@@ -30,6 +30,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from inspect import isawaitable
 from operator import length_hint
 from urllib.parse import quote
@@ -43,7 +44,7 @@ from .dispatcher import segment
 from .engine.checks import ArgumentError,check_number,check_seconds,check_whole
 from .engine.messages import BackendError
 from .engine.render import to_html
-from .engine.access import call_authorise
+from .engine.access import is_async
 from .engine.catch_up import FinalSnapshot
 from .engine.response import last_event_id,page_ids,ticket_alone,ticket_request
 from .engine.wire import CLOSE,FieldError,encode
@@ -261,6 +262,8 @@ def setup_progress(
         _add_route(app, manager, jobs, kind, draw, authorise, user, recheck)
     return jobs
 
+async def _may_watch(authorise, job_id, req): return await authorise(req, job_id)
+
 def _add_route(app, manager, jobs, kind, draw, authorise, user, recheck):
     path,events = _ROUTES[kind]
     # One for all streams of a kind, which then share what it renders
@@ -271,7 +274,7 @@ def _add_route(app, manager, jobs, kind, draw, authorise, user, recheck):
         wish = ticket_request(req.scope)  # The channel's own request is asked about, as is each that reads
         if wish!='1' and (refused := await refusal(authorise, req, job_id)) is not None: return refused
         if wish: return ticket_alone()
-        async def may_watch(req): return await call_authorise(authorise, req, job_id)
+        may_watch = partial(_may_watch, authorise, job_id) if is_async(authorise) else lambda req: authorise(req, job_id)
         return JobStream(manager, jobs, job_id, draw, render, [f'job:{segment(job_id)}:{o}' for o in events],
             user=user_of(user, req), authorise=authorise is True or may_watch, recheck=recheck)
     app.route(path, methods=['GET'], name=f'sse_job_{kind}')(follow)

@@ -32,6 +32,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from .engine.checks import ArgumentError
+from .engine.hub import moments
 from .engine.messages import BackendUnavailable,current_scope,page_cursors
 from .engine.middleware import leaves_bodies_alone
 from .engine.request import OuterLayer
@@ -104,8 +105,9 @@ def hubs_of(managers) -> list:
 
 class LifespanMiddleware:
     "Opens and closes the managers with the app, serves our scripts, and notes in each request what its streams need"
-    def __init__(self, app, managers, compressor=None):
+    def __init__(self, app, managers, compressor=None, mounted=list):
         self.app,self.managers,self._monitor = app,managers,ServerMonitor(managers.close)
+        self.mounted = mounted  # Lists the `AppManagers` of apps below this one: no server starts them
         self.compressor: Compressor|None = compressor
 
     @leaves_bodies_alone
@@ -149,14 +151,18 @@ class LifespanMiddleware:
         async def _receive():
             message = await receive()
             if message['type'] == 'lifespan.startup':
-                try: await self.managers.open()
+                try:
+                    for o in (self.managers, *self.mounted()): await o.open()
                 except SSEError as e:  # Raised alone, a server would take it for an app that knows no lifespan
-                    await self.managers.close()
+                    await self._close()
                     await send({'type': 'lifespan.startup.failed', 'message': f'{type(e).__name__}: {e}'})
                     raise
-            if message['type'] == 'lifespan.shutdown': await self.managers.close()
+            if message['type'] == 'lifespan.shutdown': await self._close()
             return message
         return _receive
+
+    async def _close(self):
+        for o in (*self.mounted(), self.managers): await o.close()
 
 # %% ../nbs/setup.ipynb #91132c1c
 def _is_stream_end(e):
@@ -188,13 +194,19 @@ class StreamEndMiddleware:
 # %% ../nbs/setup.ipynb #e3ca27c3
 class MomentMiddleware:
     "Notes in each request the `Moment` of each hub at which it began"
-    def __init__(self, app, managers): self.app,self.managers = app,managers
+    def __init__(self, app): self.app = app
 
     def __call__(self, scope, receive, send):
         if scope['type'] == 'http':
-            # The order for a channel came earlier
-            scope['sse.began'] = {o: o.users.moment for o in hubs_of(self.managers)} | scope.get('sse.began', {})
+            # That of an app around this one came earlier, and the order for a channel
+            scope['sse.began'] = moments() | scope.get('sse.began', {})
         return self.app(scope, receive, send)
+
+def mounted_managers(app):
+    "Yield the `AppManagers` of the apps that are mounted in `app`, at any depth"
+    for inner in [o.app for o in getattr(app, 'routes', ()) if hasattr(o, 'app')]:
+        if (setup := getattr(inner, '_sse_setup', None)) is not None: yield setup.managers
+        yield from mounted_managers(inner)
 
 class AppSetup:
     "What this library keeps for one app"
@@ -215,12 +227,13 @@ class AppSetup:
         app,inner = self.app,Middleware(StreamEndMiddleware)
         if not any(getattr(o, 'name', '') == 'sse_mux' for o in app.routes): self._add_routes()
         app.user_middleware.append(inner)
-        try: inside = MomentMiddleware(build_stack(app), self.managers)
+        try: inside = MomentMiddleware(build_stack(app))
         finally: app.user_middleware.remove(inner)
         # Browsers name the dictionary with each request that it matches
         match = self.multiplexer.path if self.multiplexer.enabled else '/*'
         compressor = self.dictionary and Compressor(self.dictionary, match)
-        return LifespanMiddleware(self.multiplexer.around(inside), self.managers, compressor)
+        return LifespanMiddleware(self.multiplexer.around(inside), self.managers, compressor,
+            lambda: [*mounted_managers(app)])
 
     def _add_routes(self):
         "Add routes with Beforeware and all: behind it the visitor is known. They come before any that takes all paths"

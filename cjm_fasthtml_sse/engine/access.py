@@ -22,13 +22,15 @@ from itertools import count
 from typing import Any
 
 from anyio import CapacityLimiter,to_thread
-from starlette.concurrency import run_in_threadpool
+from anyio.lowlevel import RunVar
 from starlette.responses import PlainTextResponse,Response
 
 # %% ../../nbs/engine/access.ipynb #a10a913c
 _log = logging.getLogger(__name__)
 
 ASK_TIMEOUT = 10.  # Seconds that `authorise` may take
+MAX_OPENING = 40   # Calls of plain functions at a time, for streams that are opened: routes have threads of their own
+_opening: RunVar = RunVar('sse.opening')
 
 def is_async(
     authorise # Callable
@@ -36,13 +38,28 @@ def is_async(
     "Tell whether `authorise` is an async function, or an object with one"
     return iscoroutinefunction(authorise) or iscoroutinefunction(getattr(authorise, '__call__', None))
 
+def _opening_limiter():
+    try: return _opening.get()
+    except LookupError: _opening.set(limiter := CapacityLimiter(MAX_OPENING))
+    return limiter
+
 async def call_authorise(
-    authorise,  # Callable, sync or async
-    *args       # What it is called with
-):              # What it gives
+    authorise,   # Callable, sync or async
+    *args,       # What it is called with
+    limiter=None # Of threads; one for all streams that are opened unless given
+):               # What it gives
     "Call `authorise`, in a thread where it is a plain function; its errors are raised"
-    answer = authorise(*args) if is_async(authorise) else await run_in_threadpool(authorise, *args)
+    if is_async(authorise): answer = authorise(*args)
+    else: answer = await to_thread.run_sync(authorise, *args, abandon_on_cancel=True,
+        limiter=limiter or _opening_limiter())
     return await answer if isawaitable(answer) else answer
+
+async def call_again(
+    authorise,   # Callable, sync or async
+    *args        # What it is called with
+):               # What it gives
+    "Call `authorise` as `call_authorise` does, for a stream that is open; `Rechecks` limits how many threads there are"
+    return await call_authorise(authorise, *args, limiter=CapacityLimiter(1))
 
 async def call_in_time(
     authorise,  # Callable, sync or async
@@ -88,18 +105,13 @@ TICK = .05         # Seconds between two looks at which streams are due
 MAX_IN_THREADS = 20 # Calls of plain functions at a time, without the slow ones
 SLOW_SECS = 1.      # A call that has taken longer is a slow one
 
-async def _call_in_thread(f, request):
-    "Call a plain function in a thread that is none of those that routes have; it may give an awaitable"
-    answer = await to_thread.run_sync(f, request, abandon_on_cancel=True, limiter=CapacityLimiter(1))
-    return await answer if isawaitable(answer) else answer
-
 class Recheck:
     "What is asked again and again of one stream, while it is open"
-    __slots__ = 'conn','authorise','is_async','request','seconds','context','task'
+    __slots__ = 'conn','authorise','uses_thread','request','seconds','context','task'
     def __init__(self, conn, authorise, request, seconds):
         self.context: Any = copy_context()
         self.conn,self.authorise,self.request,self.seconds = conn,authorise,request,seconds
-        self.is_async = is_async(authorise)
+        self.uses_thread = getattr(authorise, 'uses_thread', not is_async(authorise))
         self.task: Any = None  # While `authorise` is asked
 
     def cancel(self):
@@ -143,21 +155,20 @@ class Rechecks:
     def _set_timer(self): self._timer = self._hub.loop.call_later(TICK, self._tick, context=Context())
 
     def _tick(self):
-        now = self._hub.loop.time()
+        now,self._timer = self._hub.loop.time(),None
         self._look_at_slow(now)
         while self._due and self._due[0][0]<=now:
             recheck = heappop(self._due)[2]
             if recheck.conn is None: continue
-            if recheck.is_async: self._ask(recheck, now)
-            else: self._for_threads.append(recheck)
+            if recheck.uses_thread: self._for_threads.append(recheck)
+            else: self._ask(recheck, now)
         self._ask_in_threads(now)
-        self._timer = None
-        if self._due or self._asked or self._for_threads: self._set_timer()
+        if self._timer is None and (self._due or self._asked or self._for_threads): self._set_timer()
 
     def _look_at_slow(self, now):
         self._in_threads = 0
         for task,(recheck,began) in [*self._asked.items()]:
-            if now-began<SLOW_SECS: self._in_threads += not recheck.is_async
+            if now-began<SLOW_SECS: self._in_threads += recheck.uses_thread
             elif now-began>=ASK_TIMEOUT:
                 del self._asked[task]
                 task.cancel()  # A thread can't be stopped, and is not waited for
@@ -171,8 +182,7 @@ class Rechecks:
             self._ask(recheck, now)
 
     def _ask(self, recheck, now):
-        f,request = recheck.authorise,recheck.request
-        coro = f(request) if recheck.is_async else _call_in_thread(f, request)
+        coro = call_again(recheck.authorise, recheck.request)
         # A task for each, in a copy of its own: what one call sets in a context variable is not there for the next one
         recheck.task = task = asyncio.Task(coro, loop=self._hub.loop, context=recheck.context.copy())
         self._asked[task] = recheck,now
@@ -182,7 +192,7 @@ class Rechecks:
         error = None if task.cancelled() else task.exception()
         recheck,began = self._asked.pop(task, (None, None))
         if recheck is None: return  # It took too long
-        if not recheck.is_async:
+        if recheck.uses_thread:
             now = self._hub.loop.time()
             self._in_threads -= now-began<SLOW_SECS
             self._ask_in_threads(now)

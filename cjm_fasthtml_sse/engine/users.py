@@ -27,14 +27,15 @@ from .wire import replace_surrogates
 def user_text(
     value # What an app knows a user by
 ) -> str:
-    "Return a text that is the same for equal users"
-    return json.dumps(value, sort_keys=True, default=str)
+    "Return a text that is the same for equal users, in all processes"
+    carried = _through_json(value)
+    return json.dumps(value if carried is None else carried, sort_keys=True, default=str)
 
 def user_key(
     value # What an app knows a user by
-):        # The same, or as `user_text` where it can be no key, such as a dict
+):        # The same, or as `user_text` where it can be no key, or JSON can't carry it
     "Return what the streams of a user are found by"
-    return value if is_hashable(value) else user_text(value)
+    return value if is_hashable(value) and _through_json(value) is not None else user_text(value)
 
 def check_user(
     user # As given to `stream`
@@ -151,7 +152,8 @@ _EVERY_USER = object()
 
 def _is_user(user, named):
     if user is None: return False
-    return named is _EVERY_USER or user==named or user==user_key(named) or _through_json(user)==named
+    if named is _EVERY_USER or user==named or _through_json(user)==named: return True
+    return not isinstance(named, str) and user==user_text(named) or not isinstance(user, str) and user_text(user)==named
 
 def _through_json(user):
     "Return `user` as another process gets it; `None` where JSON can't carry it"

@@ -35,6 +35,7 @@ from collections.abc import Callable,Coroutine
 from concurrent.futures import wait
 from functools import lru_cache,update_wrapper
 from inspect import iscoroutinefunction,unwrap
+from pathlib import Path
 from typing import Any
 
 from fastcore.basics import patch
@@ -151,6 +152,14 @@ render_live = RenderLive()
 # %% ../../nbs/live/element.ipynb #3d6488fa
 _NOW_SECS = 10.  # That `now` waits for the event loop
 
+def _module_name(
+    function: Callable
+) -> str: # Of a script that runs by itself: that of its file
+    "Name the module of a function, the same in all processes of a program"
+    name = getattr(function, '__module__', '') or ''
+    path = getattr(sys.modules.get(name), '__file__', None) or getattr(function, '__globals__', {}).get('__file__')
+    return Path(path).stem if name=='__main__' and path else name
+
 class LiveElement:
     "A function that draws an element, made by `sse.live`: call it where the element belongs in a page"
     def __init__(self,
@@ -174,6 +183,8 @@ class LiveElement:
         self.name = check_name(getattr(function, '__name__', '') if name is None else name)
         self.manager,self.function,self.authorise,self.scope = manager,function,authorise,scope
         self.parameters = Parameters(function, self.name)
+        # What a signature covers beside the text of a view
+        self.signed_for = f'({",".join(self.parameters.names)}) {_module_name(unwrap(function))}'
         names = self.parameters.names
         self._patterns = () if query is not None and patterns==() else check_patterns(patterns, names, self.name)
         self._query = query
@@ -186,7 +197,6 @@ class LiveElement:
         self._views: Views = manager._live
         former = self._views.elements.get(self.name)
         self.counts = Counter(drawings=0, seconds=0, errors=0) if former is None else former.counts
-        self.module = getattr(unwrap(function), '__module__', '')
         update_wrapper(self, function)
         self._views.add_element(self)
 

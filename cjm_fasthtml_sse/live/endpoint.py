@@ -29,7 +29,7 @@ from typing import NamedTuple
 from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse,Response
 
-from ..engine.access import call_authorise,call_in_time,not_ready
+from ..engine.access import call_again,call_authorise,call_in_time,is_async,not_ready
 from ..engine.hints import hint
 from ..engine.middleware import leaves_bodies_alone
 from ..engine.response import EventStreamResponse,drop_page_headers,ticket_alone,ticket_request
@@ -145,27 +145,29 @@ class Guard:
         hub     # That counts errors
     ):
         self.views,self._hub = [o for o in views if o.element.authorise is not None],hub
+        self.uses_thread = not all(is_async(o.element.authorise) for o in self.views)
 
     def __repr__(self): return f'<Guard of {", ".join(sorted({o.element.name for o in self.views}))}>'
 
     async def denied(self,
-        request
-    ) -> set:  # Of views
+        request,
+        call=call_authorise # Or `call_again`
+    ) -> set:               # Of views
         "Ask for all views; return those that this request may not follow"
         gate = asyncio.Semaphore(MAX_CALLS)
         async def is_denied(view):
-            async with gate: return not await self._agrees(view, request)
+            async with gate: return not await self._agrees(view, request, call)
         answers = await asyncio.gather(*map(is_denied, self.views))
         return {view for view,denied in zip(self.views, answers) if denied}
 
-    async def agrees(self,
+    async def __call__(self,
         request
     ) -> bool:
         "Ask for all views whether this request may follow them still"
-        return not await self.denied(request)
+        return not await self.denied(request, call_again)
 
-    async def _agrees(self, view, request):
-        try: answer = await call_authorise(view.element.authorise, request, *view.arguments)
+    async def _agrees(self, view, request, call):
+        try: answer = await call(view.element.authorise, request, *view.arguments)
         except Exception:
             self._hub.counts['errors'] += 1
             _log.exception('`authorise` of %s failed: it is refused', view.element.name)
@@ -283,7 +285,7 @@ class LiveEndpoint:
             for o in views: o.unfollow(conn)
             await hooks.stream_closed(conn)
         refusal = partial(manager._admission.refusal, user, getattr(request.scope.get('sse.channel'), 'carrier', None))
-        again = (guard.agrees, request, RECHECK) if guard.views else None
+        again = (guard, request, RECHECK) if guard.views else None
         response = LiveResponse(receive, hub, render_live, [o.event_type for o in views], first.read, None, user,
             refusal, manager._begin, opened, closed, again, local=True)
         response.admit()  # `authorise` was asked

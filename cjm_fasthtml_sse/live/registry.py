@@ -51,7 +51,7 @@ class ElementRegistry(dict): # Name -> `LiveElement`
     ) -> str:      # Empty: there is no such element
         "Return what the signature of a view covers: its text, what its arguments are for, and whose function draws it"
         element = self.get(text.partition('[')[0])
-        return '' if element is None else f'{text}({",".join(element.parameters.names)}) {element.module}'
+        return '' if element is None else text+element.signed_for
 
     def read(self,
         text: str  # Of a view, from a browser

@@ -284,6 +284,9 @@ def add_element(self:Views,
     `ElementRegistry.add`, and as from `watch`"""
     former = self.elements.add(element)
     views = [v for v in self._index.views() if v.element is former]
+    # Who follows has a right to what the former one drew
+    if former is not None and (element.authorise is not None or element.signed_for!=former.signed_for):
+        for conn in {c for v in views for c in v.followers}: conn.end('closed')
     if any(v.followers for v in views): element.begin()
     with self._lock:
         for v in views:
